@@ -1,0 +1,1 @@
+//! The node agent: decides who holds a GPU's memory, from what uprobes see and shims say.

@@ -1,0 +1,1 @@
+//! The records that the eBPF programs write and the agent reads.

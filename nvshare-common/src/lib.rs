@@ -1,0 +1,20 @@
+//! What two sides of nvshare must agree on, and nothing else.
+//!
+//! - [`probe`]: which driver functions are observed, under which heading (eBPF programs, agent, shim).
+//! - [`event`]: the records the eBPF programs write and the agent reads.
+//! - [`counters`]: the page a client shares with the agent: what it holds, and the driver calls it made.
+//! - [`protocol`]: the messages between agent and shim; [`frame`] carries them, [`units`] are their words.
+//!
+//! Without the feature `std` only what the eBPF programs need is left.
+#![cfg_attr(not(feature = "std"), no_std)]
+
+#[cfg(feature = "std")]
+pub mod counters;
+pub mod event;
+#[cfg(feature = "std")]
+pub mod frame;
+pub mod probe;
+#[cfg(feature = "std")]
+pub mod protocol;
+#[cfg(feature = "std")]
+pub mod units;

@@ -1,0 +1,188 @@
+//! The words of DESIGN section 2 as types, so that bytes, addresses and tickets cannot be confused.
+
+use std::fmt;
+use std::iter::Sum;
+use std::ops::{Add, AddAssign, Sub, SubAssign};
+
+use serde::{Deserialize, Serialize};
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Bytes(pub u64);
+
+impl Bytes {
+    /// No bytes.
+    pub const ZERO: Bytes = Bytes(0);
+    /// 2^20 bytes.
+    pub const MIB: Bytes = Bytes(1 << 20);
+    /// 2^30 bytes.
+    pub const GIB: Bytes = Bytes(1 << 30);
+
+    /// Subtraction that stops at zero.
+    #[must_use]
+    pub const fn saturating_sub(self, other: Bytes) -> Bytes {
+        Bytes(self.0.saturating_sub(other.0))
+    }
+
+    /// The smallest multiple of `unit` (not zero) that is at least `self`; `None` past 2^64.
+    #[must_use]
+    pub const fn round_up(self, unit: Bytes) -> Option<Bytes> {
+        match self.0.checked_next_multiple_of(unit.0) {
+            Some(bytes) => Some(Bytes(bytes)),
+            None => None,
+        }
+    }
+}
+
+impl Add for Bytes {
+    type Output = Bytes;
+    fn add(self, other: Bytes) -> Bytes {
+        Bytes(self.0 + other.0)
+    }
+}
+impl AddAssign for Bytes {
+    fn add_assign(&mut self, other: Bytes) {
+        self.0 += other.0;
+    }
+}
+impl Sub for Bytes {
+    type Output = Bytes;
+    fn sub(self, other: Bytes) -> Bytes {
+        Bytes(self.0 - other.0)
+    }
+}
+impl SubAssign for Bytes {
+    fn sub_assign(&mut self, other: Bytes) {
+        self.0 -= other.0;
+    }
+}
+impl Sum for Bytes {
+    fn sum<I: Iterator<Item = Bytes>>(all: I) -> Bytes {
+        Bytes(all.map(|bytes| bytes.0).sum())
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (unit, name) = match self.0 {
+            n if n >= 1 << 40 => (1_u64 << 40, "TiB"),
+            n if n >= 1 << 30 => (1 << 30, "GiB"),
+            n if n >= 1 << 20 => (1 << 20, "MiB"),
+            n if n >= 1 << 10 => (1 << 10, "KiB"),
+            n => return write!(f, "{n} B"),
+        };
+        if self.0.is_multiple_of(unit) {
+            write!(f, "{} {name}", self.0 / unit)
+        } else {
+            write!(f, "{:.1} {name}", self.0 as f64 / unit as f64)
+        }
+    }
+}
+
+/// One GPU, by the 16 bytes of its UUID (for a MIG slice: the slice's).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DeviceId(pub [u8; 16]);
+
+impl fmt::Display for DeviceId {
+    /// As NVML and `nvidia-smi` print it: `GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GPU")?;
+        for (index, byte) in self.0.iter().enumerate() {
+            if matches!(index, 0 | 4 | 6 | 8 | 10) {
+                f.write_str("-")?;
+            }
+            write!(f, "{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::str::FromStr for DeviceId {
+    type Err = ParseDeviceIdError;
+    fn from_str(text: &str) -> Result<DeviceId, ParseDeviceIdError> {
+        let wrong = || ParseDeviceIdError(text.to_owned());
+        let digits: String = text
+            .trim_start_matches("GPU-")
+            .trim_start_matches("MIG-")
+            .chars()
+            .filter(|c| *c != '-')
+            .collect();
+        if digits.len() != 32 || !digits.is_ascii() {
+            return Err(wrong());
+        }
+        let mut id = [0; 16];
+        for (index, byte) in id.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&digits[2 * index..2 * index + 2], 16).map_err(|_| wrong())?;
+        }
+        Ok(DeviceId(id))
+    }
+}
+
+/// A text that is not a GPU's UUID.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "`{0}` is not a GPU's UUID: expected GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx as nvidia-smi -L prints it"
+)]
+pub struct ParseDeviceIdError(String);
+
+/// The agent's number for a client, unique while the agent runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ClientId(pub u64);
+
+/// Names one command of the agent; the shim's answers to it carry the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Ticket(pub u64);
+
+/// Names an arena within one client's session and its successors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ArenaId(pub u64);
+
+/// An address in the device's (unified) address space of one client.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DevicePtr(pub u64);
+
+impl fmt::Debug for DevicePtr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// A half-open piece of a client's device address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DeviceRange {
+    /// The first byte.
+    pub start: DevicePtr,
+    /// How many bytes; the range ends before `start + bytes`.
+    pub bytes: Bytes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_id_reads_what_it_prints() {
+        let id = DeviceId(*b"\x01\x23\x45\x67\x89\xab\xcd\xef\x10\x32\x54\x76\x98\xba\xdc\xfe");
+        assert_eq!(id.to_string(), "GPU-01234567-89ab-cdef-1032-547698badcfe");
+        assert_eq!(id.to_string().parse::<DeviceId>().unwrap(), id);
+        assert!("GPU-0".parse::<DeviceId>().unwrap_err().to_string().contains("nvidia-smi -L"));
+    }
+
+    #[test]
+    fn bytes_print_in_the_largest_fitting_unit() {
+        assert_eq!(Bytes(512).to_string(), "512 B");
+        assert_eq!(Bytes(3 << 29).to_string(), "1.5 GiB");
+        assert_eq!(Bytes(64 << 20).to_string(), "64 MiB");
+    }
+}

@@ -1,0 +1,1 @@
+//! libnvshare.so: interposes the CUDA driver in a client and swaps its device memory.

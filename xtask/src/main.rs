@@ -1,0 +1,3 @@
+//! cargo xtask: set up, build, run, test, bench, ci.
+
+fn main() {}
