@@ -1,1 +1,16 @@
-//! A node in a temporary directory for tests and the demo: simulated card, agent, clients.
+//! A node in a temporary directory, for tests and the demo: a simulated card, an agent, clients.
+//!
+//! Every [`Node`] has its own copy of the driver library (its own inode, so that uprobes of one test do not fire in
+//! another), its own simulated card and its own sockets. Nothing of the machine outside is touched.
+
+mod agent;
+mod artifacts;
+mod client;
+mod node;
+mod wait;
+
+pub use agent::Agent;
+pub use artifacts::Artifacts;
+pub use client::ClientCommand;
+pub use node::{Node, NodeBuilder};
+pub use wait::wait_for;

@@ -1,0 +1,43 @@
+//! `cargo xtask build`: everything that runs, in one directory.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use nvshare_testbed::Artifacts;
+
+use crate::command::{cargo, root, run as run_command};
+
+/// Everything but xtask itself, which is running.
+const PACKAGES: [&str; 5] =
+    ["nvshare-sim", "nvshare-sim-nvml", "nvshare-shim", "nvshare-agent", "nvshare-workload"];
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// With optimisation.
+    #[arg(long)]
+    pub(crate) release: bool,
+}
+
+/// Builds and says where.
+pub(crate) fn run(options: &Options) -> Result<Artifacts> {
+    let mut command = cargo();
+    command.arg("build");
+    for package in PACKAGES {
+        command.args(["--package", package]);
+    }
+    if options.release {
+        command.arg("--release");
+    }
+    run_command(&mut command)?;
+    let artifacts = directory(options.release);
+    // The eBPF programs: `ebpf::build(&artifacts)` goes here.
+    eprintln!("built into {}", artifacts.display());
+    Ok(Artifacts::at(artifacts))
+}
+
+fn directory(release: bool) -> PathBuf {
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |path| root().join(path));
+    target.join(if release { "release" } else { "debug" })
+}

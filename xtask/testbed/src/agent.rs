@@ -1,0 +1,126 @@
+//! A running agent, seen from outside: its process, its HTTP pages, its log.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::wait_for;
+
+/// An agent that dies with this value.
+pub struct Agent {
+    child: Child,
+    address: SocketAddr,
+    log: PathBuf,
+}
+
+impl Agent {
+    pub(crate) fn spawn(mut command: Command, log: PathBuf) -> Agent {
+        let address = free_address();
+        command.arg("--listen").arg(address.to_string());
+        let file = File::options().create(true).append(true).open(&log).expect("the agent's log");
+        command.stdin(Stdio::null()).stdout(file.try_clone().expect("a descriptor")).stderr(file);
+        let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        Agent { child, address, log }
+    }
+
+    /// The agent's process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where its HTTP pages are.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits until `/readyz` answers 200.
+    ///
+    /// # Panics
+    /// After 30 seconds, or when the agent exits, with its log.
+    pub fn wait_ready(&mut self) {
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the state of the agent") {
+                panic!("the agent ended ({status}); its log:\n{}", self.log());
+            }
+            let answer = self.get("/readyz");
+            if matches!(answer, Ok((200, _))) {
+                return;
+            }
+            // Drop prints the log.
+            assert!(Instant::now() < end, "the agent does not get ready; /readyz: {answer:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// `GET path`: status and body.
+    pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        let mut stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(2))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a header")?;
+        let status = head.split(' ').nth(1).context("an answer without a status")?.parse()?;
+        anyhow::ensure!(!head.to_ascii_lowercase().contains("chunked"), "a chunked answer");
+        Ok((status, body.to_owned()))
+    }
+
+    /// `/api/v1/state`.
+    ///
+    /// # Panics
+    /// Where the agent does not answer it.
+    pub fn state(&self) -> Value {
+        self.try_state().unwrap_or_else(|error| panic!("{error:#}; the agent's log:\n{}", self.log()))
+    }
+
+    /// `/api/v1/state`, or why not.
+    pub fn try_state(&self) -> Result<Value> {
+        let (status, body) = self.get("/api/v1/state").context("cannot ask the agent for its state")?;
+        anyhow::ensure!(status == 200, "the agent answered {status} to a question for its state: {body}");
+        Ok(serde_json::from_str(&body)?)
+    }
+
+    /// What the agent logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// `kill -9`, and waits for the end.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Asks the agent to stop in order and waits.
+    ///
+    /// # Panics
+    /// Where it is still there after 20 seconds.
+    pub fn stop(mut self) -> ExitStatus {
+        // SAFETY: the child was not waited for yet, so its id names it and nothing else.
+        unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
+        wait_for("the agent stops", Duration::from_secs(20), || {
+            self.child.try_wait().expect("the state of the agent")
+        })
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("the agent's log:\n{}", self.log());
+        }
+    }
+}
+
+/// An address nobody listens on at this moment.
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port")
+}
