@@ -3,6 +3,7 @@
 //! - [`probe`]: which driver functions are observed, under which heading (eBPF programs, agent, shim).
 //! - [`event`]: the records the eBPF programs write and the agent reads.
 //! - [`counters`]: the page a client shares with the agent: what it holds, and the driver calls it made.
+//! - [`fingerprint`]: the keyed hash of a block, in Rust and as the kernel the swap engine launches.
 //! - [`protocol`]: the messages between agent and shim; [`frame`] carries them, [`units`] are their words.
 //!
 //! Without the feature `std` only what the eBPF programs need is left.
@@ -11,6 +12,7 @@
 #[cfg(feature = "std")]
 pub mod counters;
 pub mod event;
+pub mod fingerprint;
 #[cfg(feature = "std")]
 pub mod frame;
 pub mod probe;
