@@ -22,7 +22,7 @@ pub struct Counters {
     /// Calls on probed functions made by the application's threads. Counted *before* the call is made, so that at any
     /// moment the uprobes have seen at most this many, unless something bypassed the shim.
     pub application: CallCounts,
-    /// The same for threads named `nvshare-*`: the swap engine's calls.
+    /// The same for the shim's own threads ([`crate::probe::ENGINE_THREAD_PREFIX`]): the swap engine's calls.
     pub engine: CallCounts,
     /// Threads of the application that are inside a call that waits for the device right now: such a client is not
     /// idle, however long ago its last launch was.

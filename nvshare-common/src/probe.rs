@@ -124,8 +124,9 @@ pub const PROBES: &[Probe] = probes! {
 };
 
 /// The first bytes of the names of the shim's own threads (`/proc/PID/task/TID/comm`): calls made by such a thread
-/// are the engine's, all others the application's.
-pub const ENGINE_THREAD_PREFIX: &[u8] = b"nvshare-";
+/// are the engine's, all others the application's. The colon keeps them apart from a program that is called
+/// `nvshare-something`, whose main thread has its name. Exactly eight bytes: the programs compare one word.
+pub const ENGINE_THREAD_PREFIX: &[u8; 8] = b"nvshare:";
 
 #[cfg(test)]
 mod tests {
