@@ -1,3 +1,24 @@
-//! An ordinary CUDA driver API program that fills, computes over and verifies N bytes.
+//! An ordinary CUDA driver API program that fills, computes over and verifies N bytes. It knows nothing of nvshare.
 
-fn main() {}
+mod gpu;
+mod options;
+mod pattern;
+mod report;
+mod turns;
+mod work;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+fn main() -> Result<ExitCode> {
+    let options = options::Options::parse();
+    let report = work::run(&options)?;
+    if options.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        println!("{report}");
+    }
+    Ok(if report.data_errors == 0 { ExitCode::SUCCESS } else { ExitCode::from(2) })
+}

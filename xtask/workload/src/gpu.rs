@@ -1,0 +1,156 @@
+//! The device as the workload uses it: a context, a stream, kernels, buffers. Plain driver API calls, nothing clever.
+
+use std::ffi::{CString, c_void};
+
+use anyhow::{Context, Result};
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUfunction, CUmodule, CUstream};
+
+use crate::options::Memory;
+
+const KERNELS: &str = include_str!("kernels.ptx");
+const BLOCKS: u32 = 1024;
+const THREADS: u32 = 256;
+
+/// The primary context of one device, with the kernels loaded. Buffers must be dropped before it.
+pub(crate) struct Gpu {
+    device: CUdevice,
+    module: CUmodule,
+    /// A blocking one: copies, which run in the legacy stream, wait for kernels and kernels for copies.
+    stream: CUstream,
+    fill: CUfunction,
+    step: CUfunction,
+    verify: CUfunction,
+    sum: CUfunction,
+}
+
+/// One allocation. It is freed with the value.
+pub(crate) struct Buffer {
+    pub(crate) address: CUdeviceptr,
+}
+
+impl Gpu {
+    /// Takes the device's primary context into use in this thread.
+    pub(crate) fn open(ordinal: i32) -> Result<Gpu> {
+        result::init().context("cuInit")?;
+        let device = result::device::get(ordinal).with_context(|| format!("there is no device {ordinal}"))?;
+        // SAFETY: `device` came from the driver.
+        let context: CUcontext =
+            unsafe { result::primary_ctx::retain(device) }.context("cannot make a context")?;
+        // SAFETY: the context was retained just now.
+        unsafe { result::ctx::set_current(context) }?;
+        let image = CString::new(KERNELS)?;
+        // SAFETY: the image is PTX text that ends with a zero.
+        let module =
+            unsafe { result::module::load_data(image.as_ptr().cast()) }.context("cannot load the kernels")?;
+        let function = |name: &str| -> Result<CUfunction> {
+            // SAFETY: the module is loaded.
+            unsafe { result::module::get_function(module, CString::new(name)?) }
+                .with_context(|| format!("no kernel {name}"))
+        };
+        Ok(Gpu {
+            device,
+            module,
+            stream: result::stream::create(result::stream::StreamKind::Default)?,
+            fill: function("nvshare_fill")?,
+            step: function("nvshare_step")?,
+            verify: function("nvshare_verify")?,
+            sum: function("nvshare_sum")?,
+        })
+    }
+
+    /// The device's name.
+    pub(crate) fn name(&self) -> Result<String> {
+        Ok(result::device::get_name(self.device)?)
+    }
+
+    /// `word i := mix(seed, first + i)`
+    pub(crate) fn fill(&self, ptr: CUdeviceptr, words: u64, seed: u64, first: u64) -> Result<()> {
+        self.launch(self.fill, &[ptr, words, seed, first]).context("nvshare_fill")
+    }
+
+    /// `word i += add`
+    pub(crate) fn step(&self, ptr: CUdeviceptr, words: u64, add: u64) -> Result<()> {
+        self.launch(self.step, &[ptr, words, add]).context("nvshare_step")
+    }
+
+    /// `*result += number of words that are not mix(seed, first + i) + added`
+    pub(crate) fn verify(
+        &self,
+        ptr: CUdeviceptr,
+        words: u64,
+        seed: u64,
+        first: u64,
+        added: u64,
+        result: CUdeviceptr,
+    ) -> Result<()> {
+        self.launch(self.verify, &[ptr, words, seed, first, added, result]).context("nvshare_verify")
+    }
+
+    /// `*result += sum of the words`
+    pub(crate) fn sum(&self, ptr: CUdeviceptr, words: u64, result: CUdeviceptr) -> Result<()> {
+        self.launch(self.sum, &[ptr, words, result]).context("nvshare_sum")
+    }
+
+    /// Waits for everything submitted.
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        // SAFETY: the stream lives as long as `self`.
+        unsafe { result::stream::synchronize(self.stream) }.context("the device's work failed")
+    }
+
+    /// Words of device memory as the host sees them.
+    pub(crate) fn read(address: CUdeviceptr, words: &mut [u64]) -> Result<()> {
+        // SAFETY: callers name a range inside a live buffer, and a synchronous copy is done when it returns.
+        unsafe { result::memcpy_dtoh_sync(words, address) }.context("cannot copy to the host")
+    }
+
+    /// Sets words of device memory from the host.
+    pub(crate) fn write(address: CUdeviceptr, words: &[u64]) -> Result<()> {
+        // SAFETY: callers name a range inside a live buffer.
+        unsafe { result::memcpy_htod_sync(address, words) }.context("cannot copy to the device")
+    }
+
+    fn launch(&self, function: CUfunction, parameters: &[u64]) -> Result<(), DriverError> {
+        let mut pointers: Vec<*mut c_void> =
+            parameters.iter().map(|value| std::ptr::from_ref(value).cast_mut().cast()).collect();
+        // SAFETY: the kernels take exactly these 64-bit parameters; the driver copies them before it returns.
+        unsafe {
+            result::launch_kernel(function, (BLOCKS, 1, 1), (THREADS, 1, 1), 0, self.stream, &mut pointers)
+        }
+    }
+}
+
+impl Buffer {
+    /// A new buffer with undefined contents, in the context that is current.
+    pub(crate) fn allocate(bytes: u64, memory: Memory) -> Result<Buffer> {
+        // SAFETY: a context is current, and the size is not zero.
+        let address = unsafe {
+            match memory {
+                Memory::Device => result::malloc_sync(bytes as usize),
+                Memory::Managed => {
+                    result::malloc_managed(bytes as usize, sys::CUmemAttach_flags_enum::CU_MEM_ATTACH_GLOBAL)
+                }
+            }
+        };
+        Ok(Buffer { address: address.with_context(|| format!("cannot allocate {bytes} bytes"))? })
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // SAFETY: nothing else uses the stream, the module or this reference to the context. Errors at the end are
+        // of no use to anybody: the report is printed already.
+        unsafe {
+            let _ = result::stream::destroy(self.stream);
+            let _ = result::module::unload(self.module);
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: the address came from an allocation that nobody else frees.
+        let _ = unsafe { result::free_sync(self.address) };
+    }
+}
