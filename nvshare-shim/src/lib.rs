@@ -1,1 +1,4 @@
 //! libnvshare.so: interposes the CUDA driver in a client and swaps its device memory.
+
+pub mod config;
+pub mod log;
