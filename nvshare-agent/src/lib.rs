@@ -1,1 +1,3 @@
 //! The node agent: decides who holds a GPU's memory, from what uprobes see and shims say.
+
+pub mod device;
