@@ -19,6 +19,15 @@ pub(crate) struct Options {
     pub(crate) release: bool,
 }
 
+/// What there is to run: built now, or, where `NVSHARE_ARTIFACTS` names a directory, what lies there. So a built xtask
+/// and its artifacts run on machines without sources.
+pub(crate) fn artifacts() -> Result<Artifacts> {
+    match std::env::var_os("NVSHARE_ARTIFACTS") {
+        Some(directory) => Ok(Artifacts::at(directory)),
+        None => run(&Options { release: false }),
+    }
+}
+
 /// Builds and says where.
 pub(crate) fn run(options: &Options) -> Result<Artifacts> {
     let mut command = cargo();

@@ -1,7 +1,12 @@
 //! `cargo xtask`: sets up the tool chain, builds, runs, tests, measures, checks.
 
+mod agent;
+mod bench;
 mod build;
+mod ci;
 mod command;
+mod demo;
+mod test;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -17,10 +22,32 @@ struct Arguments {
 enum Task {
     /// Build everything: agent, shim, simulator, workload, eBPF programs.
     Build(build::Options),
+    /// Build, then run the agent or the demo.
+    #[command(subcommand)]
+    Run(Run),
+    /// Build what the tests need, then run all tests.
+    Test(test::Options),
+    /// Run the benchmarks and compare them with their budgets.
+    Bench,
+    /// Everything that must hold before a change is merged.
+    Ci,
+}
+
+#[derive(Subcommand)]
+enum Run {
+    /// The agent, on this machine's GPU or on a simulated card.
+    Agent(agent::Options),
+    /// Four processes that together want three times the card, with managed memory and under nvshare.
+    Demo(demo::Options),
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().task {
         Task::Build(options) => build::run(&options).map(drop),
+        Task::Run(Run::Agent(options)) => agent::run(&options),
+        Task::Run(Run::Demo(options)) => demo::run(&options),
+        Task::Test(options) => test::run(&options),
+        Task::Bench => bench::run(),
+        Task::Ci => ci::run(),
     }
 }

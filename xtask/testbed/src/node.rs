@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -66,6 +67,9 @@ impl NodeBuilder {
             };
             copy(node.artifacts.libcuda(), node.libcuda());
             copy(node.artifacts.nvml(), node.nvml());
+            // Some programs ask for the library without a version first.
+            symlink("libcuda.so.1", node.path().join("lib/libcuda.so"))
+                .expect("a link to the driver library");
             node.card = Some(card_directory());
         }
         node

@@ -1,6 +1,7 @@
 //! An ordinary CUDA driver API program that fills, computes over and verifies N bytes. It knows nothing of nvshare.
 
 mod gpu;
+mod link;
 mod options;
 mod pattern;
 mod report;
@@ -14,6 +15,10 @@ use clap::Parser;
 
 fn main() -> Result<ExitCode> {
     let options = options::Options::parse();
+    if options.link {
+        println!("{}", serde_json::to_string(&link::measure(options.device)?)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let report = work::run(&options)?;
     if options.json {
         println!("{}", serde_json::to_string(&report)?);

@@ -9,6 +9,7 @@ use clap::{Parser, ValueEnum};
 /// Fills device memory with a pattern, computes over all of it again and again, and verifies every byte each time.
 /// Ends with status 2 when a byte was wrong, with 1 when it could not do its work.
 #[derive(Parser, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line, independent of one another")]
 #[command(name = "nvshare-workload", version)]
 pub(crate) struct Options {
     /// How much memory: bytes, or with a suffix K, M, G (powers of 1024).
@@ -57,6 +58,9 @@ pub(crate) struct Options {
     /// Waits for a line on standard input between the fill and the first iteration.
     #[arg(long)]
     pub(crate) wait: bool,
+    /// Measures the link both ways at once instead, and prints the rate each way as JSON.
+    #[arg(long)]
+    pub(crate) link: bool,
     /// Prints the report as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,

@@ -31,6 +31,7 @@ pub(crate) struct Report {
 #[derive(Serialize, Debug, Default, PartialEq)]
 pub(crate) struct Times {
     pub(crate) count: u64,
+    pub(crate) fastest: f64,
     pub(crate) median: f64,
     pub(crate) p90: f64,
     pub(crate) p99: f64,
@@ -47,6 +48,7 @@ impl Times {
         };
         Times {
             count: seconds.len() as u64,
+            fastest: at(0.0),
             median: at(0.5),
             p90: at(0.9),
             p99: at(0.99),

@@ -1,0 +1,68 @@
+//! `cargo xtask ci`: everything that must hold before a change is merged, the demo's figures included.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+
+use crate::command::{cargo, run as run_command};
+use crate::demo::{self, Mode};
+use crate::test;
+
+/// Runs everything; ends at the first thing that does not hold.
+pub(crate) fn run() -> Result<()> {
+    step("fmt", || run_command(cargo().args(["fmt", "--all", "--check"])))?;
+    step("clippy", || {
+        run_command(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    })?;
+    step("doc", || {
+        let mut command: Command = cargo();
+        command.args(["doc", "--workspace", "--no-deps", "--document-private-items"]);
+        run_command(command.env("RUSTDOCFLAGS", "-D warnings"))
+    })?;
+    step("test", || test::run(&test::Options::default()))?;
+    step("demo", check_demo)
+}
+
+fn step(name: &str, what: impl FnOnce() -> Result<()>) -> Result<()> {
+    eprintln!("== {name}");
+    let start = Instant::now();
+    what()?;
+    eprintln!("== {name}: passed in {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// The demo on a simulated card, and what it must show.
+fn check_demo() -> Result<()> {
+    let report = demo::measure(&demo::Options::standard())?;
+    eprintln!("{report}");
+    ensure!(report.data_errors() == 0, "{} data errors", report.data_errors());
+    let (Some(managed), Some(serialised), Some(nvshare)) =
+        (report.run(Mode::Managed), report.run(Mode::ManagedSerialised), report.run(Mode::Nvshare))
+    else {
+        anyhow::bail!("a mode is missing");
+    };
+    ensure!(
+        nvshare.seconds < managed.seconds && nvshare.seconds < serialised.seconds,
+        "nvshare took {:.1} s, managed memory {:.1} s, serialised {:.1} s",
+        nvshare.seconds,
+        managed.seconds,
+        serialised.seconds
+    );
+    ensure!(nvshare.switches > 0, "nobody was ever switched");
+    let ratio = nvshare.switch_over_link.unwrap_or(f64::INFINITY);
+    ensure!(ratio <= 1.25, "a switch took {ratio:.2} x the link's time for its bytes");
+    let events = nvshare.events.as_ref().expect("nvshare's run has events");
+    for count in events.application.iter().chain(&events.engine) {
+        ensure!(
+            count.expected == count.seen,
+            "{}: the shims made {} calls, the uprobes saw {}",
+            count.call,
+            count.expected,
+            count.seen
+        );
+    }
+    ensure!(nvshare.events_lost == 0, "{} events were lost", nvshare.events_lost);
+    ensure!(nvshare.events_seen > 0, "the uprobes saw nothing");
+    Ok(())
+}
