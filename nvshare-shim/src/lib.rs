@@ -2,3 +2,6 @@
 
 pub mod config;
 pub mod log;
+
+pub mod memory;
+pub mod swap;

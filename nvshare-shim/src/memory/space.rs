@@ -1,0 +1,284 @@
+//! What a process holds on one device: spans of addresses, the extents behind them, and the accounts. Pure: the driver
+//! calls that make it true are made by `super` and by `crate::swap`.
+//!
+//! The accounts change only here, together with an extent's presence, so that S1 (resident + unswappable <= granted) is
+//! checked wherever it could break.
+
+use std::collections::BTreeMap;
+
+use super::extent::{Extent, ExtentId, Presence, Slot, cut};
+
+/// Addresses reserved in one piece: a large allocation, or a slab of small ones.
+#[derive(Debug)]
+pub struct Span {
+    /// Its length.
+    pub bytes: u64,
+    /// Its extents, in order of address.
+    pub extents: Vec<ExtentId>,
+    /// The context whose end is its end.
+    pub context: usize,
+    /// Freed while the engine was at work on one of its extents, which takes it apart when it is done.
+    pub doomed: bool,
+}
+
+/// What is left of a span that is gone: to be given back to the driver and to the arenas.
+#[derive(Debug, Default)]
+pub struct Remains {
+    /// Where it was.
+    pub start: u64,
+    /// Its length.
+    pub bytes: u64,
+    /// The mapped parts: start, length, handle.
+    pub mapped: Vec<(u64, u64, u64)>,
+    /// Its shadows.
+    pub slots: Vec<Slot>,
+}
+
+/// The accounts, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Accounts {
+    /// What may be resident; nothing limits it while `unlimited`.
+    pub granted: u64,
+    /// No agent: the device alone decides.
+    pub unlimited: bool,
+    /// Extents with memory behind them, arriving and leaving ones included.
+    pub resident: u64,
+    /// Extents that are not (settled) resident: while there are any, the gate is closed.
+    pub missing: u64,
+    /// All extents.
+    pub total: u64,
+    /// Passed through, cannot be moved.
+    pub unswappable: u64,
+    /// The most `total + unswappable` may become.
+    pub limit: Option<u64>,
+}
+
+impl Accounts {
+    /// How much more may become resident.
+    pub const fn slack(&self) -> u64 {
+        if self.unlimited { u64::MAX } else { self.granted.saturating_sub(self.resident + self.unswappable) }
+    }
+
+    /// All that must be resident for the client to run.
+    pub const fn needed(&self) -> u64 {
+        self.total + self.unswappable
+    }
+
+    /// Whether `bytes` more would exceed what the client can ever have.
+    pub fn exceeds_limit(&self, bytes: u64) -> bool {
+        self.limit.is_some_and(|limit| self.needed().saturating_add(bytes) > limit)
+    }
+}
+
+/// One device's spans, extents and accounts.
+#[derive(Debug, Default)]
+pub struct Space {
+    extents: Vec<Option<Extent>>,
+    vacant: Vec<u32>,
+    spans: BTreeMap<u64, Span>,
+    accounts: Accounts,
+}
+
+impl Space {
+    /// Nothing held, nothing granted, nothing limited.
+    pub fn new() -> Space {
+        Space { accounts: Accounts { unlimited: true, ..Accounts::default() }, ..Space::default() }
+    }
+
+    /// The accounts.
+    pub const fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
+    /// Changes what is granted, limited or passed through.
+    pub fn set_terms(&mut self, change: impl FnOnce(&mut Accounts)) {
+        let before = self.accounts;
+        change(&mut self.accounts);
+        let after = &self.accounts;
+        debug_assert!(
+            (before.resident, before.missing, before.total) == (after.resident, after.missing, after.total)
+        );
+    }
+
+    /// Takes everything unused out of the grant and says how much that was.
+    pub fn give_up_slack(&mut self) -> u64 {
+        if self.accounts.unlimited {
+            return 0;
+        }
+        let slack = self.accounts.slack();
+        self.accounts.granted -= slack;
+        slack
+    }
+
+    /// Records a span of `bytes` at `start`, cut into absent extents of at most `largest`.
+    pub fn add_span(&mut self, start: u64, bytes: u64, largest: u64, context: usize) -> Vec<ExtentId> {
+        let extents: Vec<ExtentId> = cut(bytes, largest)
+            .map(|(offset, length)| self.place(Extent::new(start + offset, length, start)))
+            .collect();
+        self.accounts.total += bytes;
+        self.accounts.missing += bytes;
+        let before =
+            self.spans.insert(start, Span { bytes, extents: extents.clone(), context, doomed: false });
+        debug_assert!(before.is_none(), "S5: an address is given out twice");
+        extents
+    }
+
+    /// Takes a span out of the records, or, where the engine is at work on it, only marks it; then [`Space::reap`] takes
+    /// it out later. The remains stay in the account of what is resident until [`Space::forget`].
+    pub fn remove_span(&mut self, start: u64) -> Option<Remains> {
+        let span = self.spans.get_mut(&start)?;
+        span.doomed = true;
+        self.reap(start)
+    }
+
+    /// Takes a doomed span out once none of its extents is busy.
+    pub fn reap(&mut self, start: u64) -> Option<Remains> {
+        let span = self.spans.get(&start).filter(|span| span.doomed)?;
+        if span.extents.iter().any(|id| self.extent(*id).is_busy()) {
+            return None;
+        }
+        let span = self.spans.remove(&start)?;
+        let mut remains = Remains { start, bytes: span.bytes, ..Remains::default() };
+        for id in span.extents {
+            let extent = self.extents[id.0 as usize].take().expect("a span's extents exist");
+            self.vacant.push(id.0);
+            self.accounts.total -= extent.bytes;
+            if extent.presence == Presence::Resident {
+                remains.mapped.push((extent.start, extent.bytes, extent.handle));
+            } else {
+                self.accounts.missing -= extent.bytes;
+            }
+            remains.slots.extend(extent.slots());
+        }
+        Some(remains)
+    }
+
+    /// The memory of remains was given back to the driver.
+    pub fn forget(&mut self, bytes: u64) {
+        self.accounts.resident -= bytes;
+    }
+
+    /// An extent.
+    ///
+    /// # Panics
+    /// If it is gone: ids are only kept while their extent is busy, or within one lock.
+    pub fn extent(&self, id: ExtentId) -> &Extent {
+        self.extents[id.0 as usize].as_ref().expect("the extent exists while somebody names it")
+    }
+
+    /// As [`Space::extent`].
+    pub fn extent_mut(&mut self, id: ExtentId) -> &mut Extent {
+        self.extents[id.0 as usize].as_mut().expect("the extent exists while somebody names it")
+    }
+
+    /// All extents with their ids.
+    pub fn extents(&self) -> impl Iterator<Item = (ExtentId, &Extent)> + '_ {
+        self.extents
+            .iter()
+            .enumerate()
+            .filter_map(|(index, extent)| Some((ExtentId(index as u32), extent.as_ref()?)))
+    }
+
+    /// The span that starts at `start`.
+    pub fn span(&self, start: u64) -> Option<&Span> {
+        self.spans.get(&start)
+    }
+
+    /// All spans by their starts.
+    pub fn spans(&self) -> impl Iterator<Item = (u64, &Span)> + '_ {
+        self.spans.iter().map(|(start, span)| (*start, span))
+    }
+
+    /// The extent at `address`.
+    pub fn at(&self, address: u64) -> Option<ExtentId> {
+        let (_, span) = self.spans.range(..=address).next_back()?;
+        let index = span.extents.partition_point(|id| self.extent(*id).start <= address);
+        let id = *span.extents.get(index.checked_sub(1)?)?;
+        let extent = self.extent(id);
+        (address < extent.start + extent.bytes).then_some(id)
+    }
+
+    /// Absent or swapped -> arriving, if the grant allows: the caller makes memory for it.
+    pub fn begin_arrival(&mut self, id: ExtentId) -> bool {
+        let bytes = self.extent(id).bytes;
+        debug_assert!(matches!(self.extent(id).presence, Presence::Absent | Presence::Swapped));
+        if self.accounts.slack() < bytes {
+            return false;
+        }
+        self.extent_mut(id).presence = Presence::Arriving;
+        self.accounts.resident += bytes;
+        self.check();
+        true
+    }
+
+    /// Arriving -> absent or swapped: there is no memory behind it (any more); its shadow is as good as before (S6).
+    pub fn abandon_arrival(&mut self, id: ExtentId) {
+        let extent = self.extent_mut(id);
+        debug_assert!(extent.presence == Presence::Arriving);
+        extent.presence = if extent.contents { Presence::Swapped } else { Presence::Absent };
+        extent.handle = 0;
+        self.accounts.resident -= self.extent(id).bytes;
+    }
+
+    /// Arriving -> resident: its bytes are there, as the shadow has them.
+    pub fn finish_arrival(&mut self, id: ExtentId, openings: u64) {
+        let extent = self.extent_mut(id);
+        debug_assert!(extent.presence == Presence::Arriving && extent.handle != 0);
+        extent.presence = Presence::Resident;
+        extent.arrived = openings;
+        self.accounts.missing -= self.extent(id).bytes;
+    }
+
+    /// Resident -> leaving. The gate is closed and everything submitted is finished (S2).
+    pub fn begin_departure(&mut self, id: ExtentId) {
+        let extent = self.extent_mut(id);
+        debug_assert!(extent.presence == Presence::Resident);
+        extent.presence = Presence::Leaving;
+        self.accounts.missing += self.extent(id).bytes;
+    }
+
+    /// Leaving -> resident: the swap-out failed, the memory is still there (S6).
+    pub fn abandon_departure(&mut self, id: ExtentId) {
+        let extent = self.extent_mut(id);
+        debug_assert!(extent.presence == Presence::Leaving && extent.handle != 0);
+        extent.presence = Presence::Resident;
+        self.accounts.missing -= self.extent(id).bytes;
+    }
+
+    /// Leaving -> swapped (or absent, if it never had contents): the memory is released. The grant shrinks with it.
+    pub fn finish_departure(&mut self, id: ExtentId) -> u64 {
+        let extent = self.extent_mut(id);
+        debug_assert!(extent.presence == Presence::Leaving);
+        debug_assert!(!extent.contents || extent.has_whole_shadow(), "S3: released without a shadow");
+        extent.presence = if extent.contents { Presence::Swapped } else { Presence::Absent };
+        extent.handle = 0;
+        let bytes = extent.bytes;
+        self.accounts.resident -= bytes;
+        if !self.accounts.unlimited {
+            debug_assert!(self.accounts.granted >= bytes);
+            self.accounts.granted -= bytes;
+        }
+        bytes
+    }
+
+    fn place(&mut self, extent: Extent) -> ExtentId {
+        if let Some(index) = self.vacant.pop() {
+            self.extents[index as usize] = Some(extent);
+            return ExtentId(index);
+        }
+        self.extents.push(Some(extent));
+        ExtentId(self.extents.len() as u32 - 1)
+    }
+
+    fn check(&self) {
+        let accounts = &self.accounts;
+        debug_assert!(
+            accounts.unlimited || accounts.resident + accounts.unswappable <= accounts.granted,
+            "S1: {accounts:?}"
+        );
+    }
+}
+
+#[cfg(test)]
+#[path = "space_tests.rs"]
+mod tests;

@@ -1,0 +1,3 @@
+//! The swap engine.
+
+pub mod plan;
