@@ -1,3 +1,6 @@
 //! The node agent: decides who holds a GPU's memory, from what uprobes see and shims say.
 
+pub mod change;
+pub mod config;
 pub mod device;
+pub mod value;

@@ -1,0 +1,304 @@
+//! Everything that can be configured, as flags and environment variables, in one place. What makes no sense is refused
+//! here, before anything is started.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use nvshare_common::protocol;
+use nvshare_common::units::Bytes;
+
+use crate::change::Change;
+use crate::value;
+
+/// Where the agent listens for its administrator unless told otherwise.
+pub const ADMIN_SOCKET: &str = "/run/nvshare-admin/admin.sock";
+
+/// The exit status after a configuration that makes no sense (`EX_USAGE` of sysexits.h).
+pub const EXIT_USAGE: u8 = 64;
+
+/// Lets processes share a GPU whose memory is smaller than the sum of what they use.
+///
+/// The agent runs once per node, as root. It watches every process that uses the CUDA driver, decides who holds the
+/// GPU's memory and who runs, and tells the shim in each client when to move its memory to the host and back.
+#[derive(Debug, Parser)]
+#[command(name = "nvshare-agent", version, args_conflicts_with_subcommands = true, max_term_width = 110)]
+pub struct Cli {
+    /// What to do; running the agent when nothing is said.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to run the agent when no command is given.
+    #[command(flatten)]
+    pub config: Config,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent (the default)
+    Run(Box<Config>),
+    /// Show devices, clients and settings of the running agent
+    Status(StatusArgs),
+    /// Change settings of the running agent, until it restarts
+    Set(SetArgs),
+    /// Show devices and clients of the running agent as a table, again and again
+    Top(TopArgs),
+}
+
+/// Where the running agent is.
+#[derive(Clone, Debug, Args)]
+pub struct AdminArgs {
+    /// The administrator's socket of the running agent
+    #[arg(long, value_name = "PATH", env = "NVSHARE_AGENT_ADMIN_SOCKET", default_value = ADMIN_SOCKET,
+        value_parser = value::socket_path)]
+    pub admin_socket: PathBuf,
+}
+
+/// `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Where the agent is.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// Print the whole state as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `set`.
+#[derive(Debug, Args)]
+pub struct SetArgs {
+    /// Where the agent is.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// What to change: lease-floor=200ms, lease-ceiling=60s, lease-factor=40, reserve=256M, host-memory=64G
+    #[arg(required = true, value_name = "NAME=VALUE")]
+    pub changes: Vec<Change>,
+}
+
+/// `top`.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Where the agent is.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// Time between two tables
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = value::duration)]
+    pub every: Duration,
+    /// Print this many tables and end
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+/// How the agent runs.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Options of the agent")]
+pub struct Config {
+    /// Socket for clients; its directory is created and is what gets mounted into pods, read-only
+    #[arg(long, value_name = "PATH", env = "NVSHARE_AGENT_SOCKET", default_value = protocol::SOCKET,
+        value_parser = value::socket_path)]
+    pub socket: PathBuf,
+
+    /// Socket for the administrator; its directory is created with mode 0700 and never mounted anywhere
+    #[arg(long, value_name = "PATH", env = "NVSHARE_AGENT_ADMIN_SOCKET", default_value = ADMIN_SOCKET,
+        value_parser = value::socket_path)]
+    pub admin_socket: PathBuf,
+
+    /// Address for /metrics, /livez, /readyz and /api/v1/state
+    #[arg(long, value_name = "ADDRESS:PORT", env = "NVSHARE_AGENT_LISTEN", default_value = "0.0.0.0:9430",
+        value_parser = listen)]
+    pub listen: SocketAddr,
+
+    /// NVML: a path, or a name for the loader
+    #[arg(long, value_name = "LIBRARY", env = "NVSHARE_AGENT_NVML", default_value = "libnvidia-ml.so.1")]
+    pub nvml: OsString,
+
+    /// A CUDA driver library to observe at once, before any process uses it; may be repeated
+    #[arg(long, value_name = "PATH", env = "NVSHARE_AGENT_LIBCUDA", value_delimiter = ':')]
+    pub libcuda: Vec<PathBuf>,
+
+    /// The compiled eBPF programs [default: nvshare.bpf.o beside this executable]
+    #[arg(long, value_name = "PATH", env = "NVSHARE_AGENT_EBPF_OBJECT")]
+    pub ebpf_object: Option<PathBuf>,
+
+    /// Run without uprobes: idle clients and cold memory are then recognised less well
+    #[arg(long, env = "NVSHARE_AGENT_NO_UPROBES")]
+    pub no_uprobes: bool,
+
+    /// The most bytes of each device that clients get in total [default: all of it]
+    #[arg(long, value_name = "BYTES", env = "NVSHARE_AGENT_CAPACITY", value_parser = value::some_bytes)]
+    pub capacity: Option<Bytes>,
+
+    /// Bytes of each device that are never granted, for what the driver allocates by itself
+    #[arg(long, value_name = "BYTES", env = "NVSHARE_AGENT_RESERVE", default_value = "64M",
+        value_parser = value::bytes)]
+    pub reserve: Bytes,
+
+    /// Host memory for what is swapped out [default: half of the node's memory]
+    #[arg(long, value_name = "BYTES", env = "NVSHARE_AGENT_HOST_MEMORY", value_parser = value::some_bytes)]
+    pub host_memory: Option<Bytes>,
+
+    /// The shortest lease: a client that runs is not stopped earlier while it works
+    #[arg(long, value_name = "DURATION", env = "NVSHARE_AGENT_LEASE_FLOOR", default_value = "500ms",
+        value_parser = value::duration)]
+    pub lease_floor: Duration,
+
+    /// The longest lease while others wait
+    #[arg(long, value_name = "DURATION", env = "NVSHARE_AGENT_LEASE_CEILING", default_value = "60s",
+        value_parser = value::duration)]
+    pub lease_ceiling: Duration,
+
+    /// A lease lasts this many times the measured cost of a switch, within floor and ceiling
+    #[arg(long, value_name = "FACTOR", env = "NVSHARE_AGENT_LEASE_FACTOR", default_value = "40",
+        value_parser = value::factor)]
+    pub lease_factor: f64,
+
+    /// A client whose work completes nothing for this long while it is stopped is let go on
+    #[arg(long, value_name = "DURATION", env = "NVSHARE_AGENT_STALL", default_value = "10s",
+        value_parser = value::duration)]
+    pub stall: Duration,
+
+    /// Which log lines: error, warn, info, debug, trace, or a filter such as info,nvshare_agent::policy=debug
+    #[arg(long, value_name = "FILTER", env = "NVSHARE_AGENT_LOG", default_value = "info", value_parser = log_filter)]
+    pub log: String,
+
+    /// How log lines look
+    #[arg(long, value_enum, value_name = "FORMAT", env = "NVSHARE_AGENT_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// Flags that make sense one by one and not together.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A floor above the ceiling.
+    #[error("--lease-floor ({floor}) is longer than --lease-ceiling ({ceiling}): expected floor <= ceiling")]
+    FloorAboveCeiling {
+        /// As configured.
+        floor: String,
+        /// As configured.
+        ceiling: String,
+    },
+    /// Pods would see the administrator's socket.
+    #[error(
+        "--admin-socket ({}) lies in the directory of --socket, which is mounted into pods: expected a directory of \
+         its own, such as /run/nvshare-admin", admin.display()
+    )]
+    SharedDirectory {
+        /// As configured.
+        admin: PathBuf,
+    },
+    /// Nothing would be left to grant.
+    #[error("--reserve ({reserve}) leaves nothing of --capacity ({capacity}): expected reserve < capacity")]
+    ReserveAboveCapacity {
+        /// As configured.
+        reserve: Bytes,
+        /// As configured.
+        capacity: Bytes,
+    },
+}
+
+impl Config {
+    /// Looks at what single flags cannot show.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.lease_floor > self.lease_ceiling {
+            return Err(ConfigError::FloorAboveCeiling {
+                floor: value::show(self.lease_floor),
+                ceiling: value::show(self.lease_ceiling),
+            });
+        }
+        if self.admin_socket.parent() == self.socket.parent() {
+            return Err(ConfigError::SharedDirectory { admin: self.admin_socket.clone() });
+        }
+        match self.capacity {
+            Some(capacity) if capacity <= self.reserve => {
+                Err(ConfigError::ReserveAboveCapacity { reserve: self.reserve, capacity })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "expected an address and a port, such as 0.0.0.0:9430, 127.0.0.1:9430 or [::]:9430".to_owned()
+    })
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    match text.parse::<tracing_subscriber::EnvFilter>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("expected error, warn, info, debug, trace or a filter of these ({error})")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(flags: &[&str]) -> Result<Config, String> {
+        let line = ["nvshare-agent"].iter().chain(flags);
+        let cli = Cli::try_parse_from(line).map_err(|error| error.to_string())?;
+        let config = match cli.command {
+            None => cli.config,
+            Some(Command::Run(config)) => *config,
+            Some(other) => return Err(format!("{other:?} does not run the agent")),
+        };
+        config.check().map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_work_with_and_without_the_run_command() {
+        assert_eq!(run(&[]).unwrap().lease_factor, 40.0);
+        assert_eq!(run(&["--capacity", "16G"]).unwrap().capacity, Some(Bytes(16 << 30)));
+        assert_eq!(run(&["run", "--lease-floor=200ms"]).unwrap().lease_floor, Duration::from_millis(200));
+        let several = run(&["--libcuda", "/a", "--libcuda", "/b"]).unwrap().libcuda;
+        assert_eq!(several, [PathBuf::from("/a"), PathBuf::from("/b")]);
+    }
+
+    #[test]
+    fn a_value_that_makes_no_sense_is_refused_by_flag_value_and_expected_form() {
+        let refused = [
+            (&["--capacity", "16X"][..], "--capacity", "16X", "512M"),
+            (&["--capacity", "0"], "--capacity", "'0'", "more than 0"),
+            (&["--lease-floor", "200"], "--lease-floor", "200", "200ms"),
+            (&["--lease-factor", "0"], "--lease-factor", "'0'", "from 1 to 10000"),
+            (&["--listen", "9430"], "--listen", "9430", "0.0.0.0:9430"),
+            (&["--socket", "agent.sock"], "--socket", "agent.sock", "absolute path"),
+            (&["--log-format", "xml"], "--log-format", "xml", "json"),
+            (&["--log", "info,=="], "--log", "info,==", "warn"),
+            (&["run", "--host-memory", "lots"], "--host-memory", "lots", "16G"),
+            (&["--lease-floor", "2s", "--lease-ceiling", "1s"], "--lease-floor", "2s", "floor <= ceiling"),
+            (
+                &["--socket", "/run/x/a", "--admin-socket", "/run/x/b"],
+                "--admin-socket",
+                "/run/x/b",
+                "directory",
+            ),
+            (&["--capacity", "1G", "--reserve", "1G"], "--reserve", "1 GiB", "reserve < capacity"),
+        ];
+        for (flags, flag, value, expected) in refused {
+            let error = run(flags).unwrap_err();
+            for part in [flag, value, expected] {
+                assert!(error.contains(part), "{flags:?} says nothing of {part}: {error}");
+            }
+        }
+    }
+}
