@@ -30,7 +30,7 @@ enum Task {
     /// Run the benchmarks and compare them with their budgets.
     Bench,
     /// Everything that must hold before a change is merged.
-    Ci,
+    Ci(ci::Options),
 }
 
 #[derive(Subcommand)]
@@ -48,6 +48,6 @@ fn main() -> Result<()> {
         Task::Run(Run::Demo(options)) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Bench => bench::run(),
-        Task::Ci => ci::run(),
+        Task::Ci(options) => ci::run(&options),
     }
 }
