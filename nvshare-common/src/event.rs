@@ -49,10 +49,12 @@ impl Cookie {
     /// The call is followed to its return, where its record is written; otherwise that is done at entry.
     pub const FOLLOWED: u64 = 1 << 8;
 
-    /// For `call` with arguments of `shape`.
-    pub const fn new(call: Call, shape: Shape, followed: bool) -> Cookie {
-        let followed = if followed { Cookie::FOLLOWED } else { 0 };
-        Cookie(call as u64 | followed | (shape as u64) << 16)
+    /// The function names a place by `CUmemLocation`, not by a device's number.
+    pub const LOCATED: u64 = 1 << 9;
+
+    /// For `call` with arguments of `shape`; `flags` are [`Cookie::FOLLOWED`] and [`Cookie::LOCATED`].
+    pub const fn new(call: Call, shape: Shape, flags: u64) -> Cookie {
+        Cookie(call as u64 | flags | (shape as u64) << 16)
     }
 
     /// The index of the call's counters; below [`Call::COUNT`] in every cookie made by [`Cookie::new`].
@@ -63,6 +65,11 @@ impl Cookie {
     /// The number of the shape.
     pub const fn shape(self) -> u64 {
         self.0 >> 16 & 0xff
+    }
+
+    /// See [`Cookie::LOCATED`].
+    pub const fn located(self) -> bool {
+        self.0 & Cookie::LOCATED != 0
     }
 
     /// See [`Cookie::FOLLOWED`].
@@ -147,6 +154,8 @@ impl Record {
     pub const ENGINE: u64 = 1 << 16;
     /// The call was followed to its return: `result`, and addresses it gave out, are known.
     pub const RETURNED: u64 = 1 << 17;
+    /// The place in `detail` or `further` is a `CUmemLocation` (type below, id above), not a device's number.
+    pub const LOCATED: u64 = 1 << 18;
 
     /// The first word.
     pub const fn head(kind: Kind, call: usize, flags: u64) -> u64 {
@@ -186,6 +195,11 @@ impl Record {
         self.head & Record::RETURNED != 0
     }
 
+    /// See [`Record::LOCATED`].
+    pub const fn located(&self) -> bool {
+        self.head & Record::LOCATED != 0
+    }
+
     /// The process.
     pub const fn tgid(&self) -> u32 {
         (self.tgid_tid >> 32) as u32
@@ -214,7 +228,8 @@ mod tests {
     #[test]
     fn a_cookie_gives_back_its_parts() {
         for call in Call::ALL {
-            let cookie = Cookie::new(call, Shape::LaunchThird, call == Call::Alloc);
+            let followed = if call == Call::Alloc { Cookie::FOLLOWED } else { 0 };
+            let cookie = Cookie::new(call, Shape::LaunchThird, followed);
             assert_eq!(cookie.call(), call as usize);
             assert_eq!(cookie.shape(), Shape::LaunchThird as u64);
             assert_eq!(cookie.followed(), call == Call::Alloc);

@@ -7,6 +7,7 @@ use clap::Args;
 use nvshare_testbed::Artifacts;
 
 use crate::command::{cargo, root, run as run_command};
+use crate::ebpf;
 
 /// Everything but xtask itself, which is running.
 const PACKAGES: [&str; 5] =
@@ -40,7 +41,7 @@ pub(crate) fn run(options: &Options) -> Result<Artifacts> {
     }
     run_command(&mut command)?;
     let artifacts = directory(options.release);
-    // The eBPF programs: `ebpf::build(&artifacts)` goes here.
+    ebpf::build(&artifacts)?;
     eprintln!("built into {}", artifacts.display());
     Ok(Artifacts::at(artifacts))
 }

@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::command::{cargo, run as run_command};
 use crate::demo::{self, Mode};
-use crate::test;
+use crate::{ebpf, test};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -23,6 +23,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     step("clippy", || {
         run_command(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
     })?;
+    step("eBPF programs: fmt and clippy", ebpf::lint)?;
     step("doc", || {
         let mut command: Command = cargo();
         command.args(["doc", "--workspace", "--no-deps", "--document-private-items"]);

@@ -6,6 +6,8 @@ mod build;
 mod ci;
 mod command;
 mod demo;
+mod ebpf;
+mod setup;
 mod test;
 
 use anyhow::Result;
@@ -39,6 +41,8 @@ enum Run {
     Agent(agent::Options),
     /// Four processes that together want three times the card, with managed memory and under nvshare.
     Demo(demo::Options),
+    /// Find or install what builds the eBPF programs; the other tasks do it when they need it.
+    Setup,
 }
 
 fn main() -> Result<()> {
@@ -49,5 +53,6 @@ fn main() -> Result<()> {
         Task::Test(options) => test::run(&options),
         Task::Bench => bench::run(),
         Task::Ci(options) => ci::run(&options),
+        Task::Setup => setup::run(),
     }
 }
