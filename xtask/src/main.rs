@@ -24,6 +24,8 @@ struct Arguments {
 enum Task {
     /// Build everything: agent, shim, simulator, workload, eBPF programs.
     Build(build::Options),
+    /// Find or install what builds the eBPF programs; the other tasks do it when they need it.
+    Setup,
     /// Build, then run the agent or the demo.
     #[command(subcommand)]
     Run(Run),
@@ -41,8 +43,6 @@ enum Run {
     Agent(agent::Options),
     /// Four processes that together want three times the card, with managed memory and under nvshare.
     Demo(demo::Options),
-    /// Find or install what builds the eBPF programs; the other tasks do it when they need it.
-    Setup,
 }
 
 fn main() -> Result<()> {
