@@ -1,0 +1,61 @@
+//! What is said on the administrator's socket.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::change::Change;
+use crate::health::Readiness;
+
+/// The longest request.
+pub const MAX_LINE_BYTES: usize = 64 << 10;
+
+/// One line to the agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// How are things?
+    Status,
+    /// Change settings, all of them or none.
+    Set {
+        /// As on the command line: `lease-floor=200ms`.
+        changes: Vec<Change>,
+    },
+}
+
+/// One line from the agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Response {
+    /// To `Status`.
+    State {
+        /// What `/api/v1/state` shows.
+        state: Value,
+        /// What `/readyz` shows.
+        readiness: Readiness,
+    },
+    /// To `Set`: the settings as they are now.
+    Settings {
+        /// What `/api/v1/state` shows under `settings`.
+        settings: Value,
+    },
+    /// The request was refused; nothing was changed.
+    Error {
+        /// The reason, and what was expected.
+        why: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_the_documented_lines() {
+        assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"request":"status"}"#);
+        let set = r#"{"request":"set","changes":["lease-floor=200ms"]}"#;
+        let request: Request = serde_json::from_str(set).unwrap();
+        assert_eq!(serde_json::to_string(&request).unwrap(), set);
+        let error = serde_json::from_str::<Request>(r#"{"request":"set","changes":["x=1"]}"#).unwrap_err();
+        assert!(error.to_string().contains("lease-ceiling"), "{error}");
+    }
+}

@@ -1,0 +1,172 @@
+//! What the agent is made of and which parts are missing, with the reason and the remedy: the source of `/readyz`, of a
+//! metric, and of a line of `nvshare-agent status`.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+/// A part of the agent that can be missing while the rest runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// The administrator's socket.
+    Admin,
+    /// The clients' socket.
+    Clients,
+    /// NVML and at least one device.
+    Devices,
+    /// Host memory for shadows.
+    HostMemory,
+    /// The uprobes on the CUDA driver.
+    Uprobes,
+}
+
+impl Part {
+    /// All of them.
+    pub const ALL: [Part; 5] = [Part::Admin, Part::Clients, Part::Devices, Part::HostMemory, Part::Uprobes];
+
+    /// The part as a metric label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Part::Admin => "admin",
+            Part::Clients => "clients",
+            Part::Devices => "devices",
+            Part::HostMemory => "host_memory",
+            Part::Uprobes => "uprobes",
+        }
+    }
+
+    /// Whether the agent does nothing useful without it.
+    pub const fn is_needed(self) -> bool {
+        matches!(self, Part::Clients | Part::Devices)
+    }
+}
+
+/// How a part is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It does its work.
+    Works,
+    /// It does not, or not fully.
+    Missing {
+        /// The reason and the remedy, for a person.
+        why: String,
+    },
+    /// It was switched off by configuration.
+    Off,
+}
+
+/// A part that is missing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// Which.
+    pub part: Part,
+    /// The reason and the remedy.
+    pub why: String,
+    /// Whether the agent is not ready because of it.
+    pub needed: bool,
+}
+
+/// The answer to `/readyz`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    /// Whether everything needed works.
+    pub ready: bool,
+    /// What does not work.
+    pub missing: Vec<Missing>,
+}
+
+/// The standing of all parts; each part reports its own. A part that has not reported yet is starting.
+#[derive(Clone, Debug, Default)]
+pub struct Health(Arc<Mutex<BTreeMap<Part, Standing>>>);
+
+impl Health {
+    /// Nothing has reported yet.
+    pub fn new() -> Health {
+        Health::default()
+    }
+
+    /// Reports on `part`; says so in the log when it changed.
+    pub fn report(&self, part: Part, standing: Standing) {
+        let before = self.parts().insert(part, standing.clone());
+        if before.as_ref() == Some(&standing) {
+            return;
+        }
+        match (&before, &standing) {
+            (_, Standing::Missing { why }) => warn!(part = part.name(), why, "running without a part"),
+            (Some(Standing::Missing { .. }), _) => info!(part = part.name(), "no longer missing"),
+            _ => {}
+        }
+    }
+
+    /// `part` works.
+    pub fn works(&self, part: Part) {
+        self.report(part, Standing::Works);
+    }
+
+    /// `part` is missing, for a reason that names the remedy.
+    pub fn missing(&self, part: Part, why: impl ToString) {
+        self.report(part, Standing::Missing { why: why.to_string() });
+    }
+
+    /// How `part` is doing; none while it is starting.
+    pub fn of(&self, part: Part) -> Option<Standing> {
+        self.parts().get(&part).cloned()
+    }
+
+    /// Everything that is missing, and whether the rest is enough.
+    pub fn readiness(&self) -> Readiness {
+        let parts = self.parts();
+        let missing: Vec<Missing> = Part::ALL
+            .into_iter()
+            .filter_map(|part| {
+                let why = match parts.get(&part) {
+                    None => "it is starting".to_owned(),
+                    Some(Standing::Missing { why }) => why.clone(),
+                    Some(Standing::Works | Standing::Off) => return None,
+                };
+                Some(Missing { part, why, needed: part.is_needed() || !parts.contains_key(&part) })
+            })
+            .collect();
+        Readiness { ready: missing.iter().all(|missing| !missing.needed), missing }
+    }
+
+    fn parts(&self) -> std::sync::MutexGuard<'_, BTreeMap<Part, Standing>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_ready_before_every_part_has_reported() {
+        let health = Health::new();
+        for part in Part::ALL {
+            assert!(!health.readiness().ready);
+            health.works(part);
+        }
+        assert_eq!(health.readiness(), Readiness { ready: true, missing: vec![] });
+    }
+
+    #[test]
+    fn only_a_part_that_is_needed_keeps_the_agent_from_being_ready() {
+        let health = Health::new();
+        for part in Part::ALL {
+            health.works(part);
+        }
+        health.missing(Part::Uprobes, "no BTF");
+        health.report(Part::HostMemory, Standing::Off);
+        let readiness = health.readiness();
+        assert!(readiness.ready);
+        assert_eq!(readiness.missing.len(), 1);
+        assert_eq!(readiness.missing[0].why, "no BTF");
+        health.missing(Part::Devices, "no NVML");
+        assert!(!health.readiness().ready);
+        health.works(Part::Devices);
+        assert!(health.readiness().ready);
+    }
+}
