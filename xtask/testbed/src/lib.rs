@@ -7,10 +7,12 @@ mod agent;
 mod artifacts;
 mod client;
 mod node;
+mod running;
 mod wait;
 
 pub use agent::Agent;
 pub use artifacts::Artifacts;
 pub use client::ClientCommand;
 pub use node::{Node, NodeBuilder};
+pub use running::Client;
 pub use wait::wait_for;

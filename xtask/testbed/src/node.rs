@@ -136,6 +136,13 @@ impl Node {
         ClientCommand { command, shim: self.artifacts.shim() }
     }
 
+    /// A workload with these flags (separated by spaces) that will report in JSON.
+    pub fn workload(&self, flags: &str) -> ClientCommand {
+        let mut client = self.client(self.artifacts.workload());
+        client.arg("--json").args(flags.split_whitespace());
+        client
+    }
+
     /// Starts the agent and waits until it is ready.
     ///
     /// # Panics
