@@ -1,0 +1,96 @@
+//! `cuGetProcAddress`: the newest variant of a name that a version allows, of the default stream that the flags ask for.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::LazyLock;
+
+use cudarc::driver::sys::{CUdriverProcAddressQueryResult as Query, CUresult};
+
+use crate::export::{NAMES, Outcome, export, put_if};
+use crate::init::DRIVER_VERSION;
+
+const LEGACY_STREAM: u64 = 1;
+const PER_THREAD_DEFAULT_STREAM: u64 = 2;
+
+export! {
+    @early fn cuGetProcAddress(symbol: *const c_char, function: *mut *mut c_void, version: c_int, flags: u64) |cx| {
+        // SAFETY: the parameters are the caller's.
+        unsafe { answer(symbol, function, version, flags, std::ptr::null_mut()) }
+    }
+
+    @early fn cuGetProcAddress_v2(
+        symbol: *const c_char, function: *mut *mut c_void, version: c_int, flags: u64, status: *mut Query,
+    ) |cx| {
+        // SAFETY: the parameters are the caller's.
+        unsafe { answer(symbol, function, version, flags, status) }
+    }
+}
+
+/// What an address is looked up by.
+struct Variant {
+    version: u32,
+    per_thread: bool,
+    address: usize,
+}
+
+static VARIANTS: LazyLock<HashMap<&'static str, Vec<Variant>>> = LazyLock::new(|| {
+    let addresses: HashMap<_, _> = super::TABLES
+        .iter()
+        .flat_map(|table| table.iter())
+        .map(|export| (export.name, export.address as usize))
+        .collect();
+    let mut variants: HashMap<_, Vec<_>> = HashMap::new();
+    for name in NAMES {
+        let per_thread = name.symbol.ends_with("_ptsz") || name.symbol.ends_with("_ptds");
+        let address = addresses[name.symbol];
+        variants.entry(name.base).or_default().push(Variant { version: name.version, per_thread, address });
+    }
+    variants
+});
+
+/// Where `base` is for a program made for `version`.
+fn find(base: &str, version: u32, per_thread: bool) -> Result<usize, Query> {
+    let variants = VARIANTS.get(base).ok_or(Query::CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND)?;
+    let newest = |twin: bool| {
+        variants
+            .iter()
+            .filter(|variant| {
+                variant.per_thread == twin && variant.version <= version.min(DRIVER_VERSION as u32)
+            })
+            .max_by_key(|variant| variant.version)
+    };
+    let found = if per_thread { newest(true).or_else(|| newest(false)) } else { newest(false) };
+    found.map(|variant| variant.address).ok_or(Query::CU_GET_PROC_ADDRESS_VERSION_NOT_SUFFICIENT)
+}
+
+/// # Safety
+/// `symbol` is null or a C string; the other pointers are null or writable.
+unsafe fn answer(
+    symbol: *const c_char,
+    function: *mut *mut c_void,
+    version: c_int,
+    flags: u64,
+    status: *mut Query,
+) -> Outcome {
+    let both = LEGACY_STREAM | PER_THREAD_DEFAULT_STREAM;
+    if symbol.is_null() || function.is_null() || version < 2000 || flags & !both != 0 || flags == both {
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
+    // SAFETY: a C string, as the driver API demands.
+    let name = unsafe { CStr::from_ptr(symbol) }.to_str().map_err(|_| CUresult::CUDA_ERROR_INVALID_VALUE)?;
+    if name.is_empty() {
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
+    let found = find(name, version as u32, flags & PER_THREAD_DEFAULT_STREAM != 0);
+    // SAFETY: not null (function) or null or writable (status), as the driver API demands.
+    unsafe {
+        function.write(found.unwrap_or(0) as *mut c_void);
+        put_if(status, found.err().unwrap_or(Query::CU_GET_PROC_ADDRESS_SUCCESS));
+    }
+    match found {
+        Ok(_) => Ok(()),
+        // Version 1 of the function has only its result to say so; version 2 succeeds and says it in `status`.
+        Err(_) if status.is_null() => Err(CUresult::CUDA_ERROR_NOT_FOUND),
+        Err(_) => Ok(()),
+    }
+}

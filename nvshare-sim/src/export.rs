@@ -1,0 +1,151 @@
+//! How the library's functions are exported: the `export!` macro, what every call checks before its body runs, and the
+//! table of all of them.
+//!
+//! Each symbol begins as NVIDIA's own do: a comparison of a global word, a short conditional jump, a jump to the body.
+//! Uprobes sit on the second instruction; no export calls another, so one call is one hit.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicU32;
+
+use cudarc::driver::sys::CUresult;
+
+use crate::init;
+
+/// Result of a driver function's body.
+pub(crate) type Outcome<T = ()> = Result<T, CUresult>;
+
+/// What the first instruction of every export compares with [`DEINITIALIZED`].
+pub(crate) static STATE_WORD: AtomicU32 = AtomicU32::new(0);
+
+/// The value of [`STATE_WORD`] once the process is exiting: every function then returns `CUDA_ERROR_DEINITIALIZED`.
+pub(crate) const DEINITIALIZED: u32 = 0x321c_ba00;
+
+/// One exported function.
+pub(crate) struct Export {
+    /// The symbol.
+    pub(crate) name: &'static str,
+    /// Its address.
+    pub(crate) address: unsafe extern "C" fn(),
+}
+
+/// One name of the driver API, whether this library implements it or not.
+pub(crate) struct Name {
+    /// The exported symbol.
+    pub(crate) symbol: &'static str,
+    /// What `cuGetProcAddress` calls it.
+    pub(crate) base: &'static str,
+    /// The first driver version that has this variant.
+    pub(crate) version: u32,
+}
+
+/// All names of the driver API.
+pub(crate) const NAMES: &[Name] = include!(concat!(env!("OUT_DIR"), "/names.rs"));
+
+/// The call that is being served: what its body may ask about it.
+pub(crate) struct Call {
+    /// The symbol that was called.
+    pub(crate) name: &'static str,
+    /// Whether the null stream means the thread's own default stream (the `_ptsz`/`_ptds` twins).
+    pub(crate) per_thread: bool,
+}
+
+/// Runs the body of an export: no panic leaves it, and it is refused where the driver is not initialised.
+pub(crate) fn serve(
+    name: &'static str,
+    per_thread: bool,
+    early: bool,
+    body: impl FnOnce(&Call) -> Outcome,
+) -> CUresult {
+    if !early && let Err(error) = init::check() {
+        return error;
+    }
+    let call = Call { name, per_thread };
+    match catch_unwind(AssertUnwindSafe(|| body(&call))) {
+        Ok(Ok(())) => CUresult::CUDA_SUCCESS,
+        Ok(Err(error)) => error,
+        Err(_) => {
+            eprintln!("nvshare-sim: {name} panicked");
+            CUresult::CUDA_ERROR_UNKNOWN
+        }
+    }
+}
+
+/// Writes an out-parameter that must be there.
+///
+/// # Safety
+/// `to` is null or valid for a write of `T`: the contract of every out-parameter of the driver API.
+pub(crate) unsafe fn put<T>(to: *mut T, value: T) -> Outcome {
+    if to.is_null() {
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
+    // SAFETY: not null, and the caller of the driver function vouches for the rest.
+    unsafe { to.write(value) };
+    Ok(())
+}
+
+/// Writes an out-parameter that may be null.
+///
+/// # Safety
+/// As [`put`].
+pub(crate) unsafe fn put_if<T>(to: *mut T, value: T) {
+    if !to.is_null() {
+        // SAFETY: not null, and the caller of the driver function vouches for the rest.
+        unsafe { to.write(value) };
+    }
+}
+
+/// Defines exported driver functions and, as `EXPORTS`, the table of them.
+///
+/// ```text
+/// export! {
+///     fn cuMemAlloc_v2(pointer: *mut CUdeviceptr, bytes: usize) |cx| { ...; Ok(()) }
+///     fn cuMemAllocAsync / cuMemAllocAsync_ptsz (...) |cx| { cx.stream(stream)?; ... }
+///     @early fn cuInit(flags: u32) |cx| { ... }
+/// }
+/// ```
+///
+/// A body is an unsafe block's worth of C contract: pointers are what the caller passed. It returns
+/// `Result<(), CUresult>` and may use `?`. `@early` functions work before `cuInit`.
+macro_rules! export {
+    ($($(#[$attribute:meta])* $(@ $early:ident)? fn $name:ident $(/ $twin:ident)* $args:tt |$cx:pat_param| $body:block)*) => {
+        /// What this file exports.
+        pub(crate) static EXPORTS: &[$crate::export::Export] = &[
+            $(
+                $crate::export::export!(@one $name, false, [$($early)?], $args, $cx, $body),
+                $($crate::export::export!(@one $twin, true, [], $args, $cx, $body),)*
+            )*
+        ];
+    };
+    (@early []) => { false };
+    (@early [early]) => { true };
+    (@one $name:ident, $per_thread:literal, [$($early:ident)?], ($($arg:ident : $ty:ty),* $(,)?), $cx:pat_param, $body:block) => {{
+        #[allow(unused_variables, reason = "not every body uses all its parameters")]
+        unsafe extern "C" fn body($($arg: $ty),*) -> ::cudarc::driver::sys::CUresult {
+            $crate::export::serve(
+                stringify!($name), $per_thread, $crate::export::export!(@early [$($early)?]), |$cx| $body,
+            )
+        }
+        #[unsafe(naked)]
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $name($($arg: $ty),*) -> ::cudarc::driver::sys::CUresult {
+            ::std::arch::naked_asm!(
+                "cmp dword ptr [rip + {word}], 0x321cba00",
+                "je 2f",
+                "jmp {body}",
+                "2:",
+                "mov eax, 4",
+                "ret",
+                word = sym $crate::export::STATE_WORD,
+                body = sym body,
+            )
+        }
+        $crate::export::Export {
+            name: stringify!($name),
+            // SAFETY: only the address is used; nothing calls it by this type.
+            address: unsafe {
+                ::std::mem::transmute::<*const (), unsafe extern "C" fn()>($name as *const ())
+            },
+        }
+    }};
+}
+pub(crate) use export;

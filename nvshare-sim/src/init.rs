@@ -1,0 +1,54 @@
+//! The driver's life in a process: not initialised, initialised, gone. A forked child never becomes initialised, as with
+//! the real driver; a process that is exiting is answered `CUDA_ERROR_DEINITIALIZED`.
+
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cudarc::driver::sys::CUresult;
+
+use crate::export::{DEINITIALIZED, Outcome, STATE_WORD};
+
+/// What `cuDriverGetVersion` answers.
+pub(crate) const DRIVER_VERSION: i32 = 12090;
+
+static INITIALIZED: AtomicBool = AtomicBool::new(false);
+static FORKED: AtomicBool = AtomicBool::new(false);
+
+/// Refuses calls that need an initialised driver.
+pub(crate) fn check() -> Outcome {
+    if INITIALIZED.load(Ordering::Acquire) && !FORKED.load(Ordering::Relaxed) {
+        Ok(())
+    } else {
+        Err(CUresult::CUDA_ERROR_NOT_INITIALIZED)
+    }
+}
+
+/// `cuInit`.
+pub(crate) fn initialize() -> Outcome {
+    static HOOKS: Once = Once::new();
+    if FORKED.load(Ordering::Relaxed) {
+        return Err(CUresult::CUDA_ERROR_NOT_INITIALIZED);
+    }
+    if INITIALIZED.load(Ordering::Acquire) {
+        return Ok(());
+    }
+    crate::device::open()?;
+    HOOKS.call_once(|| {
+        // SAFETY: both functions only store to atomics and live as long as the process.
+        unsafe {
+            libc::pthread_atfork(None, None, Some(forked));
+            libc::atexit(exiting);
+        }
+    });
+    INITIALIZED.store(true, Ordering::Release);
+    Ok(())
+}
+
+extern "C" fn forked() {
+    // A child of a process that had initialised the driver: its threads and its place on the card are the parent's.
+    FORKED.store(true, Ordering::Relaxed);
+}
+
+extern "C" fn exiting() {
+    STATE_WORD.store(DEINITIALIZED, Ordering::Relaxed);
+}
