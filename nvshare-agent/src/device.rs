@@ -15,6 +15,8 @@ use nvshare_common::units::{Bytes, DeviceId};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+use crate::moment::Moment;
+
 /// Time between two readings while clients hold memory.
 const BUSY: Duration = Duration::from_millis(100);
 /// Time between two readings, or two attempts to load NVML, while there are none.
@@ -40,6 +42,8 @@ pub struct Reading {
 /// The result of one round over all devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
+    /// When this round began: what was free before it shows in it, what became free later may not.
+    pub began: Moment,
     /// One entry for each device that answered.
     pub devices: Vec<Reading>,
     /// What kept NVML, or one of the devices, from answering, and the remedy.
@@ -146,9 +150,10 @@ impl Source {
     }
 
     fn read(&mut self) -> Report {
+        let began = Moment::now();
         match self.devices() {
-            Ok(report) => report,
-            Err(error) => Report { devices: Vec::new(), problem: Some(error.to_string()) },
+            Ok(report) => Report { began, ..report },
+            Err(error) => Report { began, devices: Vec::new(), problem: Some(error.to_string()) },
         }
     }
 

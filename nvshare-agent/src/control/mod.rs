@@ -1,0 +1,1 @@
+//! The clients' socket: one session per client.

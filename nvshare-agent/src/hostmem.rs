@@ -1,0 +1,1 @@
+//! The host budget and the arenas shadows live in.

@@ -1,0 +1,1 @@
+//! What every process holds and does, per device; pure data.

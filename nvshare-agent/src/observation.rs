@@ -1,0 +1,185 @@
+//! What the uprobes saw, as the observer tells the conductor. Observations may be lost or late: they help to choose and
+//! never carry an obligation.
+
+use nvshare_common::probe::Call;
+use nvshare_common::units::{Bytes, DevicePtr, DeviceRange};
+use serde::{Deserialize, Serialize};
+
+use crate::moment::Moment;
+
+/// A process, so that a reused pid is another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Process {
+    /// In the initial pid namespace.
+    pub pid: u32,
+    /// Its start in clock ticks since boot: field 22 of `/proc/PID/stat`.
+    pub start: u64,
+}
+
+impl Process {
+    /// The process that has `pid` now; `None` if there is none.
+    pub fn of(pid: u32) -> Option<Process> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name, in parentheses, may hold anything: fields are counted behind the last one.
+        let start = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()?;
+        Some(Process { pid, start })
+    }
+}
+
+/// Calls on observed functions since a process began, by [`Call`]: index `call as usize`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// By the application's threads.
+    pub application: [u64; Call::COUNT],
+    /// By the shim's own threads.
+    pub engine: [u64; Call::COUNT],
+}
+
+/// One thing that was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observation {
+    /// How much a process has done so far; sent when it changed, and once more when it ended. A process is first heard
+    /// of by this.
+    Activity {
+        /// Who.
+        process: Process,
+        /// All its calls so far.
+        counts: Counts,
+        /// Its application's last observed call.
+        last_call: Moment,
+        /// Its application's last launch of a kernel or graph.
+        last_launch: Moment,
+        /// Records about it that were lost so far: if any, what is known of its memory is inexact.
+        lost: u64,
+    },
+    /// The application allocated memory ([`Call::Alloc`], [`Call::AllocAsync`] or [`Call::AllocManaged`]).
+    Allocated {
+        /// Who.
+        process: Process,
+        /// How.
+        call: Call,
+        /// What it got.
+        range: DeviceRange,
+    },
+    /// The application freed what it got at this address.
+    Freed {
+        /// Who.
+        process: Process,
+        /// The address it got.
+        address: DevicePtr,
+    },
+    /// A piece of address space got physical memory (under the shim: an extent became resident).
+    Mapped {
+        /// Who.
+        process: Process,
+        /// Where.
+        range: DeviceRange,
+    },
+    /// A piece of address space lost its physical memory.
+    Unmapped {
+        /// Who.
+        process: Process,
+        /// Where.
+        range: DeviceRange,
+    },
+    /// A sampled launch: its first parameters that may be device pointers.
+    Launched {
+        /// Who.
+        process: Process,
+        /// When.
+        at: Moment,
+        /// The parameters, as they are: matched against known ranges by the ledger.
+        parameters: Vec<u64>,
+    },
+    /// The application asked for managed memory to be moved.
+    Prefetched {
+        /// Who.
+        process: Process,
+        /// What.
+        range: DeviceRange,
+    },
+    /// The application gave advice on managed memory.
+    Advised {
+        /// Who.
+        process: Process,
+        /// On what.
+        range: DeviceRange,
+        /// `CUmem_advise`.
+        advice: u64,
+    },
+    /// Faults and migrations of managed memory by the kernel's own count, since the last such observation.
+    Uvm {
+        /// Who.
+        process: Process,
+        /// Faults taken on the device.
+        faults: u64,
+        /// Bytes moved to the device.
+        to_device: Bytes,
+        /// Bytes moved to the host.
+        to_host: Bytes,
+    },
+    /// A context of the process, and everything in it, went away.
+    ContextDestroyed {
+        /// Who.
+        process: Process,
+    },
+    /// The process replaced its program: what was known of its memory is void.
+    Exec {
+        /// Who.
+        process: Process,
+    },
+    /// The process ended; its last [`Observation::Activity`] came before.
+    Exited {
+        /// Who.
+        process: Process,
+    },
+    /// The observer itself; replaces what it said before.
+    Observer(Health),
+}
+
+/// How the observer is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// The programs are loaded in the kernel.
+    pub loaded: bool,
+    /// Why not, or what else is missing, with the remedy; empty when all is well.
+    pub problems: Vec<String>,
+    /// Every libcuda file that was found.
+    pub attachments: Vec<Attachment>,
+    /// Records read from the ring buffer.
+    pub records: u64,
+    /// Records that were lost, of all processes, known and unknown.
+    pub lost: u64,
+    /// Calls by processes for which there was no slot.
+    pub unattributed: u64,
+    /// The first look at all processes is done.
+    pub scanned: bool,
+}
+
+/// One libcuda file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// As it was found; for people.
+    pub path: String,
+    /// How many functions are observed.
+    pub functions: u32,
+    /// Functions of the table that the file has and that are not observed, with the reason.
+    pub refused: Vec<String>,
+    /// `uprobe_multi` or `single`.
+    pub means: String,
+    /// Why nothing is attached, if so.
+    pub problem: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_found_with_its_start() {
+        let this = Process::of(std::process::id()).unwrap();
+        assert!(this.start > 0);
+        assert_eq!(Process::of(std::process::id()), Some(this));
+        assert_eq!(Process::of(u32::MAX), None);
+    }
+}

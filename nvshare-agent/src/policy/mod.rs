@@ -1,0 +1,1 @@
+//! Who runs and who gives memory back: a pure function.
