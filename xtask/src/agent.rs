@@ -11,7 +11,6 @@ use clap::Args;
 use nvshare_testbed::Artifacts;
 
 use crate::build;
-use crate::command::root;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -38,7 +37,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let shim = artifacts.shim();
     let mut client = format!("LD_PRELOAD={} ", shim.display());
     if options.sim || !has_gpu() {
-        let node = root().join("target/node");
+        let node = build::target().join("node");
         let (libraries, socket) = (node.join("lib"), node.join("run/agent.sock"));
         for directory in [&libraries, &node.join("run"), &node.join("admin")] {
             fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;

@@ -47,7 +47,10 @@ pub(crate) fn run(options: &Options) -> Result<Artifacts> {
 }
 
 fn directory(release: bool) -> PathBuf {
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |path| root().join(path));
-    target.join(if release { "release" } else { "debug" })
+    target().join(if release { "release" } else { "debug" })
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |path| root().join(path))
 }
