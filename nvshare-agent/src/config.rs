@@ -11,6 +11,7 @@ use nvshare_common::protocol;
 use nvshare_common::units::Bytes;
 
 use crate::change::Change;
+use crate::settings::Settings;
 use crate::value;
 
 /// Where the agent listens for its administrator unless told otherwise.
@@ -227,6 +228,26 @@ impl Config {
             _ => Ok(()),
         }
     }
+
+    /// What the conductor needs of this.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            lease_floor: self.lease_floor,
+            lease_ceiling: self.lease_ceiling,
+            lease_factor: self.lease_factor,
+            stall: self.stall,
+            reserve: self.reserve,
+            capacity: self.capacity,
+            host_memory: self.host_memory.unwrap_or_else(half_of_memory),
+            ..Settings::default()
+        }
+    }
+}
+
+/// Half of the node's memory: the budget for shadows when none is configured.
+fn half_of_memory() -> Bytes {
+    let system = rustix::system::sysinfo();
+    Bytes(system.totalram as u64 * u64::from(system.mem_unit) / 2)
 }
 
 fn listen(text: &str) -> Result<SocketAddr, String> {
@@ -271,6 +292,13 @@ mod tests {
         assert_eq!(run(&["run", "--lease-floor=200ms"]).unwrap().lease_floor, Duration::from_millis(200));
         let several = run(&["--libcuda", "/a", "--libcuda", "/b"]).unwrap().libcuda;
         assert_eq!(several, [PathBuf::from("/a"), PathBuf::from("/b")]);
+    }
+
+    #[test]
+    fn defaults_of_the_flags_and_of_the_settings_agree() {
+        let settings = run(&[]).unwrap().settings();
+        assert!(settings.host_memory > Bytes::MIB, "{settings:?}");
+        assert_eq!(settings, Settings { host_memory: settings.host_memory, ..Settings::default() });
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Data flows one way: [`observer`] and [`control`] feed the [`conductor`], the one task that owns the [`ledger`] and
 //! asks the [`policy`] what to do; its commands go back through `control`. Everything anybody else may know is in the
-//! [`snapshot`], published after each change; metrics, http and admin only read it.
+//! [`snapshot`], published after each change; [`metrics`], [`http`] and [`admin`] only read it.
 
 pub mod admin;
 pub mod change;
@@ -12,6 +12,7 @@ pub mod control;
 pub mod device;
 pub mod health;
 pub mod hostmem;
+pub mod http;
 pub mod ledger;
 pub mod metrics;
 pub mod moment;

@@ -1,0 +1,200 @@
+//! The pages of the agent, for Prometheus, Kubernetes and people. All of them only read.
+//!
+//! | route | answer |
+//! | --- | --- |
+//! | `/` | this list, as text |
+//! | `/metrics` | every series, in Prometheus' text format |
+//! | `/livez` | 200 while the conductor works, 503 when it has not published for too long |
+//! | `/readyz`, `/healthz` | 200 or 503, and as JSON what is missing, why, and the remedy |
+//! | `/api/v1/state` | everything the agent knows, as JSON |
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::State as Shared;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::snapshot::State;
+
+const INDEX: &str =
+    "nvshare-agent: processes share a GPU whose memory is smaller than the sum of what they use
+
+/metrics        every series, for Prometheus
+/livez          is the agent alive?
+/readyz         is it ready, and which parts are missing? (/healthz is the same)
+/api/v1/state   everything it knows, as JSON
+
+On the node: `nvshare-agent status`, `nvshare-agent top`, `nvshare-agent set lease-floor=200ms`
+";
+
+/// The agent cannot be seen from outside.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}; choose another address with --listen")]
+pub struct ListenError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// What the pages show.
+#[derive(Clone)]
+struct Pages {
+    state: watch::Receiver<Arc<State>>,
+    health: Health,
+    metrics: Arc<Metrics>,
+}
+
+/// Listens on `address`.
+pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(address).await.map_err(|source| ListenError { address, source })
+}
+
+/// Serves the pages until dropped.
+pub async fn serve(listener: TcpListener, state: watch::Receiver<Arc<State>>, health: Health) {
+    let metrics = Arc::new(Metrics::new(state.clone(), health.clone()));
+    let routes = routes(Pages { state, health, metrics });
+    // Errors of single connections are axum's; this ends only where accepting is impossible for good.
+    if let Err(error) = axum::serve(listener, routes).await {
+        warn!(%error, "the HTTP pages are gone");
+    }
+}
+
+fn routes(pages: Pages) -> Router {
+    Router::new()
+        .route("/", get(async || INDEX))
+        .route("/metrics", get(metrics))
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/healthz", get(readyz))
+        .route("/api/v1/state", get(state))
+        .with_state(pages)
+}
+
+async fn metrics(Shared(pages): Shared<Pages>) -> Response {
+    match pages.metrics.text() {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot write the metrics: {error}\n"))
+            .into_response(),
+    }
+}
+
+async fn livez(Shared(pages): Shared<Pages>) -> (StatusCode, &'static str) {
+    // The conductor owns the sending half: it is gone only when the conductor is.
+    if pages.state.has_changed().is_err() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the conductor ended\n");
+    }
+    (StatusCode::OK, "alive\n")
+}
+
+async fn readyz(Shared(pages): Shared<Pages>) -> Response {
+    let readiness = pages.health.readiness();
+    let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(readiness)).into_response()
+}
+
+async fn state(Shared(pages): Shared<Pages>) -> Response {
+    let state = Arc::clone(&pages.state.borrow());
+    Json(&*state).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::health::{Part, Readiness};
+
+    struct Running {
+        address: SocketAddr,
+        state: Option<watch::Sender<Arc<State>>>,
+        health: Health,
+    }
+
+    async fn running() -> Running {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, receiver) = watch::channel(Arc::new(State::default()));
+        let health = Health::new();
+        tokio::spawn(serve(listener, receiver, health.clone()));
+        Running { address, state: Some(sender), health }
+    }
+
+    impl Running {
+        async fn get(&self, path: &str) -> (u16, String, String) {
+            let mut stream = TcpStream::connect(self.address).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            (head.split(' ').nth(1).unwrap().parse().unwrap(), head.to_owned(), body.to_owned())
+        }
+    }
+
+    #[tokio::test]
+    async fn the_index_lists_every_route() {
+        let agent = running().await;
+        let (status, _, index) = agent.get("/").await;
+        assert_eq!(status, 200);
+        for route in ["/metrics", "/livez", "/readyz", "/healthz", "/api/v1/state"] {
+            assert!(index.contains(route), "{index}");
+            assert_ne!(agent.get(route).await.0, 404, "{route}");
+        }
+        assert_eq!(agent.get("/nothing").await.0, 404);
+    }
+
+    #[tokio::test]
+    async fn readiness_says_what_is_missing_and_why() {
+        let agent = running().await;
+        for part in Part::ALL {
+            agent.health.works(part);
+        }
+        agent.health.missing(Part::Uprobes, "no BTF: use a kernel with CONFIG_DEBUG_INFO_BTF");
+        assert_eq!(agent.get("/readyz").await.0, 200);
+        agent.health.missing(Part::Devices, "no NVML");
+        for path in ["/readyz", "/healthz"] {
+            let (status, _, body) = agent.get(path).await;
+            let readiness: Readiness = serde_json::from_str(&body).unwrap();
+            assert_eq!((status, readiness.ready), (503, false));
+            assert_eq!(readiness.missing, agent.health.readiness().missing);
+            assert!(body.contains("no NVML") && body.contains("CONFIG_DEBUG_INFO_BTF"), "{body}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_agent_is_alive_while_its_conductor_is() {
+        let mut agent = running().await;
+        assert_eq!(agent.get("/livez").await.0, 200);
+        agent.state = None;
+        assert_eq!(agent.get("/livez").await.0, 503);
+    }
+
+    #[tokio::test]
+    async fn state_and_metrics_are_of_the_latest_publication() {
+        let agent = running().await;
+        let state = State { release: "9.8.7".to_owned(), ..State::default() };
+        agent.state.as_ref().unwrap().send_replace(Arc::new(state.clone()));
+        let (status, head, body) = agent.get("/api/v1/state").await;
+        assert_eq!((status, serde_json::from_str::<State>(&body).unwrap()), (200, state));
+        assert!(head.to_ascii_lowercase().contains("content-type: application/json"), "{head}");
+        let (_, head, body) = agent.get("/metrics").await;
+        assert!(body.contains("release=\"9.8.7\""), "{body}");
+        assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_is_named_with_the_remedy() {
+        let agent = running().await;
+        let error = listen(agent.address).await.unwrap_err().to_string();
+        assert!(error.contains(&agent.address.to_string()) && error.contains("--listen"), "{error}");
+    }
+}

@@ -1,1 +1,0 @@
-//! Every exported series, in one place.

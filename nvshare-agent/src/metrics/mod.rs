@@ -1,0 +1,435 @@
+//! Every exported series, made from the published [`State`] whenever somebody asks: a series vanishes with the client or
+//! device it belongs to, and nothing is counted twice.
+
+mod series;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use nvshare_common::units::Bytes;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{Registry, TextEncoder};
+use tokio::sync::watch;
+
+use crate::health::{Health, Readiness};
+use crate::snapshot::{Activity, Client, State, Totals};
+use series::{Page, Series};
+
+/// Reasons for unswappable memory that one client may have a label for; the rest is `other`. Shims choose these texts.
+const REASONS: usize = 16;
+/// The most characters of a label that comes from a client.
+const LABEL_CHARS: usize = 32;
+
+/// The registry behind `/metrics`.
+pub struct Metrics(Registry);
+
+impl Metrics {
+    /// Series of what `state` holds at the time of each scrape.
+    ///
+    /// # Panics
+    /// When the table of series contradicts itself.
+    pub fn new(state: watch::Receiver<Arc<State>>, health: Health) -> Metrics {
+        let registry = Registry::new();
+        registry.register(Box::new(Source::new(state, health))).expect("the table of series is consistent");
+        Metrics(registry)
+    }
+
+    /// All series in Prometheus' text format.
+    pub fn text(&self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.0.gather())
+    }
+}
+
+struct Source {
+    state: watch::Receiver<Arc<State>>,
+    health: Health,
+    descriptions: Vec<Desc>,
+}
+
+impl Source {
+    fn new(state: watch::Receiver<Arc<State>>, health: Health) -> Source {
+        let descriptions = Series::TABLE.iter().map(|series| {
+            let labels = series.labels.iter().map(|label| (*label).to_owned()).collect();
+            Desc::new(series.name.to_owned(), series.help.to_owned(), labels, HashMap::new())
+                .expect("names and labels are valid")
+        });
+        Source { state, health, descriptions: descriptions.collect() }
+    }
+}
+
+impl Collector for Source {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descriptions.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let state = Arc::clone(&self.state.borrow());
+        page(&state, &self.health.readiness()).families()
+    }
+}
+
+fn page(state: &State, readiness: &Readiness) -> Page {
+    let mut page = Page::new();
+    agent(&mut page, state, readiness);
+    devices(&mut page, state);
+    for client in &state.clients {
+        one_client(&mut page, client);
+    }
+    all_clients(&mut page, state);
+    observer(&mut page, state);
+    page
+}
+
+fn agent(page: &mut Page, state: &State, readiness: &Readiness) {
+    page.put(Series::Build, &[&state.release, &state.protocol.to_string()], 1.0);
+    page.put(Series::Uptime, &[], state.up_seconds);
+    page.put(Series::Ready, &[], flag(readiness.ready));
+    for part in crate::health::Part::ALL {
+        let missing = readiness.missing.iter().any(|missing| missing.part == part);
+        page.put(Series::PartMissing, &[part.name()], flag(missing));
+    }
+    page.put(Series::Granting, &[], flag(state.granting));
+    page.put(Series::Awaited, &[], state.awaited.len() as f64);
+    page.put(Series::LeaseFloor, &[], state.settings.lease_floor.as_secs_f64());
+    page.put(Series::LeaseCeiling, &[], state.settings.lease_ceiling.as_secs_f64());
+    page.put(Series::LeaseFactor, &[], state.settings.lease_factor);
+
+    page.put(Series::HostBudget, &[], bytes(state.host.budget));
+    page.put(Series::HostArenas, &["handed_out"], bytes(state.host.handed_out));
+    page.put(Series::HostArenas, &["being_made"], bytes(state.host.being_made));
+    page.put(Series::HostMissing, &[], bytes(state.host.missing));
+
+    page.put(Series::SessionsOpened, &[], state.sessions.opened as f64);
+    for (reason, count) in &state.sessions.refused {
+        page.put(Series::SessionsRefused, &[reason], *count as f64);
+    }
+    for (reason, count) in &state.sessions.closed {
+        page.put(Series::SessionsClosed, &[reason], *count as f64);
+    }
+}
+
+fn devices(page: &mut Page, state: &State) {
+    for device in &state.devices {
+        let gpu = device.uuid.as_str();
+        let held = || state.clients.iter().flat_map(|client| &client.devices).filter(|held| held.uuid == gpu);
+        page.put(Series::DeviceInfo, &[gpu, &device.index.to_string(), &device.name], 1.0);
+        let figures = [
+            (Series::DeviceTotal, device.total),
+            (Series::DeviceCapacity, device.capacity),
+            (Series::DeviceUsed, device.used),
+            (Series::DeviceReserve, device.reserve),
+            (Series::DeviceGranted, device.granted),
+            (Series::DeviceResident, device.resident),
+            (Series::DeviceSwapped, device.swapped),
+            (Series::DeviceShadow, held().map(|held| held.shadow).sum()),
+            (Series::DeviceForeign, device.foreign),
+            (Series::DeviceFree, device.free),
+            (Series::DeviceNeeded, device.needed),
+            (Series::DeviceExcess, device.excess),
+        ];
+        for (series, figure) in figures {
+            page.put(series, &[gpu], bytes(figure));
+        }
+        page.put(Series::DeviceContended, &[gpu], flag(device.contended));
+        page.put(Series::DeviceReadingAge, &[gpu], device.reading_age_seconds);
+
+        let mut reasons: BTreeMap<String, Bytes> = BTreeMap::new();
+        for (reason, amount) in held().flat_map(|held| few(&held.unswappable_reasons)) {
+            let sum = reasons.entry(reason).or_default();
+            sum.0 = sum.0.saturating_add(amount.0);
+        }
+        for (reason, amount) in reasons {
+            page.put(Series::DeviceUnswappable, &[gpu, &reason], bytes(amount));
+        }
+    }
+}
+
+fn one_client(page: &mut Page, client: &Client) {
+    let (number, name) = (client.client.0.to_string(), label(&client.name));
+    let container = container(&client.cgroup).unwrap_or_default();
+    let who = [number.as_str(), container, name.as_str()];
+    let with = |more: &'_ str| [number.clone(), container.to_owned(), name.clone(), more.to_owned()];
+
+    page.put(Series::ClientActivity, &with(client.activity.name()).each_ref().map(String::as_str), 1.0);
+    page.put(Series::ClientWaiting, &who, client.waiting_seconds);
+    page.put(Series::ClientIdle, &who, client.idle_seconds);
+    if let Some(left) = client.lease_seconds {
+        page.put(Series::ClientLease, &who, left);
+    }
+    page.put(Series::ClientArenas, &who, bytes(client.arena_bytes));
+    for held in &client.devices {
+        let figures = [
+            (Series::ClientResident, held.resident),
+            (Series::ClientSwapped, held.swapped),
+            (Series::ClientShadow, held.shadow),
+            (Series::ClientGranted, held.granted),
+            (Series::ClientNeeded, held.needed),
+        ];
+        for (series, figure) in figures {
+            page.put(series, &with(&held.uuid).each_ref().map(String::as_str), bytes(figure));
+        }
+        for (reason, amount) in few(&held.unswappable_reasons) {
+            let labels = [who[0], who[1], who[2], &held.uuid, &reason];
+            page.put(Series::ClientUnswappable, &labels, bytes(amount));
+        }
+    }
+    for (call, count) in client.totals.application_calls.iter().filter(|(_, count)| **count > 0) {
+        page.put(Series::ClientCalls, &[who[0], who[1], who[2], call], *count as f64);
+    }
+    page.put(Series::ClientCopied, &[who[0], who[1], who[2], "out"], bytes(client.totals.copied_out));
+    page.put(Series::ClientCopied, &[who[0], who[1], who[2], "in"], bytes(client.totals.copied_in));
+}
+
+/// What clients did together, those that ended too: these never go back while the agent runs.
+fn all_clients(page: &mut Page, state: &State) {
+    for activity in Activity::ALL {
+        let count = state.clients.iter().filter(|client| client.activity == activity).count();
+        page.put(Series::Clients, &[activity.name()], count as f64);
+    }
+    page.put(Series::ClientsEnded, &[], state.ended_count as f64);
+
+    page.distribution(Series::Switches, &[], &state.switches.seconds);
+    page.distribution(Series::SwitchDrain, &[], &state.switches.drain_seconds);
+    page.distribution(Series::Waits, &[], &state.waiting_seconds);
+    page.distribution(Series::Swaps, &["out"], &state.swap_out_seconds);
+    page.distribution(Series::Swaps, &["in"], &state.swap_in_seconds);
+
+    let mut all = state.ended_totals.clone();
+    for client in &state.clients {
+        all.add(&client.totals);
+    }
+    page.put(Series::SwapBytes, &["out"], bytes(all.copied_out));
+    page.put(Series::SwapBytes, &["in"], bytes(all.copied_in));
+    page.put(Series::SwapClean, &[], bytes(all.clean));
+    page.put(Series::SwapFailures, &[], all.swap_failures as f64);
+    page.put(Series::Stops, &[], all.stops as f64);
+    page.put(Series::DrainStalls, &[], all.stalls as f64);
+    page.put(Series::UvmFaults, &[], all.uvm_faults as f64);
+    page.put(Series::UvmBytes, &[], bytes(all.uvm_bytes));
+    calls(page, &all);
+}
+
+fn calls(page: &mut Page, all: &Totals) {
+    let counts = [
+        ("shim", "application", &all.application_calls),
+        ("shim", "engine", &all.engine_calls),
+        ("uprobes", "application", &all.application_seen),
+        ("uprobes", "engine", &all.engine_seen),
+    ];
+    for (seen_by, made_by, counts) in counts {
+        for (call, count) in counts {
+            page.put(Series::Calls, &[seen_by, made_by, call], *count as f64);
+        }
+    }
+}
+
+fn observer(page: &mut Page, state: &State) {
+    page.put(Series::ForeignProcesses, &[], state.processes.len() as f64);
+    page.put(
+        Series::ForeignAllocated,
+        &[],
+        bytes(state.processes.iter().map(|process| process.allocated).sum()),
+    );
+    page.put(Series::ForeignManaged, &[], bytes(state.processes.iter().map(|process| process.managed).sum()));
+
+    let observer = &state.observer;
+    let failed = observer.attachments.iter().filter(|file| file.problem.is_some()).count();
+    let refused: usize = observer.attachments.iter().map(|file| file.refused.len()).sum();
+    let attached: u32 = observer.attachments.iter().map(|file| file.functions).sum();
+    page.put(Series::UprobesLoaded, &[], flag(observer.loaded));
+    page.put(Series::UprobeFiles, &["attached"], (observer.attachments.len() - failed) as f64);
+    page.put(Series::UprobeFiles, &["failed"], failed as f64);
+    page.put(Series::UprobeFunctions, &["attached"], f64::from(attached));
+    page.put(Series::UprobeFunctions, &["refused"], refused as f64);
+    page.put(Series::Events, &[], observer.records as f64);
+    page.put(Series::EventsLost, &[], observer.lost as f64);
+    page.put(Series::CallsUnattributed, &[], observer.unattributed as f64);
+}
+
+/// The first characters of the id of the container whose cgroup this is; none outside of containers. Runtimes name the
+/// last directory `<id>`, `docker-<id>.scope`, `cri-containerd-<id>.scope` or `crio-<id>.scope`, the id being 64 hex
+/// digits.
+pub fn container(cgroup: &str) -> Option<&str> {
+    let id = |part: &'_ str| part.len() == 64 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let directories = cgroup.rsplit('/').map(|name| name.strip_suffix(".scope").unwrap_or(name));
+    directories.flat_map(|name| name.rsplit(['-', ':'])).find(|part| id(part)).map(|id| &id[..12])
+}
+
+/// A text that a client chose, as a label.
+fn label(text: &str) -> String {
+    text.chars().take(LABEL_CHARS).map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// A client's reasons, as many as may have a label of their own.
+fn few(reasons: &BTreeMap<String, Bytes>) -> BTreeMap<String, Bytes> {
+    let mut few: BTreeMap<String, Bytes> = BTreeMap::new();
+    for (index, (reason, amount)) in reasons.iter().enumerate() {
+        let name = if index < REASONS { label(reason) } else { "other".to_owned() };
+        let sum = few.entry(name).or_default();
+        sum.0 = sum.0.saturating_add(amount.0);
+    }
+    few
+}
+
+fn bytes(bytes: Bytes) -> f64 {
+    bytes.0 as f64
+}
+
+fn flag(set: bool) -> f64 {
+    f64::from(u8::from(set))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::health::Part;
+    use crate::observation::Attachment;
+    use crate::snapshot::{ClientDevice, Device};
+
+    const GPU: &str = "GPU-01234567-89ab-cdef-1032-547698badcfe";
+
+    fn client(number: u64) -> Client {
+        let counts = Totals::named(&std::array::from_fn(|index| index as u64));
+        let unswappable_reasons =
+            BTreeMap::from([("array".to_owned(), Bytes(7)), ("bad\"\n".to_owned(), Bytes(1))]);
+        serde_json::from_value(serde_json::json!({
+            "client": number, "process": {"pid": 4_242_424, "start": 1}, "name": "python3",
+            "cgroup": format!("/kubepods.slice/cri-containerd-{}.scope", "ab".repeat(32)), "shim": "0.1.0",
+            "activity": "waiting", "waiting_seconds": 1.5, "idle_seconds": 0.0, "lease_seconds": 2.0,
+            "virtual_runtime_seconds": 3.0, "stalls": 0, "notes": [], "arenas": 1, "arena_bytes": 64,
+            "devices": [ClientDevice {
+                uuid: GPU.to_owned(), resident: Bytes(100), unswappable_reasons, ..ClientDevice::default()
+            }],
+            "totals": Totals { application_calls: counts.clone(), engine_calls: counts.clone(),
+                application_seen: counts.clone(), engine_seen: counts, copied_out: Bytes(5), ..Totals::default() },
+        }))
+        .unwrap()
+    }
+
+    fn full() -> State {
+        let mut state =
+            State { release: "0.1.0".to_owned(), clients: vec![client(17), client(18)], ..State::default() };
+        state.devices = vec![Device { uuid: GPU.to_owned(), total: Bytes(1 << 30), ..Device::default() }];
+        state.ended_totals.copied_out = Bytes(1000);
+        state.sessions.refused.insert("version".to_owned(), 1);
+        state.sessions.closed.insert("malformed".to_owned(), 1);
+        state.switches.seconds.record(0.3);
+        state.observer.attachments = vec![
+            Attachment { functions: 60, ..Attachment::default() },
+            Attachment { problem: Some("no permission".to_owned()), ..Attachment::default() },
+        ];
+        state
+    }
+
+    fn scrape(state: State) -> String {
+        let health = Health::new();
+        health.missing(Part::Uprobes, "no BTF");
+        let (_sender, receiver) = watch::channel(Arc::new(state));
+        Metrics::new(receiver, health).text().unwrap()
+    }
+
+    /// The samples by name (with the suffixes of histograms), after a strict reading of the text.
+    fn samples(text: &str) -> BTreeMap<String, Vec<(String, f64)>> {
+        let (mut helped, mut typed) = (BTreeSet::new(), BTreeMap::new());
+        let mut samples: BTreeMap<String, Vec<(String, f64)>> = BTreeMap::new();
+        for line in text.lines() {
+            if let Some(help) = line.strip_prefix("# HELP ") {
+                let (name, help) = help.split_once(' ').unwrap();
+                assert!(helped.insert(name.to_owned()) && help.ends_with('.'), "{line}");
+            } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = kind.split_once(' ').unwrap();
+                assert_eq!(name.ends_with("_total"), kind == "counter", "{line}");
+                assert!(typed.insert(name.to_owned(), kind.to_owned()).is_none(), "{line}");
+            } else {
+                let (series, value) = line.rsplit_once(' ').unwrap();
+                let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+                let histogram =
+                    ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
+                let family = histogram.filter(|name| typed.contains_key(*name)).unwrap_or(name);
+                assert!(
+                    helped.contains(family) && typed.contains_key(family),
+                    "no HELP or TYPE before {line}"
+                );
+                assert!(name.starts_with("nvshare_") && !labels.contains("4242424"), "{line}");
+                samples.entry(name.to_owned()).or_default().push((labels.to_owned(), value.parse().unwrap()));
+            }
+        }
+        for (name, values) in &samples {
+            let distinct: BTreeSet<_> = values.iter().map(|(labels, _)| labels).collect();
+            assert_eq!(distinct.len(), values.len(), "{name} has a sample twice: {values:?}");
+        }
+        samples
+    }
+
+    #[test]
+    fn every_series_of_the_table_is_exported_with_help_and_type() {
+        let text = scrape(full());
+        samples(&text);
+        for series in Series::TABLE {
+            assert!(text.contains(&format!("# TYPE {} ", series.name)), "{} is never exported", series.name);
+        }
+    }
+
+    #[test]
+    fn every_series_is_explained_to_those_who_make_dashboards() {
+        let page = include_str!("../../../dashboards/README.md");
+        for series in Series::TABLE {
+            assert!(
+                page.contains(&format!("`{}", series.name)),
+                "dashboards/README.md lacks {}",
+                series.name
+            );
+        }
+    }
+
+    #[test]
+    fn no_series_of_a_client_is_left_when_it_is_gone() {
+        let mut state = full();
+        assert!(scrape(state.clone()).contains("client=\"18\""));
+        state.clients.pop();
+        let text = scrape(state);
+        assert!(text.contains("client=\"17\"") && !text.contains("client=\"18\""), "{text}");
+    }
+
+    #[test]
+    fn what_clients_did_together_does_not_go_back_when_one_ends() {
+        let mut state = full();
+        let copied = |state: &State| samples(&scrape(state.clone()))["nvshare_swap_bytes_total"].clone();
+        let before = copied(&state);
+        assert!(before.contains(&("direction=\"out\"}".to_owned(), 1010.0)), "{before:?}");
+        let ended = state.clients.pop().unwrap();
+        state.ended_totals.add(&ended.totals);
+        assert_eq!(copied(&state), before);
+    }
+
+    #[test]
+    fn reasons_beyond_the_limit_are_one_series() {
+        let mut state = full();
+        let many = (0..1000).map(|number| (format!("reason-{number}"), Bytes(1))).collect();
+        state.clients[0].devices[0].unswappable_reasons = many;
+        state.clients.pop();
+        let samples = samples(&scrape(state));
+        let unswappable = &samples["nvshare_client_unswappable_bytes"];
+        assert_eq!(unswappable.len(), REASONS + 1);
+        assert_eq!(unswappable.iter().map(|(_, amount)| amount).sum::<f64>(), 1000.0);
+    }
+
+    #[test]
+    fn containers_are_recognised_in_the_cgroups_of_usual_runtimes() {
+        let id = "0123456789abcdef".repeat(4);
+        let pod = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice";
+        for cgroup in [
+            format!("{pod}/cri-containerd-{id}.scope"),
+            format!("{pod}/crio-{id}.scope/container"),
+            format!("/system.slice/docker-{id}.scope"),
+            format!("/kubepods/burstable/pod1-2/{id}"),
+            format!("/system.slice/containerd.service/kubepods-pod1.slice:cri-containerd:{id}"),
+        ] {
+            assert_eq!(container(&cgroup), Some("0123456789ab"), "{cgroup}");
+        }
+        assert_eq!(container("/user.slice/user-1000.slice/session-2.scope"), None);
+    }
+}

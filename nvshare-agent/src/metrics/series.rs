@@ -1,0 +1,187 @@
+//! The table of series, and the page that values are put on.
+
+use prometheus::proto::{
+    Bucket, Counter, Gauge, Histogram as Distribution, LabelPair, Metric, MetricFamily, MetricType,
+};
+
+use crate::snapshot::Histogram;
+
+/// What is known of a series before it has a value.
+pub(super) struct Definition {
+    /// `nvshare_...`, in base units; counters end in `_total`.
+    pub(super) name: &'static str,
+    /// What it means, for people.
+    pub(super) help: &'static str,
+    /// Gauge, counter or histogram.
+    pub(super) kind: MetricType,
+    /// The names of its labels, in the order in which their values are given.
+    pub(super) labels: &'static [&'static str],
+}
+
+macro_rules! series {
+    ($($series:ident $kind:ident $name:literal $labels:tt $help:literal;)*) => {
+        /// Every exported series.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) enum Series { $($series),* }
+
+        impl Series {
+            /// In the order of the enum.
+            pub(super) const TABLE: &[Definition] = &[$(Definition {
+                name: concat!("nvshare_", $name),
+                help: $help,
+                kind: MetricType::$kind,
+                labels: &$labels,
+            }),*];
+        }
+    };
+}
+
+series! {
+    Build GAUGE "build_info" ["release", "protocol"] "Always 1; the labels say which agent this is.";
+    Uptime GAUGE "uptime_seconds" [] "How long the agent runs.";
+    Ready GAUGE "ready" [] "1 when everything needed works.";
+    PartMissing GAUGE "part_missing" ["part"] "1 when this part of the agent is missing or starting; /readyz says why.";
+    Granting GAUGE "granting" [] "1 once the agent has heard of every client that was there before it, and grants memory.";
+    Awaited GAUGE "awaited_processes" [] "Processes with the shim that have not said hello since the agent started.";
+
+    LeaseFloor GAUGE "lease_floor_seconds" [] "The configured shortest lease.";
+    LeaseCeiling GAUGE "lease_ceiling_seconds" [] "The configured longest lease while others wait.";
+    LeaseFactor GAUGE "lease_factor" [] "The configured length of a lease in multiples of the cost of a switch.";
+
+    DeviceInfo GAUGE "device_info" ["gpu", "index", "product"] "Always 1; the labels name the device.";
+    DeviceTotal GAUGE "device_memory_bytes" ["gpu"] "All memory of the device.";
+    DeviceCapacity GAUGE "device_capacity_bytes" ["gpu"] "What the agent may use of it: its memory, or the configured capacity if that is less.";
+    DeviceUsed GAUGE "device_used_bytes" ["gpu"] "Memory in use, by NVML.";
+    DeviceReserve GAUGE "device_reserve_bytes" ["gpu"] "Memory that is never granted.";
+    DeviceGranted GAUGE "device_granted_bytes" ["gpu"] "The sum of all grants.";
+    DeviceResident GAUGE "device_resident_bytes" ["gpu"] "Clients' memory that is on the device.";
+    DeviceSwapped GAUGE "device_swapped_bytes" ["gpu"] "Clients' memory that is on the host only.";
+    DeviceShadow GAUGE "device_shadow_bytes" ["gpu"] "Host copies of clients' memory, of what is on the device too.";
+    DeviceForeign GAUGE "device_foreign_bytes" ["gpu"] "Memory that no grant covers: other processes, and what clients' contexts cost.";
+    DeviceUnswappable GAUGE "device_unswappable_bytes" ["gpu", "reason"] "Clients' memory that cannot be moved.";
+    DeviceFree GAUGE "device_free_bytes" ["gpu"] "What could be granted now.";
+    DeviceNeeded GAUGE "device_needed_bytes" ["gpu"] "The sum of what clients need in order to run; above the capacity they take turns.";
+    DeviceExcess GAUGE "device_excess_bytes" ["gpu"] "Grants above what there is: the agent is taking back.";
+    DeviceContended GAUGE "device_contended" ["gpu"] "1 while clients take turns.";
+    DeviceReadingAge GAUGE "device_reading_age_seconds" ["gpu"] "Age of the last reading from NVML.";
+
+    Clients GAUGE "clients" ["activity"] "Clients by what they are doing; waiting: want to run and must not, or their memory is on the way.";
+    ClientsEnded COUNTER "clients_ended_total" [] "Clients that ended.";
+    ClientActivity GAUGE "client_activity" ["client", "container", "process", "activity"] "1 for what the client is doing now.";
+    ClientResident GAUGE "client_resident_bytes" ["client", "container", "process", "gpu"] "The client's memory that is on the device.";
+    ClientSwapped GAUGE "client_swapped_bytes" ["client", "container", "process", "gpu"] "The client's memory that is on the host only.";
+    ClientShadow GAUGE "client_shadow_bytes" ["client", "container", "process", "gpu"] "Host copies of the client's memory.";
+    ClientGranted GAUGE "client_granted_bytes" ["client", "container", "process", "gpu"] "What the client may have on the device now.";
+    ClientNeeded GAUGE "client_needed_bytes" ["client", "container", "process", "gpu"] "What must be on the device for the client to run.";
+    ClientUnswappable GAUGE "client_unswappable_bytes" ["client", "container", "process", "gpu", "reason"] "The client's memory that cannot be moved.";
+    ClientWaiting GAUGE "client_waiting_seconds" ["client", "container", "process"] "For how long the client has been waiting to run; 0 when it is not.";
+    ClientIdle GAUGE "client_idle_seconds" ["client", "container", "process"] "For how long the client has done nothing on its devices.";
+    ClientLease GAUGE "client_lease_seconds" ["client", "container", "process"] "What is left of the client's lease; negative when nobody else needs the memory; absent without a lease.";
+    ClientArenas GAUGE "client_arena_bytes" ["client", "container", "process"] "Host memory handed to the client for shadows.";
+    ClientCalls COUNTER "client_calls_total" ["client", "container", "process", "call"] "Driver calls by the client's application, as its shim counts them.";
+    ClientCopied COUNTER "client_swap_bytes_total" ["client", "container", "process", "direction"] "Bytes that swapping copied for the client.";
+
+    Switches HISTOGRAM "switch_seconds" [] "Time of a switch: from the first order to stop until all memory of the client that comes is resident.";
+    SwitchDrain HISTOGRAM "switch_drain_seconds" [] "The part of a switch in which work already submitted was finished.";
+    Waits HISTOGRAM "waiting_seconds" [] "How long clients waited, from wanting to run until they ran.";
+    Swaps HISTOGRAM "swap_seconds" ["direction"] "Time of one swap out, and of one swap in.";
+    SwapBytes COUNTER "swap_bytes_total" ["direction"] "Bytes that swapping copied to the host (out) and to the devices (in).";
+    SwapClean COUNTER "swap_clean_bytes_total" [] "Bytes that were swapped out without a copy: zero, or unchanged since the last one.";
+    SwapFailures COUNTER "swap_failures_total" [] "Swap outs that could not give back all they were asked for.";
+    Stops COUNTER "stops_total" [] "Times that clients were stopped.";
+    DrainStalls COUNTER "drain_stalls_total" [] "Drains that were given up because the work made no progress.";
+
+    Calls COUNTER "calls_total" ["seen_by", "made_by", "call"] "Driver calls of all clients, by who counted them (shim, uprobes) and who made them (application, engine).";
+    UvmFaults COUNTER "uvm_faults_total" [] "Page faults on managed memory of clients, where the kernel tells.";
+    UvmBytes COUNTER "uvm_moved_bytes_total" [] "Managed memory of clients that the driver moved, both ways.";
+
+    ForeignProcesses GAUGE "foreign_processes" [] "Processes that use the driver without being clients.";
+    ForeignAllocated GAUGE "foreign_allocated_bytes" [] "Device memory that such processes were seen to allocate and not to free.";
+    ForeignManaged GAUGE "foreign_managed_bytes" [] "The same for managed memory.";
+
+    UprobesLoaded GAUGE "uprobes_loaded" [] "1 when the eBPF programs are in the kernel.";
+    UprobeFiles GAUGE "uprobe_files" ["state"] "Files of the CUDA driver that were found: attached, or failed.";
+    UprobeFunctions GAUGE "uprobe_functions" ["state"] "Functions of these files: attached, or refused because no safe place for a probe was found.";
+    Events COUNTER "events_total" [] "Records that the uprobes sent.";
+    EventsLost COUNTER "events_lost_total" [] "Records that were lost because the agent did not read them in time.";
+    CallsUnattributed COUNTER "calls_unattributed_total" [] "Calls by processes for which there was no counter left.";
+
+    HostBudget GAUGE "host_budget_bytes" [] "Host memory that may be used for what is swapped out.";
+    HostArenas GAUGE "host_arena_bytes" ["state"] "Host memory for shadows: handed_out to clients, or being_made.";
+    HostMissing GAUGE "host_missing_bytes" [] "Host memory that clients which take turns would need and there is not.";
+
+    SessionsOpened COUNTER "sessions_opened_total" [] "Sessions of clients that were opened.";
+    SessionsRefused COUNTER "sessions_refused_total" ["reason"] "Connections of clients that were refused.";
+    SessionsClosed COUNTER "sessions_closed_total" ["reason"] "Sessions of clients that ended.";
+}
+
+/// The values of one scrape.
+pub(super) struct Page(Vec<Vec<Metric>>);
+
+impl Page {
+    /// Nothing on it.
+    pub(super) fn new() -> Page {
+        Page(Series::TABLE.iter().map(|_| Vec::new()).collect())
+    }
+
+    /// Puts a gauge or a counter on the page; `labels` are the values for the names in the table.
+    pub(super) fn put(&mut self, series: Series, labels: &[&str], value: f64) {
+        let mut metric = labelled(series, labels);
+        match Series::TABLE[series as usize].kind {
+            MetricType::COUNTER => {
+                let mut counter = Counter::default();
+                counter.set_value(value);
+                metric.set_counter(counter);
+            }
+            _ => {
+                let mut gauge = Gauge::default();
+                gauge.set_value(value);
+                metric.set_gauge(gauge);
+            }
+        }
+        self.0[series as usize].push(metric);
+    }
+
+    /// Puts a distribution on the page.
+    pub(super) fn distribution(&mut self, series: Series, labels: &[&str], histogram: &Histogram) {
+        let buckets = histogram.bounds.iter().zip(&histogram.counts).map(|(bound, count)| {
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(*bound);
+            bucket.set_cumulative_count(*count);
+            bucket
+        });
+        let mut distribution = Distribution::default();
+        distribution.set_bucket(buckets.collect());
+        distribution.set_sample_sum(histogram.sum);
+        distribution.set_sample_count(histogram.count);
+        let mut metric = labelled(series, labels);
+        metric.set_histogram(distribution);
+        self.0[series as usize].push(metric);
+    }
+
+    /// The page as Prometheus' crate has it; series without values are left out.
+    pub(super) fn families(self) -> Vec<MetricFamily> {
+        let filled = Series::TABLE.iter().zip(self.0).filter(|(_, metrics)| !metrics.is_empty());
+        let families = filled.map(|(definition, metrics)| {
+            let mut family = MetricFamily::default();
+            family.set_name(definition.name.to_owned());
+            family.set_help(definition.help.to_owned());
+            family.set_field_type(definition.kind);
+            family.set_metric(metrics);
+            family
+        });
+        families.collect()
+    }
+}
+
+fn labelled(series: Series, values: &[&str]) -> Metric {
+    let names = Series::TABLE[series as usize].labels;
+    debug_assert_eq!(names.len(), values.len(), "{series:?} has the labels {names:?}");
+    let pairs = names.iter().zip(values).map(|(name, value)| {
+        let mut pair = LabelPair::default();
+        pair.set_name((*name).to_owned());
+        pair.set_value((*value).to_owned());
+        pair
+    });
+    Metric::from_label(pairs.collect())
+}
