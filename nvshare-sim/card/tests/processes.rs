@@ -1,0 +1,193 @@
+//! Cards shared by real processes: this test's executable runs itself again in a role.
+
+use std::io::{BufRead, BufReader};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use nvshare_sim_card::{BLOCK_BYTES, Cards, Config, FaultPlan, Full, Member};
+use tempfile::TempDir;
+
+const ROLE: &str = "NVSHARE_TEST_ROLE";
+const PLACE: &str = "NVSHARE_TEST_PLACE";
+
+fn directory() -> TempDir {
+    TempDir::with_prefix_in("nvshare-card-test-", "/dev/shm").expect("a directory in /dev/shm")
+}
+
+fn join(place: &Path) -> Member {
+    let config = Config { card_bytes: 32 << 20, link_bytes_per_second: 100_000_000_000, ..Config::default() };
+    Cards::open(place, &config).unwrap().join(FaultPlan::default()).unwrap()
+}
+
+/// Runs this executable's `role` test in another process, until it says that it is ready.
+fn another(role: &str, place: &Path) -> Child {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "role", "--nocapture"])
+        .env(ROLE, role)
+        .env(PLACE, place)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("ready")), "the other process ended early");
+    child
+}
+
+/// Not a test of its own: what the other process does.
+#[test]
+fn role() {
+    let (Ok(role), Some(place)) = (std::env::var(ROLE), std::env::var_os(PLACE)) else { return };
+    let member = Arc::new(join(Path::new(&place)));
+    match role.as_str() {
+        "hold" => {
+            member.charge_context(0).unwrap();
+            member.create(0, 8 << 20, 0).unwrap();
+        }
+        "busy" => {
+            // Half of the time this process holds the lock.
+            for _ in 0..2 {
+                let member = Arc::clone(&member);
+                std::thread::spawn(move || {
+                    loop {
+                        let id = member.create(0, 4 << 20, 0).unwrap();
+                        member.let_go(id);
+                    }
+                });
+            }
+        }
+        _ => panic!("no role {role}"),
+    }
+    println!("ready");
+    loop {
+        std::thread::park();
+    }
+}
+
+fn kill(mut child: Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn what_a_killed_process_held_is_free_again() {
+    let place = directory();
+    let member = join(place.path());
+    let child = another("hold", place.path());
+    let usage = member.usage(0);
+    assert_eq!(usage.free, 20 << 20);
+    assert_eq!(usage.processes, [(child.id(), 12 << 20)]);
+    assert_eq!(member.create(0, 22 << 20, 0), Err(Full));
+    kill(child);
+    member.create(0, 32 << 20, 0).expect("all of the card");
+    assert_eq!(member.usage(0).processes, [(std::process::id(), 32 << 20)]);
+}
+
+#[test]
+fn a_zombie_holds_nothing() {
+    let place = directory();
+    let member = join(place.path());
+    let mut child = another("hold", place.path());
+    child.kill().unwrap();
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while member.free_bytes(0) != 32 << 20 {
+        assert!(std::time::Instant::now() < end, "not waited for, and still charged");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.wait().unwrap();
+}
+
+#[test]
+fn the_lock_survives_holders_killed_at_any_moment() {
+    let place = directory();
+    let member = join(place.path());
+    for _ in 0..10 {
+        let child = another("busy", place.path());
+        std::thread::sleep(std::time::Duration::from_millis(3));
+        kill(child);
+        assert_eq!(member.free_bytes(0), 32 << 20);
+    }
+    member.create(0, 32 << 20, 0).expect("no block was lost");
+}
+
+#[test]
+fn a_descriptor_keeps_memory_alive_until_its_last_duplicate_is_closed() {
+    let place = directory();
+    let member = join(place.path());
+    let id = member.create(0, 4 << 20, 7).unwrap();
+    let descriptor = member.export(id).unwrap();
+    let duplicate = descriptor.try_clone().unwrap();
+    member.let_go(id);
+    drop(descriptor);
+    assert_eq!(member.free_bytes(0), 28 << 20);
+    let imported = member.import(duplicate.as_fd()).unwrap();
+    assert_eq!(member.allocation(imported).unwrap().properties, 7);
+    drop(duplicate);
+    assert_eq!(member.free_bytes(0), 28 << 20, "held by the import");
+    member.let_go(imported);
+    assert_eq!(member.free_bytes(0), 32 << 20);
+}
+
+#[test]
+fn a_foreign_descriptor_is_refused() {
+    let (here, there) = (directory(), directory());
+    let (one, two) = (join(here.path()), join(there.path()));
+    let descriptor = one.export(one.create(0, 2 << 20, 0).unwrap()).unwrap();
+    assert!(two.import(descriptor.as_fd()).unwrap_err().to_string().contains("does not exist on this card"));
+    let file = std::fs::File::open("/proc/self/exe").unwrap();
+    assert!(two.import(file.as_fd()).unwrap_err().to_string().contains("cuMemExportToShareableHandle"));
+}
+
+#[test]
+fn later_processes_take_the_parameters_of_the_first() {
+    let place = directory();
+    let first = join(place.path());
+    let other = Config { card_bytes: 64 << 20, cards: 2, ..Config::default() };
+    let second = Cards::open(place.path(), &other).unwrap();
+    assert_eq!(second.config(), first.config());
+    assert_eq!(second.uuid(0), first.uuid(0));
+    assert_ne!(second.uuid(0), second.uuid(1));
+}
+
+#[test]
+fn cards_that_do_not_fit_the_file_system_are_refused_with_the_remedy() {
+    let place = directory();
+    let vast = Config { card_bytes: 1 << 40, ..Config::default() };
+    let Err(error) = Cards::open(place.path(), &vast) else { panic!("a terabyte in /dev/shm") };
+    assert!(error.to_string().contains("NVSHARE_SIM_CARD_BYTES"), "{error}");
+}
+
+#[test]
+fn a_control_block_of_another_version_is_refused() {
+    let place = directory();
+    std::fs::write(place.path().join("control"), b"something else").unwrap();
+    let Err(error) = Cards::open(place.path(), &Config::default()) else { panic!("opened") };
+    assert!(error.to_string().contains("another version"), "{error}");
+}
+
+#[test]
+fn violations_are_appended_as_lines() {
+    let place = directory();
+    let member = join(place.path());
+    member.violation("first");
+    member.violation(format_args!("second of {}", 2));
+    let text = std::fs::read_to_string(place.path().join("violations")).unwrap();
+    assert_eq!(text, "nvshare-sim: strict: first\nnvshare-sim: strict: second of 2\n");
+}
+
+#[test]
+fn prepared_blocks_keep_their_bytes_and_stay_prepared() {
+    use std::os::unix::fs::FileExt;
+    let place = directory();
+    let member = join(place.path());
+    let id = member.create(0, 4 << 20, 0).unwrap();
+    let run = member.allocation(id).unwrap().runs[0];
+    let at = u64::from(run.first) * BLOCK_BYTES;
+    member.memory_file(0).write_all_at(&[42; 100], at).unwrap();
+    member.prepare(0, run);
+    member.prepare(0, run);
+    let mut bytes = [0; 101];
+    member.memory_file(0).read_exact_at(&mut bytes, at).unwrap();
+    assert_eq!((bytes[0], bytes[99], bytes[100]), (42, 42, 0));
+}
