@@ -73,8 +73,10 @@ impl Card {
     /// How the agent is started for it.
     pub(crate) fn agent_flags(&self, lease: &str) -> Vec<String> {
         let mut flags = vec!["--lease-floor".into(), lease.into(), "--lease-ceiling".into(), lease.into()];
-        if let Card::Real { bytes, .. } = self {
-            flags.extend(["--capacity".into(), bytes.to_string()]);
+        match self {
+            Card::Real { bytes, .. } => flags.extend(["--capacity".into(), bytes.to_string()]),
+            // The default is made for cards a hundred times as large, and a simulated driver allocates nothing by itself.
+            Card::Simulated { .. } => flags.extend(["--reserve".into(), "2M".into()]),
         }
         flags
     }

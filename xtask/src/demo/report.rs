@@ -27,6 +27,9 @@ pub(crate) struct Run {
     pub(crate) switches: u64,
     pub(crate) switch_seconds_median: Option<f64>,
     pub(crate) switch_over_link: Option<f64>,
+    /// Only under nvshare: how much of it the work already submitted still ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) drain_seconds_median: Option<f64>,
     pub(crate) data_errors: u64,
     pub(crate) events_expected: u64,
     pub(crate) events_seen: u64,

@@ -117,6 +117,7 @@ fn managed(
         switches,
         switch_seconds_median: switch,
         switch_over_link: switch.map(|seconds| seconds / (bytes_each as f64 / link as f64)),
+        drain_seconds_median: None,
         data_errors: outcomes.iter().map(|outcome| outcome.data_errors).sum(),
         events_expected: 0,
         events_seen: 0,

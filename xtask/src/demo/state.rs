@@ -1,18 +1,54 @@
-//! What the agent tells of a run: its state, looked at while the clients run and once more at the end.
+//! What the agent tells of a run: its switches, looked at while the clients run, and its totals at the end.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nvshare_testbed::Agent;
-use serde_json::Value;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::Mode;
 use super::report::{Count, Events, Run};
 
-/// One switch, as the agent reports it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What the demo reads of `/api/v1/state`.
+#[derive(Deserialize)]
+struct State {
+    clients: Vec<IgnoredAny>,
+    ended_count: u64,
+    ended_totals: Totals,
+    observer: Observer,
+    switches: Switches,
+}
+
+/// What all clients did together.
+#[derive(Deserialize)]
+struct Totals {
+    application_calls: BTreeMap<String, u64>,
+    engine_calls: BTreeMap<String, u64>,
+    application_seen: BTreeMap<String, u64>,
+    engine_seen: BTreeMap<String, u64>,
+    copied_out: u64,
+    copied_in: u64,
+}
+
+#[derive(Deserialize)]
+struct Observer {
+    lost: u64,
+}
+
+#[derive(Deserialize)]
+struct Switches {
+    count: u64,
+    recent: Vec<Switch>,
+}
+
+/// One switch.
+#[derive(Clone, Copy, Debug, Deserialize)]
 struct Switch {
+    number: u64,
     seconds: f64,
+    drain_seconds: f64,
     bytes_out: u64,
     bytes_in: u64,
 }
@@ -21,65 +57,124 @@ struct Switch {
 pub(crate) struct Watch<'a> {
     agent: &'a Agent,
     switches: BTreeMap<u64, Switch>,
+    next: Instant,
 }
 
 impl Watch<'_> {
     pub(crate) fn new(agent: &Agent) -> Watch<'_> {
-        Watch { agent, switches: BTreeMap::new() }
+        Watch { agent, switches: BTreeMap::new(), next: Instant::now() }
     }
 
-    /// Looks at the agent's state.
+    /// Looks at the agent's state, not too often.
     pub(crate) fn look(&mut self) {
-        if let Ok(state) = self.agent.try_state() {
-            let _ = self.take(&state);
+        if Instant::now() >= self.next {
+            self.next = Instant::now() + Duration::from_secs(1);
+            // What is missed now is seen the next time; the last look must succeed.
+            let _ = self.state();
         }
     }
 
-    fn take(&mut self, state: &Value) -> Result<()> {
-        for switch in
-            state["switches"]["recent"].as_array().context("no recent switches in the agent's state")?
-        {
-            let number = switch["number"].as_u64().context("a switch without a number")?;
-            self.switches.insert(
-                number,
-                Switch {
-                    seconds: switch["seconds"].as_f64().context("a switch without a time")?,
-                    bytes_out: switch["bytes_out"].as_u64().context("a switch without bytes")?,
-                    bytes_in: switch["bytes_in"].as_u64().context("a switch without bytes")?,
-                },
+    fn state(&mut self) -> Result<State> {
+        let state: State = serde_json::from_value(self.agent.try_state()?).context("the agent's state")?;
+        self.switches.extend(state.switches.recent.iter().map(|switch| (switch.number, *switch)));
+        Ok(state)
+    }
+
+    /// The figures of the run. All clients have ended; the agent may need a moment to see that.
+    pub(crate) fn finish(mut self, link: u64, processes: u64) -> Result<Run> {
+        let end = Instant::now() + Duration::from_secs(10);
+        let state = loop {
+            let state = self.state()?;
+            if state.clients.is_empty() && state.ended_count >= processes {
+                break state;
+            }
+            ensure!(
+                Instant::now() < end,
+                "the agent saw {} of {processes} clients, and {} did not end",
+                state.ended_count + state.clients.len() as u64,
+                state.clients.len()
             );
-        }
-        Ok(())
-    }
-
-    /// The figures of the run. All clients have ended.
-    pub(crate) fn finish(mut self, link: u64, _processes: u64) -> Result<Run> {
-        let state = self.agent.try_state()?;
-        self.take(&state)?;
+            std::thread::sleep(Duration::from_millis(50));
+        };
         let all: Vec<Switch> = self.switches.into_values().collect();
-        let steady: Vec<Switch> = all.iter().copied().filter(|s| s.bytes_in > 0 && s.bytes_out > 0).collect();
-        let ratio = |s: &Switch| s.seconds / (s.bytes_in.max(s.bytes_out) as f64 / link as f64);
-        let events = Events::default();
+        let steady: Vec<Switch> = all.iter().copied().filter(Switch::is_steady).collect();
+        let of = |figure: &dyn Fn(&Switch) -> f64| median(steady.iter().map(figure).collect());
+        let totals = &state.ended_totals;
+        let events = Events {
+            application: counts(&totals.application_calls, &totals.application_seen),
+            engine: counts(&totals.engine_calls, &totals.engine_seen),
+        };
         let sum = |count: fn(&Count) -> u64| events.application.iter().chain(&events.engine).map(count).sum();
         Ok(Run {
             mode: Mode::Nvshare,
             seconds: 0.0,
-            slowest_first_response_seconds: all.iter().map(|s| s.seconds).fold(0.0, f64::max),
-            bytes_moved: Some(all.iter().map(|s| s.bytes_in + s.bytes_out).sum()),
-            switches: all.len() as u64,
-            switch_seconds_median: median(steady.iter().map(|s| s.seconds).collect()),
-            switch_over_link: median(steady.iter().map(ratio).collect()),
+            slowest_first_response_seconds: all.iter().map(|switch| switch.seconds).fold(0.0, f64::max),
+            bytes_moved: Some(totals.copied_out + totals.copied_in),
+            switches: state.switches.count,
+            switch_seconds_median: of(&|switch| switch.seconds),
+            switch_over_link: of(&|switch| switch.seconds / switch.link_seconds(link)),
+            drain_seconds_median: of(&|switch| switch.drain_seconds),
             data_errors: 0,
             events_expected: sum(|count| count.expected),
             events_seen: sum(|count| count.seen),
-            events_lost: 0,
+            events_lost: state.observer.lost,
             events: Some(events),
         })
     }
+}
+
+impl Switch {
+    /// Whether it moved bytes both ways: not the first turns, when memory is new, nor the last, when there is room.
+    fn is_steady(&self) -> bool {
+        self.bytes_out > 0 && self.bytes_in > 0
+    }
+
+    /// How long the link takes for its bytes, both ways at once.
+    fn link_seconds(&self, link: u64) -> f64 {
+        self.bytes_out.max(self.bytes_in) as f64 / link as f64
+    }
+}
+
+fn counts(expected: &BTreeMap<String, u64>, seen: &BTreeMap<String, u64>) -> Vec<Count> {
+    let mut calls: Vec<&String> = expected.keys().chain(seen.keys()).collect();
+    calls.sort();
+    calls.dedup();
+    let count = |call: &String| Count {
+        call: call.clone(),
+        expected: expected.get(call).copied().unwrap_or_default(),
+        seen: seen.get(call).copied().unwrap_or_default(),
+    };
+    calls.into_iter().map(count).filter(|count| count.expected + count.seen > 0).collect()
 }
 
 /// The middle one (the lower of two).
 pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len().saturating_sub(1) / 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_link_works_both_ways_at_once() {
+        let switch = Switch { number: 1, seconds: 0.5, drain_seconds: 0.1, bytes_out: 300, bytes_in: 400 };
+        assert!(switch.is_steady());
+        assert!((switch.link_seconds(1000) - 0.4).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_call_that_only_one_side_counted_is_kept() {
+        let one = |call: &str| BTreeMap::from([(call.to_owned(), 1), ("never".to_owned(), 0)]);
+        let counts = counts(&one("alloc"), &one("free"));
+        let found: Vec<_> = counts.iter().map(|c| (c.call.as_str(), c.expected, c.seen)).collect();
+        assert_eq!(found, [("alloc", 1, 0), ("free", 0, 1)]);
+    }
+
+    #[test]
+    fn the_median_of_nothing_is_nothing() {
+        assert_eq!(median(vec![]), None);
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
+    }
 }

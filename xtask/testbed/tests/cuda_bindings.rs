@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nvshare_testbed::{Artifacts, ClientCommand, Node};
+use nvshare_testbed::{Artifacts, Client, ClientCommand, Node, wait_for};
 
 const PACKAGE: &str = "cuda-bindings";
 
@@ -98,6 +98,29 @@ fn cuda_bindings_finds_its_bytes_while_it_is_swapped_out_and_in() {
     while Instant::now() < end {
         program.checks();
     }
+    program.ends();
+    assert_eq!(node.violations(), Vec::<String>::new());
+}
+
+#[test]
+fn cuda_bindings_finds_its_bytes_after_another_client_needed_the_card() {
+    let Some(python) = python() else { return };
+    let node = Node::builder().env("NVSHARE_SIM_CARD_BYTES", "96M").env("NVSHARE_EXTENT_BYTES", "4M").build();
+    let agent = node.agent(["--lease-floor", "200ms", "--lease-ceiling", "200ms", "--reserve", "2M"]);
+    let mut program = Program::start(node.client(python).with_shim());
+    let mut other = Client::start(&mut node.workload("--bytes 64M --buffers 4 --seconds 6").with_shim());
+    let swapped = || {
+        let state = agent.state();
+        let client =
+            state["clients"].as_array()?.iter().find(|c| c["process"]["pid"] == program.child.id())?;
+        client["devices"][0]["swapped"].as_u64().filter(|bytes| *bytes > 0)
+    };
+    wait_for("the program is swapped out", Duration::from_mins(1), swapped);
+    for _ in 0..3 {
+        program.checks();
+    }
+    other.succeed();
+    program.checks();
     program.ends();
     assert_eq!(node.violations(), Vec::<String>::new());
 }
