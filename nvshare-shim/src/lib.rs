@@ -1,7 +1,27 @@
 //! libnvshare.so: interposes the CUDA driver in a client and swaps its device memory.
+//!
+//! The way of a call: the application finds a hook instead of the driver's function ([`resolve`], or our export); the
+//! hook ([`hooks`], listed in [`table`]) passes the [`gate`] and calls the real function ([`driver`]), or answers from
+//! the records of [`memory`].
+//!
+//! - [`start`]: first use, forks, the shim's own threads. Nothing happens before the first `cuInit`.
+//! - [`cuda`]: the driver's types. [`counters`]: the calls made, as the agent sees them.
+//! - [`gate`], [`streams`], [`drain`], [`pace`]: who may submit work, what was submitted, and when it is finished.
+//! - [`config`], [`log`]: what the environment says, and what is said on stderr.
 
 pub mod config;
+pub mod counters;
+pub mod cuda;
+pub mod drain;
+pub mod driver;
+pub mod gate;
+mod hooks;
 pub mod log;
-
 pub mod memory;
+pub mod pace;
+mod resolve;
+pub mod start;
+pub mod streams;
+mod stub;
 pub mod swap;
+mod table;

@@ -1,0 +1,151 @@
+//! The gate: every call that submits device work passes it. On the fast path a pass is one store to the thread's own
+//! cache line, one load of a word that hardly ever changes, and a store on leaving. Who shuts the gate pays for that:
+//! with `membarrier`, or where the kernel has none, by making every pass take a fence.
+//!
+//! Here is the one gate of the process and its threads' marks; how it works is in `core`.
+
+mod core;
+mod membarrier;
+mod sync;
+
+use std::cell::Cell;
+use std::ptr::null;
+
+pub use self::core::Pass;
+use self::core::{AJAR, FENCED, Gate, Slot};
+use crate::cuda::sys::CUstream;
+use crate::streams;
+use crate::stub::link;
+
+static GATE: Gate = Gate::new();
+
+thread_local! {
+    /// This thread's slot; without a destructor, so that it can be read at any time in a thread's life.
+    static SLOT: Cell<*const Slot> = const { Cell::new(null()) };
+    /// Gives the slot back when the thread ends.
+    static REGISTERED: Registered = const { Registered };
+}
+
+struct Registered;
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let slot = SLOT.replace(null());
+        if !slot.is_null() {
+            // SAFETY: slots are never freed.
+            unsafe { &*slot }.give_back();
+        }
+    }
+}
+
+/// Passes the gate; where it is shut the thread waits until it opens. Inside a pass it never waits.
+#[inline]
+pub fn pass() -> Pass {
+    GATE.enter(slot(), || false, link::want_to_run)
+}
+
+/// Passes the gate with a call into `stream` (already resolved: never null). While the stream is being captured
+/// such a call executes nothing, and passes a shut gate.
+#[inline]
+pub fn pass_into(stream: CUstream) -> Pass {
+    GATE.enter(slot(), || streams::is_capturing(stream), link::want_to_run)
+}
+
+/// Shuts the gate to new passes and returns at once; threads that are inside stay inside. Idempotent.
+pub fn shut() {
+    GATE.shut(|| {
+        if !GATE.is_fenced() {
+            membarrier::issue();
+        }
+    });
+}
+
+/// Shuts the gate and waits until no thread is inside. Never call it from inside a pass. A thread may stay inside
+/// for as long as its call takes, so a drain does this with a limit instead.
+pub fn close() {
+    shut();
+    while inside() != 0 {
+        std::thread::sleep(std::time::Duration::from_micros(50));
+    }
+}
+
+/// Opens the gate.
+pub fn open() {
+    GATE.open();
+}
+
+/// Whether calls wait at the gate now.
+pub fn is_shut() -> bool {
+    !GATE.passable()
+}
+
+/// How many threads are inside now.
+pub fn inside() -> usize {
+    GATE.inside()
+}
+
+/// Opens the gate and ignores every later order to shut it: the device is dead, and the application shall see so.
+pub fn open_for_good() {
+    GATE.open_for_good();
+}
+
+/// While the guard lives the gate stands ajar: shut as far as its owner is concerned, but everybody passes.
+pub(crate) fn ajar() -> Ajar {
+    GATE.change(0, AJAR);
+    Ajar
+}
+
+/// See [`ajar`].
+pub(crate) struct Ajar;
+
+impl Drop for Ajar {
+    fn drop(&mut self) {
+        GATE.change(AJAR, 0);
+        shut_again();
+    }
+}
+
+/// The barrier for threads that passed while the gate stood ajar.
+fn shut_again() {
+    if is_shut() {
+        shut();
+    }
+}
+
+/// Chooses the closer's half of the fence; at first use, while the gate is open.
+pub(crate) fn prepare() {
+    if !membarrier::register() {
+        GATE.change(0, FENCED);
+    }
+}
+
+/// In the child after a fork: nobody will ever open the gate for it.
+pub(crate) fn leave_to_parent() {
+    GATE.abandon();
+}
+
+#[inline]
+fn slot() -> &'static Slot {
+    let slot = SLOT.get();
+    if slot.is_null() {
+        return register();
+    }
+    // SAFETY: slots are never freed.
+    unsafe { &*slot }
+}
+
+#[cold]
+fn register() -> &'static Slot {
+    let slot = GATE.register();
+    SLOT.set(slot);
+    if REGISTERED.try_with(|_| ()).is_err() {
+        slot.lend();
+    }
+    slot
+}
+
+/// The pass of a thread past its thread-local storage is over.
+fn leave_guest(slot: &'static Slot) {
+    SLOT.set(null());
+    slot.give_back();
+}

@@ -1,0 +1,20 @@
+//! Calls that make the driver take device memory for itself. Where one fails for want of memory the agent is asked for
+//! room and the call is made once more.
+
+use super::Bare;
+use crate::cuda::CUresult;
+use crate::start;
+use crate::stub::link;
+
+pub(crate) unsafe fn retried<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
+    retry(bare)
+}
+
+pub(crate) fn retry<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
+    let result = bare.call();
+    if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY && start::active() && link::want_room() {
+        crate::log::debug!("{} is tried again after room was made", bare.symbol().name());
+        return bare.call();
+    }
+    result
+}

@@ -1,0 +1,255 @@
+//! Memory that cannot be moved (yet): passed through, and reported to the engine with its bytes and the reason.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use super::Bare;
+use crate::cuda::CUresult;
+use crate::cuda::sys::{
+    CUDA_ARRAY_DESCRIPTOR, CUDA_ARRAY3D_DESCRIPTOR, CUDA_MEM_ALLOC_NODE_PARAMS, CUarray, CUdeviceptr,
+    CUmemAllocationProp, CUmemGenericAllocationHandle, CUmipmappedArray,
+};
+use crate::driver::driver;
+use crate::start;
+use crate::stub::memory;
+
+/// What is held, by kind and handle.
+static HELD: Mutex<BTreeMap<(&'static str, u64), (i32, u64)>> = Mutex::new(BTreeMap::new());
+
+const ARRAY: &str = "array";
+const MIPMAPPED: &str = "mipmapped";
+const MANAGED: &str = "managed";
+const STREAM_ORDERED: &str = "stream_ordered";
+const VMM: &str = "vmm";
+const GRAPH: &str = "graph";
+const EXPORTED: &str = "exported";
+const IMPORTED: &str = "imported";
+
+fn took(reason: &'static str, handle: u64, bytes: u64) {
+    if !start::active() {
+        return;
+    }
+    let Some(device) = current_device() else { return };
+    HELD.lock().unwrap_or_else(PoisonError::into_inner).insert((reason, handle), (device, bytes));
+    memory::pass_through(device, reason, bytes as i64);
+}
+
+fn gave_back(reason: &'static str, handle: u64) {
+    let held = HELD.lock().unwrap_or_else(PoisonError::into_inner).remove(&(reason, handle));
+    if let Some((device, bytes)) = held
+        && start::active()
+    {
+        memory::pass_through(device, reason, -(bytes as i64));
+    }
+}
+
+fn current_device() -> Option<i32> {
+    let mut device = 0;
+    // SAFETY: the driver stores a number.
+    unsafe { driver().cuCtxGetDevice(&raw mut device) }.result().ok()?;
+    Some(device)
+}
+
+/// The allocating call, once more after room was made; what it made is noted.
+unsafe fn noted<F: Fn() -> CUresult, H>(
+    bare: &Bare<F>,
+    reason: &'static str,
+    at: *mut H,
+    number: impl Fn(H) -> u64,
+    bytes: impl FnOnce() -> u64,
+) -> CUresult {
+    let result = super::room::retry(bare);
+    if result.ok() && !at.is_null() {
+        // SAFETY: the driver has just stored the handle there.
+        took(reason, number(unsafe { at.read() }), bytes());
+    }
+    result
+}
+
+pub(crate) unsafe fn managed<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    at: *mut CUdeviceptr,
+    bytes: usize,
+) -> CUresult {
+    // SAFETY: the application's own arguments.
+    unsafe { noted(bare, MANAGED, at, |address| address, || bytes as u64) }
+}
+
+/// A `cuMemFree` of memory that is not the engine's.
+pub(crate) fn freed(at: CUdeviceptr) {
+    gave_back(MANAGED, at);
+    gave_back(STREAM_ORDERED, at);
+}
+
+pub(crate) unsafe fn stream_ordered<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    at: *mut CUdeviceptr,
+    bytes: usize,
+) -> CUresult {
+    // SAFETY: the application's own arguments.
+    unsafe { noted(bare, STREAM_ORDERED, at, |address| address, || bytes as u64) }
+}
+
+pub(crate) unsafe fn free_async<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr) -> CUresult {
+    let result = bare.call();
+    if result.ok() {
+        gave_back(STREAM_ORDERED, at);
+    }
+    result
+}
+
+pub(crate) unsafe fn create<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    handle: *mut CUmemGenericAllocationHandle,
+    bytes: usize,
+    property: *const CUmemAllocationProp,
+) -> CUresult {
+    // SAFETY: the driver reads it too; the location's type is its second number, read as one (it may be of a kind that
+    // is newer than this build).
+    let on_device = !property.is_null()
+        && unsafe { (&raw const (*property).location.type_).cast::<u32>().read() } == DEVICE_LOCATION;
+    let held = if on_device { bytes as u64 } else { 0 };
+    // SAFETY: the application's own arguments.
+    unsafe { noted(bare, VMM, handle, |handle| handle, || held) }
+}
+
+/// `CU_MEM_LOCATION_TYPE_DEVICE`.
+const DEVICE_LOCATION: u32 = 1;
+
+pub(crate) unsafe fn release<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    handle: CUmemGenericAllocationHandle,
+) -> CUresult {
+    let result = bare.call();
+    if result.ok() {
+        gave_back(VMM, handle);
+        gave_back(IMPORTED, handle);
+    }
+    result
+}
+
+pub(crate) unsafe fn import<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    handle: *mut CUmemGenericAllocationHandle,
+) -> CUresult {
+    // SAFETY: the application's own arguments. The memory is counted by the process that made it.
+    unsafe { noted(bare, IMPORTED, handle, |handle| handle, || 0) }
+}
+
+/// The memory at `at` is about to be shared with somebody who keeps its physical pages.
+pub(crate) unsafe fn export<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr) -> CUresult {
+    let result = bare.call();
+    if result.ok() {
+        took(EXPORTED, at, 0);
+    }
+    result
+}
+
+pub(crate) unsafe fn array<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    array: *mut CUarray,
+    descriptor: *const CUDA_ARRAY_DESCRIPTOR,
+) -> CUresult {
+    let bytes = || {
+        // SAFETY: the driver has accepted the descriptor; its format is read as a number.
+        unsafe {
+            let format = (&raw const (*descriptor).Format).cast::<u32>().read();
+            array_bytes([(*descriptor).Width, (*descriptor).Height, 1], format, (*descriptor).NumChannels)
+        }
+    };
+    // SAFETY: the application's own arguments.
+    unsafe { noted(bare, ARRAY, array, |array| array.addr() as u64, bytes) }
+}
+
+pub(crate) unsafe fn array_3d<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    array: *mut CUarray,
+    descriptor: *const CUDA_ARRAY3D_DESCRIPTOR,
+) -> CUresult {
+    // SAFETY: the application's own arguments; the descriptor is read after the driver accepted it.
+    unsafe { noted(bare, ARRAY, array, |array| array.addr() as u64, || array_3d_bytes(descriptor)) }
+}
+
+pub(crate) unsafe fn mipmapped<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    array: *mut CUmipmappedArray,
+    descriptor: *const CUDA_ARRAY3D_DESCRIPTOR,
+    levels: u32,
+) -> CUresult {
+    // Each level has an eighth (a quarter, a half) of the one before; twice the first bounds them all.
+    let bytes = || {
+        // SAFETY: as above.
+        let first = unsafe { array_3d_bytes(descriptor) };
+        if levels > 1 { first.saturating_mul(2) } else { first }
+    };
+    // SAFETY: the application's own arguments.
+    unsafe { noted(bare, MIPMAPPED, array, |array| array.addr() as u64, bytes) }
+}
+
+pub(crate) unsafe fn array_destroy<F: Fn() -> CUresult>(bare: &Bare<F>, array: CUarray) -> CUresult {
+    let result = bare.call();
+    if result.ok() {
+        gave_back(ARRAY, array.addr() as u64);
+    }
+    result
+}
+
+pub(crate) unsafe fn mipmapped_destroy<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    array: CUmipmappedArray,
+) -> CUresult {
+    let result = bare.call();
+    if result.ok() {
+        gave_back(MIPMAPPED, array.addr() as u64);
+    }
+    result
+}
+
+/// A graph that allocates: its memory lives in the device's graph pool from the first launch on.
+pub(crate) unsafe fn graph_node<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    parameters: *mut CUDA_MEM_ALLOC_NODE_PARAMS,
+) -> CUresult {
+    let result = bare.call();
+    if result.ok() && !parameters.is_null() {
+        // SAFETY: the driver has read the size and stored the address.
+        let (address, bytes) = unsafe { ((*parameters).dptr, (*parameters).bytesize) };
+        took(GRAPH, address, bytes as u64);
+    }
+    result
+}
+
+unsafe fn array_3d_bytes(descriptor: *const CUDA_ARRAY3D_DESCRIPTOR) -> u64 {
+    // SAFETY: the caller's driver has accepted the descriptor; its format is read as a number.
+    unsafe {
+        let format = (&raw const (*descriptor).Format).cast::<u32>().read();
+        array_bytes(
+            [(*descriptor).Width, (*descriptor).Height, (*descriptor).Depth],
+            format,
+            (*descriptor).NumChannels,
+        )
+    }
+}
+
+/// What an array takes at least: zero extents count as one; formats as `CUarray_format` numbers them.
+fn array_bytes(extents: [usize; 3], format: u32, channels: u32) -> u64 {
+    let element = match format {
+        0x01 | 0x08 => 1,        // 8-bit integers
+        0x03 | 0x0a | 0x20 => 4, // 32-bit integers, float
+        _ => 2,                  // 16-bit integers, half, and a guess for packed and compressed formats
+    };
+    extents.iter().map(|extent| (*extent).max(1) as u64).product::<u64>()
+        * element
+        * u64::from(channels.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_array_counts_all_its_elements_and_a_missing_extent_as_one() {
+        assert_eq!(array_bytes([16, 0, 0], 0x20, 1), 64);
+        assert_eq!(array_bytes([16, 16, 4], 0x01, 4), 16 * 16 * 4 * 4);
+    }
+}

@@ -1,0 +1,108 @@
+//! First use. Until the application's first successful `cuInit` the shim does nothing at all; then it takes its counter
+//! page, its gate and its link to the agent into service. In the child of a fork it does nothing ever again.
+
+use std::cell::Cell;
+use std::mem::MaybeUninit;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use nvshare_common::probe::ENGINE_THREAD_PREFIX;
+
+use crate::stub::link;
+use crate::{config, counters, gate};
+
+const ASLEEP: u8 = 0;
+const ACTIVE: u8 = 1;
+const INERT: u8 = 2;
+
+static STATE: AtomicU8 = AtomicU8::new(ASLEEP);
+
+thread_local! {
+    static ENGINE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the shim manages this process. Hooks pass everything through where it does not: before the first `cuInit`,
+/// when switched off, and in the child after a fork.
+#[inline]
+pub fn active() -> bool {
+    STATE.load(Ordering::Acquire) == ACTIVE
+}
+
+/// The driver is initialised: take up work, once.
+pub(crate) fn first_use() {
+    static START: Once = Once::new();
+    if STATE.load(Ordering::Acquire) != ASLEEP {
+        return;
+    }
+    START.call_once(|| {
+        if config::get().disabled {
+            STATE.store(INERT, Ordering::Release);
+            return;
+        }
+        watch_forks();
+        gate::prepare();
+        counters::page();
+        STATE.store(ACTIVE, Ordering::Release);
+        link::start();
+    });
+}
+
+/// Makes the child of a later fork inert: CUDA does not survive a fork either, and the engine's threads are not there.
+pub(crate) fn watch_forks() {
+    static WATCH: Once = Once::new();
+    WATCH.call_once(|| {
+        // SAFETY: the handler only stores to atomics, which is allowed in the child of a process with threads.
+        unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+    });
+}
+
+extern "C" fn in_child() {
+    STATE.store(INERT, Ordering::Release);
+    gate::leave_to_parent();
+    counters::leave_to_parent();
+}
+
+/// Whether the calling thread is the shim's own.
+#[inline]
+pub fn is_engine() -> bool {
+    ENGINE.get()
+}
+
+/// Starts a thread of the shim's own. Its name begins with the prefix by which the uprobes tell it apart; it takes no
+/// signal, so that the application's handlers never run on it.
+pub fn engine_thread(
+    name: &str,
+    run: impl FnOnce() + Send + 'static,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    let prefix = std::str::from_utf8(ENGINE_THREAD_PREFIX).unwrap_or("nvshare:");
+    let mut full = format!("{prefix}{name}");
+    full.truncate(15);
+    let _blocked = Blocked::all();
+    std::thread::Builder::new().name(full).spawn(move || {
+        ENGINE.set(true);
+        run();
+    })
+}
+
+/// All signals blocked in this thread, and in those it starts, until the guard goes.
+struct Blocked(libc::sigset_t);
+
+impl Blocked {
+    fn all() -> Blocked {
+        let mut all = MaybeUninit::uninit();
+        let mut before = MaybeUninit::uninit();
+        // SAFETY: `sigfillset` initialises `all`, `pthread_sigmask` reads it and initialises `before`.
+        unsafe {
+            libc::sigfillset(all.as_mut_ptr());
+            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+            Blocked(before.assume_init())
+        }
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        // SAFETY: the mask is the one this thread had.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
+    }
+}

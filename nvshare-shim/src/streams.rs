@@ -1,0 +1,383 @@
+//! The streams and contexts that the application made, which of them are being captured, and marks: sets of events that
+//! are complete when all work submitted before them is.
+//!
+//! One event on the legacy stream of a context stands for all its blocking streams, the threads' own default streams
+//! among them (they synchronise with it); every non-blocking stream gets one of its own. Nothing is ever recorded in a
+//! stream that is being captured, nor in the legacy stream while a blocking stream of its context is: what such streams
+//! hold from before their capture has an event recorded when the capture began.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::cuda::sys::{CUcontext, CUevent, CUstream};
+use crate::cuda::{
+    CAPTURE_MODE_RELAXED, CAPTURE_STATUS_NONE, CUresult, EVENT_DISABLE_TIMING, STREAM_LEGACY,
+    STREAM_PER_THREAD,
+};
+use crate::driver::driver;
+
+/// How many events from before captures and destructions are kept before the finished ones are looked for.
+const LOOSE_BEFORE_SWEEP: usize = 64;
+
+static KNOWN: Mutex<Known> = Mutex::new(Known::new());
+/// Whether a default stream was used since the last mark that covered them was complete.
+static DEFAULTS_USED: AtomicBool = AtomicBool::new(false);
+/// How many captures are going on.
+static CAPTURES: AtomicUsize = AtomicUsize::new(0);
+
+struct Known {
+    /// Streams by handle, each with its context.
+    streams: BTreeMap<usize, usize>,
+    /// Contexts, with how often each is held.
+    contexts: BTreeMap<usize, usize>,
+    /// Events for work in streams that were destroyed, or captured since.
+    loose: Vec<Event>,
+    /// The streams that captures began in (per-thread default streams by an address of their thread).
+    captures: BTreeSet<usize>,
+}
+
+impl Known {
+    const fn new() -> Known {
+        Known {
+            streams: BTreeMap::new(),
+            contexts: BTreeMap::new(),
+            loose: Vec::new(),
+            captures: BTreeSet::new(),
+        }
+    }
+}
+
+fn known() -> MutexGuard<'static, Known> {
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An event of ours, recorded; destroyed with the value.
+#[derive(Debug)]
+struct Event {
+    event: usize,
+    context: usize,
+}
+
+impl Event {
+    /// Records a new event in `stream`, in the current context.
+    fn record(context: usize, stream: CUstream) -> Result<Event, CUresult> {
+        let mut event: CUevent = std::ptr::null_mut();
+        // SAFETY: `event` is where the driver stores the new handle.
+        unsafe { driver().cuEventCreate(&raw mut event, EVENT_DISABLE_TIMING) }.result()?;
+        let recorded = Event { event: event.expose_provenance(), context };
+        // SAFETY: the event is new, and the stream exists: its destruction takes it out of the table first.
+        unsafe { driver().cuEventRecord(event, stream) }.result()?;
+        Ok(recorded)
+    }
+
+    fn handle(&self) -> CUevent {
+        std::ptr::with_exposed_provenance_mut(self.event)
+    }
+
+    fn done(&self) -> Result<bool, CUresult> {
+        // SAFETY: the event lives until this value is dropped, or its context is gone, which empties the lists.
+        match unsafe { driver().cuEventQuery(self.handle()) } {
+            CUresult::CUDA_SUCCESS => Ok(true),
+            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            error => Err(error),
+        }
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if known_context(self.context) {
+            // SAFETY: the event is ours and this is the only place that destroys it; work it waits for is not touched.
+            let _ = unsafe { driver().cuEventDestroy_v2(self.handle()) };
+        }
+    }
+}
+
+fn known_context(context: usize) -> bool {
+    // A context that is gone has taken its events along. No lock is held by a caller that drops events.
+    known().contexts.contains_key(&context)
+}
+
+/// The calling thread's capture mode set to relaxed until the guard goes: calls that could disturb other threads'
+/// captures are then allowed, and leave them alone.
+pub struct Relaxed(u32);
+
+impl Relaxed {
+    /// Exchanges the mode.
+    #[expect(clippy::new_without_default, reason = "it is an act, not a value")]
+    pub fn new() -> Relaxed {
+        let mut mode = CAPTURE_MODE_RELAXED;
+        // SAFETY: the driver reads and writes one number.
+        let done = unsafe { driver().cuThreadExchangeStreamCaptureMode(&raw mut mode) };
+        Relaxed(if done.ok() { mode } else { CAPTURE_MODE_RELAXED })
+    }
+}
+
+impl Drop for Relaxed {
+    fn drop(&mut self) {
+        if self.0 != CAPTURE_MODE_RELAXED {
+            // SAFETY: as above.
+            let _ = unsafe { driver().cuThreadExchangeStreamCaptureMode(&raw mut self.0) };
+        }
+    }
+}
+
+/// A context made current until the guard goes.
+pub struct Current(());
+
+impl Current {
+    /// Pushes `context`.
+    pub fn push(context: CUcontext) -> Result<Current, CUresult> {
+        // SAFETY: a stale handle is refused by the driver with an error.
+        unsafe { driver().cuCtxPushCurrent_v2(context) }.result()?;
+        Ok(Current(()))
+    }
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        let mut popped = std::ptr::null_mut();
+        // SAFETY: this thread pushed a context and hooks between leave the stack as they found it.
+        let _ = unsafe { driver().cuCtxPopCurrent_v2(&raw mut popped) };
+    }
+}
+
+/// Events after all work that was submitted before.
+#[must_use]
+#[derive(Debug, Default)]
+pub struct Mark {
+    events: Vec<Event>,
+    /// A default stream may hold work that could not be marked, because a blocking stream is being captured.
+    partial: bool,
+}
+
+impl Mark {
+    /// Whether all work before the mark is known to be complete. Polls, never blocks. Sticky errors are reported to the
+    /// engine and count as not done.
+    pub fn done(&self) -> bool {
+        !self.partial && matches!(self.unfinished(), Ok(0))
+    }
+
+    /// How many of its events are not complete.
+    pub(crate) fn unfinished(&self) -> Result<usize, CUresult> {
+        let _relaxed = Relaxed::new();
+        let mut unfinished = 0;
+        for event in &self.events {
+            if !in_context(event.context, || event.done()).unwrap_or(Ok(true))? {
+                unfinished += 1;
+            }
+        }
+        Ok(unfinished)
+    }
+
+    /// Whether a default stream could not be marked.
+    pub(crate) fn is_partial(&self) -> bool {
+        self.partial
+    }
+}
+
+/// Runs `act` with `context` current; `None` when the context is gone.
+fn in_context<T>(context: usize, act: impl FnOnce() -> T) -> Option<T> {
+    let _current = Current::push(std::ptr::with_exposed_provenance_mut(context)).ok()?;
+    Some(act())
+}
+
+/// Marks all work submitted so far in every known stream of every context that is not being captured.
+pub fn mark() -> Mark {
+    let _relaxed = Relaxed::new();
+    let (streams, contexts) = {
+        let known = known();
+        (known.streams.clone(), known.contexts.keys().copied().collect::<Vec<_>>())
+    };
+    let mut mark = Mark::default();
+    for context in contexts {
+        in_context(context, || {
+            mark_stream(&mut mark, context, STREAM_LEGACY);
+            for (&stream, _) in streams.iter().filter(|(_, owner)| **owner == context) {
+                mark_stream(&mut mark, context, std::ptr::with_exposed_provenance_mut(stream));
+            }
+        });
+    }
+    mark.events.append(&mut known().loose);
+    mark
+}
+
+fn mark_stream(mark: &mut Mark, context: usize, stream: CUstream) {
+    match capture_status(stream) {
+        Ok(CAPTURE_STATUS_NONE) => match Event::record(context, stream) {
+            Ok(event) => mark.events.push(event),
+            Err(error)
+                if stream == STREAM_LEGACY && error == CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT =>
+            {
+                mark.partial |= DEFAULTS_USED.load(Ordering::Acquire);
+            }
+            Err(error) => crate::log::debug!("cannot mark stream {stream:p}: {}", driver().error_name(error)),
+        },
+        // It is being captured: what it held before has an event of its own.
+        Ok(_) => {}
+        Err(_) if stream == STREAM_LEGACY => mark.partial |= DEFAULTS_USED.load(Ordering::Acquire),
+        Err(error) => crate::log::debug!("cannot ask stream {stream:p}: {}", driver().error_name(error)),
+    }
+}
+
+/// The default streams' work is known to be finished, and the gate has been shut since before it was marked.
+pub(crate) fn defaults_are_idle() {
+    DEFAULTS_USED.store(false, Ordering::Release);
+}
+
+/// Notes that work goes into `stream`.
+#[inline]
+pub(crate) fn note_use(stream: CUstream) {
+    if (stream == STREAM_LEGACY || stream == STREAM_PER_THREAD) && !DEFAULTS_USED.load(Ordering::Relaxed) {
+        DEFAULTS_USED.store(true, Ordering::Release);
+    }
+}
+
+fn capture_status(stream: CUstream) -> Result<u32, CUresult> {
+    let mut status = CAPTURE_STATUS_NONE;
+    // SAFETY: `status` is where the driver stores the answer; asking invalidates no capture.
+    unsafe { driver().cuStreamIsCapturing(stream, &raw mut status) }.result()?;
+    Ok(status)
+}
+
+/// Whether a call into `stream` would execute nothing: the stream is being captured, or it is the legacy stream and a
+/// blocking stream is.
+pub(crate) fn is_capturing(stream: CUstream) -> bool {
+    match capture_status(stream) {
+        Ok(status) => status != CAPTURE_STATUS_NONE,
+        Err(error) => error == CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT,
+    }
+}
+
+/// Whether a capture that the application began is going on: the calling thread may then not synchronise.
+pub fn capturing() -> bool {
+    CAPTURES.load(Ordering::Acquire) != 0
+}
+
+pub(crate) fn created(stream: CUstream) {
+    if let Some(context) = context_of(stream) {
+        known().streams.insert(stream.expose_provenance(), context);
+    }
+}
+
+/// A stream is about to be destroyed: its work goes on, and is kept in sight.
+pub(crate) fn destroying(stream: CUstream) {
+    keep_in_sight(stream);
+    let mut known = known();
+    known.streams.remove(&stream.expose_provenance());
+    if known.captures.remove(&stream.expose_provenance()) {
+        CAPTURES.store(known.captures.len(), Ordering::Release);
+    }
+}
+
+/// A capture is about to begin in `stream`, or to reach it.
+pub(crate) fn keep_in_sight(stream: CUstream) {
+    let _relaxed = Relaxed::new();
+    if capture_status(stream) != Ok(CAPTURE_STATUS_NONE) {
+        return;
+    }
+    let Some(context) = context_of(stream) else { return };
+    let Some(Ok(event)) = in_context(context, || Event::record(context, stream)) else { return };
+    let mut known = known();
+    known.loose.push(event);
+    let finished = if known.loose.len() > LOOSE_BEFORE_SWEEP {
+        let (finished, loose) =
+            known.loose.drain(..).partition::<Vec<_>, _>(|event| event.done() == Ok(true));
+        known.loose = loose;
+        finished
+    } else {
+        Vec::new()
+    };
+    drop(known);
+    drop(finished);
+}
+
+pub(crate) fn capture_began(stream: CUstream) {
+    let mut known = known();
+    known.captures.insert(capture_key(stream));
+    CAPTURES.store(known.captures.len(), Ordering::Release);
+}
+
+pub(crate) fn capture_ended(stream: CUstream) {
+    let mut known = known();
+    known.captures.remove(&capture_key(stream));
+    CAPTURES.store(known.captures.len(), Ordering::Release);
+}
+
+fn capture_key(stream: CUstream) -> usize {
+    thread_local! {
+        static HERE: u8 = const { 0 };
+    }
+    if stream == STREAM_PER_THREAD {
+        HERE.with(|here| std::ptr::from_ref(here).addr())
+    } else {
+        stream.addr()
+    }
+}
+
+fn context_of(stream: CUstream) -> Option<usize> {
+    let mut context: CUcontext = std::ptr::null_mut();
+    // SAFETY: `context` is where the driver stores the answer.
+    let known = unsafe { driver().cuStreamGetCtx(stream, &raw mut context) };
+    if !known.ok() || context.is_null() {
+        context = current_context()?;
+    }
+    Some(context.expose_provenance())
+}
+
+/// The calling thread's current context.
+pub fn current_context() -> Option<CUcontext> {
+    let mut context: CUcontext = std::ptr::null_mut();
+    // SAFETY: `context` is where the driver stores the answer.
+    unsafe { driver().cuCtxGetCurrent(&raw mut context) }.result().ok()?;
+    (!context.is_null()).then_some(context)
+}
+
+/// The application holds `context` once more.
+pub(crate) fn context_held(context: CUcontext) {
+    if !context.is_null() {
+        *known().contexts.entry(context.expose_provenance()).or_insert(0) += 1;
+    }
+}
+
+/// Whether giving `context` back once more destroys it.
+pub(crate) fn held_once(context: CUcontext) -> bool {
+    known().contexts.get(&context.addr()).is_some_and(|held| *held <= 1)
+}
+
+pub(crate) fn context_given_back(context: CUcontext) {
+    if let Some(held) = known().contexts.get_mut(&context.addr()) {
+        *held = held.saturating_sub(1);
+    }
+}
+
+/// `context` is gone, and everything that was in it.
+pub(crate) fn context_gone(context: CUcontext) {
+    let gone = {
+        let mut known = known();
+        known.contexts.remove(&context.addr());
+        known.streams.retain(|_, owner| *owner != context.addr());
+        let (gone, loose) =
+            known.loose.drain(..).partition::<Vec<_>, _>(|event| event.context == context.addr());
+        known.loose = loose;
+        gone
+    };
+    drop(gone);
+}
+
+/// The contexts that exist.
+pub fn contexts() -> Vec<CUcontext> {
+    known().contexts.keys().map(|context| std::ptr::with_exposed_provenance_mut(*context)).collect()
+}
+
+/// Marks the work in one stream; `None` where that is not possible, because it is being captured.
+pub(crate) fn mark_one(stream: CUstream) -> Option<Mark> {
+    let _relaxed = Relaxed::new();
+    if capture_status(stream) != Ok(CAPTURE_STATUS_NONE) {
+        return None;
+    }
+    let context = context_of(stream)?;
+    let event = in_context(context, || Event::record(context, stream))?.ok()?;
+    Some(Mark { events: vec![event], partial: false })
+}

@@ -1,0 +1,404 @@
+//! The one table of driver functions. `hooked` lists every symbol that is interposed, once, with its signature and the
+//! hook that handles it (`hooks::<family>::<function>`); symbols in one line share both and differ in the default
+//! stream. `bare` lists what the shim itself calls besides. From here come the exports, the answers of `dlsym`, the map
+//! from real addresses to hooks, the real entry points ([`crate::driver`]) and the test that every function of the
+//! header is accounted for (`pass_through`).
+
+#![allow(non_snake_case, reason = "functions and arguments have the header's names")]
+
+use std::ffi::{c_char, c_void};
+
+use nvshare_common::probe::{Call, PROBES};
+
+use crate::cuda::sys::*;
+use crate::cuda::{CEnum, CUresult, Location};
+use crate::driver::{Driver, driver};
+use crate::hooks;
+
+/// One interposed symbol.
+pub(crate) struct Hook {
+    /// Its exported name.
+    pub(crate) name: &'static str,
+    /// Its place in the driver's table.
+    pub(crate) symbol: Symbol,
+    /// Our function.
+    pub(crate) address: *const c_void,
+}
+
+// SAFETY: the pointer is the address of a function, which is the same for all threads and never written to.
+unsafe impl Sync for Hook {}
+
+/// Under which heading calls of `name` are counted, if any: both sides take it from the table of probes.
+pub(crate) const fn probed(name: &str) -> Option<Call> {
+    let mut at = 0;
+    while at < PROBES.len() {
+        if same(PROBES[at].symbol.as_bytes(), name.as_bytes()) {
+            return Some(PROBES[at].call);
+        }
+        at += 1;
+    }
+    None
+}
+
+const fn same(a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
+    let mut at = 0;
+    while at < a.len() {
+        if a[at] != b[at] {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
+
+impl Symbol {
+    /// Whether the null stream of this variant is the calling thread's own.
+    pub(crate) const fn per_thread_default(self) -> bool {
+        let name = self.name().as_bytes();
+        let n = name.len();
+        n > 5
+            && name[n - 5] == b'_'
+            && name[n - 4] == b'p'
+            && name[n - 3] == b't'
+            && matches!(name[n - 2], b's' | b'd')
+    }
+}
+
+macro_rules! functions {
+    (
+        hooked { $([$($name:ident)+] $arguments:tt => $family:ident::$hook:ident $given:tt;)* }
+        bare { $($bare:ident $bare_arguments:tt;)* }
+    ) => {
+        /// Every driver function that the shim knows.
+        #[expect(non_camel_case_types, reason = "the driver's names")]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u16)]
+        pub enum Symbol { $($($name,)+)* $($bare,)* }
+
+        impl Symbol {
+            pub(crate) const ALL: &[Symbol] = &[$($(Symbol::$name,)+)* $(Symbol::$bare,)*];
+
+            /// The exported name.
+            pub const fn name(self) -> &'static str {
+                const NAMES: &[&str] = &[$($(stringify!($name),)+)* $(stringify!($bare),)*];
+                NAMES[self as usize]
+            }
+
+            pub(crate) const fn c_name(self) -> &'static std::ffi::CStr {
+                const NAMES: &[&[u8]] = &[
+                    $($(concat!(stringify!($name), "\0").as_bytes(),)+)* $(concat!(stringify!($bare), "\0").as_bytes(),)*
+                ];
+                match std::ffi::CStr::from_bytes_with_nul(NAMES[self as usize]) {
+                    Ok(name) => name,
+                    Err(_) => c"",
+                }
+            }
+        }
+
+        /// Every interposed symbol.
+        pub(crate) static HOOKS: &[Hook] = &[
+            $($(Hook {
+                name: stringify!($name),
+                symbol: Symbol::$name,
+                address: exports::$name as *const c_void,
+            },)+)*
+        ];
+
+        impl Driver {
+            $($(entry!($name $arguments);)+)*
+            $(entry!($bare $bare_arguments);)*
+        }
+
+        /// What the application calls.
+        #[expect(clippy::wildcard_imports, reason = "the whole header's types")]
+        mod exports {
+            use super::*;
+            $($(export!($name $arguments $family $hook $given);)+)*
+        }
+    };
+}
+
+macro_rules! entry {
+    ($name:ident ($($argument:ident: $type:ty),*)) => {
+        /// The real function of that name.
+        ///
+        /// # Safety
+        /// As for the driver's function.
+        #[inline]
+        pub unsafe fn $name(&self $(, $argument: $type)*) -> CUresult {
+            const CALL: Option<Call> = probed(stringify!($name));
+            let Some(entry) = self.entry(Symbol::$name) else { return Driver::missing(Symbol::$name) };
+            if let Some(call) = CALL {
+                crate::counters::count(call);
+            }
+            // SAFETY: the driver exports this symbol with the signature that the table gives.
+            let entry: unsafe extern "C" fn($($type),*) -> CUresult = unsafe { std::mem::transmute(entry) };
+            // SAFETY: the caller's promise is the function's own.
+            unsafe { entry($($argument),*) }
+        }
+    };
+}
+
+macro_rules! export {
+    ($name:ident ($($argument:ident: $type:ty),*) $family:ident $hook:ident ($($given:ident),*)) => {
+        #[cfg_attr(not(test), unsafe(no_mangle))]
+        pub(super) unsafe extern "C" fn $name($($argument: $type),*) -> CUresult {
+            hooks::guarded(
+                Symbol::$name,
+                // SAFETY: the application called this very function with these arguments.
+                || unsafe { driver().$name($($argument),*) },
+                // SAFETY: the same.
+                |bare| unsafe { hooks::$family::$hook(bare $(, $given)*) },
+            )
+        }
+    };
+}
+
+functions! {
+  hooked {
+    // First use, and the look-up by name.
+    [cuInit] (Flags: u32) => lookup::init(Flags);
+    [cuGetProcAddress] (symbol: *const c_char, pfn: *mut *mut c_void, cudaVersion: i32, flags: u64) => lookup::address(symbol, pfn, cudaVersion, flags);
+    [cuGetProcAddress_v2] (symbol: *const c_char, pfn: *mut *mut c_void, cudaVersion: i32, flags: u64, symbolStatus: *mut c_void) => lookup::address(symbol, pfn, cudaVersion, flags);
+
+    // Device memory.
+    [cuMemAlloc_v2] (dptr: *mut CUdeviceptr, bytesize: usize) => memory::alloc(dptr, bytesize);
+    [cuMemAllocPitch_v2] (dptr: *mut CUdeviceptr, pPitch: *mut usize, WidthInBytes: usize, Height: usize, ElementSizeBytes: u32) => memory::alloc_pitch(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes);
+    [cuMemFree_v2] (dptr: CUdeviceptr) => memory::free(dptr);
+    [cuMemGetInfo_v2] (free: *mut usize, total: *mut usize) => memory::info(free, total);
+    [cuMemGetAddressRange_v2] (pbase: *mut CUdeviceptr, psize: *mut usize, dptr: CUdeviceptr) => memory::address_range(pbase, psize, dptr);
+    [cuPointerGetAttribute] (data: *mut c_void, attribute: CEnum, ptr: CUdeviceptr) => memory::attribute(data, attribute, ptr);
+    [cuPointerGetAttributes] (numAttributes: u32, attributes: *mut CEnum, data: *mut *mut c_void, ptr: CUdeviceptr) => memory::attributes(numAttributes, attributes, data, ptr);
+    [cuPointerSetAttribute] (value: *const c_void, attribute: CEnum, ptr: CUdeviceptr) => memory::set_attribute(attribute, ptr);
+    // With 32-bit addresses: nothing that runs on a 64-bit machine can use what these return.
+    [cuMemAlloc] (dptr: *mut u32, bytesize: u32) => plain::counted();
+    [cuMemAllocPitch] (dptr: *mut u32, pPitch: *mut u32, WidthInBytes: u32, Height: u32, ElementSizeBytes: u32) => plain::counted();
+    [cuMemFree] (dptr: u32) => plain::counted();
+
+    // Memory that cannot be moved yet.
+    [cuMemAllocManaged] (dptr: *mut CUdeviceptr, bytesize: usize, flags: u32) => unswappable::managed(dptr, bytesize);
+    [cuMemAllocAsync cuMemAllocAsync_ptsz] (dptr: *mut CUdeviceptr, bytesize: usize, hStream: CUstream) => unswappable::stream_ordered(dptr, bytesize);
+    [cuMemAllocFromPoolAsync cuMemAllocFromPoolAsync_ptsz] (dptr: *mut CUdeviceptr, bytesize: usize, pool: CUmemoryPool, hStream: CUstream) => unswappable::stream_ordered(dptr, bytesize);
+    [cuMemFreeAsync cuMemFreeAsync_ptsz] (dptr: CUdeviceptr, hStream: CUstream) => unswappable::free_async(dptr);
+    [cuMemCreate] (handle: *mut CUmemGenericAllocationHandle, size: usize, prop: *const CUmemAllocationProp, flags: u64) => unswappable::create(handle, size, prop);
+    [cuMemRelease] (handle: CUmemGenericAllocationHandle) => unswappable::release(handle);
+    [cuMemImportFromShareableHandle] (handle: *mut CUmemGenericAllocationHandle, osHandle: *mut c_void, shHandleType: CEnum) => unswappable::import(handle);
+    [cuMemMap] (ptr: CUdeviceptr, size: usize, offset: usize, handle: CUmemGenericAllocationHandle, flags: u64) => plain::counted();
+    [cuMemUnmap] (ptr: CUdeviceptr, size: usize) => plain::counted();
+    [cuIpcGetMemHandle] (pHandle: *mut CUipcMemHandle, dptr: CUdeviceptr) => unswappable::export(dptr);
+    [cuMemGetHandleForAddressRange] (handle: *mut c_void, dptr: CUdeviceptr, size: usize, handleType: CEnum, flags: u64) => unswappable::export(dptr);
+    [cuArrayCreate_v2] (pHandle: *mut CUarray, pAllocateArray: *const CUDA_ARRAY_DESCRIPTOR) => unswappable::array(pHandle, pAllocateArray);
+    [cuArray3DCreate_v2] (pHandle: *mut CUarray, pAllocateArray: *const CUDA_ARRAY3D_DESCRIPTOR) => unswappable::array_3d(pHandle, pAllocateArray);
+    [cuArrayDestroy] (hArray: CUarray) => unswappable::array_destroy(hArray);
+    [cuMipmappedArrayCreate] (pHandle: *mut CUmipmappedArray, pMipmappedArrayDesc: *const CUDA_ARRAY3D_DESCRIPTOR, numMipmapLevels: u32) => unswappable::mipmapped(pHandle, pMipmappedArrayDesc, numMipmapLevels);
+    [cuMipmappedArrayDestroy] (hMipmappedArray: CUmipmappedArray) => unswappable::mipmapped_destroy(hMipmappedArray);
+
+    // Managed memory.
+    [cuMemPrefetchAsync cuMemPrefetchAsync_ptsz] (devPtr: CUdeviceptr, count: usize, dstDevice: CUdevice, hStream: CUstream) => work::on(hStream);
+    [cuMemPrefetchAsync_v2 cuMemPrefetchAsync_v2_ptsz] (devPtr: CUdeviceptr, count: usize, location: Location, flags: u32, hStream: CUstream) => work::on(hStream);
+    [cuMemPrefetchBatchAsync cuMemPrefetchBatchAsync_ptsz] (dptrs: *mut CUdeviceptr, sizes: *mut usize, count: usize, prefetchLocs: *mut CUmemLocation, prefetchLocIdxs: *mut usize, numPrefetchLocs: usize, flags: u64, hStream: CUstream) => work::on(hStream);
+    [cuMemDiscardBatchAsync cuMemDiscardBatchAsync_ptsz] (dptrs: *mut CUdeviceptr, sizes: *mut usize, count: usize, flags: u64, hStream: CUstream) => work::on(hStream);
+    [cuMemDiscardAndPrefetchBatchAsync cuMemDiscardAndPrefetchBatchAsync_ptsz] (dptrs: *mut CUdeviceptr, sizes: *mut usize, count: usize, prefetchLocs: *mut CUmemLocation, prefetchLocIdxs: *mut usize, numPrefetchLocs: usize, flags: u64, hStream: CUstream) => work::on(hStream);
+    [cuMemAdvise] (devPtr: CUdeviceptr, count: usize, advice: CEnum, device: CUdevice) => plain::counted();
+    [cuMemAdvise_v2] (devPtr: CUdeviceptr, count: usize, advice: CEnum, location: Location) => plain::counted();
+
+    // Copies.
+    [cuMemcpy cuMemcpy_ptds] (dst: CUdeviceptr, src: CUdeviceptr, ByteCount: usize) => work::blocking();
+    [cuMemcpyAsync cuMemcpyAsync_ptsz] (dst: CUdeviceptr, src: CUdeviceptr, ByteCount: usize, hStream: CUstream) => work::on(hStream);
+    [cuMemcpyPeer cuMemcpyPeer_ptds] (dstDevice: CUdeviceptr, dstContext: CUcontext, srcDevice: CUdeviceptr, srcContext: CUcontext, ByteCount: usize) => work::blocking();
+    [cuMemcpyPeerAsync cuMemcpyPeerAsync_ptsz] (dstDevice: CUdeviceptr, dstContext: CUcontext, srcDevice: CUdeviceptr, srcContext: CUcontext, ByteCount: usize, hStream: CUstream) => work::on(hStream);
+    [cuMemcpyHtoD] (dstDevice: u32, srcHost: *const c_void, ByteCount: u32) => work::blocking();
+    [cuMemcpyHtoD_v2 cuMemcpyHtoD_v2_ptds] (dstDevice: CUdeviceptr, srcHost: *const c_void, ByteCount: usize) => work::blocking();
+    [cuMemcpyHtoDAsync] (dstDevice: u32, srcHost: *const c_void, ByteCount: u32, hStream: CUstream) => work::on(hStream);
+    [cuMemcpyHtoDAsync_v2 cuMemcpyHtoDAsync_v2_ptsz] (dstDevice: CUdeviceptr, srcHost: *const c_void, ByteCount: usize, hStream: CUstream) => work::on(hStream);
+    [cuMemcpyDtoH] (dstHost: *mut c_void, srcDevice: u32, ByteCount: u32) => work::blocking();
+    [cuMemcpyDtoH_v2 cuMemcpyDtoH_v2_ptds] (dstHost: *mut c_void, srcDevice: CUdeviceptr, ByteCount: usize) => work::blocking();
+    [cuMemcpyDtoHAsync] (dstHost: *mut c_void, srcDevice: u32, ByteCount: u32, hStream: CUstream) => work::on(hStream);
+    [cuMemcpyDtoHAsync_v2 cuMemcpyDtoHAsync_v2_ptsz] (dstHost: *mut c_void, srcDevice: CUdeviceptr, ByteCount: usize, hStream: CUstream) => work::on(hStream);
+    [cuMemcpyDtoD] (dstDevice: u32, srcDevice: u32, ByteCount: u32) => work::blocking();
+    [cuMemcpyDtoD_v2 cuMemcpyDtoD_v2_ptds] (dstDevice: CUdeviceptr, srcDevice: CUdeviceptr, ByteCount: usize) => work::blocking();
+    [cuMemcpyDtoDAsync] (dstDevice: u32, srcDevice: u32, ByteCount: u32, hStream: CUstream) => work::on(hStream);
+    [cuMemcpyDtoDAsync_v2 cuMemcpyDtoDAsync_v2_ptsz] (dstDevice: CUdeviceptr, srcDevice: CUdeviceptr, ByteCount: usize, hStream: CUstream) => work::on(hStream);
+    [cuMemcpyDtoA] (dstArray: CUarray, dstOffset: u32, srcDevice: u32, ByteCount: u32) => work::blocking();
+    [cuMemcpyDtoA_v2 cuMemcpyDtoA_v2_ptds] (dstArray: CUarray, dstOffset: usize, srcDevice: CUdeviceptr, ByteCount: usize) => work::blocking();
+    [cuMemcpyAtoD] (dstDevice: u32, srcArray: CUarray, srcOffset: u32, ByteCount: u32) => work::blocking();
+    [cuMemcpyAtoD_v2 cuMemcpyAtoD_v2_ptds] (dstDevice: CUdeviceptr, srcArray: CUarray, srcOffset: usize, ByteCount: usize) => work::blocking();
+    [cuMemcpyHtoA] (dstArray: CUarray, dstOffset: u32, srcHost: *const c_void, ByteCount: u32) => work::blocking();
+    [cuMemcpyHtoA_v2 cuMemcpyHtoA_v2_ptds] (dstArray: CUarray, dstOffset: usize, srcHost: *const c_void, ByteCount: usize) => work::blocking();
+    [cuMemcpyAtoH] (dstHost: *mut c_void, srcArray: CUarray, srcOffset: u32, ByteCount: u32) => work::blocking();
+    [cuMemcpyAtoH_v2 cuMemcpyAtoH_v2_ptds] (dstHost: *mut c_void, srcArray: CUarray, srcOffset: usize, ByteCount: usize) => work::blocking();
+    [cuMemcpyAtoA] (dstArray: CUarray, dstOffset: u32, srcArray: CUarray, srcOffset: u32, ByteCount: u32) => work::blocking();
+    [cuMemcpyAtoA_v2 cuMemcpyAtoA_v2_ptds] (dstArray: CUarray, dstOffset: usize, srcArray: CUarray, srcOffset: usize, ByteCount: usize) => work::blocking();
+    [cuMemcpyHtoAAsync] (dstArray: CUarray, dstOffset: u32, srcHost: *const c_void, ByteCount: u32, hStream: CUstream) => work::on(hStream);
+    [cuMemcpyHtoAAsync_v2 cuMemcpyHtoAAsync_v2_ptsz] (dstArray: CUarray, dstOffset: usize, srcHost: *const c_void, ByteCount: usize, hStream: CUstream) => work::on(hStream);
+    [cuMemcpyAtoHAsync] (dstHost: *mut c_void, srcArray: CUarray, srcOffset: u32, ByteCount: u32, hStream: CUstream) => work::on(hStream);
+    [cuMemcpyAtoHAsync_v2 cuMemcpyAtoHAsync_v2_ptsz] (dstHost: *mut c_void, srcArray: CUarray, srcOffset: usize, ByteCount: usize, hStream: CUstream) => work::on(hStream);
+    [cuMemcpy2D] (pCopy: *const c_void) => work::blocking();
+    [cuMemcpy2D_v2 cuMemcpy2D_v2_ptds] (pCopy: *const CUDA_MEMCPY2D) => work::blocking();
+    [cuMemcpy2DUnaligned] (pCopy: *const c_void) => work::blocking();
+    [cuMemcpy2DUnaligned_v2 cuMemcpy2DUnaligned_v2_ptds] (pCopy: *const CUDA_MEMCPY2D) => work::blocking();
+    [cuMemcpy2DAsync] (pCopy: *const c_void, hStream: CUstream) => work::on(hStream);
+    [cuMemcpy2DAsync_v2 cuMemcpy2DAsync_v2_ptsz] (pCopy: *const CUDA_MEMCPY2D, hStream: CUstream) => work::on(hStream);
+    [cuMemcpy3D] (pCopy: *const c_void) => work::blocking();
+    [cuMemcpy3D_v2 cuMemcpy3D_v2_ptds] (pCopy: *const CUDA_MEMCPY3D) => work::blocking();
+    [cuMemcpy3DAsync] (pCopy: *const c_void, hStream: CUstream) => work::on(hStream);
+    [cuMemcpy3DAsync_v2 cuMemcpy3DAsync_v2_ptsz] (pCopy: *const CUDA_MEMCPY3D, hStream: CUstream) => work::on(hStream);
+    [cuMemcpy3DPeer cuMemcpy3DPeer_ptds] (pCopy: *const CUDA_MEMCPY3D_PEER) => work::blocking();
+    [cuMemcpy3DPeerAsync cuMemcpy3DPeerAsync_ptsz] (pCopy: *const CUDA_MEMCPY3D_PEER, hStream: CUstream) => work::on(hStream);
+    [cuMemcpyBatchAsync cuMemcpyBatchAsync_ptsz] (dsts: *mut CUdeviceptr, srcs: *mut CUdeviceptr, sizes: *mut usize, count: usize, attrs: *mut CUmemcpyAttributes, attrsIdxs: *mut usize, numAttrs: usize, failIdx: *mut usize, hStream: CUstream) => work::on(hStream);
+    [cuMemcpyBatchAsync_v2 cuMemcpyBatchAsync_v2_ptsz] (dsts: *mut CUdeviceptr, srcs: *mut CUdeviceptr, sizes: *mut usize, count: usize, attrs: *mut CUmemcpyAttributes, attrsIdxs: *mut usize, numAttrs: usize, hStream: CUstream) => work::on(hStream);
+    [cuMemcpy3DBatchAsync cuMemcpy3DBatchAsync_ptsz] (numOps: usize, opList: *mut CUDA_MEMCPY3D_BATCH_OP, failIdx: *mut usize, flags: u64, hStream: CUstream) => work::on(hStream);
+    [cuMemcpy3DBatchAsync_v2 cuMemcpy3DBatchAsync_v2_ptsz] (numOps: usize, opList: *mut CUDA_MEMCPY3D_BATCH_OP, flags: u64, hStream: CUstream) => work::on(hStream);
+    [cuMemcpyWithAttributesAsync cuMemcpyWithAttributesAsync_ptsz] (dst: CUdeviceptr, src: CUdeviceptr, size: usize, attr: *mut CUmemcpyAttributes, hStream: CUstream) => work::on(hStream);
+    [cuMemcpy3DWithAttributesAsync cuMemcpy3DWithAttributesAsync_ptsz] (op: *mut CUDA_MEMCPY3D_BATCH_OP, flags: u64, hStream: CUstream) => work::on(hStream);
+    [cuFabricCpyBatchAsync cuFabricCpyBatchAsync_ptsz] (numOps: usize, opList: *mut c_void, flags: u64, hStream: CUstream) => work::on(hStream);
+    [cuMemBatchDecompressAsync cuMemBatchDecompressAsync_ptsz] (paramsArray: *mut CUmemDecompressParams, count: usize, flags: u32, errorIndex: *mut usize, stream: CUstream) => work::on(stream);
+
+    // Memsets.
+    [cuMemsetD8] (dstDevice: u32, uc: u8, N: u32) => work::blocking();
+    [cuMemsetD8_v2 cuMemsetD8_v2_ptds] (dstDevice: CUdeviceptr, uc: u8, N: usize) => work::blocking();
+    [cuMemsetD8Async cuMemsetD8Async_ptsz] (dstDevice: CUdeviceptr, uc: u8, N: usize, hStream: CUstream) => work::on(hStream);
+    [cuMemsetD16] (dstDevice: u32, us: u16, N: u32) => work::blocking();
+    [cuMemsetD16_v2 cuMemsetD16_v2_ptds] (dstDevice: CUdeviceptr, us: u16, N: usize) => work::blocking();
+    [cuMemsetD16Async cuMemsetD16Async_ptsz] (dstDevice: CUdeviceptr, us: u16, N: usize, hStream: CUstream) => work::on(hStream);
+    [cuMemsetD32] (dstDevice: u32, ui: u32, N: u32) => work::blocking();
+    [cuMemsetD32_v2 cuMemsetD32_v2_ptds] (dstDevice: CUdeviceptr, ui: u32, N: usize) => work::blocking();
+    [cuMemsetD32Async cuMemsetD32Async_ptsz] (dstDevice: CUdeviceptr, ui: u32, N: usize, hStream: CUstream) => work::on(hStream);
+    [cuMemsetD2D8] (dstDevice: u32, dstPitch: u32, uc: u8, Width: u32, Height: u32) => work::blocking();
+    [cuMemsetD2D8_v2 cuMemsetD2D8_v2_ptds] (dstDevice: CUdeviceptr, dstPitch: usize, uc: u8, Width: usize, Height: usize) => work::blocking();
+    [cuMemsetD2D8Async cuMemsetD2D8Async_ptsz] (dstDevice: CUdeviceptr, dstPitch: usize, uc: u8, Width: usize, Height: usize, hStream: CUstream) => work::on(hStream);
+    [cuMemsetD2D16] (dstDevice: u32, dstPitch: u32, us: u16, Width: u32, Height: u32) => work::blocking();
+    [cuMemsetD2D16_v2 cuMemsetD2D16_v2_ptds] (dstDevice: CUdeviceptr, dstPitch: usize, us: u16, Width: usize, Height: usize) => work::blocking();
+    [cuMemsetD2D16Async cuMemsetD2D16Async_ptsz] (dstDevice: CUdeviceptr, dstPitch: usize, us: u16, Width: usize, Height: usize, hStream: CUstream) => work::on(hStream);
+    [cuMemsetD2D32] (dstDevice: u32, dstPitch: u32, ui: u32, Width: u32, Height: u32) => work::blocking();
+    [cuMemsetD2D32_v2 cuMemsetD2D32_v2_ptds] (dstDevice: CUdeviceptr, dstPitch: usize, ui: u32, Width: usize, Height: usize) => work::blocking();
+    [cuMemsetD2D32Async cuMemsetD2D32Async_ptsz] (dstDevice: CUdeviceptr, dstPitch: usize, ui: u32, Width: usize, Height: usize, hStream: CUstream) => work::on(hStream);
+
+    // Launches.
+    [cuLaunchKernel cuLaunchKernel_ptsz] (f: CUfunction, gridDimX: u32, gridDimY: u32, gridDimZ: u32, blockDimX: u32, blockDimY: u32, blockDimZ: u32, sharedMemBytes: u32, hStream: CUstream, kernelParams: *mut *mut c_void, extra: *mut *mut c_void) => work::launch(hStream);
+    [cuLaunchKernelEx cuLaunchKernelEx_ptsz] (config: *const CUlaunchConfig, f: CUfunction, kernelParams: *mut *mut c_void, extra: *mut *mut c_void) => work::launch_ex(config);
+    [cuLaunchCooperativeKernel cuLaunchCooperativeKernel_ptsz] (f: CUfunction, gridDimX: u32, gridDimY: u32, gridDimZ: u32, blockDimX: u32, blockDimY: u32, blockDimZ: u32, sharedMemBytes: u32, hStream: CUstream, kernelParams: *mut *mut c_void) => work::launch(hStream);
+    [cuLaunchCooperativeKernelMultiDevice] (launchParamsList: *mut CUDA_LAUNCH_PARAMS, numDevices: u32, flags: u32) => work::blocking();
+    [cuLaunch] (f: CUfunction) => work::blocking();
+    [cuLaunchGrid] (f: CUfunction, grid_width: i32, grid_height: i32) => work::blocking();
+    [cuLaunchGridAsync] (f: CUfunction, grid_width: i32, grid_height: i32, hStream: CUstream) => work::launch(hStream);
+    [cuLaunchHostFunc cuLaunchHostFunc_ptsz] (hStream: CUstream, function: CUhostFn, userData: *mut c_void) => work::on(hStream);
+    [cuLaunchHostFunc_v2 cuLaunchHostFunc_v2_ptsz] (hStream: CUstream, function: CUhostFn, userData: *mut c_void, syncMode: u32) => work::on(hStream);
+    [cuStreamAddCallback cuStreamAddCallback_ptsz] (hStream: CUstream, callback: *mut c_void, userData: *mut c_void, flags: u32) => work::on(hStream);
+
+    // Graphs.
+    [cuGraphLaunch cuGraphLaunch_ptsz] (hGraph: CUgraphExec, hStream: CUstream) => work::launch(hStream);
+    [cuGraphUpload cuGraphUpload_ptsz] (hGraph: CUgraphExec, hStream: CUstream) => work::on(hStream);
+    [cuGraphAddMemAllocNode] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, nodeParams: *mut CUDA_MEM_ALLOC_NODE_PARAMS) => unswappable::graph_node(nodeParams);
+    [cuGraphInstantiate] (phGraphExec: *mut CUgraphExec, hGraph: CUgraph, phErrorNode: *mut CUgraphNode, logBuffer: *mut c_char, bufferSize: usize) => room::retried();
+    [cuGraphInstantiate_v2] (phGraphExec: *mut CUgraphExec, hGraph: CUgraph, phErrorNode: *mut CUgraphNode, logBuffer: *mut c_char, bufferSize: usize) => room::retried();
+    [cuGraphInstantiateWithFlags] (phGraphExec: *mut CUgraphExec, hGraph: CUgraph, flags: u64) => room::retried();
+    [cuGraphInstantiateWithParams cuGraphInstantiateWithParams_ptsz] (phGraphExec: *mut CUgraphExec, hGraph: CUgraph, instantiateParams: *mut CUDA_GRAPH_INSTANTIATE_PARAMS) => room::retried();
+
+    // Stream memory operations.
+    [cuStreamWriteValue32 cuStreamWriteValue32_ptsz] (stream: CUstream, addr: CUdeviceptr, value: u32, flags: u32) => work::on(stream);
+    [cuStreamWriteValue32_v2 cuStreamWriteValue32_v2_ptsz] (stream: CUstream, addr: CUdeviceptr, value: u32, flags: u32) => work::on(stream);
+    [cuStreamWriteValue64 cuStreamWriteValue64_ptsz] (stream: CUstream, addr: CUdeviceptr, value: u64, flags: u32) => work::on(stream);
+    [cuStreamWriteValue64_v2 cuStreamWriteValue64_v2_ptsz] (stream: CUstream, addr: CUdeviceptr, value: u64, flags: u32) => work::on(stream);
+    [cuStreamWaitValue32 cuStreamWaitValue32_ptsz] (stream: CUstream, addr: CUdeviceptr, value: u32, flags: u32) => work::on(stream);
+    [cuStreamWaitValue32_v2 cuStreamWaitValue32_v2_ptsz] (stream: CUstream, addr: CUdeviceptr, value: u32, flags: u32) => work::on(stream);
+    [cuStreamWaitValue64 cuStreamWaitValue64_ptsz] (stream: CUstream, addr: CUdeviceptr, value: u64, flags: u32) => work::on(stream);
+    [cuStreamWaitValue64_v2 cuStreamWaitValue64_v2_ptsz] (stream: CUstream, addr: CUdeviceptr, value: u64, flags: u32) => work::on(stream);
+    [cuStreamBatchMemOp cuStreamBatchMemOp_ptsz] (stream: CUstream, count: u32, paramArray: *mut CUstreamBatchMemOpParams, flags: u32) => work::on(stream);
+    [cuStreamBatchMemOp_v2 cuStreamBatchMemOp_v2_ptsz] (stream: CUstream, count: u32, paramArray: *mut CUstreamBatchMemOpParams, flags: u32) => work::on(stream);
+
+    // Streams and captures.
+    [cuStreamCreate] (phStream: *mut CUstream, Flags: u32) => streams::create(phStream);
+    [cuStreamCreateWithPriority] (phStream: *mut CUstream, flags: u32, priority: i32) => streams::create(phStream);
+    [cuGreenCtxStreamCreate] (phStream: *mut CUstream, greenCtx: CUgreenCtx, flags: u32, priority: i32) => streams::create(phStream);
+    [cuStreamDestroy] (hStream: CUstream) => streams::destroy(hStream);
+    [cuStreamDestroy_v2] (hStream: CUstream) => streams::destroy(hStream);
+    [cuStreamBeginCapture cuStreamBeginCapture_ptsz] (hStream: CUstream) => streams::begin_capture(hStream);
+    [cuStreamBeginCapture_v2 cuStreamBeginCapture_v2_ptsz] (hStream: CUstream, mode: CEnum) => streams::begin_capture(hStream);
+    [cuStreamBeginCaptureToGraph cuStreamBeginCaptureToGraph_ptsz] (hStream: CUstream, hGraph: CUgraph, dependencies: *const CUgraphNode, dependencyData: *const CUgraphEdgeData, numDependencies: usize, mode: CEnum) => streams::begin_capture(hStream);
+    [cuStreamBeginRecaptureToGraph cuStreamBeginRecaptureToGraph_ptsz] (hStream: CUstream, mode: CEnum, hGraph: CUgraph, callbackFunc: *mut c_void, userData: *mut c_void) => streams::begin_capture(hStream);
+    [cuStreamBeginCaptureToCig cuStreamBeginCaptureToCig_ptsz] (hStream: CUstream, streamCigCaptureParams: *mut c_void) => streams::begin_capture(hStream);
+    [cuStreamEndCapture cuStreamEndCapture_ptsz] (hStream: CUstream, phGraph: *mut CUgraph) => streams::end_capture(hStream);
+    [cuStreamEndCaptureToCig cuStreamEndCaptureToCig_ptsz] (hStream: CUstream) => streams::end_capture(hStream);
+    [cuStreamWaitEvent cuStreamWaitEvent_ptsz] (hStream: CUstream, hEvent: CUevent, Flags: u32) => streams::wait_event(hStream);
+
+    // Waiting: not gated, but a client that waits is not idle.
+    [cuStreamSynchronize cuStreamSynchronize_ptsz] (hStream: CUstream) => waiting::wait();
+    [cuEventSynchronize] (hEvent: CUevent) => waiting::wait();
+    [cuCtxSynchronize] () => waiting::wait();
+    [cuCtxSynchronize_v2] (ctx: CUcontext) => waiting::wait();
+
+    // Contexts.
+    [cuCtxCreate] (pctx: *mut CUcontext, flags: u32, dev: CUdevice) => contexts::create(pctx);
+    [cuCtxCreate_v2] (pctx: *mut CUcontext, flags: u32, dev: CUdevice) => contexts::create(pctx);
+    [cuCtxCreate_v3] (pctx: *mut CUcontext, paramsArray: *mut c_void, numParams: i32, flags: u32, dev: CUdevice) => contexts::create(pctx);
+    [cuCtxCreate_v4] (pctx: *mut CUcontext, ctxCreateParams: *mut c_void, flags: u32, dev: CUdevice) => contexts::create(pctx);
+    [cuDevicePrimaryCtxRetain] (pctx: *mut CUcontext, dev: CUdevice) => contexts::retain(pctx, dev);
+    [cuDevicePrimaryCtxRelease] (dev: CUdevice) => contexts::release(dev);
+    [cuDevicePrimaryCtxRelease_v2] (dev: CUdevice) => contexts::release(dev);
+    [cuDevicePrimaryCtxReset] (dev: CUdevice) => contexts::reset(dev);
+    [cuDevicePrimaryCtxReset_v2] (dev: CUdevice) => contexts::reset(dev);
+    [cuCtxDestroy] (ctx: CUcontext) => contexts::destroy(ctx);
+    [cuCtxDestroy_v2] (ctx: CUcontext) => contexts::destroy(ctx);
+    [cuCtxAttach] (pctx: *mut CUcontext, flags: u32) => contexts::attach(pctx);
+    [cuCtxDetach] (ctx: CUcontext) => contexts::detach(ctx);
+    [cuCtxFromGreenCtx] (pContext: *mut CUcontext, hCtx: CUgreenCtx) => contexts::from_green(pContext);
+
+    // The driver takes memory for itself: asked again once after room was made.
+    [cuModuleLoad] (module: *mut CUmodule, fname: *const c_char) => room::retried();
+    [cuModuleLoadData] (module: *mut CUmodule, image: *const c_void) => room::retried();
+    [cuModuleLoadDataEx] (module: *mut CUmodule, image: *const c_void, numOptions: u32, options: *mut CEnum, optionValues: *mut *mut c_void) => room::retried();
+    [cuModuleLoadFatBinary] (module: *mut CUmodule, fatCubin: *const c_void) => room::retried();
+    [cuLibraryLoadData] (library: *mut CUlibrary, code: *const c_void, jitOptions: *mut CEnum, jitOptionsValues: *mut *mut c_void, numJitOptions: u32, libraryOptions: *mut CEnum, libraryOptionValues: *mut *mut c_void, numLibraryOptions: u32) => room::retried();
+    [cuLibraryLoadFromFile] (library: *mut CUlibrary, fileName: *const c_char, jitOptions: *mut CEnum, jitOptionsValues: *mut *mut c_void, numJitOptions: u32, libraryOptions: *mut CEnum, libraryOptionValues: *mut *mut c_void, numLibraryOptions: u32) => room::retried();
+    [cuCtxSetLimit] (limit: CEnum, value: usize) => room::retried();
+  }
+  bare {
+    cuDriverGetVersion(driverVersion: *mut i32);
+    cuGetErrorName(error: CEnum, pStr: *mut *const c_char);
+    cuGetErrorString(error: CEnum, pStr: *mut *const c_char);
+    cuDeviceGet(device: *mut CUdevice, ordinal: i32);
+    cuDeviceGetCount(count: *mut i32);
+    cuDeviceGetAttribute(pi: *mut i32, attrib: CEnum, dev: CUdevice);
+    cuDeviceGetUuid(uuid: *mut CUuuid, dev: CUdevice);
+    cuDeviceGetUuid_v2(uuid: *mut CUuuid, dev: CUdevice);
+    cuDeviceTotalMem_v2(bytes: *mut usize, dev: CUdevice);
+    cuDevicePrimaryCtxGetState(dev: CUdevice, flags: *mut u32, active: *mut i32);
+    cuCtxGetCurrent(pctx: *mut CUcontext);
+    cuCtxSetCurrent(ctx: CUcontext);
+    cuCtxPushCurrent_v2(ctx: CUcontext);
+    cuCtxPopCurrent_v2(pctx: *mut CUcontext);
+    cuCtxGetDevice(device: *mut CUdevice);
+    cuStreamGetCtx(hStream: CUstream, pctx: *mut CUcontext);
+    cuStreamIsCapturing(hStream: CUstream, captureStatus: *mut CEnum);
+    cuStreamIsCapturing_ptsz(hStream: CUstream, captureStatus: *mut CEnum);
+    cuStreamGetFlags(hStream: CUstream, flags: *mut u32);
+    cuStreamQuery(hStream: CUstream);
+    cuThreadExchangeStreamCaptureMode(mode: *mut CEnum);
+    cuEventCreate(phEvent: *mut CUevent, Flags: u32);
+    cuEventRecord(hEvent: CUevent, hStream: CUstream);
+    cuEventRecord_ptsz(hEvent: CUevent, hStream: CUstream);
+    cuEventQuery(hEvent: CUevent);
+    cuEventDestroy_v2(hEvent: CUevent);
+    cuEventElapsedTime(pMilliseconds: *mut f32, hStart: CUevent, hEnd: CUevent);
+    cuMemAddressReserve(ptr: *mut CUdeviceptr, size: usize, alignment: usize, addr: CUdeviceptr, flags: u64);
+    cuMemAddressFree(ptr: CUdeviceptr, size: usize);
+    cuMemSetAccess(ptr: CUdeviceptr, size: usize, desc: *const CUmemAccessDesc, count: usize);
+    cuMemGetAccess(flags: *mut u64, location: *const CUmemLocation, ptr: CUdeviceptr);
+    cuMemGetAllocationGranularity(granularity: *mut usize, prop: *const CUmemAllocationProp, option: CEnum);
+    cuMemRetainAllocationHandle(handle: *mut CUmemGenericAllocationHandle, addr: *mut c_void);
+    cuMemExportToShareableHandle(shareableHandle: *mut c_void, handle: CUmemGenericAllocationHandle, handleType: CEnum, flags: u64);
+    cuMemGetAllocationPropertiesFromHandle(prop: *mut CUmemAllocationProp, handle: CUmemGenericAllocationHandle);
+    cuMemHostAlloc(pp: *mut *mut c_void, bytesize: usize, Flags: u32);
+    cuMemFreeHost(p: *mut c_void);
+    cuMemHostRegister_v2(p: *mut c_void, bytesize: usize, Flags: u32);
+    cuMemHostUnregister(p: *mut c_void);
+    cuMemHostGetDevicePointer_v2(pdptr: *mut CUdeviceptr, p: *mut c_void, Flags: u32);
+    cuModuleGetFunction(hfunc: *mut CUfunction, hmod: CUmodule, name: *const c_char);
+    cuModuleUnload(hmod: CUmodule);
+    cuFuncGetAttribute(pi: *mut i32, attrib: CEnum, hfunc: CUfunction);
+  }
+}
