@@ -23,7 +23,10 @@ pub enum Stalled {
 /// Waits until the application's work is finished. The gate must be shut ([`gate::shut`]) and the caller outside any
 /// pass. Gives up when no call returned and no event completed for `stall`.
 pub fn drain(stall: Duration) -> Result<Drained, Stalled> {
-    debug_assert!(gate::is_shut() || crate::stub::swap::is_dead(), "a drain with the gate open proves nothing");
+    debug_assert!(
+        gate::is_shut() || crate::stub::swap::is_dead(),
+        "a drain with the gate open proves nothing"
+    );
     let mut patience = Patience::new(stall);
     loop {
         wait_until_outside(&mut patience)?;
