@@ -1,6 +1,7 @@
 //! The card of the demo: simulated, or a real one of which the agent grants a part.
 
 use anyhow::{Context, Result, ensure};
+use nvshare_sim_card::{Cards, Config, Traffic};
 use nvshare_testbed::{Artifacts, Node};
 use serde::Deserialize;
 
@@ -92,7 +93,12 @@ impl Card {
     }
 
     /// Bytes that crossed the link of `node` so far, both ways; a real card does not tell.
-    pub(crate) fn bytes_moved(&self, node: &Node) -> Option<u64> {
-        node.card().map(|_| 0)
+    pub(crate) fn bytes_moved(&self, node: &Node) -> Result<Option<u64>> {
+        let (Card::Simulated { .. }, Some(directory)) = (self, node.card()) else { return Ok(None) };
+        // The card exists, so it keeps its own parameters.
+        let cards =
+            Cards::open(directory, &Config::default()).context("cannot look at the simulated card")?;
+        let Traffic { to_device, to_host, faulted_in, evicted } = cards.traffic(0);
+        Ok(Some(to_device + to_host + faulted_in + evicted))
     }
 }

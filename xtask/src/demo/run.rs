@@ -73,7 +73,7 @@ pub(crate) fn run(
                 client
             });
             let (outcomes, seconds) = clients::run(commands.collect(), progress, || ())?;
-            let moved = card.bytes_moved(&node);
+            let moved = card.bytes_moved(&node)?;
             complain(&node, progress);
             Ok(managed(
                 mode,
