@@ -1,19 +1,12 @@
 //! The clocks of a card: what its link (each way) and its processors are busy with, shared by all processes.
 //!
-//! Work reserves a piece of time, is done for real, and then sleeps until its time is over, so that processes contend
-//! for the simulated card and not for the machine's memory bandwidth.
+//! Work reserves time from the moment on when it was ready to begin, is done for real, and then sleeps until its time is
+//! over, so that processes contend for the simulated card and not for the machine's memory bandwidth.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::config::Config;
-
-/// Long transfers reserve the link in pieces of this size, so that two of them share it.
-const PIECE_BYTES: u64 = 4 << 20;
-
-/// A transfer that fell behind its reservations (the machine was busy) may catch up this much.
-const CATCH_UP_NANOSECONDS: u64 = 20_000_000;
 
 /// What can be busy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +52,7 @@ impl Clocks {
     }
 
     /// Reserves the lane from `earliest` on; returns the end of the reservation.
-    fn reserve(&self, config: &Config, lane: Lane, earliest: u64, nanoseconds: u64) -> u64 {
+    pub(crate) fn reserve(&self, config: &Config, lane: Lane, earliest: u64, nanoseconds: u64) -> u64 {
         let index = match lane {
             Lane::ToHost if config.duplex == 0 => Lane::ToDevice as usize,
             lane => lane as usize,
@@ -70,38 +63,15 @@ impl Clocks {
             .map_or(earliest, end_after)
     }
 
-    /// Does `work` for each piece of a transfer and returns when the lane has had the time for `bytes * slowdown`.
-    pub(crate) fn transfer(
-        &self,
-        config: &Config,
-        lane: Lane,
-        bytes: u64,
-        slowdown: u64,
-        mut work: impl FnMut(Range<u64>),
-    ) {
-        let (rate, latency) = match lane {
-            Lane::Compute => (config.device_bytes_per_second, 0),
-            Lane::ToDevice | Lane::ToHost => (config.link_bytes_per_second, config.link_latency_nanoseconds),
+    /// Reserves the time that `bytes` take, `slowdown` times as long as at the lane's full speed.
+    pub(crate) fn pass(&self, config: &Config, lane: Lane, earliest: u64, bytes: u64, slowdown: u64) -> u64 {
+        let rate = match lane {
+            Lane::Compute => config.device_bytes_per_second,
+            Lane::ToDevice | Lane::ToHost => config.link_bytes_per_second,
         };
-        let (mut at, mut end) = (0, now());
-        loop {
-            let piece = at..bytes.min(at + PIECE_BYTES);
-            // The time between two pieces is not lost: the next one starts where the last one ended.
-            let earliest = end.max(now().saturating_sub(CATCH_UP_NANOSECONDS));
-            at = piece.end;
-            end = self.reserve(config, lane, earliest, duration(piece.end - piece.start, rate, slowdown));
-            work(piece);
-            if at == bytes {
-                break;
-            }
-            sleep_until(end);
-        }
-        sleep_until(end + latency);
+        let time = u128::from(bytes) * u128::from(slowdown) * 1_000_000_000 / u128::from(rate);
+        self.reserve(config, lane, earliest, time as u64)
     }
-}
-
-fn duration(bytes: u64, rate: u64, slowdown: u64) -> u64 {
-    (u128::from(bytes) * u128::from(slowdown) * 1_000_000_000 / u128::from(rate)) as u64
 }
 
 /// Nanoseconds of CLOCK_MONOTONIC, the same in every process.
@@ -110,18 +80,12 @@ pub fn now() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Sleeps until `end` of [`now`]; the last microseconds are spent spinning, as a sleep may overshoot by so much.
+/// Sleeps until `end` of [`now`].
 pub fn sleep_until(end: u64) {
-    const OVERSHOOT: u64 = 60_000;
     loop {
-        let left = end.saturating_sub(now());
-        if left == 0 {
-            return;
-        }
-        if left > OVERSHOOT {
-            std::thread::sleep(Duration::from_nanos(left - OVERSHOOT));
-        } else {
-            std::hint::spin_loop();
+        match end.saturating_sub(now()) {
+            0 => return,
+            left => std::thread::sleep(Duration::from_nanos(left)),
         }
     }
 }
@@ -150,22 +114,10 @@ mod tests {
     }
 
     #[test]
-    fn a_transfer_covers_every_byte_once_and_takes_the_links_time() {
-        let (clocks, start) = (Clocks::default(), now());
-        let mut next = 0;
-        clocks.transfer(&CONFIG(), Lane::ToHost, 20_000_000, 1, |piece| {
-            assert_eq!(piece.start, next);
-            next = piece.end;
-        });
-        assert_eq!(next, 20_000_000);
-        let took = now() - start;
-        assert!((20_000_000..2_000_000_000).contains(&took), "{took} ns at 1 GB/s");
-    }
-
-    #[test]
-    fn an_empty_transfer_ends_at_once() {
-        let mut calls = 0;
-        Clocks::default().transfer(&CONFIG(), Lane::Compute, 0, 1, |_| calls += 1);
-        assert_eq!(calls, 1);
+    fn bytes_take_the_time_of_their_lane() {
+        let clocks = Clocks::default();
+        assert_eq!(clocks.pass(&CONFIG(), Lane::ToHost, 0, 1_000_000, 1), 1_000_000);
+        assert_eq!(clocks.pass(&CONFIG(), Lane::ToDevice, 0, 1_000_000, 6), 6_000_000);
+        assert_eq!(clocks.pass(&CONFIG(), Lane::Compute, 0, 1_000_000, 1), 250_000);
     }
 }

@@ -24,7 +24,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-pub use clock::{Lane, Traffic};
+pub use clock::{Lane, Traffic, now, sleep_until};
 pub use config::{BLOCK_BYTES, Config};
 pub use control::OpenError;
 use control::{Control, failed};
@@ -109,6 +109,20 @@ impl Cards {
                 .filter(|(process, blocks)| process.identity.pid != 0 && *blocks > 0)
                 .map(|(process, blocks)| (process.identity.pid, u64::from(blocks) * BLOCK_BYTES))
                 .collect(),
+        }
+    }
+
+    /// Reserves a lane of the card for `nanoseconds` from `earliest` on, or from when it is free: returns the end.
+    pub fn reserve(&self, card: usize, lane: Lane, earliest: u64, nanoseconds: u64) -> u64 {
+        self.control.clocks(card).reserve(self.config(), lane, earliest, nanoseconds)
+    }
+
+    /// Counts bytes that a copy moves over the link.
+    pub fn count_copy(&self, card: usize, lane: Lane, bytes: u64) {
+        match lane {
+            Lane::ToDevice => self.control.clocks(card).count(0, bytes),
+            Lane::ToHost => self.control.clocks(card).count(1, bytes),
+            Lane::Compute => {}
         }
     }
 

@@ -5,7 +5,7 @@ use std::ops::{Deref, Range};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::clock::Lane;
+use crate::clock::{Lane, now, sleep_until};
 use crate::config::BLOCK_BYTES;
 use crate::control::OpenError;
 use crate::export::{self, ImportError};
@@ -81,18 +81,6 @@ impl Member {
         self.faults.reach(point)
     }
 
-    /// Does `work` for each piece of a transfer of `bytes` over the lane, and takes the time that the card would.
-    /// `slowdown` 2 makes it take twice as long.
-    pub fn transfer(&self, card: usize, lane: Lane, bytes: u64, slowdown: u64, work: impl FnMut(Range<u64>)) {
-        let clocks = self.control.clocks(card);
-        match lane {
-            Lane::ToDevice => clocks.count(0, bytes),
-            Lane::ToHost => clocks.count(1, bytes),
-            Lane::Compute => {}
-        }
-        clocks.transfer(self.config(), lane, bytes, slowdown, work);
-    }
-
     /// Free bytes of a card, after reclaiming the dead.
     pub fn free_bytes(&self, card: usize) -> u64 {
         self.reclaim();
@@ -105,7 +93,7 @@ impl Member {
         let blocks = u32::try_from(bytes / BLOCK_BYTES).map_err(|_| Full)?;
         let attempt = || self.control.lock().ledger.create(self.slot, card, blocks, properties);
         let (id, evicted) = attempt().or_else(|_| self.after_reclaim(attempt))?;
-        self.pay(card, Moved { to_host: evicted, ..Moved::default() });
+        sleep_until(self.pay(card, Moved { to_host: evicted, ..Moved::default() }, now()));
         Ok(id)
     }
 
@@ -114,7 +102,7 @@ impl Member {
         let blocks = self.config().context_bytes.div_ceil(BLOCK_BYTES) as u32;
         let attempt = || self.control.lock().ledger.charge_context(self.slot, card, blocks);
         let evicted = attempt().or_else(|_| self.after_reclaim(attempt))?;
-        self.pay(card, Moved { to_host: evicted, ..Moved::default() });
+        sleep_until(self.pay(card, Moved { to_host: evicted, ..Moved::default() }, now()));
         Ok(())
     }
 
@@ -170,51 +158,56 @@ impl Member {
         ManagedRange::new(self.next_page.fetch_add(pages as u32, Ordering::Relaxed), pages)
     }
 
-    /// A kernel on `card` touches these pages: takes the time of the faults.
-    pub fn managed_touch(&self, card: usize, range: &mut ManagedRange, pages: Range<usize>) -> Moved {
-        // Sixteen pages at a time: another process's faults come in between, as they would.
-        let mut total = Moved::default();
-        for start in pages.clone().step_by(16) {
-            let mut moved = Moved::default();
-            let mut locked = self.control.lock();
-            for page in start..pages.end.min(start + 16) {
-                moved += locked.ledger.touch(card, self.slot, range, page);
-            }
-            locked.unlock();
-            self.pay(card, moved);
-            total += moved;
+    /// A kernel on `card` touches these pages at the time `at`: returns when the faults are served.
+    pub fn managed_touch(&self, card: usize, range: &mut ManagedRange, pages: Range<usize>, at: u64) -> u64 {
+        let mut moved = Moved::default();
+        let mut locked = self.control.lock();
+        for page in pages {
+            moved += locked.ledger.touch(card, self.slot, range, page);
         }
-        total
+        locked.unlock();
+        self.pay(card, moved, at)
     }
 
-    /// The driver's prefetch to a card: without effect on untouched pages and on a full card.
-    pub fn managed_prefetch(&self, card: usize, range: &mut ManagedRange, pages: Range<usize>) -> Moved {
+    /// The driver's prefetch to a card, at `at`: without effect on untouched pages and on a full card. Returns its end.
+    pub fn managed_prefetch(
+        &self,
+        card: usize,
+        range: &mut ManagedRange,
+        pages: Range<usize>,
+        at: u64,
+    ) -> u64 {
         let mut moved = Moved::default();
         let mut locked = self.control.lock();
         for page in pages {
             moved += locked.ledger.prefetch(card, self.slot, range, page);
         }
         locked.unlock();
-        self.migrate(card, Lane::ToDevice, moved.to_device, 1);
-        moved
+        self.migrate(card, Lane::ToDevice, moved.to_device, 1, at)
     }
 
-    /// Pages come back to the host: by prefetch at the link's speed, by faults of the host slower.
+    /// Pages come back to the host: at the link's speed by prefetch, slower where the host faults on them.
     pub fn managed_to_host(
         &self,
         card: usize,
         range: &mut ManagedRange,
         pages: Range<usize>,
         slowdown: u64,
-    ) -> Moved {
+        at: u64,
+    ) -> u64 {
         let mut moved = Moved::default();
         let mut locked = self.control.lock();
         for page in pages {
             moved += locked.ledger.fetch_to_host(self.slot, range, page);
         }
         locked.unlock();
-        self.migrate(card, Lane::ToHost, moved.to_host, slowdown);
-        moved
+        self.migrate(card, Lane::ToHost, moved.to_host, slowdown, at)
+    }
+
+    /// How many of these pages are on a card now.
+    pub fn managed_resident(&self, range: &ManagedRange, pages: Range<usize>) -> usize {
+        let locked = self.control.lock();
+        pages.filter(|page| locked.ledger.is_resident(self.slot, range, *page)).count()
     }
 
     /// The range was freed.
@@ -222,22 +215,24 @@ impl Member {
         self.control.lock().ledger.forget(self.slot, range);
     }
 
-    /// Takes the time of faults and evictions: an H200 moved 9.2 GB/s by faults where copies reached 55, and evictions
-    /// are a little quicker than faults.
-    fn pay(&self, card: usize, moved: Moved) {
+    /// When faults and evictions that begin at `at` are over: an H200 moved 9.2 GB/s by faults where copies reached 55,
+    /// and evictions are a little quicker than faults.
+    fn pay(&self, card: usize, moved: Moved, at: u64) -> u64 {
         let slowdown = self.config().fault_slowdown;
-        self.migrate(card, Lane::ToHost, moved.to_host, slowdown.saturating_sub(1).max(1));
-        self.migrate(card, Lane::ToDevice, moved.to_device, slowdown);
+        let room = self.migrate(card, Lane::ToHost, moved.to_host, slowdown.saturating_sub(1).max(1), at);
+        // Of several pages the first comes in while the next one leaves.
+        let first = if moved.to_host > 1 { at } else { room };
+        self.migrate(card, Lane::ToDevice, moved.to_device, slowdown, first).max(room)
     }
 
-    fn migrate(&self, card: usize, lane: Lane, pages: u32, slowdown: u64) {
+    fn migrate(&self, card: usize, lane: Lane, pages: u32, slowdown: u64, at: u64) -> u64 {
         if pages == 0 {
-            return;
+            return at;
         }
         let bytes = u64::from(pages) * BLOCK_BYTES;
         let clocks = self.control.clocks(card);
         clocks.count(if lane == Lane::ToDevice { 2 } else { 3 }, bytes);
-        clocks.transfer(self.config(), lane, bytes, slowdown, |_| ());
+        clocks.pass(self.config(), lane, at, bytes, slowdown)
     }
 
     fn after_reclaim<T>(&self, attempt: impl FnOnce() -> Result<T, Refused>) -> Result<T, Full> {
