@@ -5,7 +5,9 @@
 //! `{"answer":"settings",...}`; anything else answers `{"answer":"error","why":...}`.
 
 pub mod client;
+pub mod command;
 pub mod server;
+mod view;
 mod wire;
 
 pub use wire::{MAX_LINE_BYTES, Request, Response};

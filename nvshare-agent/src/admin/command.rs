@@ -1,0 +1,115 @@
+//! The commands that ask a running agent: `status`, `set`, `top`.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::thread;
+use std::time::Instant;
+
+use super::client::{AskError, Client};
+use super::view::{self, Since};
+use super::{Request, Response};
+use crate::change::Change;
+use crate::config::{SetArgs, StatusArgs, TopArgs};
+use crate::health::Readiness;
+use crate::snapshot::State;
+
+/// Home, and everything behind it is erased.
+const REDRAW: &str = "\x1b[H\x1b[J";
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The agent did not answer, or refused.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// The answer is not one to this question, or of another release.
+    #[error("the agent's answer makes no sense to this release: {0}; use the agent's own binary")]
+    Answer(String),
+    /// Nobody reads the output.
+    #[error("cannot write the answer: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// `nvshare-agent status`.
+pub fn status(args: &StatusArgs) -> Result<(), CommandError> {
+    let mut client = Client::connect(&args.admin.admin_socket)?;
+    if args.json {
+        let (state, readiness) = raw(&mut client)?;
+        let all = serde_json::json!({"state": state, "readiness": readiness});
+        return print(&format!("{all:#}\n"));
+    }
+    let (state, readiness) = ask(&mut client)?;
+    print(&view::text(&state, &readiness, None))
+}
+
+/// `nvshare-agent set`.
+pub fn set(args: &SetArgs) -> Result<(), CommandError> {
+    let mut client = Client::connect(&args.admin.admin_socket)?;
+    match client.ask(&Request::Set { changes: args.changes.clone() })? {
+        Response::Settings { .. } => {
+            let changes: Vec<String> = args.changes.iter().map(Change::to_string).collect();
+            print(&format!("{}; this holds until the agent restarts\n", changes.join(", ")))
+        }
+        other => Err(CommandError::Answer(format!("{other:?}"))),
+    }
+}
+
+/// `nvshare-agent top`: survives a restart of the agent.
+pub fn top(args: &TopArgs) -> Result<(), CommandError> {
+    let path = args.admin.admin_socket.as_path();
+    let redraw = if io::stdout().is_terminal() { REDRAW } else { "" };
+    let mut client = Some(Client::connect(path)?);
+    let mut before: Option<(State, Instant)> = None;
+    for round in 0_u64.. {
+        if args.count.is_some_and(|count| round >= count) {
+            break;
+        }
+        if round > 0 {
+            thread::sleep(args.every);
+        }
+        match look(path, &mut client) {
+            Ok((state, readiness)) => {
+                let now = Instant::now();
+                let since = before.as_ref().map(|(state, at)| Since { state, time: now - *at });
+                print(&format!("{redraw}{}\n", view::text(&state, &readiness, since.as_ref())))?;
+                before = Some((state, now));
+            }
+            Err(CommandError::Ask(error)) => {
+                (client, before) = (None, None);
+                print(&format!("{redraw}{error}\n"))?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn look(path: &Path, client: &mut Option<Client>) -> Result<(State, Readiness), CommandError> {
+    let client = match client {
+        Some(client) => client,
+        None => client.insert(Client::connect(path)?),
+    };
+    ask(client)
+}
+
+fn ask(client: &mut Client) -> Result<(State, Readiness), CommandError> {
+    let (state, readiness) = raw(client)?;
+    let state = serde_json::from_value(state).map_err(|error| CommandError::Answer(error.to_string()))?;
+    Ok((state, readiness))
+}
+
+fn raw(client: &mut Client) -> Result<(serde_json::Value, Readiness), CommandError> {
+    match client.ask(&Request::Status)? {
+        Response::State { state, readiness } => Ok((state, readiness)),
+        other => Err(CommandError::Answer(format!("{other:?}"))),
+    }
+}
+
+/// A closed pipe (`status | head`) is no error.
+fn print(text: &str) -> Result<(), CommandError> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        result => Ok(result?),
+    }
+}

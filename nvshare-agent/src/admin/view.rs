@@ -1,0 +1,253 @@
+//! The agent's state as text, for `status` and `top`.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use nvshare_common::units::Bytes;
+
+use crate::health::Readiness;
+use crate::metrics::container;
+use crate::snapshot::{Client, Device, State};
+use crate::value;
+
+/// What moved since an earlier look.
+pub(super) struct Since<'a> {
+    /// The earlier look.
+    pub(super) state: &'a State,
+    /// How long ago.
+    pub(super) time: Duration,
+}
+
+/// Everything an operator asks first, in at most a screen or two.
+pub(super) fn text(state: &State, readiness: &Readiness, since: Option<&Since<'_>>) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = heading(&mut text, state, readiness, since);
+    text
+}
+
+fn heading(
+    out: &mut String,
+    state: &State,
+    readiness: &Readiness,
+    since: Option<&Since<'_>>,
+) -> Result<(), std::fmt::Error> {
+    let ready = if readiness.ready { "ready" } else { "NOT READY" };
+    writeln!(out, "nvshare-agent {}, up {}, {ready}", state.release, age(state.up_seconds))?;
+    for missing in &readiness.missing {
+        writeln!(out, "missing: {}: {}", missing.part.name(), missing.why)?;
+    }
+    let settings = &state.settings;
+    writeln!(
+        out,
+        "lease {} to {}, {} x a switch; reserve {}; host memory {} of {} in use",
+        value::show(settings.lease_floor),
+        value::show(settings.lease_ceiling),
+        settings.lease_factor,
+        settings.reserve,
+        state.host.handed_out,
+        state.host.budget,
+    )?;
+    if let Some(problem) = &state.host.problem {
+        writeln!(out, "host memory: {problem} ({} short)", state.host.missing)?;
+    }
+    let switches = &state.switches;
+    if switches.count > 0 {
+        let mean = switches.seconds.sum / switches.seconds.count.max(1) as f64;
+        let drain = switches.drain_seconds.sum / switches.drain_seconds.count.max(1) as f64;
+        write!(out, "{} switches, {mean:.3} s each ({drain:.3} s of it drain)", switches.count)?;
+        if let Some(since) = since {
+            write!(out, "; {}", movement(state, since))?;
+        }
+        writeln!(out)?;
+    }
+    if !state.granting {
+        writeln!(out, "nothing is granted yet: waiting for the processes {:?} to say hello", state.awaited)?;
+    }
+    writeln!(out)?;
+    if let Some(problem) = &state.devices_problem {
+        writeln!(out, "devices: {problem}")?;
+    }
+    out.push_str(&devices(&state.devices));
+    writeln!(out)?;
+    out.push_str(&clients(state));
+    Ok(())
+}
+
+/// Rates between two looks.
+fn movement(state: &State, since: &Since<'_>) -> String {
+    let moved = |state: &State| {
+        let mut all = state.ended_totals.clone();
+        state.clients.iter().for_each(|client| all.add(&client.totals));
+        (all.copied_out, all.copied_in)
+    };
+    let (now, before) = (moved(state), moved(since.state));
+    let rate = |now: Bytes, before: Bytes| {
+        Bytes((now.saturating_sub(before).0 as f64 / since.time.as_secs_f64().max(1e-3)) as u64)
+    };
+    let switches = state.switches.count.saturating_sub(since.state.switches.count);
+    format!("now +{switches}, {}/s out, {}/s in", rate(now.0, before.0), rate(now.1, before.1))
+}
+
+fn devices(devices: &[Device]) -> String {
+    if devices.is_empty() {
+        return "no devices\n".to_owned();
+    }
+    let head = ["GPU", "PRODUCT", "CAPACITY", "NEEDED", "RESIDENT", "SWAPPED", "FOREIGN", "FREE", "", "UUID"];
+    let rows = devices.iter().map(|device| {
+        [
+            device.index.to_string(),
+            device.name.clone(),
+            device.capacity.to_string(),
+            device.needed.to_string(),
+            device.resident.to_string(),
+            device.swapped.to_string(),
+            device.foreign.to_string(),
+            device.free.to_string(),
+            if device.contended { "in turns" } else { "fits" }.to_owned(),
+            device.uuid.clone(),
+        ]
+    });
+    table(head, rows)
+}
+
+fn clients(state: &State) -> String {
+    if state.clients.is_empty() {
+        return "no clients\n".to_owned();
+    }
+    let head = [
+        "CLIENT",
+        "PID",
+        "NAME",
+        "CONTAINER",
+        "ACTIVITY",
+        "FOR",
+        "LEASE",
+        "NEEDED",
+        "RESIDENT",
+        "SWAPPED",
+        "UNSWAPPABLE",
+    ];
+    let mut text = table(head, state.clients.iter().map(client));
+    for client in &state.clients {
+        for note in &client.notes {
+            let _ = writeln!(text, "client {}: {note}", client.client.0);
+        }
+    }
+    text
+}
+
+fn client(client: &Client) -> [String; 11] {
+    let sum = |of: fn(&crate::snapshot::ClientDevice) -> Bytes| {
+        Bytes(client.devices.iter().fold(0, |sum, held| of(held).0.saturating_add(sum))).to_string()
+    };
+    let lasts = client.waiting_seconds.max(client.idle_seconds);
+    [
+        client.client.0.to_string(),
+        client.process.pid.to_string(),
+        printable(&client.name),
+        container(&client.cgroup).unwrap_or("-").to_owned(),
+        client.activity.name().to_owned(),
+        if lasts > 0.0 { age(lasts) } else { "-".to_owned() },
+        client.lease_seconds.map_or("-".to_owned(), |left| format!("{left:.1}s")),
+        sum(|held| held.needed),
+        sum(|held| held.resident),
+        sum(|held| held.swapped),
+        sum(|held| held.unswappable),
+    ]
+}
+
+/// Columns as wide as their widest cell, two spaces apart.
+fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()
+    });
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// A text that a client chose must not steer the terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// `3d4h`, `2h5m`, `4m10s`, `12.3s`.
+fn age(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    match whole {
+        0..60 => format!("{seconds:.1}s"),
+        60..3600 => format!("{}m{}s", whole / 60, whole % 60),
+        3600..86400 => format!("{}h{}m", whole / 3600, whole % 3600 / 60),
+        _ => format!("{}d{}h", whole / 86400, whole % 86400 / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health::{Missing, Part};
+
+    fn state() -> State {
+        let mut state = State { release: "0.1.0".to_owned(), up_seconds: 4000.0, ..State::default() };
+        state.devices.push(Device { name: "NVIDIA H200".to_owned(), contended: true, ..Device::default() });
+        state.clients.push(
+            serde_json::from_value(serde_json::json!({
+                "client": 3, "process": {"pid": 77, "start": 1}, "name": "py\u{1b}[2Jthon", "cgroup": "/",
+                "shim": "0.1.0", "activity": "waiting", "waiting_seconds": 75.0, "idle_seconds": 0.0,
+                "lease_seconds": null, "virtual_runtime_seconds": 0.0, "stalls": 0,
+                "notes": ["waits for host memory"], "arenas": 0, "arena_bytes": 0,
+                "devices": [], "totals": crate::snapshot::Totals::default(),
+            }))
+            .unwrap(),
+        );
+        state
+    }
+
+    #[test]
+    fn the_text_names_what_is_missing_who_waits_and_why() {
+        let why = "no NVML".to_owned();
+        let readiness =
+            Readiness { ready: false, missing: vec![Missing { part: Part::Devices, why, needed: true }] };
+        let text = text(&state(), &readiness, None);
+        for expected in [
+            "up 1h6m, NOT READY",
+            "devices: no NVML",
+            "NVIDIA H200",
+            "in turns",
+            "waiting",
+            "1m15s",
+            "waits for host memory",
+        ] {
+            assert!(text.contains(expected), "{expected} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_clients_name_cannot_steer_the_terminal() {
+        let readiness = Readiness { ready: true, missing: vec![] };
+        assert!(!text(&state(), &readiness, None).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn rates_are_between_two_looks() {
+        let (before, mut now) = (state(), state());
+        now.switches.count = 3;
+        now.clients[0].totals.copied_out = Bytes(4 << 20);
+        let since = Since { state: &before, time: Duration::from_secs(2) };
+        let readiness = Readiness { ready: true, missing: vec![] };
+        let text = text(&now, &readiness, Some(&since));
+        assert!(text.contains("now +3, 2 MiB/s out, 0 B/s in"), "{text}");
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [["1".to_owned(), "long name".to_owned()], ["1000".to_owned(), "x".to_owned()]];
+        assert_eq!(table(["ID", "NAME"], rows.into_iter()), "ID    NAME\n1     long name\n1000  x\n");
+    }
+}
