@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn flags_work_with_and_without_the_run_command() {
-        assert_eq!(run(&[]).unwrap().lease_factor, 40.0);
+        assert_eq!(run(&[]).unwrap().listen.port(), 9430);
         assert_eq!(run(&["--capacity", "16G"]).unwrap().capacity, Some(Bytes(16 << 30)));
         assert_eq!(run(&["run", "--lease-floor=200ms"]).unwrap().lease_floor, Duration::from_millis(200));
         let several = run(&["--libcuda", "/a", "--libcuda", "/b"]).unwrap().libcuda;

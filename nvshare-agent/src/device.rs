@@ -1,11 +1,11 @@
 //! The devices of the node and what is really free on them: NVML, read on a thread of its own, because a call into the
-//! driver can take milliseconds. Without NVML the thread keeps trying, and says once what is missing.
+//! driver can take milliseconds. Without NVML the thread keeps trying, and each report says what is missing.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enums::device::UsedGpuMemory;
@@ -13,7 +13,6 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
 use nvshare_common::units::{Bytes, DeviceId};
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
 
 use crate::moment::Moment;
 
@@ -54,10 +53,10 @@ pub struct Report {
 #[derive(Debug, thiserror::Error)]
 enum DeviceError {
     #[error(
-        "cannot load NVML from {library}: {source}; install the NVIDIA driver's utilities, mount the driver's \
+        "cannot load NVML from {library}: {why}; install the NVIDIA driver's utilities, mount the driver's \
          libraries into the agent's container (NVIDIA_DRIVER_CAPABILITIES=utility), or name the file with --nvml"
     )]
-    Load { library: String, source: NvmlError },
+    Load { library: String, why: String },
     #[error("NVML ({library}) does not start: {source}; check that `nvidia-smi` works on this node")]
     Start { library: String, source: NvmlError },
     #[error("NVML ({library}) lists no GPU; check that `nvidia-smi -L` lists one in the agent's container")]
@@ -106,26 +105,13 @@ pub fn start(library: OsString, publish: impl FnMut(Report) + Send + 'static) ->
 fn read_on(library: OsString, asked: &mpsc::Receiver<Ask>, mut publish: impl FnMut(Report)) {
     let mut source = Source::new(library);
     let mut pause = QUIET;
-    let mut problem = None;
     loop {
-        let report = source.read();
-        if report.problem != problem {
-            match &report.problem {
-                Some(why) => warn!(why, "devices cannot be read"),
-                None => info!(devices = report.devices.len(), "devices can be read again"),
-            }
-            problem.clone_from(&report.problem);
-        }
-        publish(report);
-        let mut due = false;
-        while !due {
-            match asked.recv_timeout(pause) {
-                Ok(Ask::Now) | Err(RecvTimeoutError::Timeout) => due = true,
-                Ok(Ask::Hurry(hurry)) => {
-                    // Reading at once when it gets busy makes up for the long pause before.
-                    due = hurry && pause == QUIET;
-                    pause = if hurry { BUSY } else { QUIET };
-                }
+        publish(source.read());
+        let read = Instant::now();
+        loop {
+            match asked.recv_timeout(pause.saturating_sub(read.elapsed())) {
+                Ok(Ask::Now) | Err(RecvTimeoutError::Timeout) => break,
+                Ok(Ask::Hurry(hurry)) => pause = if hurry { BUSY } else { QUIET },
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
@@ -198,7 +184,7 @@ impl Source {
     fn load(&self) -> Result<Nvml, DeviceError> {
         let library = || self.library.to_string_lossy().into_owned();
         Nvml::builder().lib_path(&self.library).init().map_err(|source| match source {
-            NvmlError::LibloadingError(_) => DeviceError::Load { library: library(), source },
+            NvmlError::LibloadingError(why) => DeviceError::Load { library: library(), why: why.to_string() },
             _ => DeviceError::Start { library: library(), source },
         })
     }

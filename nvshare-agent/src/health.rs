@@ -46,7 +46,7 @@ impl Part {
 
 /// How a part is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
+enum Standing {
     /// It does its work.
     Works,
     /// It does not, or not fully.
@@ -88,32 +88,19 @@ impl Health {
         Health::default()
     }
 
-    /// Reports on `part`; says so in the log when it changed.
-    pub fn report(&self, part: Part, standing: Standing) {
-        let before = self.parts().insert(part, standing.clone());
-        if before.as_ref() == Some(&standing) {
-            return;
-        }
-        match (&before, &standing) {
-            (_, Standing::Missing { why }) => warn!(part = part.name(), why, "running without a part"),
-            (Some(Standing::Missing { .. }), _) => info!(part = part.name(), "no longer missing"),
-            _ => {}
-        }
-    }
-
     /// `part` works.
     pub fn works(&self, part: Part) {
-        self.report(part, Standing::Works);
+        self.set(part, Standing::Works);
     }
 
     /// `part` is missing, for a reason that names the remedy.
-    pub fn missing(&self, part: Part, why: impl ToString) {
-        self.report(part, Standing::Missing { why: why.to_string() });
+    pub fn missing(&self, part: Part, why: &impl ToString) {
+        self.set(part, Standing::Missing { why: why.to_string() });
     }
 
-    /// How `part` is doing; none while it is starting.
-    pub fn of(&self, part: Part) -> Option<Standing> {
-        self.parts().get(&part).cloned()
+    /// `part` is switched off by configuration.
+    pub fn off(&self, part: Part) {
+        self.set(part, Standing::Off);
     }
 
     /// Everything that is missing, and whether the rest is enough.
@@ -131,6 +118,21 @@ impl Health {
             })
             .collect();
         Readiness { ready: missing.iter().all(|missing| !missing.needed), missing }
+    }
+
+    /// Says so in the log when something changed.
+    fn set(&self, part: Part, standing: Standing) {
+        let mut parts = self.parts();
+        let before = parts.get(&part);
+        if before == Some(&standing) {
+            return;
+        }
+        match (before, &standing) {
+            (_, Standing::Missing { why }) => warn!(part = part.name(), why, "running without a part"),
+            (Some(Standing::Missing { .. }), _) => info!(part = part.name(), "no longer missing"),
+            _ => {}
+        }
+        parts.insert(part, standing);
     }
 
     fn parts(&self) -> std::sync::MutexGuard<'_, BTreeMap<Part, Standing>> {
@@ -158,13 +160,13 @@ mod tests {
         for part in Part::ALL {
             health.works(part);
         }
-        health.missing(Part::Uprobes, "no BTF");
-        health.report(Part::HostMemory, Standing::Off);
+        health.missing(Part::Uprobes, &"no BTF");
+        health.off(Part::HostMemory);
         let readiness = health.readiness();
         assert!(readiness.ready);
         assert_eq!(readiness.missing.len(), 1);
         assert_eq!(readiness.missing[0].why, "no BTF");
-        health.missing(Part::Devices, "no NVML");
+        health.missing(Part::Devices, &"no NVML");
         assert!(!health.readiness().ready);
         health.works(Part::Devices);
         assert!(health.readiness().ready);

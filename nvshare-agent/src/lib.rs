@@ -5,6 +5,7 @@
 //! [`snapshot`], published after each change; [`metrics`], [`http`] and [`admin`] only read it.
 
 pub mod admin;
+pub mod agent;
 pub mod change;
 pub mod conductor;
 pub mod config;

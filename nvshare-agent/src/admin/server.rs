@@ -18,7 +18,7 @@ use super::{MAX_LINE_BYTES, Request, Response};
 /// Administrators that are served at the same time.
 const CONNECTIONS: usize = 16;
 /// How long a connection may stay silent, or refuse to read its answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Why there is no administrator's socket.
 #[derive(Debug, thiserror::Error)]

@@ -65,7 +65,7 @@ fn heading(
         writeln!(out, "nothing is granted yet: waiting for the processes {:?} to say hello", state.awaited)?;
     }
     writeln!(out)?;
-    if let Some(problem) = &state.devices_problem {
+    if let (Some(problem), false) = (&state.devices_problem, state.devices.is_empty()) {
         writeln!(out, "devices: {problem}")?;
     }
     out.push_str(&devices(&state.devices));

@@ -158,9 +158,9 @@ mod tests {
         for part in Part::ALL {
             agent.health.works(part);
         }
-        agent.health.missing(Part::Uprobes, "no BTF: use a kernel with CONFIG_DEBUG_INFO_BTF");
+        agent.health.missing(Part::Uprobes, &"no BTF: use a kernel with CONFIG_DEBUG_INFO_BTF");
         assert_eq!(agent.get("/readyz").await.0, 200);
-        agent.health.missing(Part::Devices, "no NVML");
+        agent.health.missing(Part::Devices, &"no NVML");
         for path in ["/readyz", "/healthz"] {
             let (status, _, body) = agent.get(path).await;
             let readiness: Readiness = serde_json::from_str(&body).unwrap();

@@ -326,7 +326,7 @@ mod tests {
 
     fn scrape(state: State) -> String {
         let health = Health::new();
-        health.missing(Part::Uprobes, "no BTF");
+        health.missing(Part::Uprobes, &"no BTF");
         let (_sender, receiver) = watch::channel(Arc::new(state));
         Metrics::new(receiver, health).text().unwrap()
     }
@@ -414,7 +414,8 @@ mod tests {
         let samples = samples(&scrape(state));
         let unswappable = &samples["nvshare_client_unswappable_bytes"];
         assert_eq!(unswappable.len(), REASONS + 1);
-        assert_eq!(unswappable.iter().map(|(_, amount)| amount).sum::<f64>(), 1000.0);
+        let sum: f64 = unswappable.iter().map(|(_, amount)| amount).sum();
+        assert_eq!(sum as u64, 1000);
     }
 
     #[test]

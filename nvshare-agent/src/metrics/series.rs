@@ -127,17 +127,14 @@ impl Page {
     /// Puts a gauge or a counter on the page; `labels` are the values for the names in the table.
     pub(super) fn put(&mut self, series: Series, labels: &[&str], value: f64) {
         let mut metric = labelled(series, labels);
-        match Series::TABLE[series as usize].kind {
-            MetricType::COUNTER => {
-                let mut counter = Counter::default();
-                counter.set_value(value);
-                metric.set_counter(counter);
-            }
-            _ => {
-                let mut gauge = Gauge::default();
-                gauge.set_value(value);
-                metric.set_gauge(gauge);
-            }
+        if Series::TABLE[series as usize].kind == MetricType::COUNTER {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        } else {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
         }
         self.0[series as usize].push(metric);
     }

@@ -1,0 +1,224 @@
+//! All parts of a running agent: built in order, stopped in order. A part that cannot be had is reported to [`Health`]
+//! with the remedy, and the rest runs without it; the clients' socket and the pages are needed.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tracing::{debug, info, warn};
+
+use crate::admin::server::Server;
+use crate::admin::{Request, Response};
+use crate::conductor::{self, Input};
+use crate::config::Config;
+use crate::device::{self, Poll, Report};
+use crate::health::{Health, Part};
+use crate::http;
+use crate::snapshot::State;
+
+/// Why an agent cannot run at all.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Nobody could see it.
+    #[error(transparent)]
+    Http(#[from] http::ListenError),
+    /// The system is out of threads or files.
+    #[error("cannot start a part of the agent: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Why an agent ended by itself.
+#[derive(Debug, thiserror::Error)]
+#[error("the conductor ended, which it never should: {0}; please report this with the log")]
+pub struct Failed(String);
+
+/// A running agent.
+pub struct Agent {
+    address: SocketAddr,
+    conductor: JoinHandle<()>,
+    /// In the order in which they are stopped.
+    others: Vec<(&'static str, JoinHandle<()>)>,
+    /// Keeps the devices' thread alive.
+    poll: Poll,
+}
+
+impl Agent {
+    /// Builds and starts all parts.
+    pub async fn start(config: &Config) -> Result<Agent, StartError> {
+        let health = Health::new();
+        let pages = http::listen(config.listen).await?;
+        let address = pages.local_addr()?;
+
+        let (inputs, heard) = conductor::inputs();
+        let poll = device::start(config.nvml.clone(), readings(inputs.clone(), health.clone()))?;
+        let (publish, state) = watch::channel(Arc::new(State::default()));
+        let conductor = tokio::spawn(interim(config.settings(), heard, publish));
+
+        let pages = tokio::spawn(http::serve(pages, state.clone(), health.clone()));
+        let standing = tokio::spawn(report(state.clone(), health.clone(), config.no_uprobes));
+        let mut others = vec![("standing", standing)];
+        match Server::bind(&config.admin_socket) {
+            Ok(server) => {
+                health.works(Part::Admin);
+                let answer = administrator(inputs, state, health);
+                others.push(("admin", tokio::spawn(server.serve(answer))));
+            }
+            Err(error) => health.missing(Part::Admin, &error),
+        }
+        others.push(("pages", pages));
+        Ok(Agent { address, conductor, others, poll })
+    }
+
+    /// Where the pages are.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits for the end that should not come.
+    pub async fn failed(&mut self) -> Failed {
+        match (&mut self.conductor).await {
+            Ok(()) => Failed("its inputs are gone".to_owned()),
+            Err(error) => Failed(error.to_string()),
+        }
+    }
+
+    /// Stops everything: what could change clients first, what people look at last.
+    pub async fn stop(self) {
+        drop(self.poll);
+        self.conductor.abort();
+        for (name, task) in self.others {
+            let start = Instant::now();
+            task.abort();
+            let _ = task.await;
+            debug!(part = name, milliseconds = start.elapsed().as_millis(), "stopped");
+        }
+    }
+}
+
+async fn interim(
+    mut settings: crate::settings::Settings,
+    mut heard: mpsc::Receiver<Input>,
+    publish: watch::Sender<Arc<State>>,
+) {
+    let start = Instant::now();
+    let mut state = State { release: env!("CARGO_PKG_VERSION").to_owned(), ..State::default() };
+    while let Some(input) = heard.recv().await {
+        match input {
+            Input::Devices(report) => {
+                state.devices = report
+                    .devices
+                    .iter()
+                    .map(|reading| crate::snapshot::Device {
+                        uuid: reading.device.to_string(),
+                        index: reading.index,
+                        name: reading.name.clone(),
+                        total: reading.total,
+                        used: reading.used,
+                        ..crate::snapshot::Device::default()
+                    })
+                    .collect();
+                state.devices_problem = report.problem;
+            }
+            Input::Set { changes, answer } => {
+                let result = settings.with(&changes);
+                if let Ok(new) = &result {
+                    settings = new.clone();
+                }
+                let _ = answer.send(result);
+            }
+            Input::Observed(_) => {}
+        }
+        state.settings = settings.clone();
+        state.up_seconds = start.elapsed().as_secs_f64();
+        publish.send_replace(Arc::new(state.clone()));
+    }
+}
+
+/// What the devices' thread does with its readings.
+fn readings(inputs: mpsc::Sender<Input>, health: Health) -> impl FnMut(Report) + Send + 'static {
+    let mut problem = None;
+    move |report| {
+        // One device of several that does not answer keeps nobody from sharing the others.
+        if report.problem != problem && !report.devices.is_empty() {
+            if let Some(why) = &report.problem {
+                warn!(why, "a device cannot be read");
+            } else {
+                info!(devices = report.devices.len(), "devices are read");
+            }
+        }
+        problem.clone_from(&report.problem);
+        match &report.problem {
+            Some(why) if report.devices.is_empty() => health.missing(Part::Devices, why),
+            _ => health.works(Part::Devices),
+        }
+        // Fails only when the conductor is gone, and the agent about to end.
+        let _ = inputs.blocking_send(Input::Devices(report));
+    }
+}
+
+/// Reports what only the published state shows, until the conductor is gone.
+async fn report(mut state: watch::Receiver<Arc<State>>, health: Health, no_uprobes: bool) {
+    if no_uprobes {
+        health.off(Part::Uprobes);
+    }
+    while state.changed().await.is_ok() {
+        let state = Arc::clone(&state.borrow_and_update());
+        match &state.host.problem {
+            Some(why) => health.missing(Part::HostMemory, why),
+            None => health.works(Part::HostMemory),
+        }
+        if no_uprobes {
+            continue;
+        }
+        let observer = &state.observer;
+        let failed = observer
+            .attachments
+            .iter()
+            .filter_map(|file| file.problem.as_ref().map(|problem| format!("{}: {problem}", file.path)));
+        let problems: Vec<String> = observer.problems.iter().cloned().chain(failed).collect();
+        match (observer.loaded, problems.is_empty()) {
+            // Still loading: nothing was reported yet.
+            (false, true) => {}
+            (true, true) => health.works(Part::Uprobes),
+            (_, false) => health.missing(Part::Uprobes, &problems.join("; ")),
+        }
+    }
+}
+
+/// What the administrator's socket answers.
+fn administrator(
+    inputs: mpsc::Sender<Input>,
+    state: watch::Receiver<Arc<State>>,
+    health: Health,
+) -> impl Fn(Request) -> std::pin::Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync + 'static {
+    move |request| {
+        let (inputs, state, health) = (inputs.clone(), state.clone(), health.clone());
+        Box::pin(async move {
+            let failed = |why: String| Response::Error { why };
+            match request {
+                Request::Status => match serde_json::to_value(&**state.borrow()) {
+                    Ok(state) => Response::State { state, readiness: health.readiness() },
+                    Err(error) => failed(format!("cannot write the state: {error}")),
+                },
+                Request::Set { changes } => {
+                    let (answer, answered) = oneshot::channel();
+                    let texts: Vec<String> = changes.iter().map(ToString::to_string).collect();
+                    if inputs.send(Input::Set { changes, answer }).await.is_err() {
+                        return failed("the agent is stopping".to_owned());
+                    }
+                    match answered.await {
+                        Ok(Ok(settings)) => {
+                            warn!(changes = texts.join(" "), "an administrator changed settings");
+                            Response::Settings { settings: serde_json::json!(settings) }
+                        }
+                        Ok(Err(error)) => failed(error.to_string()),
+                        Err(_) => failed("the agent is stopping".to_owned()),
+                    }
+                }
+            }
+        })
+    }
+}
