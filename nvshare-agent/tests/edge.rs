@@ -1,0 +1,215 @@
+//! The agent's binary from outside, on a machine that has nothing it wants: no NVML, no uprobes, no clients.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::time::Duration;
+
+use nvshare_testbed::wait_for;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn agent() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nvshare-agent"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("NVSHARE_") {
+            command.env_remove(name);
+        }
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+struct Home(TempDir);
+
+impl Home {
+    fn new() -> Home {
+        Home(TempDir::with_prefix("nvshare-edge-").unwrap())
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.path().join("run/agent.sock")
+    }
+
+    fn admin_socket(&self) -> PathBuf {
+        self.0.path().join("admin/admin.sock")
+    }
+
+    /// The agent with this home, and whatever else.
+    fn command(&self, more: &[&str]) -> Command {
+        let mut command = agent();
+        command.arg("--socket").arg(self.socket()).arg("--admin-socket").arg(self.admin_socket());
+        command
+            .args(["--nvml", "/nowhere/libnvidia-ml.so.1", "--no-uprobes", "--log-format", "json"])
+            .args(more);
+        command
+    }
+
+    fn start(&self) -> Running {
+        let mut child =
+            self.command(&["--listen", "127.0.0.1:0"]).stderr(Stdio::piped()).spawn().expect("the agent");
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut said = String::new();
+        let address = loop {
+            let mut line = String::new();
+            assert_ne!(log.read_line(&mut line).unwrap(), 0, "the agent ended; it said:\n{said}");
+            said.push_str(&line);
+            let line: Value = serde_json::from_str(&line).expect("a line of JSON");
+            if let Some(address) = line["fields"]["http"].as_str() {
+                break address.parse().unwrap();
+            }
+        };
+        Running { child, address, log: Some(log) }
+    }
+
+    fn ask(&self, command: &str, more: &[&str]) -> Output {
+        agent().arg(command).arg("--admin-socket").arg(self.admin_socket()).args(more).output().unwrap()
+    }
+}
+
+struct Running {
+    child: Child,
+    address: SocketAddr,
+    log: Option<BufReader<ChildStderr>>,
+}
+
+impl Running {
+    fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn bad_configuration_ends_with_64_and_names_flag_value_and_expected_form() {
+    let home = Home::new();
+    for (flags, parts) in [
+        (&["--capacity", "16X"][..], ["--capacity", "16X", "16G"]),
+        (&["--lease-floor", "2m", "--lease-ceiling", "1m"], ["--lease-floor", "120s", "floor <= ceiling"]),
+        (&["--stall", "soon"], ["--stall", "soon", "200ms"]),
+    ] {
+        let output = home.command(flags).output().unwrap();
+        assert_eq!(output.status.code(), Some(64), "{flags:?}");
+        let said = text(&output.stderr);
+        assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+    }
+    let output = agent().env("NVSHARE_AGENT_RESERVE", "lots").arg("run").output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    assert!(text(&output.stderr).contains("'lots'"));
+}
+
+#[test]
+fn help_is_no_error_and_documents_the_environment() {
+    let output = agent().arg("--help").output().unwrap();
+    assert!(output.status.success());
+    let help = text(&output.stdout);
+    for part in ["NVSHARE_AGENT_CAPACITY", "--lease-factor", "status", "top", "set", "[default: 500ms]"] {
+        assert!(help.contains(part), "--help says nothing of {part}");
+    }
+}
+
+#[test]
+fn without_nvml_the_agent_runs_and_says_what_is_missing_everywhere() {
+    let home = Home::new();
+    let agent = home.start();
+    let readiness = wait_for("the devices are reported missing", LIMIT, || {
+        let (status, body) = agent.get("/readyz");
+        (status == 503 && body.contains("cannot load NVML")).then_some(body)
+    });
+    assert!(readiness.contains("--nvml"), "{readiness}");
+    assert_eq!(agent.get("/livez").0, 200);
+    let metrics = agent.get("/metrics").1;
+    assert!(metrics.contains("nvshare_part_missing{part=\"devices\"} 1"), "{metrics}");
+    assert!(metrics.contains("nvshare_part_missing{part=\"uprobes\"} 0"), "{metrics}");
+    let status = home.ask("status", &[]);
+    assert!(text(&status.stdout).contains("missing: devices: cannot load NVML"), "{status:?}");
+}
+
+#[test]
+fn settings_change_while_the_agent_runs_all_or_none() {
+    let home = Home::new();
+    let agent = home.start();
+    let output = home.ask("set", &["lease-floor=200ms", "lease-factor=12"]);
+    assert!(output.status.success(), "{output:?}");
+    wait_for("the new settings are published", LIMIT, || {
+        let state: Value = serde_json::from_str(&agent.get("/api/v1/state").1).unwrap();
+        (state["settings"]["lease_floor"] == 0.2 && state["settings"]["lease_factor"] == 12.0).then_some(())
+    });
+    let output = home.ask("set", &["lease-factor=50", "lease-floor=2h"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("floor <= ceiling"), "{output:?}");
+    let output = home.ask("status", &["--json"]);
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(status["state"]["settings"]["lease_factor"], 12.0);
+    let output = home.ask("set", &["socket=/run/x"]);
+    assert_eq!(output.status.code(), Some(64));
+}
+
+#[test]
+fn a_killed_agent_can_be_started_again_and_a_stopped_one_leaves_no_socket() {
+    let home = Home::new();
+    let mut first = home.start();
+    first.child.kill().unwrap();
+    first.child.wait().unwrap();
+    assert!(home.admin_socket().exists());
+
+    let mut second = home.start();
+    assert!(home.ask("status", &[]).status.success());
+    let pid = rustix::process::Pid::from_child(&second.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let status = wait_for("the agent stops", LIMIT, || second.child.try_wait().unwrap());
+    assert!(status.success(), "{status}");
+    assert!(!home.admin_socket().exists());
+    let output = home.ask("status", &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("Is the agent running"), "{output:?}");
+}
+
+#[test]
+fn the_agent_lives_on_when_nobody_reads_its_log() {
+    let home = Home::new();
+    let mut agent = home.start();
+    agent.log = None;
+    for _ in 0..3 {
+        // Each of these is a line in the log.
+        assert!(home.ask("set", &["lease-floor=100ms"]).status.success());
+    }
+    assert_eq!(agent.get("/livez").0, 200);
+}
+
+#[test]
+fn top_prints_tables_until_it_has_printed_enough() {
+    let home = Home::new();
+    let _agent = home.start();
+    let output = home.ask("top", &["--count", "3", "--every", "10ms"]);
+    assert!(output.status.success());
+    assert_eq!(text(&output.stdout).matches("nvshare-agent 0.").count(), 3);
+}
+
+#[test]
+fn an_agent_that_cannot_be_seen_does_not_run() {
+    let home = Home::new();
+    let running = home.start();
+    let output = home.command(&["--listen", &running.address.to_string()]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("--listen"), "{output:?}");
+}
