@@ -19,6 +19,8 @@ mod hooks;
 pub mod log;
 pub mod memory;
 pub mod pace;
+#[cfg(test)]
+mod pass_through;
 mod resolve;
 pub mod start;
 pub mod streams;

@@ -175,9 +175,9 @@ fn exported(name: &[u8], address: *mut c_void) -> bool {
 /// A symbol's name without what tells its variants apart.
 fn base_name(symbol: &str) -> &str {
     let base = symbol.strip_suffix("_ptsz").or_else(|| symbol.strip_suffix("_ptds")).unwrap_or(symbol);
-    let bare = base.trim_end_matches(|c: char| c.is_ascii_digit());
-    match bare.strip_suffix("_v") {
-        Some(name) if bare.len() < base.len() => name,
+    let stem = base.trim_end_matches(|c: char| c.is_ascii_digit());
+    match stem.strip_suffix("_v") {
+        Some(name) if stem.len() < base.len() => name,
         _ => base,
     }
 }
@@ -350,4 +350,60 @@ pub(crate) unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mu
         real = sym REAL_DLOPEN,
         find = sym find_real_dlopen,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::Symbol;
+
+    #[test]
+    fn the_look_up_passes_other_names_on_and_knows_nothing_without_a_driver() {
+        // SAFETY: all names are C strings.
+        unsafe {
+            for name in [c"getenv", c"c", c"", c"cut", c"no_such_name"] {
+                let bare = libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr());
+                assert_eq!(dlsym(libc::RTLD_DEFAULT, name.as_ptr()), bare, "{name:?}");
+            }
+            assert!(dlsym(libc::RTLD_DEFAULT, c"cuLaunchKernel".as_ptr()).is_null());
+            let itself = dlopen(std::ptr::null(), libc::RTLD_LAZY | libc::RTLD_DEEPBIND);
+            assert!(!itself.is_null());
+        }
+    }
+
+    #[test]
+    fn hooks_are_found_by_their_whole_name() {
+        assert_eq!(hook_named(b"cuMemAlloc_v2").map(|hook| hook.symbol), Some(Symbol::cuMemAlloc_v2));
+        assert!(hook_named(b"cuMemAlloc_v").is_none());
+        assert!(hook_named(b"cuDriverGetVersion").is_none());
+    }
+
+    #[test]
+    fn an_address_that_is_exported_nowhere_gets_the_variant_of_its_version_and_flags() {
+        let stranger = std::ptr::without_provenance_mut(0x1234);
+        let chosen = |name: &str, version, flags| {
+            by_name(name.as_bytes(), stranger, version, flags).map(|hook| hook.name)
+        };
+        assert_eq!(chosen("cuMemAlloc", 2000, 0), Some("cuMemAlloc"));
+        assert_eq!(chosen("cuMemAlloc", 12090, 0), Some("cuMemAlloc_v2"));
+        assert_eq!(chosen("cuMemcpyHtoD", 12090, 2), Some("cuMemcpyHtoD_v2_ptds"));
+        assert_eq!(chosen("cuMemPrefetchAsync", 12000, 0), Some("cuMemPrefetchAsync"));
+        assert_eq!(chosen("cuMemPrefetchAsync", 12020, 2), Some("cuMemPrefetchAsync_v2_ptsz"));
+        assert_eq!(chosen("cuLaunchKernel", 12090, 2), Some("cuLaunchKernel_ptsz"));
+        assert_eq!(chosen("cuMemAlloc", 12090, 2), Some("cuMemAlloc_v2"));
+        assert_eq!(chosen("cuDriverGetVersion", 12090, 0), None);
+    }
+
+    #[test]
+    fn variants_share_their_base_name() {
+        for (symbol, base) in [
+            ("cuMemcpyHtoD_v2_ptds", "cuMemcpyHtoD"),
+            ("cuLaunchKernel_ptsz", "cuLaunchKernel"),
+            ("cuCtxCreate_v4", "cuCtxCreate"),
+            ("cuStreamWriteValue32_v2", "cuStreamWriteValue32"),
+            ("cuMemsetD2D32", "cuMemsetD2D32"),
+        ] {
+            assert_eq!(base_name(symbol), base);
+        }
+    }
 }

@@ -128,6 +128,10 @@ pub struct Current(());
 
 impl Current {
     /// Pushes `context`.
+    #[expect(
+        clippy::not_unsafe_ptr_arg_deref,
+        reason = "the driver checks the handle, we do not look behind it"
+    )]
     pub fn push(context: CUcontext) -> Result<Current, CUresult> {
         // SAFETY: a stale handle is refused by the driver with an error.
         unsafe { driver().cuCtxPushCurrent_v2(context) }.result()?;

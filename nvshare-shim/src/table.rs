@@ -5,6 +5,8 @@
 //! header is accounted for (`pass_through`).
 
 #![allow(non_snake_case, reason = "functions and arguments have the header's names")]
+#![allow(clippy::too_many_arguments, reason = "as many as the driver's functions have")]
+#![allow(clippy::wildcard_imports, reason = "the signatures need half of the header's types")]
 
 use std::ffi::{c_char, c_void};
 
@@ -113,7 +115,6 @@ macro_rules! functions {
         }
 
         /// What the application calls.
-        #[expect(clippy::wildcard_imports, reason = "the whole header's types")]
         mod exports {
             use super::*;
             $($(export!($name $arguments $family $hook $given);)+)*
@@ -149,9 +150,9 @@ macro_rules! export {
             hooks::guarded(
                 Symbol::$name,
                 // SAFETY: the application called this very function with these arguments.
-                || unsafe { driver().$name($($argument),*) },
+                move || unsafe { driver().$name($($argument),*) },
                 // SAFETY: the same.
-                |bare| unsafe { hooks::$family::$hook(bare $(, $given)*) },
+                move |bare| unsafe { hooks::$family::$hook(bare $(, $given)*) },
             )
         }
     };

@@ -7,6 +7,8 @@
 mod core;
 mod membarrier;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 use std::cell::Cell;
 use std::ptr::null;

@@ -107,7 +107,7 @@ pub(crate) unsafe fn address_range<F: Fn() -> CUresult>(
 pub(crate) unsafe fn attribute<F: Fn() -> CUresult>(
     bare: &Bare<F>,
     data: *mut c_void,
-    attribute: CEnum,
+    wanted: CEnum,
     at: CUdeviceptr,
 ) -> CUresult {
     if data.is_null() {
@@ -115,7 +115,7 @@ pub(crate) unsafe fn attribute<F: Fn() -> CUresult>(
     }
     let Some(found) = known(at) else { return bare.call() };
     // SAFETY: `data` is the application's place for this attribute's value.
-    match unsafe { answer(&found, data, attribute, at) } {
+    match unsafe { answer(&found, data, wanted, at) } {
         Some(result) => result,
         None => bare.call(),
     }
@@ -125,12 +125,12 @@ pub(crate) unsafe fn attribute<F: Fn() -> CUresult>(
 pub(crate) unsafe fn attributes<F: Fn() -> CUresult>(
     bare: &Bare<F>,
     count: u32,
-    attributes: *mut CEnum,
+    wanted: *mut CEnum,
     data: *mut *mut c_void,
     at: CUdeviceptr,
 ) -> CUresult {
     let result = bare.call();
-    if !result.ok() || attributes.is_null() || data.is_null() {
+    if !result.ok() || wanted.is_null() || data.is_null() {
         return result;
     }
     if let Some(found) = known(at) {
@@ -139,7 +139,7 @@ pub(crate) unsafe fn attributes<F: Fn() -> CUresult>(
             unsafe {
                 let place = data.add(index).read();
                 if !place.is_null() {
-                    let _ = answer(&found, place, attributes.add(index).read(), at);
+                    let _ = answer(&found, place, wanted.add(index).read(), at);
                 }
             }
         }
@@ -168,7 +168,7 @@ unsafe fn answer(
     attribute: CEnum,
     at: CUdeviceptr,
 ) -> Option<CUresult> {
-    // SAFETY (all writes below): the header gives each attribute the type that is written here.
+    // SAFETY: `data` is the place for this attribute, and the header gives each attribute the type that is written here.
     unsafe {
         match attribute {
             1 => data.cast::<usize>().write(found.context.expose_provenance()), // CONTEXT

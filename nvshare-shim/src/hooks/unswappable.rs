@@ -13,8 +13,10 @@ use crate::driver::driver;
 use crate::start;
 use crate::stub::memory;
 
-/// What is held, by kind and handle.
-static HELD: Mutex<BTreeMap<(&'static str, u64), (i32, u64)>> = Mutex::new(BTreeMap::new());
+/// What is held, by reason and handle: the device and how many bytes.
+type Held = BTreeMap<(&'static str, u64), (i32, u64)>;
+
+static HELD: Mutex<Held> = Mutex::new(BTreeMap::new());
 
 const ARRAY: &str = "array";
 const MIPMAPPED: &str = "mipmapped";

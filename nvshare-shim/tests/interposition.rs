@@ -1,0 +1,195 @@
+//! The shim under LD_PRELOAD in small C programs, in front of a driver that does nothing: whatever way a program takes,
+//! it finds our hooks where they stand for what it would have found, and the driver's own functions everywhere else.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+struct Programs {
+    directory: tempfile::TempDir,
+}
+
+impl Programs {
+    fn new() -> Programs {
+        let programs = Programs { directory: tempfile::tempdir().unwrap() };
+        programs.compile("driver.c", "libcuda.so.1", &["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]);
+        programs
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn compile(&self, source: &str, into: &str, arguments: &[&str]) -> PathBuf {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(source);
+        let output = Command::new("cc")
+            .args(["-O1", "-w", "-pthread", "-o"])
+            .arg(self.at(into))
+            .arg(source)
+            .args(arguments)
+            .arg("-ldl")
+            .output()
+            .expect("a C compiler called `cc` is needed for these tests");
+        assert!(output.status.success(), "cc: {}", String::from_utf8_lossy(&output.stderr));
+        self.at(into)
+    }
+
+    fn client(&self) -> PathBuf {
+        self.compile("client.c", "client", &[])
+    }
+
+    /// Runs `program`, under the libraries `preload`; what it printed.
+    fn run(&self, program: &Path, arguments: &[&str], preload: &[&Path]) -> String {
+        let output = Command::new(program)
+            .args(arguments)
+            .env("LD_LIBRARY_PATH", self.directory.path())
+            .env(
+                "LD_PRELOAD",
+                preload.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(":"),
+            )
+            .env("NVSHARE_SOCKET", self.at("nobody.sock"))
+            .env("NVSHARE_LOG", "warn")
+            .output()
+            .unwrap();
+        let (said, complained) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{} {arguments:?}: {}\n{said}{complained}",
+            program.display(),
+            output.status
+        );
+        said.into_owned()
+    }
+}
+
+fn shim() -> PathBuf {
+    let beside = std::env::current_exe().unwrap().parent().unwrap().join("libnvshare.so");
+    assert!(beside.exists(), "{} is missing: build nvshare-shim", beside.display());
+    beside
+}
+
+fn line<'a>(said: &'a str, start: &str) -> &'a str {
+    said.lines()
+        .find(|line| line.starts_with(start))
+        .unwrap_or_else(|| panic!("no line `{start}` in:\n{said}"))
+}
+
+#[test]
+fn a_process_without_cuda_sees_nothing_of_the_shim() {
+    let programs = Programs::new();
+    let client = programs.client();
+    let bare = programs.run(&client, &["idle"], &[]);
+    assert_eq!(programs.run(&client, &["idle"], &[&shim()]), bare);
+    assert!(bare.contains("global cuInit nothing") && bare.contains("threads 1"), "{bare}");
+}
+
+#[test]
+fn dlsym_answers_with_hooks_for_hooked_names_only() {
+    let programs = Programs::new();
+    let said = programs.run(&programs.client(), &["dlsym"], &[&shim()]);
+    for name in ["cuInit", "cuMemAlloc_v2", "cuLaunchKernel", "cuLaunchKernel_ptsz", "cuGetProcAddress_v2"] {
+        assert_eq!(line(&said, &format!("{name} ")), format!("{name} libnvshare.so {name}"));
+    }
+    for name in ["cuDriverGetVersion", "cuStreamGetFlags"] {
+        assert_eq!(line(&said, &format!("{name} ")), format!("{name} libcuda.so.1 {name}"));
+    }
+    // Hooked, but this driver does not have it; and nobody has libcuda in the global scope.
+    assert_eq!(line(&said, "missing"), "missing nothing");
+    assert_eq!(line(&said, "dlerror"), "dlerror names it");
+    assert_eq!(line(&said, "global"), "global nothing");
+}
+
+#[test]
+fn the_driver_chooses_the_variant_and_the_shim_only_its_hook() {
+    let programs = Programs::new();
+    let client = programs.client();
+    let names = [
+        "procaddress",
+        "cuGetProcAddress",
+        "cuMemAlloc",
+        "cuMemFree",
+        "cuMemAllocAsync",
+        "cuMemcpyHtoD",
+        "cuMemcpyDtoHAsync",
+        "cuMemsetD8",
+        "cuLaunchKernel",
+        "cuLaunchKernelEx",
+        "cuGraphLaunch",
+        "cuStreamSynchronize",
+        "cuStreamGetFlags",
+        "cuMemAdvise",
+        "cuMemPrefetchAsync",
+        "cuInit",
+        "cuDriverGetVersion",
+        "cuNoSuchThing",
+    ];
+    let bare = programs.run(&client, &names, &[]);
+    let shimmed = programs.run(&client, &names, &[&shim()]);
+    // The same variant of every name, with the same answer.
+    assert_eq!(shimmed.replace("libnvshare.so", "libcuda.so.1"), bare);
+    assert!(shimmed.contains("cuMemAlloc/0 rc 0 libnvshare.so cuMemAlloc_v2\n"), "{shimmed}");
+    assert!(shimmed.contains("cuLaunchKernel/2 rc 0 libnvshare.so cuLaunchKernel_ptsz\n"), "{shimmed}");
+    assert!(shimmed.contains("cuMemcpyHtoD/2 rc 0 libnvshare.so cuMemcpyHtoD_v2_ptds\n"), "{shimmed}");
+    assert!(shimmed.contains("cuGetProcAddress/0 rc 0 libnvshare.so cuGetProcAddress_v2\n"), "{shimmed}");
+    assert!(shimmed.contains("cuStreamGetFlags/2 rc 0 libcuda.so.1 cuStreamGetFlags_ptsz\n"), "{shimmed}");
+    assert!(shimmed.contains("cuNoSuchThing/0 rc 500 nothing\n"), "{shimmed}");
+}
+
+#[test]
+fn an_executable_linked_to_libcuda_calls_the_hooks() {
+    let programs = Programs::new();
+    let driver = programs.at("libcuda.so.1");
+    let client = programs.compile("client.c", "linked", &["-DLINKED", driver.to_str().unwrap()]);
+    let said = programs.run(&client, &["linked"], &[&shim()]);
+    assert_eq!(line(&said, "cuMemAdvise"), "cuMemAdvise libnvshare.so cuMemAdvise");
+    assert_eq!(line(&said, "cuDriverGetVersion"), "cuDriverGetVersion libcuda.so.1 cuDriverGetVersion");
+    assert_eq!(line(&said, "advice"), "advice made 1 counted 1");
+    assert_eq!(line(&said, "default"), "default libnvshare.so cuMemFree_v2");
+    assert_eq!(line(&said, "next"), "next libnvshare.so cuMemFree_v2");
+}
+
+#[test]
+fn a_library_bound_deeply_to_libcuda_calls_the_hooks() {
+    let programs = Programs::new();
+    let driver = programs.at("libcuda.so.1");
+    let plugin = programs.compile("plugin.c", "plugin.so", &["-shared", "-fPIC", driver.to_str().unwrap()]);
+    let said = programs.run(&programs.client(), &["plugin", plugin.to_str().unwrap()], &[&shim()]);
+    assert_eq!(line(&said, "plugin"), "plugin libnvshare.so cuLaunchKernel");
+}
+
+#[test]
+fn a_second_copy_of_the_driver_is_left_alone() {
+    let programs = Programs::new();
+    let other = programs.directory.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let copy = programs.compile("driver.c", "other/libcuda.so.1", &["-shared", "-fPIC"]);
+    let said = programs.run(&programs.client(), &["twice", copy.to_str().unwrap()], &[&shim()]);
+    assert_eq!(line(&said, "first"), "first libnvshare.so cuLaunchKernel");
+    assert_eq!(line(&said, "second"), "second libcuda.so.1 cuLaunchKernel");
+}
+
+#[test]
+fn another_interposer_works_before_and_behind_the_shim() {
+    let programs = Programs::new();
+    let client = programs.client();
+    let other = programs.compile("preload.c", "preload.so", &["-shared", "-fPIC"]);
+    for order in [[&*shim(), &*other], [&*other, &*shim()]] {
+        let said = programs.run(&client, &["dlsym"], &order);
+        assert_eq!(line(&said, "cuLaunchKernel "), "cuLaunchKernel libnvshare.so cuLaunchKernel");
+        assert_eq!(line(&said, "preload"), "preload says 42, the next one answers");
+    }
+}
+
+#[test]
+fn every_call_is_counted_before_it_is_made_and_a_forked_child_counts_for_itself() {
+    let programs = Programs::new();
+    let said = programs.run(&programs.client(), &["work"], &[&shim()]);
+    assert_eq!(line(&said, "before init"), "before init 0");
+    assert_eq!(line(&said, "threads started"), "threads started before init: 0");
+    // One before cuInit, ten in threads, ten more in the destructors of their storage, a hundred at last.
+    assert_eq!(line(&said, "launches"), "launches made 121 counted 121");
+    assert_eq!(said.matches("late launch 0").count(), 10);
+    assert_eq!(line(&said, "waits"), "waits made 1 counted 1");
+    assert_eq!(line(&said, "child made"), "child made 126, the page says 121");
+    assert_eq!(line(&said, "child 0"), "child 0, the page says 121");
+}
