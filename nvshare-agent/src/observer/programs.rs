@@ -1,0 +1,334 @@
+//! The eBPF programs in the kernel: loaded from their object, attached to libraries.
+//!
+//! aya makes the maps and loads the programs for tracepoints. The probes are loaded for `uprobe_multi` where the kernel
+//! has it (6.6), by aya-obj and our own call: hundreds of places attach with one link in 10 ms and are gone with it.
+//! Elsewhere they are loaded and attached one by one by aya. Nothing is pinned: what is attached ends with the agent.
+
+use std::collections::HashSet;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+
+use aya::maps::{HashMap, Map, MapData, Queue, RingBuf};
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
+use aya::programs::{ProgramError, RawTracePoint, UProbe};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+
+use super::bpf;
+use super::library::{Library, Point};
+
+/// Why the programs are not in the kernel, and what helps.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// There is no object.
+    #[error(
+        "cannot read the eBPF programs {0}: {1} (build them by `cargo xtask build`, or name the file with --ebpf-object)"
+    )]
+    Read(PathBuf, io::Error),
+    /// The kernel does not let us.
+    #[error(
+        "the kernel does not let the agent load eBPF programs ({0}): run it as root, with CAP_BPF and CAP_PERFMON \
+         (before Linux 5.8: CAP_SYS_ADMIN), in a container privileged"
+    )]
+    Permission(String),
+    /// The kernel cannot.
+    #[error(
+        "this kernel has no eBPF (bpf(2) is not there): Linux 5.15 with CONFIG_BPF_SYSCALL and CONFIG_UPROBES is needed"
+    )]
+    NoBpf,
+    /// The object is not ours, or the kernel refused a part of it.
+    #[error("cannot load the eBPF programs {0}: {1} (of another release than the agent? Linux before 5.15?)")]
+    Object(PathBuf, String),
+    /// The kernel refused a program.
+    #[error("the kernel refused the eBPF program `{name}`: {error}{}", last_lines(.log))]
+    Program {
+        /// Which.
+        name: &'static str,
+        /// The kernel's error.
+        error: String,
+        /// What the verifier said.
+        log: String,
+    },
+}
+
+/// A library could not be observed in full, or not at all.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot attach to {symbol} in {library}: {error}")]
+pub struct AttachError {
+    /// The function.
+    pub symbol: &'static str,
+    /// The file.
+    pub library: PathBuf,
+    /// The kernel's error.
+    pub error: String,
+}
+
+/// The programs for the probes.
+enum Probes {
+    /// One link for many places.
+    Multi { entry: OwnedFd, returned: OwnedFd },
+    /// A link for each.
+    Single,
+}
+
+/// Everything of ours in the kernel.
+pub struct Programs {
+    ebpf: Ebpf,
+    probes: Probes,
+}
+
+/// What the rest of the observer reads and writes.
+pub struct Maps {
+    /// The slots' memory is this map's.
+    pub slots: MapData,
+    /// Free slots.
+    pub free: Queue<MapData, u32>,
+    /// Process to slot.
+    pub owners: HashMap<MapData, u32, u32>,
+    /// Records.
+    pub records: RingBuf<MapData>,
+}
+
+/// The links of one library. The probes at entry go before those at return: a call whose return nobody sees leaves
+/// nothing behind, but one that is seen only to return would not be counted.
+pub struct Links {
+    _entry: Vec<Link>,
+    _returned: Vec<Link>,
+    /// What could not be attached.
+    pub failed: Vec<AttachError>,
+}
+
+enum Link {
+    Multi { _descriptor: OwnedFd },
+    Single { _link: UProbeLink },
+}
+
+impl Programs {
+    /// Reads and loads the object; nothing is attached to any library yet. One launch in `sample_every` will be sampled.
+    pub fn load(object: &Path, sample_every: u32) -> Result<(Programs, Maps), LoadError> {
+        let bytes = std::fs::read(object).map_err(|error| LoadError::Read(object.to_owned(), error))?;
+        let mut ebpf = EbpfLoader::new()
+            .override_global("SAMPLE_EVERY", &sample_every, true)
+            .load(&bytes)
+            .map_err(|error| load_error(object, &error))?;
+        let probes = match load_multi(&ebpf, &bytes, object, sample_every) {
+            Ok(probes) => probes,
+            Err(LoadError::Program { error, log, .. }) if log.is_empty() => {
+                tracing::info!(error, "no uprobe_multi in this kernel (before 6.6): probes are attached one by one");
+                for name in ["entry", "returned"] {
+                    let program: &mut UProbe = program(&mut ebpf, name, object)?;
+                    program.load().map_err(|error| program_error(name, &error))?;
+                }
+                Probes::Single
+            }
+            Err(error) => return Err(error),
+        };
+        for (name, tracepoint) in [("exec", "sched_process_exec"), ("exit", "sched_process_exit")] {
+            let program: &mut RawTracePoint = program(&mut ebpf, name, object)?;
+            program.load().map_err(|error| program_error(name, &error))?;
+            program.attach(tracepoint).map_err(|error| program_error(name, &error))?;
+        }
+        let wrong = |error: &dyn std::fmt::Display| LoadError::Object(object.to_owned(), error.to_string());
+        let mut take = |name: &str| ebpf.take_map(name).ok_or_else(|| wrong(&format!("it has no map `{name}`")));
+        let Map::Array(slots) = take("SLOTS")? else { return Err(wrong(&"its map `SLOTS` is no array")) };
+        let maps = Maps {
+            slots,
+            free: Queue::try_from(take("FREE")?).map_err(|error| wrong(&error))?,
+            owners: HashMap::try_from(take("OWNERS")?).map_err(|error| wrong(&error))?,
+            records: RingBuf::try_from(take("RECORDS")?).map_err(|error| wrong(&error))?,
+        };
+        Ok((Programs { ebpf, probes }, maps))
+    }
+
+    /// Whether many places share a link.
+    pub fn multi(&self) -> bool {
+        matches!(self.probes, Probes::Multi { .. })
+    }
+
+    /// The maps and programs, for what aya-log needs of them.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Observes a library: its calls and, with `returns`, the results of those that have some.
+    pub fn attach(&mut self, library: &Library, returns: bool) -> Links {
+        let mut failed = Vec::new();
+        let all: Vec<&Point> = library.points.iter().collect();
+        let returning: Vec<&Point> =
+            if returns { all.iter().copied().filter(|point| point.returns).collect() } else { Vec::new() };
+        let returned = self.attach_points(library, &returning, true, returns, &mut failed);
+        let entry = self.attach_points(library, &all, false, returns, &mut failed);
+        Links { _entry: entry, _returned: returned, failed }
+    }
+
+    /// Observes the returns of one place in any file, for a trial.
+    pub fn attach_return(&self, path: &str, offset: u64) -> Option<io::Result<OwnedFd>> {
+        let Probes::Multi { returned, .. } = &self.probes else { return None };
+        let path = CString::new(path).ok()?;
+        Some(bpf::link_multi(returned.as_fd(), &path, &[offset], &[0], true))
+    }
+
+    fn attach_points(
+        &mut self,
+        library: &Library,
+        points: &[&Point],
+        at_return: bool,
+        followed: bool,
+        failed: &mut Vec<AttachError>,
+    ) -> Vec<Link> {
+        if points.is_empty() {
+            return Vec::new();
+        }
+        match self.link(library, points, at_return, followed) {
+            Ok(links) => links,
+            // One bad place spoils a link: find it.
+            Err(_) if points.len() > 1 => {
+                let (left, right) = points.split_at(points.len() / 2);
+                let mut links = self.attach_points(library, left, at_return, followed, failed);
+                links.extend(self.attach_points(library, right, at_return, followed, failed));
+                links
+            }
+            Err(error) => {
+                let error = AttachError { symbol: points[0].symbol, library: library.path.clone(), error };
+                tracing::warn!(%error, "not observed");
+                failed.push(error);
+                Vec::new()
+            }
+        }
+    }
+
+    fn link(
+        &mut self,
+        library: &Library,
+        points: &[&Point],
+        at_return: bool,
+        followed: bool,
+    ) -> Result<Vec<Link>, String> {
+        let path = library.descriptor_path();
+        let cookie = |point: &Point| Library::cookie(point, followed).0;
+        match &self.probes {
+            Probes::Multi { entry, returned } => {
+                let program = if at_return { returned } else { entry };
+                let path = CString::new(path).map_err(|error| error.to_string())?;
+                let offsets: Vec<u64> = points.iter().map(|point| point.offset).collect();
+                let cookies: Vec<u64> = points.iter().map(|point| cookie(point)).collect();
+                bpf::link_multi(program.as_fd(), &path, &offsets, &cookies, at_return)
+                    .map(|descriptor| vec![Link::Multi { _descriptor: descriptor }])
+                    .map_err(|error| error.to_string())
+            }
+            Probes::Single => {
+                let name = if at_return { "returned" } else { "entry" };
+                let program: &mut UProbe = self
+                    .ebpf
+                    .program_mut(name)
+                    .and_then(|program| program.try_into().ok())
+                    .ok_or("the program is missing")?;
+                let mut links = Vec::new();
+                for point in points {
+                    let at = UProbeAttachPoint {
+                        location: UProbeAttachLocation::AbsoluteOffset(point.offset),
+                        cookie: Some(cookie(point)),
+                    };
+                    let link = program
+                        .attach(at, &path, UProbeScope::AllProcesses)
+                        .and_then(|id| program.take_link(id))
+                        .map_err(|error| chain(&error))?;
+                    links.push(Link::Single { _link: link });
+                }
+                Ok(links)
+            }
+        }
+    }
+}
+
+/// Loads the two probe programs once more, for `uprobe_multi`, over the maps that aya made.
+fn load_multi(ebpf: &Ebpf, bytes: &[u8], path: &Path, sample_every: u32) -> Result<Probes, LoadError> {
+    let wrong = |error: &dyn std::error::Error| LoadError::Object(path.to_owned(), chain(error));
+    let mut object = aya_obj::Object::parse(bytes).map_err(|error| wrong(&error))?;
+    let _ = sample_every;
+    let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+    let maps: Vec<(String, RawFd, aya_obj::Map)> = object
+        .maps
+        .iter()
+        .filter_map(|(name, map)| {
+            let (Map::Array(data) | Map::HashMap(data) | Map::Queue(data) | Map::RingBuf(data)) = ebpf.map(name)?
+            else {
+                return None;
+            };
+            Some((name.clone(), data.fd().as_fd().as_raw_fd(), map.clone()))
+        })
+        .collect();
+    object
+        .relocate_maps(maps.iter().map(|(name, map, definition)| (name.as_str(), *map, definition)), &text)
+        .map_err(|error| wrong(&error))?;
+    object.relocate_calls(&text).map_err(|error| wrong(&error))?;
+    let load = |name: &'static str| {
+        let program = object.programs.get(name);
+        let function = program.and_then(|program| object.functions.get(&program.function_key()));
+        let (Some(program), Some(function)) = (program, function) else {
+            return Err(LoadError::Object(path.to_owned(), format!("it has no program `{name}`")));
+        };
+        bpf::load_multi(name, &program.license, &function.instructions)
+            .map_err(|(error, log)| LoadError::Program { name, error: error.to_string(), log })
+    };
+    Ok(Probes::Multi { entry: load("entry")?, returned: load("returned")? })
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str, object: &Path) -> Result<&'a mut P, LoadError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program>,
+{
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or_else(|| LoadError::Object(object.to_owned(), format!("it has no program `{name}` of its kind")))
+}
+
+fn program_error(name: &'static str, error: &ProgramError) -> LoadError {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => LoadError::Program {
+            name,
+            error: io_error.to_string(),
+            log: verifier_log.to_string(),
+        },
+        other => LoadError::Program { name, error: chain(other), log: String::new() },
+    }
+}
+
+/// aya's error as one of ours: what the kernel answered lies at the end of its chain.
+fn load_error(object: &Path, error: &EbpfError) -> LoadError {
+    let mut cause: &dyn std::error::Error = error;
+    loop {
+        if let Some(io) = cause.downcast_ref::<io::Error>() {
+            match io.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) => return LoadError::Permission(io.to_string()),
+                Some(libc::ENOSYS) => return LoadError::NoBpf,
+                _ => {}
+            }
+        }
+        match cause.source() {
+            Some(next) => cause = next,
+            None => return LoadError::Object(object.to_owned(), chain(error)),
+        }
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let more = next.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = next.source();
+    }
+    text
+}
+
+/// The end of what the verifier said: there it says why.
+fn last_lines(log: &str) -> String {
+    let lines: Vec<&str> = log.trim_end().lines().collect();
+    lines[lines.len().saturating_sub(12)..].iter().map(|line| format!("\n  {line}")).collect()
+}

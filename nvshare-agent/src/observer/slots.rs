@@ -1,0 +1,114 @@
+//! The slots, read through a mapping: no system call tells who made how many calls.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use aya::maps::{HashMap, MapData, Queue};
+use nvshare_common::event::{SLOTS, Slot};
+use nvshare_common::probe::Call;
+
+const WORDS: usize = size_of::<Slot>() / 8;
+const BYTES: usize = SLOTS * size_of::<Slot>();
+
+/// Of the slot's words, the first of which is the process.
+const TGID: usize = 0;
+
+/// All slots. Slot 0 is nobody's.
+pub struct Slots {
+    words: *const AtomicU64,
+    owners: HashMap<MapData, u32, u32>,
+    free: Queue<MapData, u32>,
+    /// The programs live in this map; the mapping outlives its descriptor, but not the need for it.
+    _map: MapData,
+}
+
+// SAFETY: the mapping is shared memory, read and written as atomics only.
+unsafe impl Send for Slots {}
+
+impl Slots {
+    /// Maps the slots, and lays all but nobody's out as free.
+    pub fn new(
+        map: MapData,
+        owners: HashMap<MapData, u32, u32>,
+        mut free: Queue<MapData, u32>,
+    ) -> io::Result<Slots> {
+        // SAFETY: a new shared mapping at an address of the kernel's choice, of a map with at least so many bytes (the
+        // kernel refuses a longer one).
+        let words = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                BYTES,
+                rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE,
+                rustix::mm::MapFlags::SHARED,
+                map.fd().as_fd(),
+                0,
+            )
+        }?;
+        for slot in 1..SLOTS as u32 {
+            free.push(slot, 0).map_err(io::Error::other)?;
+        }
+        Ok(Slots { words: words.cast(), owners, free, _map: map })
+    }
+
+    fn word(&self, slot: u32, word: usize) -> &AtomicU64 {
+        assert!((slot as usize) < SLOTS && word < WORDS, "slot {slot}, word {word}");
+        // SAFETY: within the mapping, aligned, and mapped until drop.
+        unsafe { &*self.words.add(slot as usize * WORDS + word) }
+    }
+
+    /// A copy of a slot. Its words are of slightly different moments.
+    pub fn read(&self, slot: u32) -> Slot {
+        let word = |index| self.word(slot, index).load(Ordering::Acquire);
+        Slot {
+            tgid: word(TGID),
+            first: word(1),
+            last: word(2),
+            last_launch: word(3),
+            lost: word(4),
+            ended: word(5),
+            application: std::array::from_fn(|call| word(6 + call)),
+            engine: std::array::from_fn(|call| word(6 + Call::COUNT + call)),
+            spare: [0; 4],
+        }
+    }
+
+    /// How many slots were handed out since the start: new ones are to be looked for when this changes.
+    pub fn handed_out(&self) -> u64 {
+        self.word(0, TGID).load(Ordering::Acquire)
+    }
+
+    /// Every slot in use and its process.
+    pub fn in_use(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        (1..SLOTS as u32).filter_map(|slot| {
+            let tgid = self.word(slot, TGID).load(Ordering::Acquire) as u32;
+            (tgid != 0).then_some((slot, tgid))
+        })
+    }
+
+    /// Takes the slot from its process, whose last counts these are, and makes it free. The process must be dead, or
+    /// must have been cut off from the slot when it replaced its program.
+    pub fn reclaim(&mut self, slot: u32) -> Slot {
+        let tgid = self.word(slot, TGID).load(Ordering::Acquire) as u32;
+        if self.owners.get(&tgid, 0).is_ok_and(|owned| owned == slot) {
+            let _ = self.owners.remove(&tgid);
+        }
+        let last = self.read(slot);
+        for word in 0..WORDS {
+            self.word(slot, word).store(0, Ordering::Release);
+        }
+        if let Err(error) = self.free.push(slot, 0) {
+            tracing::warn!(slot, %error, "a slot is lost: it cannot be put back among the free ones");
+        }
+        // There is room again: the next time there is none is worth a word.
+        self.word(0, 5).store(0, Ordering::Release);
+        last
+    }
+}
+
+impl Drop for Slots {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made by `new`; references into it do not outlive `self`.
+        let _ = unsafe { rustix::mm::munmap(self.words.cast_mut().cast(), BYTES) };
+    }
+}
