@@ -55,6 +55,7 @@ pub fn entered(ctx: &ProbeContext) {
     // SAFETY: helper without arguments.
     let time = unsafe { bpf_ktime_get_ns() };
 
+    let arguments = arguments(ctx);
     let engine = is_engine();
     if engine {
         slot.engine[call].add(1);
@@ -67,14 +68,12 @@ pub fn entered(ctx: &ProbeContext) {
         }
         let every = u64::from(SAMPLE_EVERY.load());
         if call == LAUNCH && every != 0 && before % every == 0 {
-            sample(ctx, cookie, index, thread, time);
+            sample(ctx, cookie, arguments, index, thread, time);
         }
     }
     if cookie.shape() == Shape::Counted as u64 || call == LAUNCH {
         return;
     }
-    let argument = |n| ctx.arg::<u64>(n).unwrap_or(0);
-    let arguments = [argument(0), argument(1), argument(2), argument(3)];
     let mut flags = if engine { Record::ENGINE } else { 0 };
     if cookie.located() {
         flags |= Record::LOCATED;
@@ -85,7 +84,7 @@ pub fn entered(ctx: &ProbeContext) {
             slots::lost(index);
         }
     } else {
-        describe(thread, &entered, None);
+        describe(thread, &entered, NOT_FOLLOWED);
     }
 }
 
@@ -97,7 +96,7 @@ pub fn returned(ctx: &RetProbeContext) {
         return;
     };
     let _ = FOLLOWED.remove(thread);
-    describe(thread, &entered, Some(ctx.ret::<u32>()));
+    describe(thread, &entered, u64::from(ctx.ret::<u32>()));
 }
 
 /// Forgets a thread that will not return.
@@ -105,14 +104,17 @@ pub fn forget(thread: u64) {
     let _ = FOLLOWED.remove(thread);
 }
 
-fn describe(thread: u64, entered: &Entered, result: Option<u32>) {
+/// No result is known. (An `Option` would pass an uninitialised register, which the verifier refuses.)
+const NOT_FOLLOWED: u64 = u64::MAX;
+
+fn describe(thread: u64, entered: &Entered, result: u64) {
     let cookie = Cookie(entered.cookie);
     let index = (entered.flags_slot >> 32) as u32;
     let mut flags = entered.flags_slot & 0xffff_ffff;
     let [first, second, third, fourth] = entered.arguments;
     let (mut address, mut bytes, mut detail, mut further) = (0, 0, 0, 0);
-    let done = result == Some(0);
-    if result.is_some() {
+    let done = result == 0;
+    if result != NOT_FOLLOWED {
         flags |= Record::RETURNED;
     }
     let shape = cookie.shape();
@@ -141,7 +143,7 @@ fn describe(thread: u64, entered: &Entered, result: Option<u32>) {
         tgid_tid: thread,
         time: entered.time,
         slot: u64::from(index),
-        result: u64::from(result.unwrap_or(0)),
+        result: if result == NOT_FOLLOWED { 0 } else { result },
         address,
         bytes,
         detail,
@@ -151,11 +153,12 @@ fn describe(thread: u64, entered: &Entered, result: Option<u32>) {
     emit_head(index, &record);
 }
 
-fn sample(ctx: &ProbeContext, cookie: Cookie, index: u32, thread: u64, time: u64) {
-    let array = if cookie.shape() == Shape::LaunchThird as u64 {
-        ctx.arg::<u64>(2).unwrap_or(0)
+fn sample(ctx: &ProbeContext, cookie: Cookie, arguments: [u64; 4], index: u32, thread: u64, time: u64) {
+    let [first, second, third, _] = arguments;
+    let (array, function) = if cookie.shape() == Shape::LaunchThird as u64 {
+        (third, second)
     } else {
-        stack_argument(ctx, 3)
+        (stack_argument(ctx, 3), first)
     };
     if array == 0 {
         // The parameters are packed into a buffer (`extra`).
@@ -166,7 +169,7 @@ fn sample(ctx: &ProbeContext, cookie: Cookie, index: u32, thread: u64, time: u64
         tgid_tid: thread,
         time,
         slot: u64::from(index),
-        address: ctx.arg::<u64>(if cookie.shape() == Shape::LaunchThird as u64 { 1 } else { 0 }).unwrap_or(0),
+        address: function,
         ..Record::default()
     };
     for (number, parameter) in record.parameters.iter_mut().enumerate() {
@@ -207,6 +210,28 @@ fn is_engine() -> bool {
 fn read_user(address: u64) -> u64 {
     // SAFETY: the helper checks the address and fails where nothing is mapped.
     unsafe { bpf_probe_read_user(address as *const u64) }.unwrap_or(0)
+}
+
+/// The first arguments. Volatile: the verifier takes only constant offsets into the registers, and the compiler would
+/// make one load with a computed offset of two whose results are alternatives.
+#[cfg(bpf_target_arch = "x86_64")]
+fn arguments(ctx: &ProbeContext) -> [u64; 4] {
+    // SAFETY: the registers are those of this program's context.
+    unsafe {
+        [
+            (&raw const (*ctx.regs).rdi).read_volatile(),
+            (&raw const (*ctx.regs).rsi).read_volatile(),
+            (&raw const (*ctx.regs).rdx).read_volatile(),
+            (&raw const (*ctx.regs).rcx).read_volatile(),
+        ]
+    }
+}
+
+/// The first arguments.
+#[cfg(bpf_target_arch = "aarch64")]
+fn arguments(ctx: &ProbeContext) -> [u64; 4] {
+    // SAFETY: the registers are those of this program's context.
+    unsafe { (&raw const (*ctx.regs).regs).cast::<[u64; 4]>().read_volatile() }
 }
 
 /// The n-th argument on the stack. Probes sit where the stack pointer is still that of the entry.

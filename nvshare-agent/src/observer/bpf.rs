@@ -48,7 +48,7 @@ struct LinkCreate {
 }
 
 /// Loads a program as one for `uprobe_multi`. The error comes with what the verifier said, if it spoke.
-pub fn load_multi(
+pub(super) fn load_multi(
     name: &str,
     license: &CStr,
     instructions: &[aya_obj::generated::bpf_insn],
@@ -82,7 +82,7 @@ pub fn load_multi(
 
 /// Puts the program at every offset of the file, each with its cookie: at the call, or at its return. Nothing happens
 /// at any place if one of them is refused. Dropping the descriptor takes all of them away.
-pub fn link_multi(
+pub(super) fn link_multi(
     program: BorrowedFd,
     path: &CStr,
     offsets: &[u64],

@@ -130,8 +130,9 @@ impl Library {
                     .then(|| (segment.p_offset(endian) + into, rest))
             });
             let length = if size == 0 { site::WINDOW as u64 } else { size.min(site::REACH as u64) };
-            let code = place
-                .and_then(|(offset, rest)| Some((offset, (&cache).read_bytes_at(offset, length.min(rest)).ok()?)));
+            let code = place.and_then(|(offset, rest)| {
+                Some((offset, (&cache).read_bytes_at(offset, length.min(rest)).ok()?))
+            });
             let chosen = code.and_then(|(offset, code)| Some((offset, site::choose(code, address)?)));
             let Some((offset, site)) = chosen else {
                 tracing::warn!(library = %path.display(), symbol = probe.symbol, "its code cannot be decoded: not observed");

@@ -1,1 +1,351 @@
-//! Loads and attaches the eBPF programs and turns their records into observations.
+//! The observer: what every process on the node asks of the CUDA driver, seen by uprobes.
+//!
+//! One thread owns it all: it loads the programs ([`programs`]), finds libcuda files ([`mappings`] as they are mapped,
+//! [`find`] at start and now and then), decides where probes sit ([`library`], [`site`]), reads counts ([`slots`]) and
+//! records, follows processes to their death ([`watch`]) and tells the conductor in observations ([`translate`]).
+//!
+//! Everything here may be missing (no permission, no object, an old kernel): then [`Health`] says what and what helps, and
+//! the agent runs on. Losing an observation may cost speed, never data.
+
+mod attachments;
+mod bpf;
+mod find;
+mod kernel_log;
+mod library;
+mod mappings;
+mod programs;
+mod seccomp;
+mod site;
+mod slots;
+mod translate;
+mod watch;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use aya::maps::{MapData, RingBuf};
+use aya_log::EbpfLogger;
+use nvshare_common::event::{RING_BYTES, Record};
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+
+use crate::observation::{Health, Observation};
+use attachments::Attachments;
+use kernel_log::KernelLog;
+use mappings::{Mapped, Mappings};
+use programs::Programs;
+use slots::Slots;
+use watch::Watch;
+
+pub use library::{Library, LibraryError, Point};
+pub use programs::{AttachError, LoadError};
+pub use site::{Site, choose as choose_site};
+
+/// Counts are read, and records drained, this often; a full ring buffer wakes the observer before.
+const TICK: Duration = Duration::from_millis(10);
+/// All processes are looked at this often, for what the events missed.
+const SCAN_EVERY: Duration = Duration::from_secs(30);
+/// The counts of the observer itself are told this often at most.
+const HEALTH_EVERY: Duration = Duration::from_millis(500);
+/// No more observations than this go into one batch.
+const BATCH: usize = 4096;
+
+/// What to observe.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The compiled programs.
+    pub object: PathBuf,
+    /// Libraries to observe before any process uses them.
+    pub libraries: Vec<PathBuf>,
+    /// Look for libraries that processes use. Without it only those named are observed.
+    pub discover: bool,
+    /// One launch in this many is sampled with its parameters; 0: none.
+    pub sample_every: u32,
+}
+
+/// A running observer. Dropping it takes every probe away.
+#[derive(Debug)]
+pub struct Observer {
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Observer {
+    /// Starts observing. `tell` gets every batch of observations, in order, on the observer's thread; it may block (then
+    /// records wait in the kernel, and are counted as lost when there is no more room), and ends the observer by
+    /// answering `false`. The first batch holds the [`Health`] after the first look at all processes.
+    pub fn start(
+        options: Options,
+        tell: impl FnMut(Vec<Observation>) -> bool + Send + 'static,
+    ) -> io::Result<Observer> {
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new()
+            .name("observer".into())
+            .spawn(move || run(&options, &stopped, tell))?;
+        Ok(Observer { stop, thread: Some(thread) })
+    }
+
+    /// Takes every probe away, tells the last counts and waits until that is done.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        // It can only fail when it was written 2^64 times.
+        let _ = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the observer ended in a panic");
+        }
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn run(options: &Options, stop: &OwnedFd, mut tell: impl FnMut(Vec<Observation>) -> bool) {
+    match State::begin(options, stop) {
+        Ok(state) => state.run(&mut tell),
+        Err(error) => {
+            tracing::warn!(%error, "nothing is observed");
+            let problems = vec![error.to_string()];
+            tell(vec![Observation::Observer(Health { problems, ..Health::default() })]);
+        }
+    }
+}
+
+/// Why the observer did not start.
+#[derive(Debug, thiserror::Error)]
+enum BeginError {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error("cannot map the counts of the eBPF programs: {0} (Linux before 5.5?)")]
+    Slots(io::Error),
+    #[error("cannot wait for events: {0}")]
+    Epoll(io::Error),
+}
+
+/// Who woke us; the number that epoll carries. Slots are below.
+const STOP: u64 = 1 << 32;
+const RING: u64 = 2 << 32;
+const LOG: u64 = 3 << 32;
+const MAPPINGS: u64 = 4 << 32;
+
+struct State {
+    /// First: when the probes are gone nothing more is counted.
+    attachments: Attachments,
+    records: RingBuf<MapData>,
+    watch: Watch,
+    log: Option<EbpfLogger<KernelLog>>,
+    mappings: Vec<Mappings>,
+    epoll: Arc<OwnedFd>,
+    discover: bool,
+    scan_at: Instant,
+    health: Health,
+    health_at: Instant,
+    /// About the ways in which mappings are found.
+    problems: Vec<String>,
+    tell: Vec<Observation>,
+}
+
+impl State {
+    fn begin(options: &Options, stop: &OwnedFd) -> Result<State, BeginError> {
+        let (mut programs, maps) = Programs::load(&options.object, options.sample_every)?;
+        let slots = Slots::new(maps.slots, maps.owners, maps.free).map_err(BeginError::Slots)?;
+        let epoll =
+            epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| BeginError::Epoll(error.into()))?;
+        let epoll = Arc::new(epoll);
+        let mut problems = Vec::new();
+        let log = EbpfLogger::init_with_logger(programs.ebpf(), KernelLog)
+            .inspect_err(|error| problems.push(format!("the eBPF programs cannot log: {error}")))
+            .ok();
+        let mut mappings = Vec::new();
+        if options.discover {
+            // Before the first look at all processes, so that nobody slips in between.
+            mappings = Mappings::of_all_cpus().unwrap_or_else(|error| {
+                problems.push(format!(
+                    "cannot be told of new mappings ({error}; CAP_PERFMON?): new libraries are found every {} s only",
+                    SCAN_EVERY.as_secs()
+                ));
+                Vec::new()
+            });
+        }
+        let state = State {
+            attachments: Attachments::new(programs),
+            records: maps.records,
+            watch: Watch::new(slots, Arc::clone(&epoll)),
+            log,
+            mappings,
+            epoll,
+            discover: options.discover,
+            scan_at: Instant::now() + SCAN_EVERY,
+            health: Health::default(),
+            health_at: Instant::now(),
+            problems,
+            tell: Vec::new(),
+        };
+        state.wait_for(stop, STOP)?;
+        state.wait_for(&state.records, RING)?;
+        if let Some(log) = &state.log {
+            state.wait_for(log, LOG)?;
+        }
+        for (number, mapping) in state.mappings.iter().enumerate() {
+            state.wait_for(mapping.descriptor(), MAPPINGS + number as u64)?;
+        }
+        Ok(state.look(&options.libraries))
+    }
+
+    fn wait_for(&self, what: impl AsFd, number: u64) -> Result<(), BeginError> {
+        add(&self.epoll, what, number).map_err(BeginError::Epoll)
+    }
+
+    /// The first look: named libraries, then all processes.
+    fn look(mut self, libraries: &[PathBuf]) -> State {
+        for path in libraries {
+            self.attachments.named(path);
+        }
+        if self.discover {
+            self.scan();
+        }
+        self.health.scanned = true;
+        self.update_health();
+        self
+    }
+
+    fn run(mut self, tell: &mut impl FnMut(Vec<Observation>) -> bool) {
+        let mut events = Vec::with_capacity(64);
+        loop {
+            if !self.flush(tell) {
+                return;
+            }
+            let mut dead = self.watch.dead_on_arrival();
+            let mut mapped = Vec::new();
+            let mut stop = false;
+            let timeout = if dead.is_empty() { TICK } else { Duration::ZERO };
+            events.clear();
+            let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(timeout.subsec_nanos()) };
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    tracing::error!(%error, "cannot wait for events: the observer ends");
+                    return;
+                }
+            }
+            for event in &events {
+                match event.data.u64() {
+                    STOP => stop = true,
+                    RING | LOG => {}
+                    number @ MAPPINGS.. => mapped.push((number - MAPPINGS) as usize),
+                    slot => dead.push(slot as u32),
+                }
+            }
+            for number in mapped {
+                self.read_mappings(number);
+            }
+            if stop {
+                // Links first: then the counts are final.
+                self.attachments.detach();
+            }
+            if !self.take_in(&dead, tell) {
+                return;
+            }
+            if let Some(log) = &mut self.log {
+                log.flush();
+            }
+            if self.discover && Instant::now() >= self.scan_at {
+                self.scan();
+            }
+            self.update_health();
+            if stop {
+                self.flush(tell);
+                return;
+            }
+        }
+    }
+
+    /// New processes, records, counts, deaths: in this order, so that a process is known before its records are read, and
+    /// its records are read before it is forgotten. `false` if nobody listens any more.
+    fn take_in(&mut self, dead: &[u32], tell: &mut impl FnMut(Vec<Observation>) -> bool) -> bool {
+        self.watch.find_new();
+        // Not for ever, if records come faster than they are read: as many as there can have been at the beginning.
+        for _ in 0..RING_BYTES as usize / Record::HEAD_BYTES {
+            let Some(item) = self.records.next() else { break };
+            let record = Record::decode(&item);
+            drop(item);
+            self.health.records += 1;
+            match record {
+                Some(record) => self.watch.record(&record, &mut self.tell),
+                None => {
+                    tracing::warn!("a record of the wrong size: are the eBPF programs of another release?")
+                }
+            }
+            if self.tell.len() >= BATCH && !self.flush(tell) {
+                return false;
+            }
+        }
+        self.watch.report(&mut self.tell);
+        for slot in dead {
+            self.watch.died(*slot, &mut self.tell);
+        }
+        true
+    }
+
+    /// Hands over what there is; `false` if nobody listens any more.
+    fn flush(&mut self, tell: &mut impl FnMut(Vec<Observation>) -> bool) -> bool {
+        self.tell.is_empty() || tell(std::mem::take(&mut self.tell))
+    }
+
+    fn read_mappings(&mut self, number: usize) {
+        let State { mappings, attachments, scan_at, .. } = self;
+        let found = |Mapped { pid, path }: Mapped| {
+            attachments.found(pid, &path);
+        };
+        if mappings[number].read(found) {
+            tracing::debug!("events of mappings were lost: looking at all processes");
+            *scan_at = Instant::now();
+        }
+    }
+
+    fn scan(&mut self) {
+        self.scan_at = Instant::now() + SCAN_EVERY;
+        let attachments = &mut self.attachments;
+        if let Err(error) = find::scan(|pid, path| attachments.found(pid, path)) {
+            tracing::warn!(%error, "cannot look at the node's processes (/proc)");
+        }
+        self.attachments.drop_unused(2 * SCAN_EVERY + SCAN_EVERY / 2);
+    }
+
+    /// Tells how the observer is, when that changed.
+    fn update_health(&mut self) {
+        let (lost, unattributed) = self.watch.losses();
+        let attachments = self.attachments.changed();
+        let first = !self.health.loaded;
+        let counted = (self.health.lost, self.health.unattributed) != (lost, unattributed);
+        if !(first || attachments || counted && self.health_at.elapsed() >= HEALTH_EVERY) {
+            return;
+        }
+        self.health.loaded = true;
+        (self.health.lost, self.health.unattributed) = (lost, unattributed);
+        self.health.problems = self.problems.iter().cloned().chain(self.attachments.problems()).collect();
+        self.health.attachments = self.attachments.list();
+        self.health_at = Instant::now();
+        tracing::debug!(processes = self.watch.processes(), lost, unattributed, "observing");
+        self.tell.push(Observation::Observer(self.health.clone()));
+    }
+}
+
+fn add(epoll: &OwnedFd, what: impl AsFd, number: u64) -> io::Result<()> {
+    let data = epoll::EventData::new_u64(number);
+    epoll::add(epoll, what.as_fd(), data, epoll::EventFlags::IN).map_err(|error| {
+        let descriptor = what.as_fd().as_raw_fd();
+        io::Error::other(format!("descriptor {descriptor}: {error}"))
+    })
+}

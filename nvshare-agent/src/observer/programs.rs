@@ -73,13 +73,13 @@ enum Probes {
 }
 
 /// Everything of ours in the kernel.
-pub struct Programs {
+pub(super) struct Programs {
     ebpf: Ebpf,
     probes: Probes,
 }
 
 /// What the rest of the observer reads and writes.
-pub struct Maps {
+pub(super) struct Maps {
     /// The slots' memory is this map's.
     pub slots: MapData,
     /// Free slots.
@@ -92,7 +92,7 @@ pub struct Maps {
 
 /// The links of one library. The probes at entry go before those at return: a call whose return nobody sees leaves
 /// nothing behind, but one that is seen only to return would not be counted.
-pub struct Links {
+pub(super) struct Links {
     _entry: Vec<Link>,
     _returned: Vec<Link>,
     /// What could not be attached.
@@ -106,7 +106,7 @@ enum Link {
 
 impl Programs {
     /// Reads and loads the object; nothing is attached to any library yet. One launch in `sample_every` will be sampled.
-    pub fn load(object: &Path, sample_every: u32) -> Result<(Programs, Maps), LoadError> {
+    pub(super) fn load(object: &Path, sample_every: u32) -> Result<(Programs, Maps), LoadError> {
         let bytes = std::fs::read(object).map_err(|error| LoadError::Read(object.to_owned(), error))?;
         let mut ebpf = EbpfLoader::new()
             .override_global("SAMPLE_EVERY", &sample_every, true)
@@ -115,7 +115,10 @@ impl Programs {
         let probes = match load_multi(&ebpf, &bytes, object, sample_every) {
             Ok(probes) => probes,
             Err(LoadError::Program { error, log, .. }) if log.is_empty() => {
-                tracing::info!(error, "no uprobe_multi in this kernel (before 6.6): probes are attached one by one");
+                tracing::info!(
+                    error,
+                    "no uprobe_multi in this kernel (before 6.6): probes are attached one by one"
+                );
                 for name in ["entry", "returned"] {
                     let program: &mut UProbe = program(&mut ebpf, name, object)?;
                     program.load().map_err(|error| program_error(name, &error))?;
@@ -130,7 +133,8 @@ impl Programs {
             program.attach(tracepoint).map_err(|error| program_error(name, &error))?;
         }
         let wrong = |error: &dyn std::fmt::Display| LoadError::Object(object.to_owned(), error.to_string());
-        let mut take = |name: &str| ebpf.take_map(name).ok_or_else(|| wrong(&format!("it has no map `{name}`")));
+        let mut take =
+            |name: &str| ebpf.take_map(name).ok_or_else(|| wrong(&format!("it has no map `{name}`")));
         let Map::Array(slots) = take("SLOTS")? else { return Err(wrong(&"its map `SLOTS` is no array")) };
         let maps = Maps {
             slots,
@@ -142,17 +146,17 @@ impl Programs {
     }
 
     /// Whether many places share a link.
-    pub fn multi(&self) -> bool {
+    pub(super) fn multi(&self) -> bool {
         matches!(self.probes, Probes::Multi { .. })
     }
 
     /// The maps and programs, for what aya-log needs of them.
-    pub fn ebpf(&mut self) -> &mut Ebpf {
+    pub(super) fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
     }
 
     /// Observes a library: its calls and, with `returns`, the results of those that have some.
-    pub fn attach(&mut self, library: &Library, returns: bool) -> Links {
+    pub(super) fn attach(&mut self, library: &Library, returns: bool) -> Links {
         let mut failed = Vec::new();
         let all: Vec<&Point> = library.points.iter().collect();
         let returning: Vec<&Point> =
@@ -163,7 +167,7 @@ impl Programs {
     }
 
     /// Observes the returns of one place in any file, for a trial.
-    pub fn attach_return(&self, path: &str, offset: u64) -> Option<io::Result<OwnedFd>> {
+    pub(super) fn attach_return(&self, path: &str, offset: u64) -> Option<io::Result<OwnedFd>> {
         let Probes::Multi { returned, .. } = &self.probes else { return None };
         let path = CString::new(path).ok()?;
         Some(bpf::link_multi(returned.as_fd(), &path, &[offset], &[0], true))
@@ -252,7 +256,8 @@ fn load_multi(ebpf: &Ebpf, bytes: &[u8], path: &Path, sample_every: u32) -> Resu
         .maps
         .iter()
         .filter_map(|(name, map)| {
-            let (Map::Array(data) | Map::HashMap(data) | Map::Queue(data) | Map::RingBuf(data)) = ebpf.map(name)?
+            let (Map::Array(data) | Map::HashMap(data) | Map::Queue(data) | Map::RingBuf(data)) =
+                ebpf.map(name)?
             else {
                 return None;
             };
@@ -279,18 +284,16 @@ fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str, object: &Path) -> Result<&'a m
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program>,
 {
-    ebpf.program_mut(name)
-        .and_then(|program| program.try_into().ok())
-        .ok_or_else(|| LoadError::Object(object.to_owned(), format!("it has no program `{name}` of its kind")))
+    ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or_else(|| {
+        LoadError::Object(object.to_owned(), format!("it has no program `{name}` of its kind"))
+    })
 }
 
 fn program_error(name: &'static str, error: &ProgramError) -> LoadError {
     match error {
-        ProgramError::LoadError { io_error, verifier_log } => LoadError::Program {
-            name,
-            error: io_error.to_string(),
-            log: verifier_log.to_string(),
-        },
+        ProgramError::LoadError { io_error, verifier_log } => {
+            LoadError::Program { name, error: io_error.to_string(), log: verifier_log.to_string() }
+        }
         other => LoadError::Program { name, error: chain(other), log: String::new() },
     }
 }

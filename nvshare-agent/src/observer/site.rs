@@ -9,9 +9,9 @@ use iced_x86::{
 };
 
 /// How many bytes of a function are looked at.
-pub const WINDOW: usize = 48;
+pub(super) const WINDOW: usize = 48;
 /// How many bytes of a function are searched for jumps back to the site.
-pub const REACH: usize = 4096;
+pub(super) const REACH: usize = 4096;
 
 /// A probe's place in its function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +116,8 @@ mod tests {
     #[test]
     fn drivers_up_to_555_are_probed_at_the_jump_behind_their_first_comparison() {
         // cmpl $0x321cba00, disp32(%rip); je short; jmp *disp32(%rip)
-        let short = b"\x81\x3d\x3c\xa4\x8a\x05\x00\xba\x1c\x32\x74\x06\xff\x25\x10\x20\x30\x00\xb8\x04\0\0\0\xc3";
+        let short =
+            b"\x81\x3d\x3c\xa4\x8a\x05\x00\xba\x1c\x32\x74\x06\xff\x25\x10\x20\x30\x00\xb8\x04\0\0\0\xc3";
         assert_eq!(choose(short, AT), at(10));
         // The same with a near jump.
         let near = b"\x81\x3d\x3c\xa4\x8a\x05\x00\xba\x1c\x32\x0f\x84\x96\x00\x00\x00\x55\x48\x89\xe5";

@@ -15,7 +15,7 @@ const BYTES: usize = SLOTS * size_of::<Slot>();
 const TGID: usize = 0;
 
 /// All slots. Slot 0 is nobody's.
-pub struct Slots {
+pub(super) struct Slots {
     words: *const AtomicU64,
     owners: HashMap<MapData, u32, u32>,
     free: Queue<MapData, u32>,
@@ -28,7 +28,7 @@ unsafe impl Send for Slots {}
 
 impl Slots {
     /// Maps the slots, and lays all but nobody's out as free.
-    pub fn new(
+    pub(super) fn new(
         map: MapData,
         owners: HashMap<MapData, u32, u32>,
         mut free: Queue<MapData, u32>,
@@ -58,7 +58,7 @@ impl Slots {
     }
 
     /// A copy of a slot. Its words are of slightly different moments.
-    pub fn read(&self, slot: u32) -> Slot {
+    pub(super) fn read(&self, slot: u32) -> Slot {
         let word = |index| self.word(slot, index).load(Ordering::Acquire);
         Slot {
             tgid: word(TGID),
@@ -74,12 +74,12 @@ impl Slots {
     }
 
     /// How many slots were handed out since the start: new ones are to be looked for when this changes.
-    pub fn handed_out(&self) -> u64 {
+    pub(super) fn handed_out(&self) -> u64 {
         self.word(0, TGID).load(Ordering::Acquire)
     }
 
     /// Every slot in use and its process.
-    pub fn in_use(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+    pub(super) fn in_use(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
         (1..SLOTS as u32).filter_map(|slot| {
             let tgid = self.word(slot, TGID).load(Ordering::Acquire) as u32;
             (tgid != 0).then_some((slot, tgid))
@@ -88,7 +88,7 @@ impl Slots {
 
     /// Takes the slot from its process, whose last counts these are, and makes it free. The process must be dead, or
     /// must have been cut off from the slot when it replaced its program.
-    pub fn reclaim(&mut self, slot: u32) -> Slot {
+    pub(super) fn reclaim(&mut self, slot: u32) -> Slot {
         let tgid = self.word(slot, TGID).load(Ordering::Acquire) as u32;
         if self.owners.get(&tgid, 0).is_ok_and(|owned| owned == slot) {
             let _ = self.owners.remove(&tgid);

@@ -1,0 +1,177 @@
+//! The processes that have a slot: from their first call to their death, which their descriptors tell.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nvshare_common::event::{Kind, Record, Slot};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::slots::Slots;
+use super::translate;
+use crate::moment::Moment;
+use crate::observation::{Counts, Observation, Process};
+
+/// The kernel counts the start of a process in these: 10 ms, `USER_HZ`.
+const TICK: Duration = Duration::from_millis(10);
+
+/// A process with a slot.
+struct Live {
+    process: Process,
+    /// Readable when it is dead. `None`: it was dead when we first heard of it.
+    descriptor: Option<OwnedFd>,
+    /// What was told of it last.
+    told: Slot,
+}
+
+/// All processes with a slot.
+pub(super) struct Watch {
+    /// Wakes the observer when a process is dead; carries its slot.
+    epoll: Arc<OwnedFd>,
+    slots: Slots,
+    live: HashMap<u32, Live>,
+    handed_out: u64,
+    /// Records lost by processes that are gone.
+    lost_before: u64,
+}
+
+impl Watch {
+    /// Nobody yet.
+    pub(super) fn new(slots: Slots, epoll: Arc<OwnedFd>) -> Watch {
+        Watch { epoll, slots, live: HashMap::new(), handed_out: 0, lost_before: 0 }
+    }
+
+    /// Finds processes that made their first call since the last time.
+    pub(super) fn find_new(&mut self) {
+        let handed_out = self.slots.handed_out();
+        if handed_out == self.handed_out {
+            return;
+        }
+        self.handed_out = handed_out;
+        let new: Vec<(u32, u32)> =
+            self.slots.in_use().filter(|(slot, _)| !self.live.contains_key(slot)).collect();
+        for (slot, pid) in new {
+            self.adopt(slot, pid);
+        }
+    }
+
+    fn adopt(&mut self, slot: u32, pid: u32) {
+        let first = self.slots.read(slot).first;
+        let descriptor = Pid::from_raw(pid as i32).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let process = Process::of(pid);
+        // A process that began after the slot's first call has only inherited the number.
+        let same = process.is_some_and(|process| began(process) <= Moment(first) + 2 * TICK);
+        let descriptor = if same { descriptor } else { None };
+        if let Some(descriptor) = &descriptor
+            && let Err(error) = super::add(&self.epoll, descriptor, u64::from(slot))
+        {
+            tracing::warn!(pid, %error, "cannot wait for the end of a process: its slot stays in use");
+        }
+        // A process that is gone already has no start any more; nobody else can have its number together with 0.
+        let process = process.filter(|_| same).unwrap_or(Process { pid, start: 0 });
+        self.live.insert(slot, Live { process, descriptor, told: Slot::default() });
+    }
+
+    /// What a record tells.
+    pub(super) fn record(&mut self, record: &Record, tell: &mut Vec<Observation>) {
+        let slot = record.slot as u32;
+        if !self.live.contains_key(&slot) {
+            // Its first call came after the last look.
+            self.find_new();
+        }
+        let Some(live) = self.live.get(&slot).filter(|live| live.process.pid == record.tgid()) else {
+            // Nobody's slot.
+            return;
+        };
+        match record.kind() {
+            Some(Kind::Exec) => self.replaced(slot, tell),
+            // The descriptor tells when the last of its threads has ended.
+            Some(Kind::Exit) | None => {}
+            Some(Kind::Call | Kind::Launch) => tell.extend(translate::observation(record, live.process)),
+        }
+    }
+
+    /// Tells what changed since the last time.
+    pub(super) fn report(&mut self, tell: &mut Vec<Observation>) {
+        let mut ended = Vec::new();
+        for (&slot, live) in &mut self.live {
+            let now = self.slots.read(slot);
+            if now != live.told {
+                tell.push(activity(live.process, &now));
+                live.told = now;
+            }
+            if now.ended != 0 {
+                ended.push(slot);
+            }
+        }
+        for slot in ended {
+            self.replaced(slot, tell);
+        }
+    }
+
+    /// Slots whose processes were dead before they could be waited for.
+    pub(super) fn dead_on_arrival(&self) -> Vec<u32> {
+        self.live.iter().filter(|(_, live)| live.descriptor.is_none()).map(|(slot, _)| *slot).collect()
+    }
+
+    /// The process is dead: its last counts are told, its slot is free.
+    pub(super) fn died(&mut self, slot: u32, tell: &mut Vec<Observation>) {
+        if let Some(process) = self.finish(slot, tell) {
+            tell.push(Observation::Exited { process });
+        }
+    }
+
+    /// The process runs another program now, under another slot if it makes calls again.
+    fn replaced(&mut self, slot: u32, tell: &mut Vec<Observation>) {
+        if let Some(process) = self.finish(slot, tell) {
+            tell.push(Observation::Exec { process });
+        }
+    }
+
+    fn finish(&mut self, slot: u32, tell: &mut Vec<Observation>) -> Option<Process> {
+        let live = self.live.remove(&slot)?;
+        let last = self.slots.reclaim(slot);
+        if last != live.told {
+            tell.push(activity(live.process, &last));
+        }
+        self.lost_before += last.lost;
+        Some(live.process)
+    }
+
+    /// Records lost so far, and calls that could be charged to nobody.
+    pub(super) fn losses(&self) -> (u64, u64) {
+        let nobody = self.slots.read(0);
+        let lost =
+            self.lost_before + nobody.lost + self.live.values().map(|live| live.told.lost).sum::<u64>();
+        (lost, nobody.application.iter().chain(&nobody.engine).sum())
+    }
+
+    /// How many processes are watched.
+    pub(super) fn processes(&self) -> usize {
+        self.live.len()
+    }
+}
+
+fn activity(process: Process, slot: &Slot) -> Observation {
+    let counts = Counts { application: slot.application, engine: slot.engine };
+    Observation::Activity {
+        process,
+        counts,
+        last_call: Moment(slot.last),
+        last_launch: Moment(slot.last_launch),
+        lost: slot.lost,
+    }
+}
+
+/// When a process began, on the clock of the records.
+fn began(process: Process) -> Moment {
+    let nanoseconds = |clock| {
+        let time = clock_gettime(clock);
+        time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    };
+    // The kernel counts starts on the clock that also runs while the machine sleeps.
+    let slept = nanoseconds(ClockId::Boottime).saturating_sub(nanoseconds(ClockId::Monotonic));
+    Moment((process.start * TICK.as_nanos() as u64).saturating_sub(slept))
+}

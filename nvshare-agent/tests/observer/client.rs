@@ -1,0 +1,154 @@
+//! A program that makes driver calls as it is told: the test binary itself, started again in this role.
+
+use std::ffi::c_void;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+/// Says which library to load; set only in the role.
+const LIBRARY: &str = "NVSHARE_TEST_CLIENT_LIBRARY";
+
+/// A running client. It does what is written to it, line by line, and answers each line when it is done.
+pub(crate) struct Client {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl Client {
+    /// Starts one that has loaded `library`.
+    pub(crate) fn start(library: &Path) -> Client {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "client::role", "--nocapture", "--test-threads=1"])
+            .env(LIBRARY, library)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let mut client = Client { child, input, output };
+        client.wait_for("ready");
+        client
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `call SYMBOL TIMES THREADS [engine]`: that many calls by each of so many threads. `exec`: replaces its program by
+    /// a fresh one of the same kind. `alloc BYTES`, `pitch HEIGHT`, `launch PARAMETER`: one such call.
+    pub(crate) fn run(&mut self, line: &str) -> &mut Client {
+        writeln!(self.input, "{line}").unwrap();
+        self.wait_for(if line == "exec" { "ready" } else { "done" });
+        self
+    }
+
+    fn wait_for(&mut self, word: &str) {
+        let mut line = String::new();
+        while self.output.read_line(&mut line).unwrap() != 0 {
+            if line.trim_end() == word {
+                return;
+            }
+            line.clear();
+        }
+        panic!("the client ended before it said `{word}`: {:?}", self.child.wait());
+    }
+
+    /// Ends it, and waits until it is gone.
+    pub(crate) fn end(mut self) {
+        drop(self.input);
+        assert!(self.child.wait().unwrap().success());
+    }
+
+    /// Kills it.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+#[test]
+fn role() {
+    let Some(path) = std::env::var_os(LIBRARY) else { return };
+    // SAFETY: the library's initialisers are none, or the simulator's.
+    let library = unsafe { libloading::Library::new(&path) }.unwrap();
+    println!("\nready");
+    for line in std::io::stdin().lines() {
+        let line = line.unwrap();
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[..] {
+            ["exec"] => {
+                use std::os::unix::process::CommandExt;
+                let arguments: Vec<String> = std::env::args().skip(1).collect();
+                panic!("{}", Command::new("/proc/self/exe").args(arguments).exec());
+            }
+            ["call", symbol, times, threads, ref engine @ ..] => {
+                let engine = !engine.is_empty();
+                let call = function(&library, symbol);
+                let times: u64 = times.parse().unwrap();
+                let threads: u64 = threads.parse().unwrap();
+                std::thread::scope(|scope| {
+                    for _ in 0..threads {
+                        let name = if engine { "nvshare:swap0" } else { "nvshare-worker" };
+                        let work = move || {
+                            let mut out = [0_u64; 32];
+                            for _ in 0..times {
+                                call(&mut out, 64, &[0; 4], 1);
+                            }
+                        };
+                        std::thread::Builder::new().name(name.into()).spawn_scoped(scope, work).unwrap();
+                    }
+                });
+            }
+            ["alloc", bytes] => {
+                let mut out = [0_u64; 32];
+                function(&library, "cuMemAlloc_v2")(&mut out, bytes.parse().unwrap(), &[0; 4], 1);
+            }
+            ["pitch", height] => {
+                let (mut out, mut pitch) = ([0_u64; 32], 0_u64);
+                // SAFETY: the function's signature in cuda.h, as far as it matters.
+                let pitched = unsafe {
+                    *library
+                        .get::<extern "C" fn(&mut [u64; 32], &mut u64, u64, u64) -> i32>(
+                            b"cuMemAllocPitch_v2",
+                        )
+                        .unwrap()
+                };
+                pitched(&mut out, &mut pitch, 100, height.parse().unwrap());
+            }
+            ["launch", parameter] => launch(&library, parameter.parse().unwrap()),
+            _ => panic!("what is `{line}`?"),
+        }
+        println!("done");
+    }
+}
+
+type Call = extern "C" fn(&mut [u64; 32], u64, &[u64; 4], u64) -> i32;
+
+fn function(library: &libloading::Library, symbol: &str) -> Call {
+    // SAFETY: all the fakes take whatever is in the registers.
+    unsafe { *library.get::<Call>(symbol.as_bytes()).unwrap() }
+}
+
+/// `cuLaunchKernel` with two parameters.
+fn launch(library: &libloading::Library, parameter: u64) {
+    type Launch = extern "C" fn(
+        *mut c_void,
+        u32,
+        u32,
+        u32,
+        u32,
+        u32,
+        u32,
+        u32,
+        *mut c_void,
+        *mut *mut c_void,
+        *mut *mut c_void,
+    ) -> i32;
+    // SAFETY: the function's signature in cuda.h.
+    let launch = unsafe { *library.get::<Launch>(b"cuLaunchKernel").unwrap() };
+    let (mut first, mut second) = (parameter, parameter + 1);
+    let mut parameters = [(&raw mut first).cast::<c_void>(), (&raw mut second).cast(), std::ptr::null_mut()];
+    let null = std::ptr::null_mut();
+    launch(null, 1, 1, 1, 1, 1, 1, 0, null, parameters.as_mut_ptr(), std::ptr::null_mut());
+}

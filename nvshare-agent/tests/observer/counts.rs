@@ -1,0 +1,149 @@
+//! Seen calls are the calls made: exactly, by every thread, of every process.
+
+use nvshare_agent::observation::Observation;
+use nvshare_common::probe::{Call, PROBES};
+use nvshare_common::units::{Bytes, DevicePtr, DeviceRange};
+
+use crate::client::Client;
+use crate::fake::{ADDRESS, Fake};
+use crate::seen::{last_counts, named, observe};
+
+#[test]
+fn every_call_of_every_function_is_counted_once() {
+    let fake = Fake::new();
+    let Some(seen) = observe(&[&fake.path()]) else { return };
+    let mut client = Client::start(&fake.path());
+    let mut expected = [0; Call::COUNT];
+    for (index, probe) in PROBES.iter().enumerate() {
+        let times = 10 + index as u64;
+        client.run(&format!("call {} {times} 1", probe.symbol));
+        expected[probe.call as usize] += times;
+    }
+    let pid = client.pid();
+    client.end();
+    let counts = seen.counts_of_dead(pid);
+    assert_eq!(named(&counts.application), named(&expected));
+    assert_eq!(named(&counts.engine), named(&[0; Call::COUNT]));
+    let health = seen.health();
+    assert_eq!((health.lost, health.unattributed), (0, 0));
+}
+
+#[test]
+fn threads_of_several_processes_are_counted_exactly_and_the_engines_apart() {
+    let fake = Fake::new();
+    let Some(seen) = observe(&[&fake.path()]) else { return };
+    let clients: Vec<u32> = std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..4)
+            .map(|number| {
+                let path = fake.path();
+                scope.spawn(move || {
+                    let mut client = Client::start(&path);
+                    client
+                        .run("call cuLaunchKernel 20000 4")
+                        .run("call cuMemCreate 500 3 engine")
+                        .run("call cuMemCreate 100 2")
+                        .run(&format!("call cuMemMap {} 2 engine", 100 + number));
+                    let pid = client.pid();
+                    if number % 2 == 0 {
+                        client.end()
+                    } else {
+                        client.kill()
+                    }
+                    pid
+                })
+            })
+            .collect();
+        runs.into_iter().map(|run| run.join().unwrap()).collect()
+    });
+    for (number, pid) in clients.into_iter().enumerate() {
+        let counts = seen.counts_of_dead(pid);
+        assert_eq!(named(&counts.application), [("create", 200), ("launch", 80_000)].into());
+        assert_eq!(named(&counts.engine), [("create", 1500), ("map", 2 * (100 + number as u64))].into());
+    }
+    let health = seen.health();
+    assert_eq!((health.lost, health.unattributed), (0, 0));
+}
+
+#[test]
+fn records_tell_what_calls_were_about() {
+    let fake = Fake::new();
+    let Some(seen) = observe(&[&fake.path()]) else { return };
+    let mut client = Client::start(&fake.path());
+    client.run("alloc 4096").run("launch 12345").run("pitch 3");
+    let pid = client.pid();
+    client.end();
+    seen.counts_of_dead(pid);
+    let told: Vec<Observation> = seen.all();
+    let allocated = |bytes| {
+        let range = DeviceRange { start: DevicePtr(ADDRESS), bytes: Bytes(bytes) };
+        told.iter().any(|seen| {
+            matches!(seen, Observation::Allocated { process, call: Call::Alloc, range: seen }
+                if process.pid == pid && *seen == range)
+        })
+    };
+    assert!(allocated(4096), "{told:?}");
+    // A pitch of 512 times a height of 3.
+    assert!(allocated(1536), "{told:?}");
+    let launched = told.iter().find_map(|seen| match seen {
+        Observation::Launched { process, parameters, .. } if process.pid == pid => Some(parameters),
+        _ => None,
+    });
+    assert_eq!(launched.unwrap()[..3], [12345, 12346, 0]);
+}
+
+#[test]
+fn a_process_that_replaces_its_program_begins_again_at_zero() {
+    let fake = Fake::new();
+    let Some(seen) = observe(&[&fake.path()]) else { return };
+    let mut client = Client::start(&fake.path());
+    let pid = client.pid();
+    client.run("call cuMemFree_v2 30 1").run("exec").run("call cuMemFree_v2 4 1");
+    client.end();
+    assert_eq!(seen.counts_of_dead(pid).application[Call::Free as usize], 4);
+    let told = seen.all();
+    let replaced = told
+        .iter()
+        .position(|seen| matches!(seen, Observation::Exec { process } if process.pid == pid))
+        .expect("the exec was told");
+    let before = last_counts(&told[..replaced], pid).unwrap();
+    assert_eq!(before.application[Call::Free as usize], 30);
+}
+
+#[test]
+fn copies_of_a_library_are_observed_each() {
+    let fake = Fake::new();
+    let copy = fake.copy("copy");
+    let Some(seen) = observe(&[&fake.path(), &copy]) else { return };
+    for path in [fake.path(), copy] {
+        let mut client = Client::start(&path);
+        client.run("call cuMemUnmap 11 1");
+        let pid = client.pid();
+        client.end();
+        assert_eq!(seen.counts_of_dead(pid).application[Call::Unmap as usize], 11);
+    }
+}
+
+#[test]
+fn a_flood_of_records_is_read_or_counted_as_lost_and_every_call_is_counted() {
+    let fake = Fake::new();
+    let Some(seen) = observe(&[&fake.path()]) else { return };
+    let mut client = Client::start(&fake.path());
+    client.run("call cuMemUnmap 100000 2");
+    let pid = client.pid();
+    client.end();
+    assert_eq!(seen.counts_of_dead(pid).application[Call::Unmap as usize], 200_000);
+    let told = seen.stop();
+    let unmapped = told
+        .iter()
+        .filter(|seen| matches!(seen, Observation::Unmapped { process, .. } if process.pid == pid))
+        .count() as u64;
+    let lost = told
+        .iter()
+        .rev()
+        .find_map(|seen| match seen {
+            Observation::Activity { process, lost, .. } if process.pid == pid => Some(*lost),
+            _ => None,
+        })
+        .unwrap();
+    assert_eq!(unmapped + lost, 200_000, "{lost} lost");
+}

@@ -1,0 +1,76 @@
+//! A libcuda of the test's own: every observed function, beginning as NVIDIA's do, doing next to nothing.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nvshare_common::probe::PROBES;
+use tempfile::TempDir;
+
+/// What an allocation gives out.
+pub(crate) const ADDRESS: u64 = 0x7000_0000_0000;
+
+/// A directory with a `libcuda.so.1` in it.
+pub(crate) struct Fake {
+    directory: TempDir,
+}
+
+impl Fake {
+    /// Assembles one.
+    pub(crate) fn new() -> Fake {
+        let directory = TempDir::with_prefix("nvshare-fake-").unwrap();
+        let source = directory.path().join("fake.s");
+        std::fs::write(&source, assembly()).unwrap();
+        let fake = Fake { directory };
+        let done = Command::new("cc")
+            .args(["-shared", "-nostdlib", "-Wl,-soname,libcuda.so.1", "-o"])
+            .arg(fake.path())
+            .arg(source)
+            .status()
+            .expect("a C compiler, as Rust needs one to link");
+        assert!(done.success(), "cc: {done}");
+        fake
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.directory.path().join("libcuda.so.1")
+    }
+
+    /// The same bytes in another file.
+    pub(crate) fn copy(&self, name: &str) -> PathBuf {
+        let copy = self.directory.path().join(name);
+        std::fs::create_dir(&copy).unwrap();
+        std::fs::copy(self.path(), copy.join("libcuda.so.1")).unwrap();
+        copy.join("libcuda.so.1")
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+fn assembly() -> String {
+    let mut text = ".text\n".to_owned();
+    for probe in PROBES {
+        let name = probe.symbol;
+        // Allocations write through their first argument; `cuMemAllocPitch` a pitch of 512 through the second.
+        let out = if probe.returns {
+            format!("movabs ${ADDRESS}, %rax\n  test %rdi, %rdi\n  je 3f\n  movq %rax, (%rdi)\n3:\n")
+        } else {
+            String::new()
+        };
+        let pitch = if name == "cuMemAllocPitch_v2" {
+            "cmp $4096, %rsi\n  jb 4f\n  movq $512, (%rsi)\n4:\n"
+        } else {
+            ""
+        };
+        writeln!(
+            text,
+            ".globl {name}\n.type {name}, @function\n.p2align 4\n{name}:\n  \
+             cmpl $0x321cba00, flag(%rip)\n  je 2f\n  {out}  {pitch}  xorl %eax, %eax\n  ret\n\
+             2:\n  movl $4, %eax\n  ret\n.size {name}, .-{name}"
+        )
+        .unwrap();
+    }
+    text + ".data\n.p2align 2\nflag: .long 0\n.section .note.GNU-stack,\"\",@progbits\n"
+}

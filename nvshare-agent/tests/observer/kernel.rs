@@ -1,0 +1,133 @@
+//! Loading, attaching, detaching.
+
+use std::path::Path;
+
+use nvshare_agent::observation::Observation;
+use nvshare_agent::observer::{Observer, Options};
+use nvshare_common::probe::{Call, PROBES};
+
+use crate::client::Client;
+use crate::fake::Fake;
+use crate::seen::{observe, observe_with};
+
+#[test]
+fn the_kernel_verifies_the_programs_and_every_function_gets_a_cheap_probe() {
+    let fake = Fake::new();
+    let Some(seen) = observe(&[&fake.path()]) else { return };
+    let health = seen.health();
+    let [attachment] = &health.attachments[..] else { panic!("{health:?}") };
+    assert_eq!(attachment.functions as usize, PROBES.len());
+    assert_eq!((attachment.refused.len(), &attachment.problem), (0, &None), "{attachment:?}");
+    let library = nvshare_agent::observer::Library::open(&fake.path()).unwrap();
+    assert!(library.points.iter().all(|point| point.emulated), "{:?}", library.points);
+    assert_eq!(library.missing, [""; 0]);
+}
+
+#[test]
+fn without_its_object_the_observer_says_what_to_do() {
+    let (sender, told) = std::sync::mpsc::channel();
+    let options = Options {
+        object: "/nonexistent/nvshare.bpf.o".into(),
+        libraries: Vec::new(),
+        discover: false,
+        sample_every: 0,
+    };
+    let observer = Observer::start(options, move |batch| sender.send(batch).is_ok()).unwrap();
+    let batch = told.recv().unwrap();
+    let [Observation::Observer(health)] = &batch[..] else { panic!("{batch:?}") };
+    assert!(!health.loaded);
+    assert!(health.problems[0].contains("/nonexistent/nvshare.bpf.o"), "{health:?}");
+    assert!(health.problems[0].contains("--ebpf-object"), "{health:?}");
+    observer.stop();
+}
+
+#[test]
+fn a_file_that_is_no_driver_is_refused_with_its_name() {
+    let Some(seen) = observe(&[Path::new("/etc/passwd"), Path::new("/nonexistent/libcuda.so.1")]) else {
+        return;
+    };
+    let problems = seen.health().problems;
+    assert!(problems.iter().any(|problem| problem.contains("/etc/passwd")), "{problems:?}");
+    assert!(problems.iter().any(|problem| problem.contains("/nonexistent/libcuda.so.1")), "{problems:?}");
+}
+
+#[test]
+fn a_stopped_observer_leaves_no_breakpoint() {
+    let fake = Fake::new();
+    let Some(seen) = observe(&[&fake.path()]) else { return };
+    let library = nvshare_agent::observer::Library::open(&fake.path()).unwrap();
+    assert!(library.already_probed());
+    seen.stop();
+    assert!(!library.already_probed());
+}
+
+#[test]
+fn a_library_is_found_within_moments_of_being_mapped() {
+    let discover = |object| Options { object, libraries: Vec::new(), discover: true, sample_every: 0 };
+    let Some(seen) = observe_with(discover) else { return };
+    let fake = Fake::new();
+    let mut client = Client::start(&fake.path());
+    let name = fake.path().display().to_string();
+    seen.wait("the attachment", |told| {
+        told.iter().rev().find_map(|seen| match seen {
+            Observation::Observer(health) => {
+                health.attachments.iter().any(|attachment| attachment.path.ends_with(&name)).then_some(())
+            }
+            _ => None,
+        })
+    });
+    client.run("call cuLaunchKernel 100 1");
+    seen.wait_for_count(client.pid(), Call::Launch, 100);
+    client.end();
+}
+
+#[test]
+fn a_library_in_use_before_the_observer_starts_is_found() {
+    let fake = Fake::new();
+    let mut client = Client::start(&fake.path());
+    client.run("call cuLaunchKernel 5 1");
+    let discover = |object| Options { object, libraries: Vec::new(), discover: true, sample_every: 0 };
+    let Some(seen) = observe_with(discover) else { return };
+    client.run("call cuLaunchKernel 7 1");
+    seen.wait_for_count(client.pid(), Call::Launch, 7);
+    client.kill();
+}
+
+#[test]
+fn an_overlay_of_an_observed_file_is_not_observed_twice() {
+    let fake = Fake::new();
+    let at = |name: &str| fake.directory().join(name);
+    for name in ["lower", "upper", "work", "merged"] {
+        std::fs::create_dir(at(name)).unwrap();
+    }
+    std::fs::rename(fake.path(), at("lower/libcuda.so.1")).unwrap();
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        at("lower").display(),
+        at("upper").display(),
+        at("work").display()
+    );
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "overlay", "overlay", "-o", &options])
+        .arg(at("merged"))
+        .output();
+    if !mounted.is_ok_and(|done| done.status.success()) {
+        eprintln!("SKIPPED: no overlay can be mounted here");
+        return;
+    }
+    let _unmount = Unmount(at("merged"));
+    let Some(seen) = observe(&[&at("lower/libcuda.so.1"), &at("merged/libcuda.so.1")]) else { return };
+    let mut client = Client::start(&at("merged/libcuda.so.1"));
+    client.run("call cuMemFree_v2 1000 2");
+    let pid = client.pid();
+    client.end();
+    assert_eq!(seen.counts_of_dead(pid).application[Call::Free as usize], 2000);
+}
+
+struct Unmount(std::path::PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
