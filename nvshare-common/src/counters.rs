@@ -32,6 +32,7 @@ pub struct Counters {
 }
 
 /// One device's part of the page. `uuid` is written before `in_use` is set (release) and never changes afterwards.
+#[derive(Debug)]
 #[repr(C)]
 pub struct DeviceCounters {
     /// 1 once the entry is valid.

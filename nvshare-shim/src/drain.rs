@@ -23,10 +23,7 @@ pub enum Stalled {
 /// Waits until the application's work is finished. The gate must be shut ([`gate::shut`]) and the caller outside any
 /// pass. Gives up when no call returned and no event completed for `stall`.
 pub fn drain(stall: Duration) -> Result<Drained, Stalled> {
-    debug_assert!(
-        gate::is_shut() || crate::stub::swap::is_dead(),
-        "a drain with the gate open proves nothing"
-    );
+    debug_assert!(gate::is_shut() || crate::swap::is_dead(), "a drain with the gate open proves nothing");
     let mut patience = Patience::new(stall);
     loop {
         wait_until_outside(&mut patience)?;
@@ -67,7 +64,7 @@ fn wait_until_outside(patience: &mut Patience) -> Result<(), Stalled> {
 fn dead(error: CUresult) -> Stalled {
     if error.is_sticky() {
         gate::open_for_good();
-        crate::stub::swap::on_device_error(error);
+        crate::swap::on_device_error(error);
         return Stalled::Dead(error);
     }
     Stalled::NoProgress(format!("the driver answers {}", crate::driver::driver().error_name(error)))

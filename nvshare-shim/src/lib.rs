@@ -7,6 +7,7 @@
 //! - [`start`]: first use, forks, the shim's own threads. Nothing happens before the first `cuInit`.
 //! - [`cuda`]: the driver's types. [`counters`]: the calls made, as the agent sees them.
 //! - [`gate`], [`streams`], [`drain`], [`pace`]: who may submit work, what was submitted, and when it is finished.
+//! - [`memory`], [`swap`], [`link`]: what the process holds, how it moves, and what the agent says about it.
 //! - [`config`], [`log`]: what the environment says, and what is said on stderr.
 
 pub mod config;
@@ -16,6 +17,7 @@ pub mod drain;
 pub mod driver;
 pub mod gate;
 mod hooks;
+pub mod link;
 pub mod log;
 pub mod memory;
 pub mod pace;
@@ -24,6 +26,5 @@ mod pass_through;
 mod resolve;
 pub mod start;
 pub mod streams;
-mod stub;
 pub mod swap;
 mod table;

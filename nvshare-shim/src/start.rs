@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use nvshare_common::probe::ENGINE_THREAD_PREFIX;
 
-use crate::stub::link;
+use crate::link;
 use crate::{config, counters, gate};
 
 const ASLEEP: u8 = 0;

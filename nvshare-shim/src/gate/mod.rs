@@ -16,8 +16,8 @@ use std::ptr::null;
 pub use self::core::Pass;
 use self::core::{AJAR, FENCED, Gate, Slot};
 use crate::cuda::sys::CUstream;
+use crate::link;
 use crate::streams;
-use crate::stub::link;
 
 static GATE: Gate = Gate::new();
 

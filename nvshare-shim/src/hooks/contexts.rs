@@ -4,7 +4,7 @@ use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUcontext, CUdevice};
 use crate::driver::driver;
-use crate::stub::memory;
+use crate::memory;
 use crate::{start, streams};
 
 pub(crate) unsafe fn create<F: Fn() -> CUresult>(bare: &Bare<F>, context: *mut CUcontext) -> CUresult {

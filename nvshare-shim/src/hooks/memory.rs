@@ -5,8 +5,8 @@ use std::ffi::c_void;
 use super::Bare;
 use crate::cuda::sys::CUdeviceptr;
 use crate::cuda::{CEnum, CUresult};
+use crate::memory;
 use crate::start;
-use crate::stub::memory;
 
 /// What `cuMemAllocPitch` rounds a row up to: attribute `TEXTURE_ALIGNMENT` of all devices so far.
 const PITCH: usize = 512;

@@ -82,7 +82,7 @@ fn after_panic<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
 fn note_error(error: CUresult) {
     if error.is_sticky() && crate::start::active() {
         crate::gate::open_for_good();
-        crate::stub::swap::on_device_error(error);
+        crate::swap::on_device_error(error);
     }
 }
 

@@ -3,8 +3,8 @@
 
 use super::Bare;
 use crate::cuda::CUresult;
+use crate::link;
 use crate::start;
-use crate::stub::link;
 
 pub(crate) unsafe fn retried<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
     retry(bare)

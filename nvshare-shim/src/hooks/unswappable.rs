@@ -10,8 +10,8 @@ use crate::cuda::sys::{
     CUmemAllocationProp, CUmemGenericAllocationHandle, CUmipmappedArray,
 };
 use crate::driver::driver;
+use crate::memory;
 use crate::start;
-use crate::stub::memory;
 
 /// What is held, by reason and handle: the device and how many bytes.
 type Held = BTreeMap<(&'static str, u64), (i32, u64)>;

@@ -93,8 +93,8 @@ pub struct Extent {
     pub blocks: Box<[Block]>,
     /// Whether it ever held something that could matter.
     pub contents: bool,
-    /// How often the gate had opened when it arrived: if it did not open since, nothing has changed.
-    pub arrived: u64,
+    /// How often the gate had opened when it arrived, if it was shut then: if it did not open since, nothing has changed.
+    pub arrived: Option<u64>,
     /// Whether fingerprints are worth taking.
     pub backoff: Backoff,
 }
@@ -110,7 +110,7 @@ impl Extent {
             handle: 0,
             blocks: vec![Block::default(); (bytes / BLOCK_BYTES) as usize].into_boxed_slice(),
             contents: false,
-            arrived: u64::MAX,
+            arrived: None,
             backoff: Backoff::default(),
         }
     }

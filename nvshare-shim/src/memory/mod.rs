@@ -1,5 +1,236 @@
-//! Allocations, extents, the slab of small allocations, the address map.
+//! Allocations: addresses that never change, and the extents behind them.
+//!
+//! - [`map`]: every allocation by address; [`space`]: spans, extents and accounts of one device, pure; [`ranges`]: free
+//!   pieces of slabs (and blocks of arenas), pure; [`extent`]: one extent.
+//! - [`device`]: the devices in use; [`vmm`]: the driver calls; [`back`]: putting memory behind an extent; [`free`].
+//!
+//! An allocation never waits for the agent. What the grant does not cover stays absent, the gate is shut, and the swap
+//! thread backs it when grants come. Locks: [`standing`]'s before a device's, never the other way round, and none is held
+//! during a driver call.
 
+pub mod back;
+pub mod device;
 pub mod extent;
+pub mod free;
+pub mod map;
 pub mod ranges;
 pub mod space;
+pub mod vmm;
+
+use nvshare_common::protocol::{Purpose, ToAgent};
+use nvshare_common::units::Bytes;
+
+use self::back::{Backed, back, bury};
+use self::device::Device;
+use self::map::{AddressMap, Allocation};
+use crate::config::BLOCK_BYTES;
+use crate::cuda::{CUresult, sys};
+use crate::driver::driver;
+use crate::link;
+use crate::streams::Relaxed;
+use crate::swap::{self, standing};
+
+/// Allocations below this come from slabs.
+pub const SMALL: u64 = 1 << 20;
+/// Pieces of slabs are multiples of this, which is also their alignment; the bare driver promises 256.
+const PIECE_UNIT: u64 = 512;
+/// The largest slab.
+const LARGEST_SLAB: u64 = 32 << 20;
+
+/// All allocations of the process.
+pub(crate) static ALLOCATIONS: AddressMap = AddressMap::new();
+
+/// Allocates on the device of the current context. Never waits for the agent.
+pub fn allocate(bytes: usize) -> Result<sys::CUdeviceptr, CUresult> {
+    let Some((device, context)) = device::current()? else {
+        let mut pointer = 0;
+        // SAFETY: `pointer` is where the answer goes.
+        unsafe { driver().cuMemAlloc_v2(&raw mut pointer, bytes) }.result()?;
+        return Ok(pointer);
+    };
+    if bytes == 0 {
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
+    let bytes = bytes as u64;
+    let _relaxed = Relaxed::new();
+    free::sweep(device);
+    swap::adopt(device, context);
+    let (start, taken, piece) = if bytes < SMALL {
+        let taken = bytes.next_multiple_of(PIECE_UNIT);
+        (take_piece(device, taken)?, taken, true)
+    } else {
+        let taken =
+            bytes.checked_next_multiple_of(device.granularity).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
+        (take_span(device, taken, context)?, taken, false)
+    };
+    ALLOCATIONS.insert(start, Allocation { bytes, taken, piece, device: device.index, context });
+    Ok(start)
+}
+
+/// Frees what starts at `pointer`; `None`: it is not ours.
+pub fn free(pointer: sys::CUdeviceptr) -> Option<CUresult> {
+    free::free(pointer)
+}
+
+/// The start and length of the allocation that `pointer` lies in.
+pub fn find(pointer: sys::CUdeviceptr) -> Option<(sys::CUdeviceptr, usize)> {
+    let (start, allocation) = ALLOCATIONS.find(pointer)?;
+    Some((start, allocation.bytes as usize))
+}
+
+/// What is known of an allocation.
+#[derive(Clone, Copy, Debug)]
+pub struct Described {
+    /// Its first byte.
+    pub start: sys::CUdeviceptr,
+    /// What the application asked for.
+    pub bytes: u64,
+    /// Its context.
+    pub context: sys::CUcontext,
+    /// Its device, as the driver numbers it.
+    pub device: sys::CUdevice,
+    /// Whether all of it is on the device now, so that the driver can answer for it.
+    pub resident: bool,
+}
+
+/// What is known of the allocation that `pointer` lies in.
+pub fn describe(pointer: sys::CUdeviceptr) -> Option<Described> {
+    let (start, allocation) = ALLOCATIONS.find(pointer)?;
+    let device = device::by_index(allocation.device)?;
+    let state = device.state();
+    let resident = state.space.at(pointer).is_some_and(|id| {
+        let span = state.space.extent(id).span;
+        state.space.span(span).is_some_and(|span| {
+            span.extents.iter().all(|id| state.space.extent(*id).presence() == extent::Presence::Resident)
+        })
+    });
+    Some(Described {
+        start,
+        bytes: allocation.bytes,
+        context: std::ptr::with_exposed_provenance_mut(allocation.context),
+        device: device.kind.ordinal,
+        resident,
+    })
+}
+
+/// Free and total memory as this client may see it, where the agent set a limit.
+pub fn info() -> Option<(usize, usize)> {
+    let (device, _) = device::current().ok()??;
+    let state = device.state();
+    let accounts = state.space.accounts();
+    let limit = accounts.limit?;
+    Some((limit.saturating_sub(accounts.needed()) as usize, limit as usize))
+}
+
+/// Memory that cannot be moved was taken (or, negative, given back) through the driver on the device with that number.
+/// `reason` becomes a metric label.
+pub fn pass_through(ordinal: sys::CUdevice, reason: &'static str, delta: i64) {
+    let Some(device) = device::of_ordinal(ordinal) else { return };
+    let bytes = {
+        let mut state = device.state();
+        let of_reason = state.unswappable.entry(reason).or_default();
+        *of_reason = of_reason.saturating_add_signed(delta);
+        let bytes = *of_reason;
+        let all = state.unswappable.values().sum();
+        state.space.set_terms(|terms| terms.unswappable = all);
+        device.publish(&state);
+        bytes
+    };
+    link::send(&ToAgent::Unswappable { device: device.id, bytes: Bytes(bytes), reason: reason.to_owned() });
+    want(device);
+}
+
+/// A context is about to be destroyed: everything allocated in it goes, and the engine moves to another.
+pub fn on_context_destroyed(context: sys::CUcontext) {
+    free::free_context(context.addr());
+    swap::leave_context(context.addr());
+}
+
+/// `peer` may now reach all memory of the device with that number.
+pub fn on_peer_access(ordinal: sys::CUdevice, peer: sys::CUdevice) {
+    let Some(device) = device::of_ordinal(ordinal) else { return };
+    let mut state = device.state();
+    if !state.peers.contains(&peer) {
+        state.peers.push(peer);
+    }
+    let readers = device.readers(&state);
+    let resident: Vec<(u64, u64)> = state
+        .space
+        .extents()
+        .filter(|(_, extent)| extent.presence() == extent::Presence::Resident)
+        .map(|(_, extent)| (extent.start, extent.bytes))
+        .collect();
+    for (start, bytes) in resident {
+        // The lock is held: an extent must not leave between the look and the call.
+        if let Err(code) = vmm::set_access(start, bytes, &readers) {
+            crate::log::warning!("cannot let a peer reach {start:#x}: {}", driver().error_name(code));
+        }
+    }
+}
+
+/// Tells the agent when more is needed than is granted.
+fn want(device: &Device) {
+    let total = {
+        let mut state = device.state();
+        let accounts = state.space.accounts();
+        let needed = accounts.needed();
+        if accounts.unlimited || needed <= accounts.granted || needed == state.wanted {
+            return;
+        }
+        state.wanted = needed;
+        needed
+    };
+    link::send(&ToAgent::Want { device: device.id, total: Bytes(total), purpose: Purpose::Allocation });
+}
+
+fn take_piece(device: &'static Device, taken: u64) -> Result<u64, CUresult> {
+    loop {
+        let slab = {
+            let mut state = device.state();
+            if let Some(start) = state.slabs.take(taken) {
+                return Ok(start);
+            }
+            // Slabs grow with what there is: few large copies instead of many small ones, at most 1/16 unused.
+            (state.slabs.total() / 16 / BLOCK_BYTES * BLOCK_BYTES).clamp(BLOCK_BYTES, LARGEST_SLAB)
+        };
+        let slab = slab.next_multiple_of(device.granularity);
+        let start = take_span(device, slab, 0)?;
+        device.state().slabs.add(start, slab);
+    }
+}
+
+fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64, CUresult> {
+    let start = vmm::reserve(bytes, device.granularity)?;
+    let (extents, unlimited) = {
+        let mut state = device.state();
+        let accounts = state.space.accounts();
+        let (exceeds, unlimited) = (accounts.exceeds_limit(bytes), accounts.unlimited);
+        if exceeds {
+            drop(state);
+            // SAFETY: nobody has seen these addresses.
+            let _ = unsafe { vmm::unreserve(start, bytes) };
+            return Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+        }
+        state.announce = true;
+        (state.space.add_span(start, bytes, device.extent_bytes, context), unlimited)
+    };
+    for id in extents {
+        match back(device, id) {
+            Backed::Yes => device.state().space.finish_arrival(id, None),
+            Backed::NotMissing => {}
+            Backed::NoGrant => break,
+            Backed::Refused(code) if unlimited || code != CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let remains = device.state().space.remove_span(start);
+                bury(device, remains);
+                return Err(code);
+            }
+            // Granted, and yet the device is full: the swap thread tries again until it is not.
+            Backed::Refused(_) => break,
+        }
+    }
+    device.publish(&device.state());
+    want(device);
+    device.wake();
+    standing::reconsider();
+    Ok(start)
+}

@@ -166,6 +166,11 @@ impl Space {
         self.extents[id.0 as usize].as_ref().expect("the extent exists while somebody names it")
     }
 
+    /// The extent of that id, if there is one (not necessarily the one that had it before).
+    pub fn get(&self, id: ExtentId) -> Option<&Extent> {
+        self.extents.get(id.0 as usize)?.as_ref()
+    }
+
     /// As [`Space::extent`].
     pub fn extent_mut(&mut self, id: ExtentId) -> &mut Extent {
         self.extents[id.0 as usize].as_mut().expect("the extent exists while somebody names it")
@@ -221,7 +226,7 @@ impl Space {
     }
 
     /// Arriving -> resident: its bytes are there, as the shadow has them.
-    pub fn finish_arrival(&mut self, id: ExtentId, openings: u64) {
+    pub fn finish_arrival(&mut self, id: ExtentId, openings: Option<u64>) {
         let extent = self.extent_mut(id);
         debug_assert!(extent.presence == Presence::Arriving && extent.handle != 0);
         extent.presence = Presence::Resident;

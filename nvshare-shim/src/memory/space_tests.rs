@@ -19,7 +19,7 @@ fn arrive(space: &mut Space, id: ExtentId) -> bool {
     }
     space.extent_mut(id).handle = 1;
     space.extent_mut(id).contents = true;
-    space.finish_arrival(id, 0);
+    space.finish_arrival(id, None);
     true
 }
 
@@ -59,7 +59,7 @@ fn a_span_freed_under_the_engines_hands_goes_when_the_engine_is_done() {
     assert!(space.begin_arrival(id));
     space.extent_mut(id).handle = 7;
     assert!(space.remove_span(0).is_none());
-    space.finish_arrival(id, 0);
+    space.finish_arrival(id, None);
     let remains = space.reap(0).unwrap();
     assert_eq!(remains.mapped, [(0, LARGEST, 7)]);
     assert_eq!(space.accounts().resident, LARGEST, "still there until the driver has it back");
@@ -98,7 +98,7 @@ proptest! {
                         space.extent_mut(id).handle = 1;
                     }
                 }
-                (3, Some(id)) if space.extent(id).presence() == Presence::Arriving => space.finish_arrival(id, 0),
+                (3, Some(id)) if space.extent(id).presence() == Presence::Arriving => space.finish_arrival(id, None),
                 (4, Some(id)) if space.extent(id).presence() == Presence::Resident => space.begin_departure(id),
                 (5, Some(id)) if space.extent(id).presence() == Presence::Leaving => {
                     space.finish_departure(id);

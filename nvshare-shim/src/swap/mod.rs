@@ -1,3 +1,99 @@
-//! The swap engine.
+//! The swap engine: one thread per device moves extents between the device and their shadows.
+//!
+//! - [`standing`]: whether the application may run, and with it the gate; [`plan`]: which extents leave, pure;
+//! - [`engine`]: the thread; [`outward`], [`inward`]: its two pipelines; [`workshop`], [`stream`], [`prints`]: what it has
+//!   in the application's context; [`shadow`]: pinned host memory.
 
+pub mod engine;
+pub mod inward;
+pub mod outward;
 pub mod plan;
+pub mod prints;
+pub mod shadow;
+pub mod standing;
+pub mod stream;
+pub mod workshop;
+
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use nvshare_common::units::{DeviceRange, Ticket};
+
+pub use self::standing::{is_dead, on_device_error};
+use crate::memory::device::{self, Device};
+use crate::{log, start as threads};
+
+/// How long the end of a context waits for the engine to leave it.
+const LEAVE_LIMIT: Duration = Duration::from_secs(10);
+
+/// What a swap thread is told to do.
+#[derive(Debug)]
+pub enum Order {
+    /// Give back `bytes` of the grant, by swapping out what it takes; the client is stopped.
+    SwapOut {
+        /// For the answers.
+        ticket: Ticket,
+        /// How much.
+        bytes: u64,
+        /// A hint.
+        coldest: Vec<DeviceRange>,
+    },
+    /// Swap out everything into arenas of our own (no agent; the client is stopped). Answers whether all of it is out.
+    Everything(Sender<Result<(), String>>),
+    /// There is no agent: bring in everything; if it does not fit, put it all out again. Answers whether it fitted.
+    Restore(Sender<bool>),
+    /// Put out again what the last `Restore` brought in: another device of this process had no room.
+    Withdraw,
+    /// Give up host memory.
+    Trim {
+        /// How much.
+        bytes: u64,
+    },
+    /// The context is about to be destroyed.
+    Leave {
+        /// Which.
+        context: usize,
+        /// Told when the engine is out of it.
+        left: Sender<()>,
+    },
+}
+
+/// Starts the swap thread of a device.
+pub fn start(device: &'static Device) {
+    let name = format!("swap{}", device.index);
+    if let Err(error) = threads::engine_thread(&name, move || engine::run(device)) {
+        log::error!("cannot start the swap thread of {}: {error}; its memory stays where it is", device.id);
+    }
+}
+
+/// An allocation is made in `context`: the engine's home, if it has none yet.
+pub fn adopt(device: &Device, context: usize) {
+    let mut state = device.state();
+    if state.home.is_none() {
+        state.home = Some(context);
+        drop(state);
+        device.wake();
+    }
+}
+
+/// The context is about to be destroyed; returns when no engine uses it any more.
+pub fn leave_context(context: usize) {
+    for device in device::all() {
+        if device.state().home != Some(context) {
+            continue;
+        }
+        let (left, told) = channel();
+        device.order(Order::Leave { context, left });
+        if told.recv_timeout(LEAVE_LIMIT).is_err() {
+            log::warning!("the swap engine of {} did not leave a context in time", device.id);
+        }
+    }
+}
+
+/// Waits until nothing is missing on any device, or it is clear that this takes too long.
+pub fn wait_until_resident() {
+    let began = std::time::Instant::now();
+    while standing::missing() > 0 && !is_dead() && began.elapsed() < LEAVE_LIMIT {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}

@@ -1,0 +1,315 @@
+//! The control thread: connects to the agent, says what the process holds, obeys, and connects again every second. With
+//! no agent the application runs bare; [`alone`] is about an agent that went away and left the client without its memory.
+//!
+//! Lock order: the session's before a device's, never the other way round.
+
+mod alone;
+mod session;
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nvshare_common::protocol::{Purpose, ToAgent, ToShim};
+use nvshare_common::units::{Bytes, DeviceId, Ticket};
+
+use self::session::{End, Incoming, Session};
+use crate::memory::device::{self, Device};
+use crate::swap::{self, Order, shadow, standing};
+use crate::{config, log, pace, start as threads};
+
+/// How long `cuInit` waits for the agent's first answer.
+const FIRST_ANSWER: Duration = Duration::from_secs(1);
+/// How often a lost agent is looked for.
+const RECONNECT: Duration = Duration::from_secs(1);
+/// How long a driver call that failed for lack of memory waits for room.
+const ROOM_LIMIT: Duration = Duration::from_secs(1);
+/// What such a call is assumed to need.
+const ROOM_BYTES: Bytes = Bytes(64 << 20);
+/// The stall of a drain that nobody asked for (debugging).
+const DEBUG_STALL: Duration = Duration::from_secs(2);
+
+/// Threads wait at the gate and the agent should know.
+static WAITING: AtomicBool = AtomicBool::new(false);
+/// Grants and limits for devices that this process has not met yet.
+static EARLY: Mutex<Vec<(DeviceId, Term)>> = Mutex::new(Vec::new());
+static ROOM: Mutex<Option<HashMap<u64, Sender<bool>>>> = Mutex::new(None);
+
+#[derive(Clone, Copy, Debug)]
+enum Term {
+    Grant(u64),
+    Limit(u64),
+}
+
+impl Term {
+    fn apply(self, device: &Device) {
+        device.state().space.set_terms(|terms| match self {
+            Term::Grant(bytes) => terms.granted += bytes,
+            Term::Limit(bytes) => terms.limit = Some(bytes),
+        });
+        device.wake();
+    }
+}
+
+/// Takes up the conversation, at the first `cuInit`. Waits a moment for the agent's answer if there is one.
+pub fn start() {
+    let (tried, told) = channel();
+    let exists = config::get().socket.exists();
+    match threads::engine_thread("link", move || run(&tried)) {
+        Ok(_) if exists => {
+            let _ = told.recv_timeout(FIRST_ANSWER);
+        }
+        Ok(_) => {}
+        Err(error) => {
+            log::warning!("cannot start the control thread: {error}; running without nvshare's agent")
+        }
+    }
+    if let Some(every) = config::get().debug_swap_every {
+        let started = threads::engine_thread("debug", move || {
+            loop {
+                std::thread::sleep(every);
+                swap_everything_once();
+            }
+        });
+        if let Err(error) = started {
+            log::warning!("cannot start the debugging thread: {error}");
+        }
+    }
+}
+
+/// Sends a message if there is a session; otherwise the next `Hello` will say all.
+pub fn send(message: &ToAgent) {
+    session::send(message);
+}
+
+/// Called by a thread that is about to wait at the gate.
+pub fn want_to_run() {
+    if device::all().is_empty() {
+        // The agent knows clients by their devices: meet the one this thread uses.
+        let _ = device::current();
+    }
+    WAITING.store(true, Ordering::Release);
+    want_work();
+}
+
+/// The gate opened.
+pub fn runs() {
+    WAITING.store(false, Ordering::Release);
+}
+
+/// A driver call failed for lack of memory. Asks the agent for room on the current context's device, waits for the answer,
+/// at most a second, and says whether trying again is worth it.
+pub fn want_room() -> bool {
+    static TICKETS: AtomicU64 = AtomicU64::new(1);
+    let Ok(Some((device, _))) = device::current() else { return false };
+    if !session::is_open() {
+        return false;
+    }
+    let ticket = TICKETS.fetch_add(1, Ordering::Relaxed);
+    let (answer, told) = channel();
+    let waiters = || ROOM.lock().unwrap_or_else(PoisonError::into_inner);
+    waiters().get_or_insert_default().insert(ticket, answer);
+    send(&ToAgent::WantRoom { ticket: Ticket(ticket), device: device.id, bytes: ROOM_BYTES });
+    let made = told.recv_timeout(ROOM_LIMIT).unwrap_or(false);
+    waiters().get_or_insert_default().remove(&ticket);
+    made
+}
+
+/// A device is used for the first time.
+pub fn device_met(device: &Device) {
+    if session::is_managed() {
+        device.state().space.set_terms(|terms| terms.unlimited = false);
+    }
+    let mut early = EARLY.lock().unwrap_or_else(PoisonError::into_inner);
+    for (_, term) in early.extract_if(.., |(id, _)| *id == device.id) {
+        term.apply(device);
+    }
+}
+
+fn want_work() {
+    if standing::holds_lease() && standing::missing() == 0 {
+        // A drain is under way; if it ends with a stop, `stop` asks.
+        return;
+    }
+    for device in device::all() {
+        let total = {
+            let mut state = device.state();
+            let needed = state.space.accounts().needed();
+            state.wanted = needed;
+            needed
+        };
+        send(&ToAgent::Want { device: device.id, total: Bytes(total), purpose: Purpose::Work });
+    }
+}
+
+fn run(tried: &Sender<()>) {
+    let mut alone = alone::Alone::new();
+    loop {
+        let opened = Session::open();
+        match opened {
+            Ok(mut session) => {
+                log::info!("connected to the agent as client {}", session.client().0);
+                let _ = tried.send(());
+                alone.forget();
+                want_what_is_missing();
+                let end = serve(&mut session);
+                session.close();
+                log::info!("the agent is gone: {end}");
+                alone.lost();
+            }
+            Err(End::Refused(why)) => {
+                log::warning!("the agent refused this process, which runs without it: {why}");
+                let _ = tried.send(());
+                // It will not be asked again; what is not resident comes back as soon as there is room.
+                alone.lost_for_good();
+                while !alone.help() {
+                    alone.pause();
+                }
+                return;
+            }
+            Err(end) => {
+                log::debug!("no agent: {end}");
+                let _ = tried.send(());
+            }
+        }
+        if alone.is_due() && !alone.help() {
+            alone.pause();
+        } else {
+            std::thread::sleep(RECONNECT);
+        }
+    }
+}
+
+/// After a `Hello` the agent knows what there is, but not who waits.
+fn want_what_is_missing() {
+    if WAITING.load(Ordering::Acquire) {
+        want_work();
+    } else if standing::missing() > 0 {
+        for device in device::all() {
+            let total = device.state().space.accounts().needed();
+            send(&ToAgent::Want { device: device.id, total: Bytes(total), purpose: Purpose::Allocation });
+        }
+    }
+}
+
+fn serve(session: &mut Session) -> End {
+    loop {
+        match session.receive() {
+            Ok(Incoming { message, descriptor }) => obey(message, descriptor),
+            Err(end) => return end,
+        }
+    }
+}
+
+fn obey(message: ToShim, descriptor: Option<OwnedFd>) {
+    log::debug!("agent: {message:?}");
+    match message {
+        ToShim::Limit { device, bytes } => on_device(device, Term::Limit(bytes.0)),
+        ToShim::Grant { device, bytes } => on_device(device, Term::Grant(bytes.0)),
+        ToShim::Run => run_again(),
+        ToShim::Stop { ticket, stall_ms, pace } => stop(ticket, Duration::from_millis(stall_ms.into()), pace),
+        ToShim::SwapOut { ticket, device, bytes, coldest } => match device::by_id(device) {
+            Some(device) => device.order(Order::SwapOut { ticket, bytes: bytes.0, coldest }),
+            None => send(&ToAgent::SwapFailed { ticket, why: "nothing is held on that device".into() }),
+        },
+        ToShim::Reclaim { ticket, device } => reclaim(ticket, device),
+        ToShim::Arena { arena, bytes } => {
+            let offered = match descriptor {
+                Some(file) => shadow::offer(Some(arena), file),
+                None => Err(format!("an arena of {bytes} came without its descriptor")),
+            };
+            if let Err(why) = offered {
+                log::warning!("{why}");
+                send(&ToAgent::ArenaReturned { arena });
+            }
+        }
+        ToShim::Trim { bytes } => {
+            if let Some(device) = device::all().first() {
+                device.order(Order::Trim { bytes: bytes.0 });
+            }
+        }
+        ToShim::Room { ticket, made } => {
+            let waiters = ROOM.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(waiter) = waiters.as_ref().and_then(|waiters| waiters.get(&ticket.0)) {
+                let _ = waiter.send(made);
+            }
+        }
+    }
+}
+
+fn on_device(id: DeviceId, term: Term) {
+    match device::by_id(id) {
+        Some(device) => term.apply(device),
+        None => EARLY.lock().unwrap_or_else(PoisonError::into_inner).push((id, term)),
+    }
+}
+
+fn run_again() {
+    pace::set(false);
+    standing::give_lease();
+    for device in device::all() {
+        let state = device.state();
+        let complete = state.space.accounts().missing == 0 && !state.announce;
+        drop(state);
+        if complete {
+            send(&ToAgent::Resident { device: device.id, copied: Bytes::ZERO });
+        }
+    }
+}
+
+fn stop(ticket: Ticket, stall: Duration, pace: bool) {
+    pace::set(pace);
+    let began = Instant::now();
+    match standing::stop(stall) {
+        Ok(()) => {
+            pace::set(false);
+            log::debug!("stopped within {:?}", began.elapsed());
+            send(&ToAgent::Stopped { ticket });
+            if WAITING.load(Ordering::Acquire) {
+                want_work();
+            }
+        }
+        Err(why) => {
+            log::info!("not stopped: {why}");
+            send(&ToAgent::DrainStalled { ticket });
+        }
+    }
+}
+
+fn reclaim(ticket: Ticket, id: DeviceId) {
+    if let Some(device) = device::by_id(id) {
+        let unused = device.state().space.give_up_slack();
+        if unused > 0 {
+            send(&ToAgent::Released { ticket: Some(ticket), device: id, bytes: Bytes(unused) });
+        }
+    }
+    send(&ToAgent::SwapOutDone { ticket, copied: Bytes::ZERO, clean: Bytes::ZERO });
+}
+
+/// `NVSHARE_DEBUG_SWAP_EVERY`: stops the process, swaps everything out and in again.
+fn swap_everything_once() {
+    if session::is_managed() || standing::is_dead() || device::all().is_empty() {
+        return;
+    }
+    let held = match standing::hold_back(DEBUG_STALL) {
+        Ok(held) => held,
+        Err(why) => {
+            log::debug!("no forced swap: {why}");
+            return;
+        }
+    };
+    for device in device::all() {
+        let (answer, told) = channel();
+        device.order(Order::Everything(answer));
+        match told.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => log::warning!("a forced swap-out of {} was not complete: {why}", device.id),
+            Err(_) => return,
+        }
+    }
+    swap::wait_until_resident();
+    drop(held);
+}

@@ -1,0 +1,112 @@
+//! Without the agent (S7). For a while after it went away, grant and lease count as before: an upgraded agent is back in
+//! no time. After that a client that is stopped, or misses memory, helps itself: it restores all or nothing, one client at
+//! a time for each device, and tries again after a random delay where it does not fit.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+
+use super::session;
+use crate::memory::device::{self, Device};
+use crate::swap::{Order, standing};
+use crate::{config, log};
+
+/// The shortest and longest pause between two tries.
+const PAUSE_MS: (u64, u64) = (100, 900);
+
+/// How long the agent has been away, and what was done about it.
+#[derive(Debug)]
+pub(super) struct Alone {
+    /// When it went away; none: it never was there, or everything is restored.
+    since: Option<Instant>,
+    patience: Duration,
+}
+
+impl Alone {
+    pub(super) fn new() -> Alone {
+        Alone { since: None, patience: config::get().agent_gone_after }
+    }
+
+    /// It is there.
+    pub(super) fn forget(&mut self) {
+        self.since = None;
+    }
+
+    /// It went away just now.
+    pub(super) fn lost(&mut self) {
+        self.since = Some(Instant::now());
+    }
+
+    /// It does not want this client.
+    pub(super) fn lost_for_good(&mut self) {
+        self.patience = Duration::ZERO;
+        self.lost();
+    }
+
+    /// Whether it has been away for too long.
+    pub(super) fn is_due(&self) -> bool {
+        self.since.is_some_and(|since| since.elapsed() >= self.patience)
+    }
+
+    /// A random pause, so that two clients that each hold half do not meet again.
+    pub(super) fn pause(&self) {
+        let (shortest, longest) = PAUSE_MS;
+        let mut random = [0_u8; 8];
+        // SAFETY: the buffer has that many bytes.
+        unsafe { libc::getrandom(random.as_mut_ptr().cast(), random.len(), 0) };
+        let millis = shortest + u64::from_ne_bytes(random) % (longest - shortest);
+        std::thread::sleep(Duration::from_millis(millis));
+    }
+
+    /// One try to bring everything back; says whether the application runs now.
+    pub(super) fn help(&mut self) -> bool {
+        if self.since.is_none() || standing::is_dead() {
+            return true;
+        }
+        let mut devices = device::all();
+        devices.sort_unstable_by_key(|device| device.id);
+        let mut locks = Vec::new();
+        for device in &devices {
+            match lock(device) {
+                Ok(Some(held)) => locks.push(held),
+                Ok(None) => {
+                    log::debug!("another client is restoring itself on {}", device.id);
+                    return false;
+                }
+                Err(error) => log::debug!("restoring without a lock for {}: {error}", device.id),
+            }
+        }
+        for (index, device) in devices.iter().enumerate() {
+            let (answer, told) = channel();
+            device.order(Order::Restore(answer));
+            if !told.recv().unwrap_or(false) {
+                for restored in &devices[..index] {
+                    restored.order(Order::Withdraw);
+                }
+                return false;
+            }
+        }
+        log::info!("the agent stayed away: running without it");
+        self.since = None;
+        session::unmanaged();
+        standing::give_lease();
+        true
+    }
+}
+
+/// The lock of one device among all clients of the node: a file beside the agent's socket, or, where there is none, that
+/// directory. Reading rights are enough. `Ok(None)`: somebody else has it.
+fn lock(device: &Device) -> rustix::io::Result<Option<OwnedFd>> {
+    let directory = config::get().socket.parent().map_or_else(|| PathBuf::from("/"), PathBuf::from);
+    let file = directory.join(format!("device-{}.lock", device.id));
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let opened = open(&file, flags, Mode::empty()).or_else(|_| open(&directory, flags, Mode::empty()))?;
+    match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(opened)),
+        Err(rustix::io::Errno::AGAIN) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

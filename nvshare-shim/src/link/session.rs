@@ -1,0 +1,316 @@
+//! One conversation with the agent: a `SOCK_SEQPACKET` socket, packets with at most one descriptor. Sending never blocks:
+//! what the socket does not take waits in an outbox that the control thread empties.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nvshare_common::frame;
+use nvshare_common::protocol::{Answer, Hello, ToAgent, ToShim};
+use nvshare_common::units::ClientId;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg,
+    socket_with,
+};
+
+use crate::memory::device;
+use crate::swap::{shadow, standing};
+use crate::{config, counters};
+
+/// How long the agent may take to answer a `Hello`.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// More than this waiting to be sent means that the agent does not read.
+const OUTBOX_LIMIT: usize = 100_000;
+
+/// Why there is no session (any more).
+#[derive(Debug)]
+pub(super) enum End {
+    /// Nobody listens there.
+    Connect(Errno),
+    /// The agent does not want this client.
+    Refused(String),
+    /// The agent closed, died, or did not answer.
+    Closed(String),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Connect(error) => write!(f, "cannot connect to {}: {error}", config::get().socket.display()),
+            End::Refused(why) | End::Closed(why) => f.write_str(why),
+        }
+    }
+}
+
+/// A message with the descriptor that came along.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    pub(super) message: ToShim,
+    pub(super) descriptor: Option<OwnedFd>,
+}
+
+/// What other threads send through.
+#[derive(Debug)]
+struct Line {
+    socket: Arc<OwnedFd>,
+    bell: Arc<OwnedFd>,
+    outbox: VecDeque<Vec<u8>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    line: Option<Line>,
+    /// Whether grants count: there is an agent, or there was one until just now.
+    managed: bool,
+}
+
+static SHARED: Mutex<Shared> = Mutex::new(Shared { line: None, managed: false });
+
+fn shared() -> MutexGuard<'static, Shared> {
+    SHARED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether there is a session.
+pub(super) fn is_open() -> bool {
+    shared().line.is_some()
+}
+
+/// Whether grants count.
+pub(super) fn is_managed() -> bool {
+    shared().managed
+}
+
+/// There is no agent any more, and nothing that one granted counts.
+pub(super) fn unmanaged() {
+    shared().managed = false;
+}
+
+/// Sends a message if there is a session.
+pub(super) fn send(message: &ToAgent) {
+    let mut shared = shared();
+    let Some(line) = &mut shared.line else { return };
+    let packet = match frame::encode(message) {
+        Ok(packet) => packet,
+        Err(error) => {
+            crate::log::warning!("{error}");
+            return;
+        }
+    };
+    let broken = if line.outbox.is_empty() {
+        match transmit(&line.socket, &packet, None) {
+            Err(Errno::AGAIN) => {
+                line.outbox.push_back(packet);
+                let _ = rustix::io::write(&*line.bell, &1_u64.to_ne_bytes());
+                false
+            }
+            sent => sent.is_err(),
+        }
+    } else {
+        line.outbox.push_back(packet);
+        line.outbox.len() > OUTBOX_LIMIT
+    };
+    if broken {
+        // The control thread sees the end of the session and begins a new one.
+        let _ = rustix::net::shutdown(&*line.socket, rustix::net::Shutdown::Both);
+    }
+}
+
+/// The control thread's side of a conversation.
+#[derive(Debug)]
+pub(super) struct Session {
+    socket: Arc<OwnedFd>,
+    bell: Arc<OwnedFd>,
+    buffer: Vec<u8>,
+    client: ClientId,
+}
+
+impl Session {
+    /// Connects, says what the process holds, and waits for the answer.
+    pub(super) fn open() -> Result<Session, End> {
+        let socket = dial().map_err(End::Connect)?;
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(End::Connect)?;
+        let (socket, bell) = (Arc::new(socket), Arc::new(bell));
+        let buffer = vec![0; frame::MAX_BYTES];
+        let mut session = Session { socket, bell, buffer, client: ClientId(0) };
+        let before = session.greet()?;
+        match session.answer() {
+            Ok(client) => {
+                session.client = client;
+                Ok(session)
+            }
+            Err(end) => {
+                session.close();
+                shared().managed = before;
+                if !before {
+                    for device in device::all() {
+                        device.state().space.set_terms(|terms| terms.unlimited = true);
+                        device.wake();
+                    }
+                }
+                Err(end)
+            }
+        }
+    }
+
+    /// The agent's number for this client.
+    pub(super) const fn client(&self) -> ClientId {
+        self.client
+    }
+
+    /// Says `Hello`. From here on all that changes is said too, in order; the lock is held until then. Returns whether
+    /// grants counted before.
+    fn greet(&self) -> Result<bool, End> {
+        let mut shared = shared();
+        for device in device::all() {
+            device.state().space.set_terms(|terms| {
+                let used = terms.resident + terms.unswappable;
+                terms.granted = if terms.unlimited { used } else { terms.granted.max(used) };
+                terms.unlimited = false;
+            });
+        }
+        let hello = Hello {
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            running: standing::holds_lease(),
+            devices: device::all().into_iter().map(device::held).collect(),
+            arenas: shadow::with_agents_arenas(|_| ()).len() as u32,
+        };
+        let closed = |error: Errno| End::Closed(format!("cannot say hello: {error}"));
+        let packet = frame::encode_hello(&hello).map_err(|error| End::Closed(error.to_string()))?;
+        transmit(&self.socket, &packet, counters::descriptor()).map_err(closed)?;
+        let sent = shadow::with_agents_arenas(|(arena, file)| {
+            let packet = frame::encode(&ToAgent::ArenaHeld { arena })
+                .map_err(|error| End::Closed(error.to_string()))?;
+            transmit(&self.socket, &packet, Some(file)).map_err(closed)
+        });
+        for sent in sent {
+            sent?;
+        }
+        shared.line = Some(Line {
+            socket: Arc::clone(&self.socket),
+            bell: Arc::clone(&self.bell),
+            outbox: VecDeque::new(),
+        });
+        Ok(std::mem::replace(&mut shared.managed, true))
+    }
+
+    fn answer(&mut self) -> Result<ClientId, End> {
+        let deadline = Instant::now() + ANSWER_LIMIT;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(End::Closed("the agent does not answer".into()));
+            }
+            if !self.wait(Some(left))? {
+                continue;
+            }
+            if let Some((length, _)) = self.packet()? {
+                return match frame::decode_answer(&self.buffer[..length]) {
+                    Ok(Answer::Welcome { client }) => Ok(client),
+                    Ok(Answer::Refused { why }) => Err(End::Refused(why)),
+                    Err(error) => Err(End::Refused(error.to_string())),
+                };
+            }
+        }
+    }
+
+    /// The next message; sends what waits to be sent meanwhile.
+    pub(super) fn receive(&mut self) -> Result<Incoming, End> {
+        loop {
+            if self.wait(None)?
+                && let Some((length, descriptor)) = self.packet()?
+            {
+                let message =
+                    frame::decode(&self.buffer[..length]).map_err(|error| End::Closed(error.to_string()))?;
+                return Ok(Incoming { message, descriptor });
+            }
+        }
+    }
+
+    /// Ends the conversation.
+    pub(super) fn close(&self) {
+        shared().line = None;
+        let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Both);
+    }
+
+    /// Waits until there is something to read (true), or something else happened.
+    fn wait(&self, limit: Option<Duration>) -> Result<bool, End> {
+        let pending = shared().line.as_ref().is_some_and(|line| !line.outbox.is_empty());
+        let wanted = if pending { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let mut both = [PollFd::new(&*self.socket, wanted), PollFd::new(&*self.bell, PollFlags::IN)];
+        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        match poll(&mut both, limit.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(End::Closed(format!("cannot wait for the agent: {error}"))),
+        }
+        let [on_socket, on_bell] = both.map(|one| one.revents());
+        if on_bell.contains(PollFlags::IN) {
+            let _ = rustix::io::read(&*self.bell, &mut [0_u8; 8]);
+        }
+        if on_socket.contains(PollFlags::OUT) {
+            self.flush();
+        }
+        Ok(on_socket.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR))
+    }
+
+    fn flush(&self) {
+        let mut shared = shared();
+        let Some(line) = &mut shared.line else { return };
+        while let Some(packet) = line.outbox.front() {
+            // Any other error shows up when the socket is read.
+            if transmit(&self.socket, packet, None).is_err() {
+                return;
+            }
+            line.outbox.pop_front();
+        }
+    }
+
+    /// One packet into the buffer: its length and the descriptor that came along. `None`: nothing there after all.
+    fn packet(&mut self) -> Result<Option<(usize, Option<OwnedFd>)>, End> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(&mut self.buffer)];
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        let received = match recvmsg(&*self.socket, &mut parts, &mut control, flags) {
+            Ok(received) => received,
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+            Err(error) => return Err(End::Closed(format!("the connection broke: {error}"))),
+        };
+        let mut descriptors = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                descriptors.extend(rights);
+            }
+        }
+        if received.bytes == 0 {
+            return Err(End::Closed("it closed the connection".into()));
+        }
+        Ok(Some((received.bytes, descriptors.into_iter().next())))
+    }
+}
+
+fn dial() -> rustix::io::Result<OwnedFd> {
+    let address = SocketAddrUnix::new(&*config::get().socket)?;
+    // Non-blocking, so that an agent that accepts nobody is as good as none.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    connect(&socket, &address)?;
+    Ok(socket)
+}
+
+fn transmit(socket: &OwnedFd, packet: &[u8], descriptor: Option<BorrowedFd<'_>>) -> rustix::io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors: Vec<BorrowedFd<'_>> = descriptor.into_iter().collect();
+    if !descriptors.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    sendmsg(socket.as_fd(), &[IoSlice::new(packet)], &mut control, flags).map(|_| ())
+}

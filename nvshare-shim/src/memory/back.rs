@@ -1,0 +1,108 @@
+//! Putting memory behind an extent, within the grant; and taking a span apart.
+
+use super::device::Device;
+use super::extent::{ExtentId, Presence};
+use super::space::Remains;
+use super::vmm;
+use crate::cuda::CUresult;
+use crate::driver::driver;
+use crate::log;
+use crate::swap::{shadow, standing};
+
+/// What came of [`back`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backed {
+    /// It is arriving, mapped, with access set and undefined contents.
+    Yes,
+    /// The grant is used up.
+    NoGrant,
+    /// It is not missing (any more).
+    NotMissing,
+    /// The driver refused; the extent is as it was.
+    Refused(CUresult),
+}
+
+/// Makes memory for a missing extent and maps it at its address.
+pub fn back(device: &Device, id: ExtentId) -> Backed {
+    let (start, bytes, readers) = {
+        let mut state = device.state();
+        match state.space.get(id).map(super::extent::Extent::presence) {
+            Some(Presence::Absent | Presence::Swapped) => {}
+            _ => return Backed::NotMissing,
+        }
+        if !state.space.begin_arrival(id) {
+            return Backed::NoGrant;
+        }
+        let extent = state.space.extent(id);
+        (extent.start, extent.bytes, device.readers(&state))
+    };
+    let made = device.kind.create(bytes).and_then(|handle| {
+        // SAFETY: an arriving extent has reserved addresses with nothing behind them, and is ours alone; the handle is
+        // new and has its size.
+        match unsafe { vmm::map(start, bytes, handle, &readers) } {
+            Ok(()) => Ok(handle),
+            Err(code) => {
+                // SAFETY: the handle is new and mapping it failed.
+                let _ = unsafe { vmm::release(handle) };
+                Err(code)
+            }
+        }
+    });
+    let mut state = device.state();
+    match made {
+        Ok(handle) => {
+            state.space.extent_mut(id).handle = handle;
+            device.publish(&state);
+            Backed::Yes
+        }
+        Err(code) => {
+            state.space.abandon_arrival(id);
+            let span = state.space.extent(id).span;
+            let remains = state.space.reap(span);
+            drop(state);
+            bury(device, remains);
+            Backed::Refused(code)
+        }
+    }
+}
+
+/// Gives what is left of a span back to the driver and to the arenas. No work can reach it any more.
+pub fn bury(device: &Device, remains: Option<Remains>) {
+    let Some(remains) = remains else { return };
+    if standing::is_dead() {
+        return;
+    }
+    let mut resident = 0;
+    let mut whole = true;
+    for &(start, bytes, handle) in &remains.mapped {
+        resident += bytes;
+        // SAFETY: the span is out of the records, so nobody else unmaps it, and whoever freed it waited for the work
+        // that could reach it (S5).
+        let unmapped = unsafe { vmm::unmap(start, bytes) };
+        if let Err(code) = unmapped {
+            log::warning!("cannot unmap freed memory at {start:#x}: {}", driver().error_name(code));
+            whole = false;
+        }
+        // SAFETY: the handle is the one that was mapped there.
+        if let Err(code) = unsafe { vmm::release(handle) } {
+            log::warning!("cannot release freed memory at {start:#x}: {}", driver().error_name(code));
+        }
+    }
+    if whole {
+        // SAFETY: nothing is mapped in it now, and its addresses are in no record.
+        if let Err(code) = unsafe { vmm::unreserve(remains.start, remains.bytes) } {
+            log::warning!(
+                "cannot give back the addresses at {:#x}: {}",
+                remains.start,
+                driver().error_name(code)
+            );
+        }
+    }
+    shadow::give_back(device, remains.slots);
+    let mut state = device.state();
+    state.space.forget(resident);
+    device.publish(&state);
+    drop(state);
+    device.wake();
+    standing::reconsider();
+}

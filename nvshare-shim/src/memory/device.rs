@@ -1,0 +1,253 @@
+//! The devices that this process uses, each with what it holds there under one lock. A device is met with the first
+//! allocation in one of its contexts; its swap thread starts then.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use nvshare_common::counters::DeviceCounters;
+use nvshare_common::units::{Bytes, DeviceId};
+
+use super::free::Quarantined;
+use super::ranges::Ranges;
+use super::space::Space;
+use super::vmm::Kind;
+use crate::config::BLOCK_BYTES;
+use crate::cuda::{CUresult, sys};
+use crate::driver::driver;
+use crate::swap::{self, Order};
+use crate::{config, counters, link, log};
+
+/// Attributes of a device, as `cuda.h` numbers them.
+const VIRTUAL_MEMORY_SUPPORTED: u32 = 102;
+const RDMA_WITH_VIRTUAL_MEMORY_SUPPORTED: u32 = 110;
+
+/// One device that this process uses.
+#[derive(Debug)]
+pub struct Device {
+    /// Its index in [`all`].
+    pub index: usize,
+    /// Its UUID.
+    pub id: DeviceId,
+    /// The memory that extents are made of.
+    pub kind: Kind,
+    /// Every span is a multiple of it.
+    pub granularity: u64,
+    /// The largest extent.
+    pub extent_bytes: u64,
+    state: Mutex<State>,
+    changed: Condvar,
+    counters: Option<&'static DeviceCounters>,
+}
+
+/// What changes.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Spans, extents and accounts.
+    pub space: Space,
+    /// The free pieces of slabs.
+    pub slabs: Ranges,
+    /// Freed, but perhaps still used by work under way.
+    pub quarantine: Vec<Quarantined>,
+    /// The context whose streams the engine uses.
+    pub home: Option<usize>,
+    /// Devices that may reach this one's memory, besides itself.
+    pub peers: Vec<sys::CUdevice>,
+    /// Counts what the swap thread should look at.
+    pub news: u64,
+    /// What the swap thread shall do.
+    pub orders: VecDeque<Order>,
+    /// Bytes of unswappable memory by reason.
+    pub unswappable: BTreeMap<&'static str, u64>,
+    /// Whether `Resident` is to be said once nothing is missing.
+    pub announce: bool,
+    /// Bytes copied in since the last `Resident`.
+    pub copied_in: u64,
+    /// Whether the agent was told what this client needs since that last grew.
+    pub wanted: u64,
+}
+
+impl Device {
+    /// What the process holds here.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for [`Device::wake`], at most for `limit`.
+    pub fn wait<'a>(&self, state: MutexGuard<'a, State>, limit: Duration) -> MutexGuard<'a, State> {
+        self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// There is something new for the swap thread. Not with the lock held.
+    pub fn wake(&self) {
+        self.state().news += 1;
+        self.changed.notify_all();
+    }
+
+    /// Hands an order to the swap thread.
+    pub fn order(&self, order: Order) {
+        self.state().orders.push_back(order);
+        self.wake();
+    }
+
+    /// The devices that get access to an extent.
+    pub fn readers(&self, state: &State) -> Vec<sys::CUdevice> {
+        let mut readers = vec![self.kind.ordinal];
+        readers.extend(state.peers.iter().copied().filter(|peer| *peer != self.kind.ordinal));
+        readers
+    }
+
+    /// Writes what is held to the page that the agent reads.
+    pub fn publish(&self, state: &State) {
+        use std::sync::atomic::Ordering::Release;
+        if let Some(counters) = self.counters {
+            let accounts = state.space.accounts();
+            counters.resident.store(accounts.resident, Release);
+            counters.swapped.store(accounts.total.saturating_sub(accounts.resident), Release);
+            counters.unswappable.store(accounts.unswappable, Release);
+        }
+    }
+
+    /// Its counters on that page, where there was room for one more device.
+    pub const fn counters(&self) -> Option<&'static DeviceCounters> {
+        self.counters
+    }
+}
+
+/// What is known of a device number.
+#[derive(Clone, Copy, Debug)]
+enum Known {
+    Managed(&'static Device),
+    /// Used as without the shim: it cannot do what swapping needs.
+    Plain,
+}
+
+static KNOWN: RwLock<Vec<(sys::CUdevice, Known)>> = RwLock::new(Vec::new());
+static MEETING: Mutex<()> = Mutex::new(());
+
+/// All devices under nvshare, in the order in which they were met.
+pub fn all() -> Vec<&'static Device> {
+    let known = KNOWN.read().unwrap_or_else(PoisonError::into_inner);
+    known
+        .iter()
+        .filter_map(|(_, known)| match known {
+            Known::Managed(device) => Some(*device),
+            Known::Plain => None,
+        })
+        .collect()
+}
+
+/// The device with that index in [`all`].
+pub fn by_index(index: usize) -> Option<&'static Device> {
+    all().into_iter().find(|device| device.index == index)
+}
+
+/// The device with that UUID.
+pub fn by_id(id: DeviceId) -> Option<&'static Device> {
+    all().into_iter().find(|device| device.id == id)
+}
+
+/// The device of the current context, with that context. `Ok(None)`: it is not under nvshare.
+pub fn current() -> Result<Option<(&'static Device, usize)>, CUresult> {
+    let mut context = std::ptr::null_mut();
+    // SAFETY: `context` is where the answer goes.
+    unsafe { driver().cuCtxGetCurrent(&raw mut context) }.result()?;
+    if context.is_null() {
+        return Err(CUresult::CUDA_ERROR_INVALID_CONTEXT);
+    }
+    let mut ordinal = 0;
+    // SAFETY: `ordinal` is where the answer goes.
+    unsafe { driver().cuCtxGetDevice(&raw mut ordinal) }.result()?;
+    Ok(of_ordinal(ordinal).map(|device| (device, context.addr())))
+}
+
+/// The device with that number, meeting it if this is the first time.
+pub fn of_ordinal(ordinal: sys::CUdevice) -> Option<&'static Device> {
+    let look_up = || {
+        let known = KNOWN.read().unwrap_or_else(PoisonError::into_inner);
+        known.iter().find(|(number, _)| *number == ordinal).map(|(_, known)| *known)
+    };
+    let known = look_up().unwrap_or_else(|| {
+        let _meeting = MEETING.lock().unwrap_or_else(PoisonError::into_inner);
+        look_up().unwrap_or_else(|| meet(ordinal))
+    });
+    match known {
+        Known::Managed(device) => Some(device),
+        Known::Plain => None,
+    }
+}
+
+fn meet(ordinal: sys::CUdevice) -> Known {
+    let index = all().len();
+    let known = match Device::describe(ordinal, index) {
+        Ok(device) => Known::Managed(Box::leak(Box::new(device))),
+        Err(why) => {
+            log::warning!("device {ordinal} is used without nvshare: {why}");
+            Known::Plain
+        }
+    };
+    KNOWN.write().unwrap_or_else(PoisonError::into_inner).push((ordinal, known));
+    if let Known::Managed(device) = known {
+        link::device_met(device);
+        swap::start(device);
+    }
+    known
+}
+
+impl Device {
+    fn describe(ordinal: sys::CUdevice, index: usize) -> Result<Device, String> {
+        let attribute = |number| {
+            let mut value = 0;
+            // SAFETY: `value` is where the answer goes.
+            unsafe { driver().cuDeviceGetAttribute(&raw mut value, number, ordinal) }.result().map(|()| value)
+        };
+        let name = |code| driver().error_name(code);
+        if attribute(VIRTUAL_MEMORY_SUPPORTED).map_err(name)? == 0 {
+            return Err("it has no virtual memory management (attribute 102), which swapping needs".into());
+        }
+        let rdma = attribute(RDMA_WITH_VIRTUAL_MEMORY_SUPPORTED).is_ok_and(|value| value != 0);
+        let mut uuid = sys::CUuuid { bytes: [0; 16] };
+        // SAFETY: `uuid` is where the answer goes. The second form names a MIG slice.
+        let asked = unsafe { driver().cuDeviceGetUuid_v2(&raw mut uuid, ordinal) };
+        if !asked.ok() {
+            // SAFETY: as above.
+            unsafe { driver().cuDeviceGetUuid(&raw mut uuid, ordinal) }.result().map_err(name)?;
+        }
+        let id = DeviceId(uuid.bytes.map(|byte| byte as u8));
+        let kind = Kind { ordinal, rdma };
+        let granularity = kind.granularity().map_err(name)?;
+        // Extents are multiples of the block; a granularity that does not divide it is met nowhere.
+        if granularity == 0 || !granularity.is_power_of_two() {
+            return Err(format!("its memory comes in units of {granularity} bytes, expected a power of two"));
+        }
+        let granularity = granularity.max(BLOCK_BYTES);
+        let extent_bytes = config::get().extent_bytes.next_multiple_of(granularity);
+        let counters = counters::page().device(id);
+        if counters.is_none() {
+            log::warning!("device {id} is one too many for the counter page: the agent sees nothing of it");
+        }
+        let state = State { space: Space::new(), ..State::default() };
+        Ok(Device {
+            index,
+            id,
+            kind,
+            granularity,
+            extent_bytes,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            counters,
+        })
+    }
+}
+
+/// As the agent is told it.
+pub fn held(device: &Device) -> nvshare_common::protocol::Held {
+    let state = device.state();
+    let accounts = state.space.accounts();
+    nvshare_common::protocol::Held {
+        device: device.id,
+        granted: Bytes(accounts.granted),
+        resident: Bytes(accounts.resident + accounts.unswappable),
+        total: Bytes(accounts.needed()),
+    }
+}

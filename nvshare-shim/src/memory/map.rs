@@ -1,0 +1,101 @@
+//! The address map: every allocation of the application, by address. Readers only share a lock for a look-up.
+
+use std::collections::BTreeMap;
+use std::sync::{PoisonError, RwLock};
+
+/// What the application asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// How much it asked for.
+    pub bytes: u64,
+    /// How much it takes: a whole span, or a piece of a slab.
+    pub taken: u64,
+    /// Whether it is a piece of a slab.
+    pub piece: bool,
+    /// Its device: the index in [`super::device::all`].
+    pub device: usize,
+    /// The context it belongs to.
+    pub context: usize,
+}
+
+/// A sorted map of allocations that do not overlap.
+#[derive(Debug, Default)]
+pub struct AddressMap(RwLock<BTreeMap<u64, Allocation>>);
+
+impl AddressMap {
+    /// An empty map.
+    pub const fn new() -> AddressMap {
+        AddressMap(RwLock::new(BTreeMap::new()))
+    }
+
+    /// The allocation that `address` lies in, with its start.
+    pub fn find(&self, address: u64) -> Option<(u64, Allocation)> {
+        let map = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let (start, allocation) = map.range(..=address).next_back()?;
+        (address - start < allocation.bytes).then_some((*start, *allocation))
+    }
+
+    /// Adds an allocation.
+    pub fn insert(&self, start: u64, allocation: Allocation) {
+        let before = self.0.write().unwrap_or_else(PoisonError::into_inner).insert(start, allocation);
+        debug_assert!(before.is_none(), "S5: an address is given out twice");
+    }
+
+    /// Takes out the allocation that starts at `start`: of two threads that free it, one gets it.
+    pub fn remove(&self, start: u64) -> Option<Allocation> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&start)
+    }
+
+    /// Takes out all allocations of a context.
+    pub fn remove_context(&self, context: usize) -> Vec<(u64, Allocation)> {
+        let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let gone: Vec<_> = map
+            .iter()
+            .filter(|(_, allocation)| allocation.context == context)
+            .map(|(start, allocation)| (*start, *allocation))
+            .collect();
+        for (start, _) in &gone {
+            map.remove(start);
+        }
+        gone
+    }
+
+    /// A context, other than `except`, that has allocations on `device`.
+    pub fn another_context(&self, device: usize, except: usize) -> Option<usize> {
+        let map = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        map.values()
+            .find(|allocation| allocation.device == device && allocation.context != except)
+            .map(|found| found.context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allocation(bytes: u64, context: usize) -> Allocation {
+        Allocation { bytes, taken: bytes, piece: false, device: 0, context }
+    }
+
+    #[test]
+    fn an_address_inside_finds_its_allocation_and_one_past_the_end_none() {
+        let map = AddressMap::new();
+        map.insert(1000, allocation(100, 1));
+        map.insert(2000, allocation(1, 1));
+        assert_eq!(map.find(1099).unwrap().0, 1000);
+        assert!(map.find(1100).is_none() && map.find(999).is_none() && map.find(2001).is_none());
+        assert!(map.remove(1000).is_some() && map.remove(1000).is_none());
+    }
+
+    #[test]
+    fn the_end_of_a_context_takes_only_its_own() {
+        let map = AddressMap::new();
+        map.insert(0, allocation(10, 1));
+        map.insert(10, allocation(10, 2));
+        map.insert(20, allocation(10, 1));
+        assert_eq!(map.another_context(0, 1), Some(2));
+        assert_eq!(map.remove_context(1).len(), 2);
+        assert!(map.find(15).is_some() && map.find(5).is_none());
+        assert_eq!(map.another_context(0, 2), None);
+    }
+}

@@ -1,0 +1,119 @@
+//! The driver calls that put memory behind addresses. They are synchronous and wait for nothing; what may be unmapped or
+//! released when is decided elsewhere.
+
+use crate::cuda::{CUresult, sys};
+use crate::driver::driver;
+
+/// Which physical memory is asked for: plain device memory of one device.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// The device, as the driver numbers it.
+    pub ordinal: sys::CUdevice,
+    /// Whether network cards may reach it.
+    pub rdma: bool,
+}
+
+impl Kind {
+    fn properties(self) -> sys::CUmemAllocationProp {
+        sys::CUmemAllocationProp {
+            type_: sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
+            requestedHandleTypes: sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
+            location: device(self.ordinal),
+            win32HandleMetaData: std::ptr::null_mut(),
+            allocFlags: sys::CUmemAllocationProp_st__bindgen_ty_1 {
+                compressionType: 0,
+                gpuDirectRDMACapable: u8::from(self.rdma),
+                usage: 0,
+                reserved: [0; 4],
+            },
+        }
+    }
+
+    /// The smallest unit of memory of this kind.
+    pub fn granularity(self) -> Result<u64, CUresult> {
+        let mut granularity = 0;
+        let properties = self.properties();
+        // SAFETY: both pointers are valid for the call; 0 asks for the minimum.
+        unsafe { driver().cuMemGetAllocationGranularity(&raw mut granularity, &raw const properties, 0) }
+            .result()?;
+        Ok(granularity as u64)
+    }
+
+    /// Makes physical memory.
+    pub fn create(self, bytes: u64) -> Result<u64, CUresult> {
+        let mut handle = 0;
+        let properties = self.properties();
+        // SAFETY: both pointers are valid for the call.
+        unsafe { driver().cuMemCreate(&raw mut handle, bytes as usize, &raw const properties, 0) }
+            .result()?;
+        Ok(handle)
+    }
+}
+
+fn device(ordinal: sys::CUdevice) -> sys::CUmemLocation {
+    sys::CUmemLocation { type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: ordinal }
+}
+
+/// Reserves addresses.
+pub fn reserve(bytes: u64, alignment: u64) -> Result<u64, CUresult> {
+    let mut start = 0;
+    // SAFETY: `start` is where the address goes.
+    unsafe { driver().cuMemAddressReserve(&raw mut start, bytes as usize, alignment as usize, 0, 0) }
+        .result()?;
+    Ok(start)
+}
+
+/// Gives a whole reservation back.
+///
+/// # Safety
+/// `reserve` returned it, nothing is mapped in it, and nobody uses its addresses any more.
+pub unsafe fn unreserve(start: u64, bytes: u64) -> Result<(), CUresult> {
+    // SAFETY: the caller's promise.
+    unsafe { driver().cuMemAddressFree(start, bytes as usize) }.result()
+}
+
+/// Puts memory behind addresses of a reservation and lets `devices` read and write it.
+///
+/// # Safety
+/// The addresses are reserved and unmapped; the handle has that many bytes and is not mapped anywhere.
+pub unsafe fn map(start: u64, bytes: u64, handle: u64, devices: &[sys::CUdevice]) -> Result<(), CUresult> {
+    // SAFETY: the caller's promise.
+    unsafe { driver().cuMemMap(start, bytes as usize, 0, handle, 0) }.result()?;
+    let set = set_access(start, bytes, devices);
+    if set.is_err() {
+        // SAFETY: without access nothing can have used the mapping.
+        let _ = unsafe { unmap(start, bytes) };
+    }
+    set
+}
+
+/// Lets `devices` read and write mapped addresses.
+pub fn set_access(start: u64, bytes: u64, devices: &[sys::CUdevice]) -> Result<(), CUresult> {
+    let access: Vec<sys::CUmemAccessDesc> = devices
+        .iter()
+        .map(|ordinal| sys::CUmemAccessDesc {
+            location: device(*ordinal),
+            flags: sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+        })
+        .collect();
+    // SAFETY: the list lives through the call; what is not mapped is refused with an error.
+    unsafe { driver().cuMemSetAccess(start, bytes as usize, access.as_ptr(), access.len()) }.result()
+}
+
+/// Takes the memory from behind addresses.
+///
+/// # Safety
+/// Whole mappings; no work that can reach them is unfinished.
+pub unsafe fn unmap(start: u64, bytes: u64) -> Result<(), CUresult> {
+    // SAFETY: the caller's promise.
+    unsafe { driver().cuMemUnmap(start, bytes as usize) }.result()
+}
+
+/// Gives physical memory back.
+///
+/// # Safety
+/// The handle came from [`Kind::create`], is not mapped, and is given back once.
+pub unsafe fn release(handle: u64) -> Result<(), CUresult> {
+    // SAFETY: the caller's promise.
+    unsafe { driver().cuMemRelease(handle) }.result()
+}

@@ -1,0 +1,354 @@
+//! The swap thread of one device: obeys orders one by one, and between them brings in what is missing as far as the grant
+//! reaches.
+
+use std::collections::HashSet;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use nvshare_common::protocol::ToAgent;
+use nvshare_common::units::{Bytes, DeviceRange, Ticket};
+
+use super::inward::{Inward, Step};
+use super::outward::{Outcome, Outward};
+use super::plan::{Candidate, choose};
+use super::workshop::Workshop;
+use super::{Order, shadow, standing};
+use crate::config::BLOCK_BYTES;
+use crate::driver::driver;
+use crate::memory::device::Device;
+use crate::memory::extent::{ExtentId, Presence};
+use crate::memory::{ALLOCATIONS, free};
+use crate::streams::Relaxed;
+use crate::{link, log};
+
+/// How long nothing is tried after the device had no room although the grant had.
+const NO_ROOM_PAUSE: Duration = Duration::from_millis(20);
+/// How often quarantine is looked at.
+const QUARANTINE_PAUSE: Duration = Duration::from_millis(5);
+/// The longest sleep.
+const IDLE_PAUSE: Duration = Duration::from_secs(1);
+/// `Released` is said at the latest for this many bytes together.
+const RELEASED_GROUP: u64 = 16 << 20;
+
+/// The thread's life.
+pub fn run(device: &'static Device) {
+    // For the life of the thread: nothing it does may break a capture of the application.
+    let _relaxed = Relaxed::new();
+    let mut engine = Engine {
+        device,
+        shop: None,
+        inward: Inward::default(),
+        no_room_until: None,
+        seen: 0,
+        restored: Vec::new(),
+    };
+    loop {
+        engine.turn();
+    }
+}
+
+struct Engine {
+    device: &'static Device,
+    shop: Option<Workshop>,
+    inward: Inward,
+    /// The device was full at the last try.
+    no_room_until: Option<Instant>,
+    /// How much news this thread has seen.
+    seen: u64,
+    /// What the last `Restore` brought in.
+    restored: Vec<ExtentId>,
+}
+
+impl Engine {
+    fn turn(&mut self) {
+        let order = {
+            let mut state = self.device.state();
+            self.seen = state.news;
+            state.orders.pop_front()
+        };
+        self.settle();
+        self.open_shop();
+        if let Some(order) = order {
+            self.finish_arrivals();
+            self.obey(order);
+            return;
+        }
+        if standing::is_dead() {
+            self.sleep(IDLE_PAUSE);
+            return;
+        }
+        if self.advance() {
+            return;
+        }
+        if let Some(shop) = &self.shop
+            && shadow::register_one(shop.context)
+        {
+            return;
+        }
+        free::sweep(self.device);
+        let pause = if self.no_room_until.is_some() {
+            NO_ROOM_PAUSE
+        } else if self.device.state().quarantine.is_empty() {
+            IDLE_PAUSE
+        } else {
+            QUARANTINE_PAUSE
+        };
+        self.sleep(pause);
+    }
+
+    fn sleep(&self, limit: Duration) {
+        let state = self.device.state();
+        if state.news == self.seen {
+            drop(self.device.wait(state, limit));
+        }
+    }
+
+    /// One step of the swap-in; false when there is nothing to do for now.
+    fn advance(&mut self) -> bool {
+        let Some(shop) = &mut self.shop else { return false };
+        if self.inward.finish_one(self.device, shop, !self.inward.is_full()) {
+            self.settle();
+            return true;
+        }
+        let full = self.no_room_until.is_some_and(|until| Instant::now() < until);
+        if !full {
+            self.no_room_until = None;
+            match self.inward.begin_one(self.device, shop) {
+                Step::Began => return true,
+                Step::Nothing => {}
+                Step::NoRoom => self.no_room_until = Some(Instant::now() + NO_ROOM_PAUSE),
+            }
+        }
+        if self.inward.finish_one(self.device, shop, false) {
+            self.settle();
+            return true;
+        }
+        false
+    }
+
+    fn finish_arrivals(&mut self) {
+        if let Some(shop) = &mut self.shop {
+            while self.inward.finish_one(self.device, shop, false) {}
+        }
+        self.settle();
+    }
+
+    /// Once nothing is missing: says so, and lets the application go on.
+    fn settle(&self) {
+        let copied = {
+            let mut state = self.device.state();
+            if !state.announce || state.space.accounts().missing != 0 {
+                return;
+            }
+            state.announce = false;
+            std::mem::take(&mut state.copied_in)
+        };
+        log::debug!("everything is resident on {}, {} copied in", self.device.id, Bytes(copied));
+        standing::reconsider();
+        link::send(&ToAgent::Resident { device: self.device.id, copied: Bytes(copied) });
+    }
+
+    fn open_shop(&mut self) {
+        if self.shop.is_some() || standing::is_dead() {
+            return;
+        }
+        let Some(home) = self.device.state().home else { return };
+        match Workshop::open(self.device, home) {
+            Ok(shop) => self.shop = Some(shop),
+            Err(code) => {
+                if code.is_sticky() {
+                    standing::on_device_error(code);
+                }
+                log::warning!(
+                    "cannot work in the application's context on {}: {}; trying again with its next allocation",
+                    self.device.id,
+                    driver().error_name(code)
+                );
+                self.device.state().home = None;
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::SwapOut { ticket, bytes, coldest } => self.swap_out(ticket, bytes, &coldest),
+            Order::Everything(answer) => {
+                let _ = answer.send(self.everything());
+            }
+            Order::Restore(answer) => self.restore(&answer),
+            Order::Withdraw => self.withdraw(),
+            Order::Trim { bytes } => {
+                let given = shadow::trim(bytes);
+                log::debug!("gave up {} of {} of host memory", Bytes(given), Bytes(bytes));
+            }
+            Order::Leave { context, left } => {
+                if let Some(shop) = self.shop.take_if(|shop| shop.context == context) {
+                    shadow::unregister(context);
+                    shop.close();
+                }
+                let other = ALLOCATIONS.another_context(self.device.index, context);
+                let mut state = self.device.state();
+                if state.home == Some(context) {
+                    state.home = other.filter(|other| *other != 0);
+                }
+                drop(state);
+                let _ = left.send(());
+            }
+        }
+    }
+
+    fn swap_out(&mut self, ticket: Ticket, bytes: u64, coldest: &[DeviceRange]) {
+        let began = Instant::now();
+        let device = self.device;
+        let released = |bytes: u64| {
+            if bytes > 0 {
+                link::send(&ToAgent::Released {
+                    ticket: Some(ticket),
+                    device: device.id,
+                    bytes: Bytes(bytes),
+                });
+            }
+        };
+        let unused = {
+            let mut state = device.state();
+            let unused = state.space.accounts().slack().min(bytes);
+            state.space.set_terms(|terms| terms.granted -= if terms.unlimited { 0 } else { unused });
+            unused
+        };
+        released(unused);
+        let need = bytes - unused;
+        let mut outcome = Outcome::default();
+        if need > 0 {
+            let mut unsaid = 0;
+            outcome = self.out(need, coldest, |bytes| {
+                unsaid += bytes;
+                if unsaid >= RELEASED_GROUP {
+                    released(std::mem::take(&mut unsaid));
+                }
+            });
+            released(unsaid);
+        }
+        log::debug!(
+            "swapped out {} of {} on {} in {:?}: {} copied, {} clean",
+            Bytes(outcome.released),
+            Bytes(need),
+            device.id,
+            began.elapsed(),
+            Bytes(outcome.copied),
+            Bytes(outcome.clean)
+        );
+        link::send(&match outcome.failure.take() {
+            None if outcome.released >= need => {
+                ToAgent::SwapOutDone { ticket, copied: Bytes(outcome.copied), clean: Bytes(outcome.clean) }
+            }
+            None => {
+                ToAgent::SwapFailed { ticket, why: "everything that can be moved is out already".to_owned() }
+            }
+            Some(why) => {
+                log::warning!("a swap-out of {} ended early: {why}", Bytes(need));
+                ToAgent::SwapFailed { ticket, why }
+            }
+        });
+    }
+
+    /// Moves at least `need` bytes out, if there are as many.
+    fn out(&mut self, need: u64, coldest: &[DeviceRange], released: impl FnMut(u64)) -> Outcome {
+        let failed = |why: &str| Outcome { failure: Some(why.to_owned()), ..Outcome::default() };
+        if standing::is_dead() {
+            return failed("the device is dead");
+        }
+        if !standing::is_drained() {
+            return failed("the client is not stopped");
+        }
+        let Some(shop) = &mut self.shop else {
+            return failed("the application has no context on this device");
+        };
+        // Arenas that came just before are wanted now.
+        while shadow::register_one(shop.context) {}
+        let chosen: Vec<ExtentId> = choose(&candidates(self.device), coldest, need)
+            .into_iter()
+            .map(|candidate| candidate.id)
+            .collect();
+        Outward::new(self.device, shop).run(&chosen, released)
+    }
+
+    fn everything(&mut self) -> Result<(), String> {
+        let need = self.device.state().space.accounts().resident;
+        let Some(shop) = &self.shop else {
+            return if need == 0 { Ok(()) } else { Err("no context to work in".to_owned()) };
+        };
+        let (need_blocks, free) = (need / BLOCK_BYTES, shadow::free_blocks());
+        if need_blocks > free {
+            shadow::make_own((need_blocks - free) * BLOCK_BYTES)?;
+        }
+        while shadow::register_one(shop.context) {}
+        match self.out(u64::MAX, &[], |_| ()).failure {
+            None => Ok(()),
+            Some(why) => Err(why),
+        }
+    }
+
+    /// All or nothing: two clients that hold half each would wait for one another for ever.
+    fn restore(&mut self, answer: &Sender<bool>) {
+        let before: HashSet<ExtentId> = resident(self.device).collect();
+        self.device.state().space.set_terms(|terms| terms.unlimited = true);
+        while let Some(shop) = &mut self.shop {
+            if self.inward.begin_one(self.device, shop) != Step::Began {
+                break;
+            }
+            if self.inward.is_full() {
+                self.inward.finish_one(self.device, shop, false);
+            }
+        }
+        self.finish_arrivals();
+        self.restored = resident(self.device).filter(|id| !before.contains(id)).collect();
+        let all = self.device.state().space.accounts().missing == 0;
+        if !all {
+            self.withdraw();
+        }
+        let _ = answer.send(all);
+    }
+
+    /// What came in is untouched and goes without a copy.
+    fn withdraw(&mut self) {
+        let restored = std::mem::take(&mut self.restored);
+        if let Some(shop) = &mut self.shop
+            && standing::is_drained()
+        {
+            Outward::new(self.device, shop).run(&restored, |_| ());
+        }
+        self.device.state().space.set_terms(|terms| {
+            terms.unlimited = false;
+            terms.granted = terms.resident + terms.unswappable;
+        });
+    }
+}
+
+fn resident(device: &Device) -> impl Iterator<Item = ExtentId> {
+    let state = device.state();
+    let ids: Vec<ExtentId> = state
+        .space
+        .extents()
+        .filter(|(_, extent)| extent.presence() == Presence::Resident)
+        .map(|(id, _)| id)
+        .collect();
+    ids.into_iter()
+}
+
+/// What could leave, and what that would probably cost.
+fn candidates(device: &Device) -> Vec<Candidate> {
+    let state = device.state();
+    state
+        .space
+        .extents()
+        .filter(|(_, extent)| extent.presence() == Presence::Resident)
+        .map(|(id, extent)| {
+            let dirty = if standing::is_untouched(extent.arrived) {
+                0
+            } else {
+                extent.blocks.iter().filter(|block| block.print.is_none()).count() as u64
+            };
+            Candidate { id, start: extent.start, bytes: extent.bytes, cost: dirty * BLOCK_BYTES }
+        })
+        .collect()
+}

@@ -1,0 +1,198 @@
+//! Swap-in: as the grant allows, memory is made for an extent, mapped, and its copy started while the one before is still
+//! on the link. A failure leaves the shadow as it is, and the extent missing (S6).
+
+use std::collections::VecDeque;
+
+use super::outward::runs;
+use super::shadow;
+use super::standing;
+use super::stream::Event;
+use super::workshop::{DEPTH, Workshop};
+use crate::config::BLOCK_BYTES;
+use crate::cuda::CUresult;
+use crate::driver::driver;
+use crate::log;
+use crate::memory::back::{Backed, back, bury};
+use crate::memory::device::Device;
+use crate::memory::extent::{ExtentId, Presence, Shadow, Slot};
+use crate::memory::vmm;
+
+/// What [`Inward::begin_one`] came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Another extent is on its way.
+    Began,
+    /// Nothing is missing, or the grant is used up.
+    Nothing,
+    /// The device has no room although the grant has.
+    NoRoom,
+}
+
+/// An extent on its way in.
+#[derive(Debug)]
+struct Arrival {
+    id: ExtentId,
+    copied: u64,
+    event: Event,
+}
+
+/// The extents' way in.
+#[derive(Debug, Default)]
+pub struct Inward {
+    missing: VecDeque<ExtentId>,
+    arriving: VecDeque<Arrival>,
+}
+
+impl Inward {
+    /// Whether as many are on their way as may be.
+    pub fn is_full(&self) -> bool {
+        self.arriving.len() >= DEPTH
+    }
+
+    /// Whether none is on its way.
+    pub fn is_empty(&self) -> bool {
+        self.arriving.is_empty()
+    }
+
+    /// Starts with one more extent.
+    pub fn begin_one(&mut self, device: &'static Device, shop: &mut Workshop) -> Step {
+        let Some(id) = self.next(device) else { return Step::Nothing };
+        match back(device, id) {
+            Backed::Yes => {}
+            Backed::NotMissing => return Step::Began,
+            Backed::NoGrant => {
+                self.missing.push_front(id);
+                return Step::Nothing;
+            }
+            Backed::Refused(code) => {
+                self.missing.push_front(id);
+                if code.is_sticky() {
+                    standing::on_device_error(code);
+                } else if code != CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                    log::warning!("cannot make memory for an extent: {}", driver().error_name(code));
+                }
+                return Step::NoRoom;
+            }
+        }
+        let started = Self::start_copies(device, shop, id).and_then(|copied| {
+            let event = shop.event()?;
+            event.record(&shop.inward)?;
+            Ok(Arrival { id, copied, event })
+        });
+        match started {
+            Ok(arrival) => self.arriving.push_back(arrival),
+            Err(code) => {
+                let _ = shop.inward.synchronize();
+                Self::undo(device, id, code);
+                return Step::NoRoom;
+            }
+        }
+        Step::Began
+    }
+
+    /// Completes the one that began first: waits for it, unless `only_if_done`. Says whether it did.
+    pub fn finish_one(&mut self, device: &'static Device, shop: &mut Workshop, only_if_done: bool) -> bool {
+        let Some(first) = self.arriving.front() else { return false };
+        if only_if_done && first.event.done() == Ok(false) {
+            return false;
+        }
+        let Some(arrival) = self.arriving.pop_front() else { return false };
+        let arrived = arrival.event.wait();
+        shop.keep(arrival.event);
+        if let Err(code) = arrived {
+            Self::undo(device, arrival.id, code);
+            return true;
+        }
+        let untouched = standing::untouched_since();
+        let mut state = device.state();
+        state.space.finish_arrival(arrival.id, untouched);
+        state.copied_in += arrival.copied;
+        if let Some(counters) = device.counters() {
+            counters.copied_in.fetch_add(arrival.copied, std::sync::atomic::Ordering::AcqRel);
+        }
+        device.publish(&state);
+        let span = state.space.extent(arrival.id).span;
+        let remains = state.space.reap(span);
+        drop(state);
+        bury(device, remains);
+        true
+    }
+
+    fn next(&mut self, device: &Device) -> Option<ExtentId> {
+        let state = device.state();
+        let missing = |id: ExtentId| {
+            let extent = state.space.get(id)?;
+            let doomed = state.space.span(extent.span).is_none_or(|span| span.doomed);
+            (matches!(extent.presence(), Presence::Absent | Presence::Swapped) && !doomed).then_some(id)
+        };
+        if self.missing.is_empty() {
+            if state.space.accounts().missing == 0 {
+                return None;
+            }
+            self.missing = state.space.extents().filter_map(|(id, _)| missing(id)).collect();
+        }
+        while let Some(id) = self.missing.pop_front() {
+            if missing(id).is_some() {
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    fn start_copies(device: &Device, shop: &Workshop, id: ExtentId) -> Result<u64, CUresult> {
+        let (start, slots, zeros) = {
+            let state = device.state();
+            let extent = state.space.extent(id);
+            if !extent.contents {
+                return Ok(0);
+            }
+            debug_assert!(extent.has_whole_shadow(), "S4: a shadow was given up too early");
+            let mut slots: Vec<(usize, Slot)> = Vec::new();
+            let mut zeros: Vec<usize> = Vec::new();
+            for (index, block) in extent.blocks.iter().enumerate() {
+                match block.shadow {
+                    Shadow::Slot(slot) => slots.push((index, slot)),
+                    Shadow::Zero | Shadow::None => zeros.push(index),
+                }
+            }
+            (extent.start, slots, zeros)
+        };
+        let at = |index: usize| start + index as u64 * BLOCK_BYTES;
+        for run in runs(&slots) {
+            let (index, slot) = run[0];
+            // SAFETY: the extent is arriving, so mapped and ours; its shadow stays until it is resident (S4).
+            unsafe { shop.inward.copy_in(at(index), shadow::address(slot), run.len() as u64 * BLOCK_BYTES) }?;
+        }
+        for run in zeros.chunk_by(|index, next| index + 1 == *next) {
+            // SAFETY: as above. Nothing promises that new memory is cleared.
+            unsafe { shop.inward.clear(at(run[0]), run.len() as u64 * BLOCK_BYTES) }?;
+        }
+        Ok(slots.len() as u64 * BLOCK_BYTES)
+    }
+
+    /// Arriving -> missing: the memory goes back, the shadow stays.
+    fn undo(device: &Device, id: ExtentId, code: CUresult) {
+        log::warning!("a copy to the device failed: {}", driver().error_name(code));
+        if code.is_sticky() {
+            standing::on_device_error(code);
+            return;
+        }
+        let (start, bytes, handle) = {
+            let state = device.state();
+            let extent = state.space.extent(id);
+            (extent.start, extent.bytes, extent.handle)
+        };
+        // SAFETY: nobody but the engine used the extent, and its stream was waited for; the handle is the one mapped there.
+        let undone = unsafe { vmm::unmap(start, bytes).and_then(|()| vmm::release(handle)) };
+        if let Err(code) = undone {
+            log::warning!("cannot take back memory at {start:#x}: {}", driver().error_name(code));
+        }
+        let mut state = device.state();
+        state.space.abandon_arrival(id);
+        device.publish(&state);
+        let span = state.space.extent(id).span;
+        let remains = state.space.reap(span);
+        drop(state);
+        bury(device, remains);
+    }
+}

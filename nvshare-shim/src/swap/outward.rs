@@ -1,0 +1,370 @@
+//! Swap-out: extents flow through three stages, fingerprint, copy, release, several at once and in order. What was
+//! released is said at once, so that another client's swap-in overlaps.
+//!
+//! S3 is kept here: before a byte of a block's shadow is overwritten its fingerprint is erased, and it is set only after
+//! the copy's event; memory is released only when every block is in its shadow, known to be equal to it, or zero.
+
+use std::collections::VecDeque;
+
+use super::shadow;
+use super::standing;
+use super::stream::Event;
+use super::workshop::{DEPTH, Workshop};
+use crate::config::BLOCK_BYTES;
+use crate::cuda::CUresult;
+use crate::driver::driver;
+use crate::memory::back::bury;
+use crate::memory::device::Device;
+use crate::memory::extent::{ExtentId, Presence, Shadow, Slot};
+use crate::memory::vmm;
+use nvshare_common::fingerprint::Fingerprint;
+
+/// What a swap-out did.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Bytes of extents released.
+    pub released: u64,
+    /// Bytes that crossed the link.
+    pub copied: u64,
+    /// Bytes released without a copy.
+    pub clean: u64,
+    /// Why it ended early; what is not released is resident.
+    pub failure: Option<String>,
+}
+
+/// An extent on its way out.
+struct Job {
+    id: ExtentId,
+    start: u64,
+    bytes: u64,
+    /// Where its fingerprints go, if they are taken.
+    results: Option<usize>,
+    prints: Option<Vec<Fingerprint>>,
+    dirty: Vec<usize>,
+    event: Option<Event>,
+}
+
+/// The extents' way out of `device`, with the tools of `shop`. All are resident, and nothing runs (S2).
+pub struct Outward<'a> {
+    device: &'static Device,
+    shop: &'a mut Workshop,
+    outcome: Outcome,
+    free_results: Vec<usize>,
+}
+
+impl<'a> Outward<'a> {
+    /// Nothing under way.
+    pub fn new(device: &'static Device, shop: &'a mut Workshop) -> Outward<'a> {
+        debug_assert!(standing::is_drained(), "S2: a swap-out while the application may run");
+        Outward { device, shop, outcome: Outcome::default(), free_results: (0..=DEPTH).collect() }
+    }
+
+    /// Moves them out in this order, calling `released` with the bytes of each as it is free.
+    pub fn run(mut self, extents: &[ExtentId], mut released: impl FnMut(u64)) -> Outcome {
+        let mut next = extents.iter().copied();
+        let mut printing: VecDeque<Job> = VecDeque::new();
+        let mut copying: VecDeque<Job> = VecDeque::new();
+        loop {
+            while printing.len() < DEPTH && self.outcome.failure.is_none() {
+                let Some(id) = next.next() else { break };
+                if let Some(job) = self.begin(id) {
+                    printing.push_back(job);
+                }
+            }
+            while copying.len() < DEPTH
+                && let Some(job) = printing.front()
+                && (copying.is_empty() || self.is_printed(job))
+            {
+                let Some(job) = printing.pop_front() else { break };
+                if let Some(job) = self.copy(job) {
+                    copying.push_back(job);
+                }
+            }
+            let Some(job) = copying.pop_front() else {
+                if printing.is_empty() && (self.outcome.failure.is_some() || next.len() == 0) {
+                    return self.outcome;
+                }
+                continue;
+            };
+            if let Some(bytes) = self.release(job) {
+                released(bytes);
+            }
+        }
+    }
+
+    fn fail(&mut self, what: &str, code: CUresult) {
+        if code.is_sticky() {
+            standing::on_device_error(code);
+        }
+        let why = format!("{what}: {}", driver().error_name(code));
+        self.outcome.failure.get_or_insert(why);
+    }
+
+    /// Resident -> leaving, and its fingerprints are being taken if that can help.
+    fn begin(&mut self, id: ExtentId) -> Option<Job> {
+        let mut state = self.device.state();
+        let extent = state.space.get(id).filter(|extent| extent.presence() == Presence::Resident)?;
+        let (start, bytes) = (extent.start, extent.bytes);
+        // Nothing could touch it since it came in, so its shadow is up to date, or it never had contents.
+        let untouched = standing::is_untouched(extent.arrived);
+        let saved = untouched && (!extent.contents || extent.has_whole_shadow());
+        state.space.begin_departure(id);
+        let extent = state.space.extent_mut(id);
+        extent.contents |= !untouched;
+        let mut job = Job { id, start, bytes, results: None, prints: None, dirty: Vec::new(), event: None };
+        let wanted = !saved && self.shop.prints.is_some() && extent.backoff.take();
+        drop(state);
+        if saved {
+            return Some(job);
+        }
+        job.dirty = (0..(bytes / BLOCK_BYTES) as usize).collect();
+        if wanted
+            && let Some(slot) = self.free_results.pop()
+            && let Some(prints) = &self.shop.prints
+        {
+            // SAFETY: the extent is resident and busy with us, and its place for results is free until `copy`.
+            let started =
+                unsafe { prints.start(&self.shop.inward, slot, start, job.dirty.len()) }.and_then(|()| {
+                    let event = self.shop.event()?;
+                    event.record(&self.shop.inward)?;
+                    Ok(event)
+                });
+            match started {
+                Ok(event) => (job.results, job.event) = (Some(slot), Some(event)),
+                Err(code) => {
+                    self.free_results.push(slot);
+                    if code.is_sticky() {
+                        self.fail("cannot take fingerprints", code);
+                    }
+                }
+            }
+        }
+        Some(job)
+    }
+
+    fn is_printed(&self, job: &Job) -> bool {
+        job.event.as_ref().is_none_or(|event| event.done() != Ok(false))
+    }
+
+    /// Compares, then starts to copy what differs. `None`: it failed and the extent is resident again.
+    fn copy(&mut self, mut job: Job) -> Option<Job> {
+        if self.outcome.failure.is_some() {
+            self.abandon(job);
+            return None;
+        }
+        if let Some(event) = job.event.take() {
+            let taken = event.wait();
+            self.shop.keep(event);
+            if let (Some(slot), Some(prints)) = (job.results.take(), &self.shop.prints) {
+                self.free_results.push(slot);
+                job.prints = taken.is_ok().then(|| prints.results(slot, job.dirty.len()));
+            }
+            if let Err(code) = taken
+                && code.is_sticky()
+            {
+                self.fail("fingerprints failed", code);
+                self.abandon(job);
+                return None;
+            }
+        }
+        if job.dirty.is_empty() {
+            return Some(job);
+        }
+        if !self.compare(&mut job) {
+            self.outcome.failure.get_or_insert_with(|| "no host memory is left for shadows".to_owned());
+            self.abandon(job);
+            return None;
+        }
+        let started = self.start_copies(&job);
+        let recorded = started.and_then(|()| {
+            let event = self.shop.event()?;
+            event.record(&self.shop.outward)?;
+            Ok(event)
+        });
+        match recorded {
+            Ok(event) => {
+                job.event = Some(event);
+                Some(job)
+            }
+            Err(code) => {
+                self.fail("cannot copy to the host", code);
+                // What was started must not write to the shadow later.
+                let _ = self.shop.outward.synchronize();
+                self.abandon(job);
+                None
+            }
+        }
+    }
+
+    /// Leaves in `job.dirty` the blocks that must be copied, each with a place in an arena and no fingerprint. False: there
+    /// is no place.
+    fn compare(&self, job: &mut Job) -> bool {
+        let mut state = self.device.state();
+        let extent = state.space.extent_mut(job.id);
+        let mut compared = false;
+        let mut dirty = Vec::new();
+        let mut zeroed = Vec::new();
+        for (index, block) in extent.blocks.iter_mut().enumerate() {
+            let print = job.prints.as_ref().map(|prints| prints[index]);
+            compared |= print.is_some() && block.print.is_some();
+            match print {
+                Some(print) if print.is_zero() => {
+                    if let Shadow::Slot(slot) = block.shadow {
+                        zeroed.push(slot);
+                    }
+                    (block.shadow, block.print) = (Shadow::Zero, None);
+                }
+                Some(print) if block.print == Some(print.hash) && matches!(block.shadow, Shadow::Slot(_)) => {
+                }
+                _ => {
+                    block.print = None;
+                    dirty.push(index);
+                }
+            }
+        }
+        if job.prints.is_some() {
+            extent.backoff.learn(compared, extent.blocks.len() - dirty.len(), extent.blocks.len());
+        }
+        let homeless: Vec<usize> = dirty
+            .iter()
+            .copied()
+            .filter(|index| !matches!(extent.blocks[*index].shadow, Shadow::Slot(_)))
+            .collect();
+        drop(state);
+        shadow::give_back(self.device, zeroed);
+        let slots = if homeless.is_empty() {
+            Some(Vec::new())
+        } else {
+            shadow::take(self.device, homeless.len()).or_else(|| {
+                // Shadows of extents that stay are the first to go; those still to come lose their fingerprints.
+                shadow::forget(homeless.len());
+                shadow::take(self.device, homeless.len())
+            })
+        };
+        let Some(slots) = slots else { return false };
+        let mut state = self.device.state();
+        let extent = state.space.extent_mut(job.id);
+        for (index, slot) in homeless.into_iter().zip(slots) {
+            extent.blocks[index].shadow = Shadow::Slot(slot);
+        }
+        job.dirty = dirty;
+        true
+    }
+
+    fn start_copies(&self, job: &Job) -> Result<(), CUresult> {
+        let slots: Vec<(usize, Slot)> = {
+            let state = self.device.state();
+            let extent = state.space.extent(job.id);
+            debug_assert!(job.dirty.iter().all(|index| extent.blocks[*index].print.is_none()), "S3");
+            let slot = |index: &usize| match extent.blocks[*index].shadow {
+                Shadow::Slot(slot) => Some((*index, slot)),
+                Shadow::None | Shadow::Zero => None,
+            };
+            job.dirty.iter().filter_map(slot).collect()
+        };
+        for run in runs(&slots) {
+            let (index, slot) = run[0];
+            let at = job.start + index as u64 * BLOCK_BYTES;
+            // SAFETY: the extent is mapped until `release`, after the event; the blocks of the arena are its own.
+            unsafe { self.shop.outward.copy_out(shadow::address(slot), at, run.len() as u64 * BLOCK_BYTES) }?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the copy, then gives the memory back to the driver. Returns the bytes released.
+    fn release(&mut self, mut job: Job) -> Option<u64> {
+        if let Some(event) = job.event.take() {
+            let copied = event.wait();
+            self.shop.keep(event);
+            if let Err(code) = copied {
+                self.fail("a copy to the host failed", code);
+                self.abandon(job);
+                return None;
+            }
+        }
+        if standing::is_dead() {
+            self.abandon(job);
+            return None;
+        }
+        let handle = {
+            let mut state = self.device.state();
+            let extent = state.space.extent_mut(job.id);
+            if let Some(prints) = &job.prints {
+                for &index in &job.dirty {
+                    extent.blocks[index].print = Some(prints[index].hash);
+                }
+            }
+            debug_assert!(!extent.contents || extent.has_whole_shadow(), "S3");
+            extent.handle
+        };
+        debug_assert!(standing::is_drained(), "S2: memory leaves while the application may run");
+        // SAFETY: the extent's mapping is whole, and nothing of the application has run since the drain; our own copy and
+        // kernel are complete.
+        if let Err(code) = unsafe { vmm::unmap(job.start, job.bytes) } {
+            self.fail("cannot unmap an extent", code);
+            self.abandon(job);
+            return None;
+        }
+        // SAFETY: the handle is the one that was mapped there.
+        if let Err(code) = unsafe { vmm::release(handle) } {
+            self.fail("cannot release an extent", code);
+        }
+        let copied = job.dirty.len() as u64 * BLOCK_BYTES;
+        let clean = job.bytes - copied;
+        let mut state = self.device.state();
+        let bytes = state.space.finish_departure(job.id);
+        state.announce = true;
+        self.device.publish(&state);
+        if let Some(counters) = self.device.counters() {
+            use std::sync::atomic::Ordering::AcqRel;
+            counters.copied_out.fetch_add(copied, AcqRel);
+            counters.clean.fetch_add(clean, AcqRel);
+        }
+        let span = state.space.extent(job.id).span;
+        let remains = state.space.reap(span);
+        drop(state);
+        bury(self.device, remains);
+        self.outcome.released += bytes;
+        self.outcome.copied += copied;
+        self.outcome.clean += clean;
+        Some(bytes)
+    }
+
+    /// Leaving -> resident. Its memory was not released, and blocks whose shadow may have been written have no fingerprint.
+    fn abandon(&mut self, job: Job) {
+        if let Some(event) = job.event {
+            let _ = event.wait();
+            self.shop.keep(event);
+        }
+        if let Some(slot) = job.results {
+            self.free_results.push(slot);
+        }
+        let mut state = self.device.state();
+        state.space.abandon_departure(job.id);
+        let extent = state.space.extent_mut(job.id);
+        extent.arrived = None;
+        let span = extent.span;
+        let remains = state.space.reap(span);
+        drop(state);
+        bury(self.device, remains);
+        standing::reconsider();
+    }
+}
+
+/// Groups of blocks that follow each other on the device and in an arena alike.
+pub fn runs(blocks: &[(usize, Slot)]) -> impl Iterator<Item = &[(usize, Slot)]> {
+    blocks
+        .chunk_by(|(index, Slot(slot)), (next, Slot(next_slot))| index + 1 == *next && slot + 1 == *next_slot)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_ends_where_either_side_is_interrupted() {
+        let blocks = [(0, Slot(5)), (1, Slot(6)), (3, Slot(7)), (4, Slot(8)), (5, Slot(20))];
+        let lengths: Vec<usize> = runs(&blocks).map(<[_]>::len).collect();
+        assert_eq!(lengths, [2, 2, 1]);
+    }
+}

@@ -1,0 +1,164 @@
+//! Whether the application may run: the one place that decides about the gate. It is open exactly while the client holds
+//! the lease, nothing it could touch is missing, and nobody is about to stop it; or for good, once the device is dead.
+//!
+//! Lock order: this one before a device's.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nvshare_common::protocol::ToAgent;
+
+use crate::cuda::CUresult;
+use crate::drain::{self, Drained, Stalled};
+use crate::driver::driver;
+use crate::memory::device;
+use crate::{gate, link, log};
+
+/// See the module.
+#[derive(Debug)]
+struct Standing {
+    /// Held until `Stop`; always, without an agent.
+    lease: bool,
+    /// Somebody drains, or keeps the client stopped for a moment.
+    held_back: bool,
+    open: bool,
+    /// Nothing of the application has run since, because the gate has not opened since.
+    drained: Option<Drained>,
+}
+
+static STANDING: Mutex<Standing> =
+    Mutex::new(Standing { lease: true, held_back: false, open: true, drained: None });
+/// How often the gate has opened. Memory that arrived since the last time is untouched.
+static OPENINGS: AtomicU64 = AtomicU64::new(0);
+static DEAD: AtomicBool = AtomicBool::new(false);
+/// Serialises those who stop the client: the agent's orders and the debugging tool.
+static STOPPING: Mutex<()> = Mutex::new(());
+
+fn standing() -> MutexGuard<'static, Standing> {
+    STANDING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Opens or shuts the gate as it should be. Call it after anything it depends on has changed, without a device's lock.
+pub fn reconsider() {
+    decide(&mut standing());
+}
+
+fn decide(standing: &mut Standing) {
+    let wanted = is_dead() || (standing.lease && !standing.held_back && missing() == 0);
+    if wanted && !standing.open {
+        standing.drained = None;
+        standing.open = true;
+        OPENINGS.fetch_add(1, Ordering::AcqRel);
+        link::runs();
+        gate::open();
+    } else if !wanted && standing.open {
+        standing.open = false;
+        gate::shut();
+    }
+}
+
+/// Bytes that are not resident and could be touched, on all devices.
+pub fn missing() -> u64 {
+    device::all().iter().map(|device| device.state().space.accounts().missing).sum()
+}
+
+/// How often the gate has opened, if it is shut now: what arrives now is untouched as long as this stays the same.
+/// While it is open nothing can be said.
+pub fn untouched_since() -> Option<u64> {
+    let standing = standing();
+    (!standing.open).then(|| OPENINGS.load(Ordering::Acquire))
+}
+
+/// Whether what arrived at `arrived` cannot have been touched since.
+pub fn is_untouched(arrived: Option<u64>) -> bool {
+    arrived == Some(OPENINGS.load(Ordering::Acquire))
+}
+
+/// The lease was given, or there is no agent.
+pub fn give_lease() {
+    let mut standing = standing();
+    standing.lease = true;
+    decide(&mut standing);
+}
+
+/// Whether the client holds the lease.
+pub fn holds_lease() -> bool {
+    standing().lease
+}
+
+/// Whether everything submitted is finished and nothing can be submitted (S2). Stays true for the engine's work on
+/// extents that are missing, because with those the gate does not open.
+pub fn is_drained() -> bool {
+    let standing = standing();
+    !standing.open && standing.drained.is_some()
+}
+
+/// Stops the client: shuts the gate and drains. On success it holds no lease any more and stays stopped; on a stall
+/// everything is as before, and what was waited for is returned.
+pub fn stop(stall: Duration) -> Result<(), String> {
+    let held = hold_back(stall)?;
+    let mut standing = standing();
+    standing.lease = false;
+    drop(standing);
+    drop(held);
+    Ok(())
+}
+
+/// Keeps the client stopped until the guard goes, whoever holds the lease.
+pub fn hold_back(stall: Duration) -> Result<HeldBack, String> {
+    let stopping = STOPPING.lock().unwrap_or_else(PoisonError::into_inner);
+    let already = {
+        let mut standing = standing();
+        standing.held_back = true;
+        decide(&mut standing);
+        !standing.open && standing.drained.is_some()
+    };
+    let held = HeldBack { _stopping: stopping };
+    if already || is_dead() {
+        return Ok(held);
+    }
+    match drain::drain(stall) {
+        Ok(drained) => {
+            standing().drained = Some(drained);
+            Ok(held)
+        }
+        Err(Stalled::NoProgress(what)) => Err(format!("no progress for {stall:?} while waiting for {what}")),
+        Err(Stalled::Dead(code)) => Err(format!("the device is dead: {}", driver().error_name(code))),
+    }
+}
+
+/// See [`hold_back`].
+#[derive(Debug)]
+pub struct HeldBack {
+    _stopping: MutexGuard<'static, ()>,
+}
+
+impl Drop for HeldBack {
+    fn drop(&mut self) {
+        let mut standing = standing();
+        standing.held_back = false;
+        decide(&mut standing);
+    }
+}
+
+/// Whether the device failed in a way that no call of this process survives.
+pub fn is_dead() -> bool {
+    DEAD.load(Ordering::Acquire)
+}
+
+/// A call returned a sticky error: the gate opens for good, so that the application sees its own error; nothing is
+/// released or retried any more.
+pub fn on_device_error(code: CUresult) {
+    if DEAD.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    let name = driver().error_name(code);
+    log::warning!("{name}: every further CUDA call of this process will fail; nothing is moved any more");
+    link::send(&ToAgent::Dead { why: name });
+    gate::open_for_good();
+    reconsider();
+    for device in device::all() {
+        device.wake();
+    }
+}
