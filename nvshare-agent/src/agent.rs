@@ -17,6 +17,8 @@ use crate::config::Config;
 use crate::device::{self, Poll, Report};
 use crate::health::{Health, Part};
 use crate::http;
+use crate::observation::Observation;
+use crate::observer::{self, Observer};
 use crate::snapshot::State;
 
 /// Why an agent cannot run at all.
@@ -38,6 +40,7 @@ pub struct Failed(String);
 /// A running agent.
 pub struct Agent {
     address: SocketAddr,
+    observer: Option<Observer>,
     conductor: JoinHandle<()>,
     /// In the order in which they are stopped.
     others: Vec<(&'static str, JoinHandle<()>)>,
@@ -57,6 +60,8 @@ impl Agent {
         let (publish, state) = watch::channel(Arc::new(State::default()));
         let conductor = tokio::spawn(interim(config.settings(), heard, publish));
 
+        let observer = if config.no_uprobes { None } else { Some(observe(config, inputs.clone())?) };
+
         let pages = tokio::spawn(http::serve(pages, state.clone(), health.clone()));
         let standing = tokio::spawn(report(state.clone(), health.clone(), config.no_uprobes));
         let mut others = vec![("standing", standing)];
@@ -69,7 +74,7 @@ impl Agent {
             Err(error) => health.missing(Part::Admin, &error),
         }
         others.push(("pages", pages));
-        Ok(Agent { address, conductor, others, poll })
+        Ok(Agent { address, observer, conductor, others, poll })
     }
 
     /// Where the pages are.
@@ -87,6 +92,10 @@ impl Agent {
 
     /// Stops everything: what could change clients first, what people look at last.
     pub async fn stop(self) {
+        if let Some(observer) = self.observer {
+            // Its last counts go to the conductor. It takes a moment, on a thread of its own.
+            let _ = tokio::task::spawn_blocking(|| observer.stop()).await;
+        }
         drop(self.poll);
         self.conductor.abort();
         for (name, task) in self.others {
@@ -129,12 +138,25 @@ async fn interim(
                 }
                 let _ = answer.send(result);
             }
-            Input::Observed(_) => {}
+            Input::Observed(all) => {
+                for seen in all {
+                    if let Observation::Observer(observer) = seen {
+                        state.observer = observer;
+                    }
+                }
+            }
         }
         state.settings = settings.clone();
         state.up_seconds = start.elapsed().as_secs_f64();
         publish.send_replace(Arc::new(state.clone()));
     }
+}
+
+/// Starts the observer; what it sees goes to the conductor.
+fn observe(config: &Config, inputs: mpsc::Sender<Input>) -> io::Result<Observer> {
+    Observer::start(observer::Options::of(config), move |seen| {
+        inputs.blocking_send(Input::Observed(seen)).is_ok()
+    })
 }
 
 /// What the devices' thread does with its readings.

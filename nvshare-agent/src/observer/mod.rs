@@ -32,6 +32,7 @@ use aya_log::EbpfLogger;
 use nvshare_common::event::{RING_BYTES, Record};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
+use crate::config::Config;
 use crate::observation::{Health, Observation};
 use attachments::Attachments;
 use kernel_log::KernelLog;
@@ -53,6 +54,9 @@ const HEALTH_EVERY: Duration = Duration::from_millis(500);
 /// No more observations than this go into one batch.
 const BATCH: usize = 4096;
 
+/// One launch in so many is looked at closely, unless a test wants more.
+const SAMPLE_EVERY: u32 = 64;
+
 /// What to observe.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -64,6 +68,19 @@ pub struct Options {
     pub discover: bool,
     /// One launch in this many is sampled with its parameters; 0: none.
     pub sample_every: u32,
+}
+
+impl Options {
+    /// What the agent's flags say; the programs lie beside its executable unless they are named.
+    pub fn of(config: &Config) -> Options {
+        let beside = || std::env::current_exe().unwrap_or_default().with_file_name("nvshare.bpf.o");
+        Options {
+            object: config.ebpf_object.clone().unwrap_or_else(beside),
+            libraries: config.libcuda.clone(),
+            discover: true,
+            sample_every: SAMPLE_EVERY,
+        }
+    }
 }
 
 /// A running observer. Dropping it takes every probe away.
