@@ -91,9 +91,10 @@ fn role() {
                     for _ in 0..threads {
                         let name = if engine { "nvshare:swap0" } else { "nvshare-worker" };
                         let work = move || {
-                            let mut out = [0_u64; 32];
+                            // Pointers, since some write through the first two before they look at anything.
+                            let (mut out, mut second) = ([0_u64; 32], 0);
                             for _ in 0..times {
-                                call(&mut out, 64, &[0; 4], 1);
+                                call(&mut out, &raw mut second as u64, &[0; 4], 1);
                             }
                         };
                         std::thread::Builder::new().name(name.into()).spawn_scoped(scope, work).unwrap();

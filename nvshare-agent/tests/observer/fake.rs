@@ -59,11 +59,7 @@ fn assembly() -> String {
         } else {
             String::new()
         };
-        let pitch = if name == "cuMemAllocPitch_v2" {
-            "cmp $4096, %rsi\n  jb 4f\n  movq $512, (%rsi)\n4:\n"
-        } else {
-            ""
-        };
+        let pitch = if name == "cuMemAllocPitch_v2" { "movq $512, (%rsi)\n" } else { "" };
         writeln!(
             text,
             ".globl {name}\n.type {name}, @function\n.p2align 4\n{name}:\n  \

@@ -5,4 +5,5 @@ mod client;
 mod counts;
 mod fake;
 mod kernel;
+mod nvidia;
 mod seen;

@@ -7,6 +7,7 @@ mod agent;
 mod artifacts;
 mod client;
 mod node;
+mod nvidia;
 mod running;
 mod wait;
 
@@ -14,5 +15,6 @@ pub use agent::Agent;
 pub use artifacts::Artifacts;
 pub use client::ClientCommand;
 pub use node::{Node, NodeBuilder};
+pub use nvidia::{NvidiaLibrary, nvidia_libraries};
 pub use running::Client;
 pub use wait::wait_for;
