@@ -1,0 +1,263 @@
+//! The cards: which there are, what they are called, how much of them is in use.
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::fmt::Write;
+use std::sync::Arc;
+
+use nvshare_sim_card::{Cards, DEVICE_NAME};
+
+use crate::{Return, export, put, put_text, session};
+
+/// `nvmlDevice_t`: a card's index + 1.
+pub(crate) type Device = *mut c_void;
+
+/// The link that a card says it has: PCIe 3.0 with 16 lanes. Its real speed is the card's own parameter.
+const LINK: (c_uint, c_uint) = (3, 16);
+
+/// `nvmlMemory_t`.
+#[repr(C)]
+struct Memory {
+    total: u64,
+    free: u64,
+    used: u64,
+}
+
+/// `nvmlMemory_v2_t`.
+#[repr(C)]
+struct Memory2 {
+    version: c_uint,
+    total: u64,
+    reserved: u64,
+    free: u64,
+    used: u64,
+}
+
+/// `nvmlUtilization_t`.
+#[repr(C)]
+struct Utilization {
+    gpu: c_uint,
+    memory: c_uint,
+}
+
+/// `nvmlPciInfo_t`.
+#[repr(C)]
+struct Pci {
+    bus_id_legacy: [c_char; 16],
+    domain: c_uint,
+    bus: c_uint,
+    device: c_uint,
+    device_id: c_uint,
+    subsystem_id: c_uint,
+    bus_id: [c_char; 32],
+}
+
+/// The card that a handle names.
+pub(crate) fn card(device: Device) -> Result<(Arc<Cards>, usize), Return> {
+    let cards = session::cards()?;
+    let index = (device as usize).checked_sub(1).filter(|index| *index < cards.config().cards as usize);
+    Ok((cards, index.ok_or(Return::InvalidArgument)?))
+}
+
+fn handle(index: usize) -> Device {
+    (index + 1) as Device
+}
+
+/// As CUDA and NVML print it.
+fn uuid(cards: &Cards, index: usize) -> String {
+    let mut text = String::from("GPU");
+    for (place, byte) in cards.uuid(index).iter().enumerate() {
+        if matches!(place, 0 | 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        write!(text, "{byte:02x}").expect("writing to a text");
+    }
+    text
+}
+
+fn text<const N: usize>(value: &str) -> [c_char; N] {
+    let mut bytes = [0; N];
+    for (to, from) in bytes[..N - 1].iter_mut().zip(value.bytes()) {
+        *to = from as c_char;
+    }
+    bytes
+}
+
+fn bus_id(index: usize) -> String {
+    format!("00000000:{:02X}:00.0", index + 1)
+}
+
+fn by_index(index: c_uint) -> Result<Device, Return> {
+    let cards = session::cards()?;
+    if u64::from(index) < cards.config().cards {
+        Ok(handle(index as usize))
+    } else {
+        Err(Return::InvalidArgument)
+    }
+}
+
+/// The first card that `matches` the caller's text.
+///
+/// # Safety
+/// `wanted` is null or a C string.
+unsafe fn by_text(
+    wanted: *const c_char,
+    matches: impl Fn(&Cards, usize, &str) -> bool,
+) -> Result<Device, Return> {
+    let cards = session::cards()?;
+    if wanted.is_null() {
+        return Err(Return::InvalidArgument);
+    }
+    // SAFETY: a C string, by this function's contract.
+    let wanted = unsafe { CStr::from_ptr(wanted) }.to_str().map_err(|_| Return::InvalidArgument)?;
+    let found = (0..cards.config().cards as usize).find(|index| matches(&cards, *index, wanted));
+    found.map(handle).ok_or(Return::NotFound)
+}
+
+fn count() -> Result<c_uint, Return> {
+    Ok(session::cards()?.config().cards as c_uint)
+}
+
+export! {
+    fn nvmlDeviceGetCount(number: *mut c_uint) {
+        // SAFETY: an out-parameter of NVML.
+        unsafe { put(number, count()?) }
+    }
+
+    fn nvmlDeviceGetCount_v2(number: *mut c_uint) {
+        // SAFETY: an out-parameter of NVML.
+        unsafe { put(number, count()?) }
+    }
+
+    fn nvmlDeviceGetHandleByIndex(index: c_uint, device: *mut Device) {
+        // SAFETY: an out-parameter of NVML.
+        unsafe { put(device, by_index(index)?) }
+    }
+
+    fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, device: *mut Device) {
+        // SAFETY: an out-parameter of NVML.
+        unsafe { put(device, by_index(index)?) }
+    }
+
+    fn nvmlDeviceGetHandleByUUID(wanted: *const c_char, device: *mut Device) {
+        // SAFETY: the caller's C string.
+        let found = unsafe { by_text(wanted, |cards, index, wanted| uuid(cards, index) == wanted)? };
+        // SAFETY: an out-parameter of NVML.
+        unsafe { put(device, found) }
+    }
+
+    fn nvmlDeviceGetHandleByPciBusId_v2(wanted: *const c_char, device: *mut Device) {
+        // SAFETY: the caller's C string.
+        let found = unsafe { by_text(wanted, |_, index, wanted| bus_id(index).eq_ignore_ascii_case(wanted))? };
+        // SAFETY: an out-parameter of NVML.
+        unsafe { put(device, found) }
+    }
+
+    fn nvmlDeviceGetIndex(device: Device, index: *mut c_uint) {
+        let (_, known) = card(device)?;
+        // SAFETY: an out-parameter of NVML.
+        unsafe { put(index, known as c_uint) }
+    }
+
+    fn nvmlDeviceGetMinorNumber(device: Device, number: *mut c_uint) {
+        let (_, known) = card(device)?;
+        // SAFETY: an out-parameter of NVML.
+        unsafe { put(number, known as c_uint) }
+    }
+
+    fn nvmlDeviceGetUUID(device: Device, to: *mut c_char, length: c_uint) {
+        let (cards, index) = card(device)?;
+        // SAFETY: the caller's buffer of that length.
+        unsafe { put_text(to, length, &uuid(&cards, index)) }
+    }
+
+    fn nvmlDeviceGetName(device: Device, to: *mut c_char, length: c_uint) {
+        card(device)?;
+        // SAFETY: the caller's buffer of that length.
+        unsafe { put_text(to, length, DEVICE_NAME) }
+    }
+
+    fn nvmlDeviceGetPciInfo_v3(device: Device, to: *mut c_void) {
+        let (_, index) = card(device)?;
+        let bus = bus_id(index);
+        let info = Pci {
+            bus_id_legacy: text(&bus[4..]),
+            domain: 0,
+            bus: index as c_uint + 1,
+            device: 0,
+            device_id: 0,
+            subsystem_id: 0,
+            bus_id: text(&bus),
+        };
+        // SAFETY: an out-parameter of NVML, a `nvmlPciInfo_t`.
+        unsafe { put(to.cast(), info) }
+    }
+
+    fn nvmlDeviceGetCudaComputeCapability(device: Device, major: *mut c_int, minor: *mut c_int) {
+        card(device)?;
+        // SAFETY: out-parameters of NVML.
+        unsafe {
+            put(major, 9)?;
+            put(minor, 0)
+        }
+    }
+
+    fn nvmlDeviceGetMemoryInfo(device: Device, to: *mut c_void) {
+        let (cards, index) = card(device)?;
+        let usage = cards.usage(index);
+        let info = Memory { total: usage.total, free: usage.free, used: usage.total - usage.free };
+        // SAFETY: an out-parameter of NVML, a `nvmlMemory_t`.
+        unsafe { put(to.cast(), info) }
+    }
+
+    fn nvmlDeviceGetMemoryInfo_v2(device: Device, to: *mut c_void) {
+        let (cards, index) = card(device)?;
+        if to.is_null() {
+            return Err(Return::InvalidArgument);
+        }
+        // SAFETY: the caller passes a `nvmlMemory_v2_t` whose first field it has set.
+        let version = unsafe { to.cast::<c_uint>().read() };
+        if version != size_of::<Memory2>() as c_uint | 2 << 24 {
+            return Err(Return::ArgumentVersionMismatch);
+        }
+        let usage = cards.usage(index);
+        let used = usage.total - usage.free;
+        let info = Memory2 { version, total: usage.total, reserved: 0, free: usage.free, used };
+        // SAFETY: as above.
+        unsafe { put(to.cast(), info) }
+    }
+
+    fn nvmlDeviceGetUtilizationRates(device: Device, to: *mut c_void) {
+        card(device)?;
+        // SAFETY: an out-parameter of NVML, a `nvmlUtilization_t`.
+        unsafe { put(to.cast(), Utilization { gpu: 0, memory: 0 }) }
+    }
+
+    fn nvmlDeviceGetCurrPcieLinkGeneration(device: Device, to: *mut c_uint) {
+        card(device)?;
+        // SAFETY: an out-parameter of NVML.
+        unsafe { put(to, LINK.0) }
+    }
+
+    fn nvmlDeviceGetMaxPcieLinkGeneration(device: Device, to: *mut c_uint) {
+        card(device)?;
+        // SAFETY: an out-parameter of NVML.
+        unsafe { put(to, LINK.0) }
+    }
+
+    fn nvmlDeviceGetCurrPcieLinkWidth(device: Device, to: *mut c_uint) {
+        card(device)?;
+        // SAFETY: an out-parameter of NVML.
+        unsafe { put(to, LINK.1) }
+    }
+
+    fn nvmlDeviceGetMaxPcieLinkWidth(device: Device, to: *mut c_uint) {
+        card(device)?;
+        // SAFETY: an out-parameter of NVML.
+        unsafe { put(to, LINK.1) }
+    }
+
+    fn nvmlDeviceGetMigMode(device: Device, _current: *mut c_uint, _pending: *mut c_uint) {
+        card(device)?;
+        Err(Return::NotSupported)
+    }
+}
