@@ -43,6 +43,12 @@ pub(crate) fn count(call: Call) {
     counts[call as usize].fetch_add(1, Ordering::Release);
 }
 
+/// The same for a call that came through a hook: those are never the engine's.
+#[inline]
+pub(crate) fn count_hooked(call: Call) {
+    page().application[call as usize].fetch_add(1, Ordering::Release);
+}
+
 /// In the child after a fork: its calls are not its parent's.
 pub(crate) fn leave_to_parent() {
     PAGE.store((&raw const FALLBACK).cast_mut(), Ordering::Release);

@@ -130,17 +130,28 @@ macro_rules! entry {
         /// As for the driver's function.
         #[inline]
         pub unsafe fn $name(&self $(, $argument: $type)*) -> CUresult {
-            const CALL: Option<Call> = probed(stringify!($name));
-            let Some(entry) = self.entry(Symbol::$name) else { return Driver::missing(Symbol::$name) };
-            if let Some(call) = CALL {
-                crate::counters::count(call);
-            }
-            // SAFETY: the driver exports this symbol with the signature that the table gives.
-            let entry: unsafe extern "C" fn($($type),*) -> CUresult = unsafe { std::mem::transmute(entry) };
             // SAFETY: the caller's promise is the function's own.
-            unsafe { entry($($argument),*) }
+            unsafe { real!(self $name counters::count ($($argument: $type),*)) }
         }
     };
+}
+
+/// The call of the real function, counted by `$count` before it is made where the function is probed.
+macro_rules! real {
+    ($driver:ident $name:ident counters::$count:ident ($($argument:ident: $type:ty),*)) => {{
+        const CALL: Option<Call> = probed(stringify!($name));
+        match $driver.entry(Symbol::$name) {
+            None => Driver::missing(Symbol::$name),
+            Some(entry) => {
+                if let Some(call) = CALL {
+                    crate::counters::$count(call);
+                }
+                // The driver exports this symbol with the signature that the table gives.
+                let entry: unsafe extern "C" fn($($type),*) -> CUresult = std::mem::transmute(entry);
+                entry($($argument),*)
+            }
+        }
+    }};
 }
 
 macro_rules! export {
@@ -150,7 +161,10 @@ macro_rules! export {
             hooks::guarded(
                 Symbol::$name,
                 // SAFETY: the application called this very function with these arguments.
-                move || unsafe { driver().$name($($argument),*) },
+                move || {
+                    let driver = driver();
+                    unsafe { real!(driver $name counters::count_hooked ($($argument: $type),*)) }
+                },
                 // SAFETY: the same.
                 move |bare| unsafe { hooks::$family::$hook(bare $(, $given)*) },
             )

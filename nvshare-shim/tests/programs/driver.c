@@ -18,7 +18,12 @@
 enum { FUNCTIONS(NUMBER) COUNT };
 static unsigned long calls[COUNT];
 
+#ifdef UNCOUNTED // for the benchmarks
+#define DEFINE(name) int name(void) { return 0; }
+int bare_launch(void) { return 0; }
+#else
 #define DEFINE(name) int name(void) { __atomic_add_fetch(&calls[number_of_##name], 1, __ATOMIC_RELAXED); return 0; }
+#endif
 FUNCTIONS(DEFINE)
 
 int cuStreamIsCapturing(void *stream, int *status) { (void)stream; *status = 0; return 0; }
