@@ -1,12 +1,40 @@
 //! The exported functions, a file per family, and the table of all of them.
 
+mod capture;
+mod context;
+mod copy;
+mod device;
 mod errors;
+mod event;
+mod function;
+mod graph;
 mod initialization;
+mod launch;
+mod memset;
+mod module;
+mod node;
 mod proc_address;
+pub(crate) mod stream;
 mod stubs;
 
 use crate::export::Export;
 
 /// All exports, a table per file.
-pub(crate) static TABLES: &[&[Export]] =
-    &[errors::EXPORTS, initialization::EXPORTS, proc_address::EXPORTS, stubs::EXPORTS];
+pub(crate) static TABLES: &[&[Export]] = &[
+    capture::EXPORTS,
+    context::EXPORTS,
+    copy::EXPORTS,
+    device::EXPORTS,
+    errors::EXPORTS,
+    event::EXPORTS,
+    function::EXPORTS,
+    graph::EXPORTS,
+    initialization::EXPORTS,
+    launch::EXPORTS,
+    memset::EXPORTS,
+    module::EXPORTS,
+    node::EXPORTS,
+    proc_address::EXPORTS,
+    stream::EXPORTS,
+    stubs::EXPORTS,
+];

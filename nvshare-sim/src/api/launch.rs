@@ -1,0 +1,109 @@
+//! Launches of kernels and of host functions.
+
+use std::ffi::{c_uint, c_void};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cudarc::driver::sys::{CUfunction, CUresult, CUstream};
+
+use crate::export::{Call, Outcome, export};
+use crate::kernel::{FUNCTIONS, Function, Launch, Shape};
+use crate::module::KERNELS;
+use crate::work::{self, HostCall, Work};
+
+export! {
+    fn cuLaunchKernel / cuLaunchKernel_ptsz(
+        function: CUfunction, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint,
+        block_z: c_uint, shared: c_uint, stream: CUstream, parameters: *const *const c_void,
+        extra: *const *const c_void,
+    ) |cx| {
+        let shape = Shape { grid: [grid_x, grid_y, grid_z], block: [block_x, block_y, block_z], shared };
+        // SAFETY: parameters as the driver API demands them.
+        unsafe { launch(cx, function, shape, stream, parameters, extra) }
+    }
+
+    fn cuLaunchKernelEx / cuLaunchKernelEx_ptsz(
+        config: *const Config, function: CUfunction, parameters: *const *const c_void, extra: *const *const c_void,
+    ) |cx| {
+        // SAFETY: null, or a configuration as the driver API demands it.
+        let config = unsafe { config.as_ref() }.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+        let shape = Shape { grid: config.grid, block: config.block, shared: config.shared };
+        // SAFETY: parameters as the driver API demands them.
+        unsafe { launch(cx, function, shape, config.stream, parameters, extra) }
+    }
+
+    fn cuLaunchCooperativeKernel / cuLaunchCooperativeKernel_ptsz(
+        function: CUfunction, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint,
+        block_z: c_uint, shared: c_uint, stream: CUstream, parameters: *const *const c_void,
+    ) |cx| {
+        let shape = Shape { grid: [grid_x, grid_y, grid_z], block: [block_x, block_y, block_z], shared };
+        // SAFETY: parameters as the driver API demands them.
+        unsafe { launch(cx, function, shape, stream, parameters, std::ptr::null()) }
+    }
+
+    fn cuLaunchHostFunc / cuLaunchHostFunc_ptsz(
+        stream: CUstream, function: Option<unsafe extern "C" fn(*mut c_void)>, argument: *mut c_void,
+    ) |cx| {
+        let stream = cx.stream(stream)?;
+        let function = function.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+        let call = HostCall { function, argument: argument as usize };
+        work::submit(&stream, Work::Host(call)).map(|_| ())
+    }
+}
+
+/// `CUlaunchConfig`; attributes make no difference here.
+#[repr(C)]
+struct Config {
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    shared: c_uint,
+    stream: CUstream,
+    attributes: *const c_void,
+    count: c_uint,
+}
+
+/// The function that a `CUfunction`, or a `CUkernel` in its place, names.
+pub(crate) fn function_of(cx: &Call, handle: CUfunction) -> Outcome<Arc<Function>> {
+    if let Some(function) = FUNCTIONS.get(handle) {
+        return Ok(function);
+    }
+    let kernel = KERNELS.get(handle).ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?;
+    kernel.function(&cx.context()?)
+}
+
+/// A kernel that the simulator knows only by name cannot run.
+pub(crate) fn known(function: &Function) -> Outcome {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if function.builtin.is_some() {
+        return Ok(());
+    }
+    if !SAID.swap(true, Ordering::Relaxed) {
+        eprintln!(
+            "nvshare-sim: kernel `{}` is none of the built-in ones (nvshare_fill, nvshare_step, ...) and cannot run: \
+             CUDA_ERROR_NOT_SUPPORTED",
+            function.name
+        );
+    }
+    Err(CUresult::CUDA_ERROR_NOT_SUPPORTED)
+}
+
+/// # Safety
+/// `parameters` and `extra` are as `cuLaunchKernel` demands for `function`.
+unsafe fn launch(
+    cx: &Call,
+    function: CUfunction,
+    shape: Shape,
+    stream: CUstream,
+    parameters: *const *const c_void,
+    extra: *const *const c_void,
+) -> Outcome {
+    let stream = cx.stream(stream)?;
+    let function = function_of(cx, function)?;
+    if function.context.id != stream.context.id {
+        return Err(CUresult::CUDA_ERROR_INVALID_HANDLE);
+    }
+    // SAFETY: the caller's.
+    let launch = unsafe { Launch::new(&function, shape, parameters, extra) }?;
+    known(&function)?;
+    work::submit(&stream, Work::Kernel(Arc::new(launch))).map(|_| ())
+}

@@ -1,0 +1,104 @@
+//! Memsets: elements of one, two and four bytes, in one row or several, in the default stream or a given one. None of them
+//! lets the host wait.
+
+use std::ffi::{c_uchar, c_uint, c_ushort};
+
+use cudarc::driver::sys::{CUdeviceptr, CUresult, CUstream};
+
+use crate::export::{Call, Outcome, export};
+use crate::work::{self, Fill, Work, device_end};
+
+export! {
+    fn cuMemsetD8_v2 / cuMemsetD8_v2_ptds(to: CUdeviceptr, value: c_uchar, count: usize) |cx| {
+        set(cx, row(to, u32::from(value), 1, count), std::ptr::null_mut())
+    }
+
+    fn cuMemsetD16_v2 / cuMemsetD16_v2_ptds(to: CUdeviceptr, value: c_ushort, count: usize) |cx| {
+        set(cx, row(to, u32::from(value), 2, count), std::ptr::null_mut())
+    }
+
+    fn cuMemsetD32_v2 / cuMemsetD32_v2_ptds(to: CUdeviceptr, value: c_uint, count: usize) |cx| {
+        set(cx, row(to, value, 4, count), std::ptr::null_mut())
+    }
+
+    fn cuMemsetD8Async / cuMemsetD8Async_ptsz(to: CUdeviceptr, value: c_uchar, count: usize, stream: CUstream) |cx| {
+        set(cx, row(to, u32::from(value), 1, count), stream)
+    }
+
+    fn cuMemsetD16Async / cuMemsetD16Async_ptsz(
+        to: CUdeviceptr, value: c_ushort, count: usize, stream: CUstream,
+    ) |cx| {
+        set(cx, row(to, u32::from(value), 2, count), stream)
+    }
+
+    fn cuMemsetD32Async / cuMemsetD32Async_ptsz(to: CUdeviceptr, value: c_uint, count: usize, stream: CUstream) |cx| {
+        set(cx, row(to, value, 4, count), stream)
+    }
+
+    fn cuMemsetD2D8_v2 / cuMemsetD2D8_v2_ptds(
+        to: CUdeviceptr, pitch: usize, value: c_uchar, width: usize, height: usize,
+    ) |cx| {
+        set(cx, rows(to, pitch, (u32::from(value), 1), width, height), std::ptr::null_mut())
+    }
+
+    fn cuMemsetD2D16_v2 / cuMemsetD2D16_v2_ptds(
+        to: CUdeviceptr, pitch: usize, value: c_ushort, width: usize, height: usize,
+    ) |cx| {
+        set(cx, rows(to, pitch, (u32::from(value), 2), width, height), std::ptr::null_mut())
+    }
+
+    fn cuMemsetD2D32_v2 / cuMemsetD2D32_v2_ptds(
+        to: CUdeviceptr, pitch: usize, value: c_uint, width: usize, height: usize,
+    ) |cx| {
+        set(cx, rows(to, pitch, (value, 4), width, height), std::ptr::null_mut())
+    }
+
+    fn cuMemsetD2D8Async / cuMemsetD2D8Async_ptsz(
+        to: CUdeviceptr, pitch: usize, value: c_uchar, width: usize, height: usize, stream: CUstream,
+    ) |cx| {
+        set(cx, rows(to, pitch, (u32::from(value), 1), width, height), stream)
+    }
+
+    fn cuMemsetD2D16Async / cuMemsetD2D16Async_ptsz(
+        to: CUdeviceptr, pitch: usize, value: c_ushort, width: usize, height: usize, stream: CUstream,
+    ) |cx| {
+        set(cx, rows(to, pitch, (u32::from(value), 2), width, height), stream)
+    }
+
+    fn cuMemsetD2D32Async / cuMemsetD2D32Async_ptsz(
+        to: CUdeviceptr, pitch: usize, value: c_uint, width: usize, height: usize, stream: CUstream,
+    ) |cx| {
+        set(cx, rows(to, pitch, (value, 4), width, height), stream)
+    }
+}
+
+fn row(to: CUdeviceptr, value: u32, element: u64, count: usize) -> Fill {
+    Fill { address: to, pitch: count as u64 * element, element, value, width: count as u64, height: 1 }
+}
+
+fn rows(to: CUdeviceptr, pitch: usize, (value, element): (u32, u64), width: usize, height: usize) -> Fill {
+    Fill { address: to, pitch: pitch as u64, element, value, width: width as u64, height: height as u64 }
+}
+
+fn set(cx: &Call, fill: Fill, stream: CUstream) -> Outcome {
+    let stream = cx.stream(stream)?;
+    check(&fill)?;
+    if fill.width * fill.height == 0 {
+        return Ok(());
+    }
+    work::submit(&stream, Work::Fill(fill)).map(|_| ())
+}
+
+/// What the driver refuses at the call.
+pub(crate) fn check(fill: &Fill) -> Outcome {
+    if fill.width * fill.height == 0 {
+        return Ok(());
+    }
+    let narrow = fill.height > 1 && fill.pitch < fill.width * fill.element;
+    let askew = !fill.address.is_multiple_of(fill.element)
+        || (fill.height > 1 && !fill.pitch.is_multiple_of(fill.element));
+    if narrow || askew {
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
+    device_end(fill.address)
+}

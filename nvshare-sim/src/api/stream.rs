@@ -1,0 +1,128 @@
+//! Streams: made, destroyed, waited for, asked.
+
+use std::ffi::{c_int, c_uint, c_void};
+use std::sync::Arc;
+
+use cudarc::driver::sys::{CUcontext, CUdevice, CUevent, CUresult, CUstream};
+
+use crate::capture;
+use crate::event::Record;
+use crate::export::{Call, Outcome, export, put};
+use crate::stream::{Kind, STREAMS, Stream};
+use crate::work::{self, Callback, Work};
+
+/// `CU_STREAM_NON_BLOCKING`.
+const NON_BLOCKING: c_uint = 1;
+
+/// The numerically lowest priority that streams can have.
+pub(crate) const GREATEST_PRIORITY: c_int = -5;
+
+/// `CU_EVENT_WAIT_EXTERNAL`.
+const WAIT_EXTERNAL: c_uint = 1;
+
+export! {
+    fn cuStreamCreate(made: *mut CUstream, flags: c_uint) |cx| {
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { create(cx, made, flags, 0) }
+    }
+
+    fn cuStreamCreateWithPriority(made: *mut CUstream, flags: c_uint, priority: c_int) |cx| {
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { create(cx, made, flags, priority.clamp(GREATEST_PRIORITY, 0)) }
+    }
+
+    fn cuStreamDestroy_v2(handle: CUstream) |cx| {
+        let stream = STREAMS.get(handle).ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?;
+        STREAMS.remove(handle);
+        capture::forget(&stream);
+        stream.close();
+        stream.context.failure().map_or(Ok(()), Err)
+    }
+
+    fn cuStreamSynchronize / cuStreamSynchronize_ptsz(handle: CUstream) |cx| {
+        let stream = cx.stream(handle)?;
+        capture::forbid_waiting(&stream)?;
+        stream.synchronize()
+    }
+
+    fn cuStreamQuery / cuStreamQuery_ptsz(handle: CUstream) |cx| {
+        let stream = cx.stream(handle)?;
+        capture::forbid_waiting(&stream)?;
+        let pending = stream.pending();
+        stream.context.usable()?;
+        if pending.is_empty() { Ok(()) } else { Err(CUresult::CUDA_ERROR_NOT_READY) }
+    }
+
+    fn cuStreamWaitEvent / cuStreamWaitEvent_ptsz(handle: CUstream, event: CUevent, flags: c_uint) |cx| {
+        let (stream, event) = (cx.stream(handle)?, cx.event(event)?);
+        match event.record() {
+            Record::None => Ok(()),
+            Record::Captured(mark) => capture::wait_for(&stream, &mark),
+            Record::Work(_) if flags & WAIT_EXTERNAL != 0 && capture::is_capturing(&stream) => {
+                capture::take(&stream, &Work::Nothing).map(|_| ())
+            }
+            Record::Work(completion) => {
+                capture::forbid_outside(&stream)?;
+                // In the legacy stream this is work like any other.
+                capture::take(&stream, &Work::Nothing)?;
+                stream.enqueue((Work::Nothing, None), &[completion], false);
+                Ok(())
+            }
+        }
+    }
+
+    fn cuStreamAddCallback / cuStreamAddCallback_ptsz(
+        handle: CUstream,
+        function: Option<unsafe extern "C" fn(CUstream, CUresult, *mut c_void)>,
+        argument: *mut c_void,
+        flags: c_uint,
+    ) |cx| {
+        let stream = cx.stream(handle)?;
+        let function = function.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+        if capture::is_capturing(&stream) {
+            capture::forbid_waiting(&stream)?;
+        }
+        let call = Callback { function, stream: handle as usize, argument: argument as usize };
+        work::submit(&stream, Work::Callback(call)).map(|_| ())
+    }
+
+    fn cuStreamGetCtx / cuStreamGetCtx_ptsz(handle: CUstream, context: *mut CUcontext) |cx| {
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(context, cx.stream(handle)?.context.handle()) }
+    }
+
+    fn cuStreamGetDevice / cuStreamGetDevice_ptsz(handle: CUstream, device: *mut CUdevice) |cx| {
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(device, cx.stream(handle)?.context.device as CUdevice) }
+    }
+
+    fn cuStreamGetFlags / cuStreamGetFlags_ptsz(handle: CUstream, flags: *mut c_uint) |cx| {
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(flags, cx.stream(handle)?.flags) }
+    }
+
+    fn cuStreamGetPriority / cuStreamGetPriority_ptsz(handle: CUstream, priority: *mut c_int) |cx| {
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(priority, cx.stream(handle)?.priority) }
+    }
+
+    fn cuStreamGetId / cuStreamGetId_ptsz(handle: CUstream, id: *mut u64) |cx| {
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(id, cx.stream(handle)?.id) }
+    }
+}
+
+/// # Safety
+/// `made` is null or writable.
+unsafe fn create(cx: &Call, made: *mut CUstream, flags: c_uint, priority: c_int) -> Outcome {
+    if made.is_null() || flags & !NON_BLOCKING != 0 {
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
+    let context = cx.context()?;
+    let kind = if flags & NON_BLOCKING == 0 { Kind::Blocking } else { Kind::NonBlocking };
+    let stream = Stream::new(&context, kind, flags, priority);
+    context.streams().keep(Arc::downgrade(&stream));
+    // SAFETY: not null, and the caller vouches for the rest.
+    unsafe { made.write(STREAMS.insert(stream)) };
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! Kernels: functions of modules, launches of them, and what a launch carries.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI32;
+
+use cudarc::driver::sys::{CUfunction, CUresult};
+
+use crate::builtin::Builtin;
+use crate::context::Context;
+use crate::export::Outcome;
+use crate::handles::{Registry, handle_of};
+use crate::ptx::Parameter;
+use crate::timeline::Timeline;
+use crate::work::Touch;
+
+/// Functions of loaded modules.
+pub(crate) static FUNCTIONS: Registry<Function> = Registry::new();
+
+/// The most shared memory of a block, as an H100 has it.
+pub(crate) const MAX_SHARED: u32 = 232_448;
+
+/// An entry of a module.
+pub(crate) struct Function {
+    /// Its name.
+    pub(crate) name: String,
+    /// Where its parameters lie.
+    pub(crate) parameters: Vec<Parameter>,
+    /// What it does; `None` for a name that the simulator does not know.
+    pub(crate) builtin: Option<Builtin>,
+    /// Where its module was loaded.
+    pub(crate) context: Arc<Context>,
+    /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
+    pub(crate) dynamic_shared: AtomicI32,
+}
+
+impl Function {
+    /// The handle.
+    pub(crate) fn handle(self: &Arc<Function>) -> CUfunction {
+        handle_of(self)
+    }
+
+    /// The bytes of its parameter buffer.
+    pub(crate) fn parameter_bytes(&self) -> usize {
+        self.parameters.last().map_or(0, |last| last.offset + last.size)
+    }
+}
+
+/// The dimensions of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// Blocks.
+    pub(crate) grid: [u32; 3],
+    /// Threads of a block.
+    pub(crate) block: [u32; 3],
+    /// Bytes of dynamic shared memory of a block.
+    pub(crate) shared: u32,
+}
+
+impl Shape {
+    /// Whether a device would take it.
+    pub(crate) fn check(&self) -> Outcome {
+        let [x, y, z] = self.grid;
+        let threads = self.block.iter().map(|count| u64::from(*count)).product::<u64>();
+        let grid = (1..=0x7fff_ffff).contains(&x) && (1..=65535).contains(&y) && (1..=65535).contains(&z);
+        if grid && (1..=1024).contains(&threads) && self.block[2] <= 64 && self.shared <= MAX_SHARED {
+            Ok(())
+        } else {
+            Err(CUresult::CUDA_ERROR_INVALID_VALUE)
+        }
+    }
+}
+
+/// A launch, with its parameters as they were at the call.
+#[derive(Clone)]
+pub(crate) struct Launch {
+    /// What is launched.
+    pub(crate) function: Arc<Function>,
+    /// The dimensions.
+    pub(crate) shape: Shape,
+    /// The parameter buffer.
+    pub(crate) parameters: Vec<u8>,
+}
+
+impl Launch {
+    /// Checks a launch as the driver does and copies its parameters.
+    ///
+    /// # Safety
+    /// `parameters` and `extra` are as `cuLaunchKernel` demands for this function.
+    pub(crate) unsafe fn new(
+        function: &Arc<Function>,
+        shape: Shape,
+        parameters: *const *const c_void,
+        extra: *const *const c_void,
+    ) -> Outcome<Launch> {
+        shape.check()?;
+        let bytes = function.parameter_bytes();
+        let mut buffer = vec![0; bytes];
+        if !extra.is_null() {
+            if !parameters.is_null() {
+                return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+            }
+            // SAFETY: a list as the driver API demands it.
+            let given = unsafe { buffer_of(extra) }?;
+            if given.len() < bytes {
+                return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+            }
+            buffer.copy_from_slice(&given[..bytes]);
+        } else if bytes > 0 {
+            if parameters.is_null() {
+                return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+            }
+            for (index, parameter) in function.parameters.iter().enumerate() {
+                // SAFETY: the array has one pointer to a value of the parameter's size for each parameter.
+                unsafe {
+                    let value = parameters.add(index).read();
+                    if value.is_null() {
+                        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+                    }
+                    let to = buffer[parameter.offset..][..parameter.size].as_mut_ptr();
+                    std::ptr::copy_nonoverlapping(value.cast(), to, parameter.size);
+                }
+            }
+        }
+        Ok(Launch { function: Arc::clone(function), shape, parameters: buffer })
+    }
+
+    /// Parameter `index` as a number; 0 where there is none.
+    pub(crate) fn number(&self, index: usize) -> u64 {
+        let Some(parameter) = self.function.parameters.get(index) else { return 0 };
+        let mut bytes = [0; 8];
+        let size = parameter.size.min(8);
+        bytes[..size].copy_from_slice(&self.parameters[parameter.offset..][..size]);
+        u64::from_le_bytes(bytes)
+    }
+
+    /// The memory it may touch.
+    pub(crate) fn touches(&self) -> Vec<Touch> {
+        self.function.builtin.map_or_else(Vec::new, |builtin| builtin.touches(self))
+    }
+
+    /// Runs it.
+    pub(crate) fn execute(&self, timeline: &mut Timeline<'_>) -> Outcome {
+        // A launch of a name without a builtin was refused.
+        self.function.builtin.map_or(Ok(()), |builtin| builtin.run(self, timeline))
+    }
+}
+
+/// The parameter buffer of `extra`.
+///
+/// # Safety
+/// `extra` is a list of keys and values that ends with `CU_LAUNCH_PARAM_END`.
+unsafe fn buffer_of<'a>(extra: *const *const c_void) -> Outcome<&'a [u8]> {
+    const END: usize = 0;
+    const POINTER: usize = 1;
+    const SIZE: usize = 2;
+    let (mut pointer, mut size, mut at) = (std::ptr::null::<u8>(), None, 0);
+    loop {
+        // SAFETY: the list has not ended yet, so the key and what belongs to it are there.
+        let key = unsafe { extra.add(at).read() } as usize;
+        if key == END {
+            break;
+        }
+        // SAFETY: as above.
+        let value = unsafe { extra.add(at + 1).read() };
+        match key {
+            POINTER => pointer = value.cast(),
+            // SAFETY: this key's value points to a size_t.
+            SIZE => size = Some(unsafe { value.cast::<usize>().read() }),
+            _ => return Err(CUresult::CUDA_ERROR_INVALID_VALUE),
+        }
+        at += 2;
+    }
+    match (pointer.is_null(), size) {
+        // SAFETY: the caller's buffer of the caller's size.
+        (false, Some(size)) => Ok(unsafe { std::slice::from_raw_parts(pointer, size) }),
+        _ => Err(CUresult::CUDA_ERROR_INVALID_VALUE),
+    }
+}

@@ -1,0 +1,289 @@
+//! Streams: queues of work, each with a thread of its own that sleeps when there is none, and the waits between them.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::sys::{CUresult, CUstream};
+use nvshare_sim_card::now;
+
+use crate::completion::Completion;
+use crate::context::{Context, Streams};
+use crate::export::{Call, Outcome};
+use crate::handles::{Registry, handle_of};
+use crate::faults::Effect;
+use crate::work::{Job, Work};
+
+/// Streams that the application made.
+pub(crate) static STREAMS: Registry<Stream> = Registry::new();
+
+/// Submitting blocks while this much work waits in a stream.
+const DEPTH: usize = 1024;
+
+/// What kind of stream it is, which decides what it waits for without being told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The legacy default stream: waits for all blocking streams of its context, and they for it.
+    Legacy,
+    /// A thread's own default stream: blocking.
+    PerThread,
+    /// Made by the application.
+    Blocking,
+    /// Made by the application with `CU_STREAM_NON_BLOCKING`.
+    NonBlocking,
+}
+
+/// A stream.
+pub(crate) struct Stream {
+    /// Where it belongs.
+    pub(crate) context: Arc<Context>,
+    /// A number for `cuStreamGetId` and messages.
+    pub(crate) id: u64,
+    /// What it waits for without being told.
+    pub(crate) kind: Kind,
+    /// As it was made.
+    pub(crate) flags: u32,
+    /// As it was made; has no effect.
+    pub(crate) priority: i32,
+    /// When its last work ended, by the card's clocks.
+    ended: AtomicU64,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// Somebody, the worker or a synchronous call, executes a job of this stream.
+    busy: bool,
+    /// The worker thread was started.
+    worker: bool,
+    /// No more work will come.
+    closed: bool,
+    /// The end of what was submitted last.
+    last: Option<Arc<Completion>>,
+}
+
+impl Stream {
+    /// Makes a stream without a worker; it gets one with its first work.
+    pub(crate) fn new(context: &Arc<Context>, kind: Kind, flags: u32, priority: i32) -> Arc<Stream> {
+        static NUMBERS: AtomicU64 = AtomicU64::new(1);
+        Arc::new(Stream {
+            context: Arc::clone(context),
+            id: NUMBERS.fetch_add(1, Ordering::Relaxed),
+            kind,
+            flags,
+            priority,
+            ended: AtomicU64::new(0),
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+        })
+    }
+
+    /// The handle; only streams that the application made have one of their own.
+    pub(crate) fn handle(self: &Arc<Stream>) -> CUstream {
+        handle_of(self)
+    }
+
+    /// Whether it waits for the legacy stream, and that for it.
+    pub(crate) fn is_blocking(&self) -> bool {
+        matches!(self.kind, Kind::PerThread | Kind::Blocking)
+    }
+
+    /// The end of what was submitted last, while it has not come.
+    pub(crate) fn last(&self) -> Option<Arc<Completion>> {
+        let queue = self.lock();
+        queue.last.clone().filter(|last| last.finished().is_none())
+    }
+
+    /// What has to end before an operation on this stream could begin.
+    pub(crate) fn pending(self: &Arc<Stream>) -> Vec<Arc<Completion>> {
+        let streams = self.context.streams();
+        let mut pending = self.implicit(&streams);
+        pending.extend(self.last());
+        pending
+    }
+
+    /// When its last work ended, by the card's clocks.
+    pub(crate) fn ended(&self) -> u64 {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    /// Its last work ended then.
+    pub(crate) fn set_ended(&self, at: u64) {
+        self.ended.store(at, Ordering::Relaxed);
+    }
+
+    /// Waits for everything that was submitted to it.
+    pub(crate) fn synchronize(self: &Arc<Stream>) -> Outcome {
+        for completion in self.pending() {
+            completion.wait();
+        }
+        self.context.failure().map_or(Ok(()), Err)
+    }
+
+    /// Appends `work`, to begin when `after` is over too. With `here`, the calling thread executes it itself if nothing
+    /// is before it, as the caller is going to wait anyway.
+    pub(crate) fn enqueue(
+        self: &Arc<Stream>,
+        (work, effect): (Work, Option<Effect>),
+        after: &[Arc<Completion>],
+        here: bool,
+    ) -> Arc<Completion> {
+        if self.thread_may_wait() {
+            self.wait_for_room();
+        }
+        let streams = self.context.streams();
+        let mut waits = self.implicit(&streams);
+        waits.extend(after.iter().filter(|completion| completion.finished().is_none()).cloned());
+        let done = Arc::new(Completion::default());
+        let mut queue = self.lock();
+        let free = queue.jobs.is_empty() && !queue.busy;
+        if free && waits.is_empty() && work.is_instant() {
+            done.finish(now());
+            queue.last = Some(Arc::clone(&done));
+            return done;
+        }
+        queue.last = Some(Arc::clone(&done));
+        let job = Job::new(self, (work, effect), waits, Arc::clone(&done));
+        if here && free {
+            queue.busy = true;
+            drop(queue);
+            drop(streams);
+            job.run();
+            self.release();
+            return done;
+        }
+        queue.jobs.push_back(job);
+        let start = !std::mem::replace(&mut queue.worker, true);
+        drop(queue);
+        drop(streams);
+        if start {
+            self.start();
+        } else {
+            self.wake.notify_all();
+        }
+        done
+    }
+
+    /// No more work will come; what is queued is still done.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.wake.notify_all();
+    }
+
+    /// The work that this stream's next operation waits for without being told.
+    fn implicit(self: &Arc<Stream>, streams: &Streams) -> Vec<Arc<Completion>> {
+        match self.kind {
+            Kind::Legacy => {
+                streams.all().iter().filter(|stream| stream.is_blocking()).filter_map(|stream| stream.last()).collect()
+            }
+            Kind::PerThread | Kind::Blocking => {
+                streams.legacy.iter().filter_map(|legacy| legacy.last()).collect()
+            }
+            Kind::NonBlocking => Vec::new(),
+        }
+    }
+
+    /// Host functions run in stream threads and must not call the driver; if one does, it must at least not wait for
+    /// itself.
+    fn thread_may_wait(&self) -> bool {
+        std::thread::current().name() != Some(THREAD_NAME)
+    }
+
+    fn wait_for_room(&self) {
+        let mut queue = self.lock();
+        while queue.jobs.len() >= DEPTH && !queue.closed {
+            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn start(self: &Arc<Stream>) {
+        let stream = Arc::clone(self);
+        let started = std::thread::Builder::new().name(THREAD_NAME.into()).spawn(move || {
+            crate::threads::prepare();
+            stream.serve();
+        });
+        if let Err(error) = started {
+            // As good as a device that fell off the bus: nothing can be executed any more.
+            eprintln!("nvshare-sim: cannot start the thread of stream {}: {error}", self.id);
+            self.context.fail(CUresult::CUDA_ERROR_LAUNCH_FAILED);
+            let jobs = std::mem::take(&mut self.lock().jobs);
+            for job in jobs {
+                job.run();
+            }
+        }
+    }
+
+    fn serve(&self) {
+        loop {
+            let job = {
+                let mut queue = self.lock();
+                loop {
+                    if !queue.busy && let Some(job) = queue.jobs.pop_front() {
+                        queue.busy = true;
+                        break job;
+                    }
+                    if queue.closed && queue.jobs.is_empty() {
+                        return;
+                    }
+                    queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                }
+            };
+            job.run();
+            self.release();
+        }
+    }
+
+    fn release(&self) {
+        let mut queue = self.lock();
+        queue.busy = false;
+        let waiting = queue.worker && !queue.jobs.is_empty();
+        let room = queue.jobs.len() + 1 >= DEPTH;
+        drop(queue);
+        if waiting || room {
+            self.wake.notify_all();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const THREAD_NAME: &str = "cuda-stream";
+
+/// `CU_STREAM_LEGACY`.
+const LEGACY: usize = 1;
+/// `CU_STREAM_PER_THREAD`.
+const PER_THREAD: usize = 2;
+
+impl Call {
+    /// The stream that `handle` names: null is the default stream of the kind that the called symbol stands for.
+    pub(crate) fn stream(&self, handle: CUstream) -> Outcome<Arc<Stream>> {
+        let context = match handle as usize {
+            0 | LEGACY | PER_THREAD => self.context()?,
+            _ => {
+                let stream = STREAMS.get(handle).ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?;
+                stream.context.usable()?;
+                return Ok(stream);
+            }
+        };
+        if handle as usize == PER_THREAD || (handle.is_null() && self.per_thread) {
+            Ok(Stream::of_thread(&context))
+        } else {
+            context.streams().legacy.clone().ok_or(CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED)
+        }
+    }
+}
+
+impl Stream {
+    /// The calling thread's default stream in `context`.
+    fn of_thread(context: &Arc<Context>) -> Arc<Stream> {
+        let thread = std::thread::current().id();
+        let mut streams = context.streams();
+        let stream =
+            streams.per_thread.entry(thread).or_insert_with(|| Stream::new(context, Kind::PerThread, 0, 0));
+        Arc::clone(stream)
+    }
+}

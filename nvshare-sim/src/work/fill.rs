@@ -1,0 +1,83 @@
+//! Memsets: elements of one, two or four bytes, in rows.
+
+use nvshare_sim_card::Lane;
+
+use super::Touch;
+use crate::export::Outcome;
+use crate::memory::{self, Location};
+use crate::strict;
+use crate::timeline::Timeline;
+
+/// A memset.
+#[derive(Clone, Copy)]
+pub(crate) struct Fill {
+    /// Where it begins.
+    pub(crate) address: u64,
+    /// From one row to the next.
+    pub(crate) pitch: u64,
+    /// Bytes of an element: 1, 2 or 4.
+    pub(crate) element: u64,
+    /// What every element becomes.
+    pub(crate) value: u32,
+    /// Elements in a row.
+    pub(crate) width: u64,
+    /// Rows.
+    pub(crate) height: u64,
+}
+
+impl Fill {
+    pub(super) fn describe(&self) -> String {
+        format!("a memset of {} bytes at {:#x}", self.row() * self.height, self.address)
+    }
+
+    fn row(&self) -> u64 {
+        self.width * self.element
+    }
+
+    pub(super) fn touch(&self) -> Touch {
+        let bytes = if self.row() * self.height == 0 { 0 } else { (self.height - 1) * self.pitch + self.row() };
+        Touch { start: self.address, bytes, write: true }
+    }
+
+    pub(super) fn execute(&self, timeline: &mut Timeline<'_>) -> Outcome {
+        let touch = self.touch();
+        if touch.bytes == 0 {
+            return Ok(());
+        }
+        let device = timeline.context.device;
+        memory::access(touch.start, touch.bytes, true, device)
+            .map_err(|why| strict::illegal(timeline.context, &format!("{}: {why}", self.describe())))?;
+        let managed = memory::classify(self.address) == Location::Managed;
+        let row = self.row();
+        timeline.occupy(device, Lane::Compute, row * self.height, 1, |timeline, range| {
+            let mut at = range.start;
+            while at < range.end {
+                let length = (row - at % row).min(range.end - at);
+                let address = self.address + (at / row) * self.pitch + at % row;
+                if managed {
+                    timeline.at = memory::touch_managed(device, address, length, true, timeline.at);
+                }
+                self.write(address, length, at % row);
+                at += length;
+            }
+        })
+    }
+
+    /// Fills a piece of a row whose first byte has the number `phase` in it.
+    fn write(&self, address: u64, length: u64, phase: u64) {
+        let bytes = self.value.to_le_bytes();
+        let pattern = &bytes[..self.element as usize];
+        if pattern.iter().all(|byte| *byte == pattern[0]) {
+            // SAFETY: the range was checked to be memory of the device.
+            unsafe { std::ptr::write_bytes(address as *mut u8, pattern[0], length as usize) };
+            return;
+        }
+        // SAFETY: as above; bytes have no alignment.
+        let piece = unsafe { std::slice::from_raw_parts_mut(address as *mut u8, length as usize) };
+        // Pieces are cut at multiples of 4096, rows at whole elements: the phase is that of an element's first byte.
+        debug_assert_eq!(phase % self.element, 0);
+        for element in piece.chunks_mut(pattern.len()) {
+            element.copy_from_slice(&pattern[..element.len()]);
+        }
+    }
+}

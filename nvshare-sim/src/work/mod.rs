@@ -1,0 +1,233 @@
+//! Work: everything that a stream executes. It is submitted here, either to a stream or, where that is being captured, to
+//! a graph; while it is in flight it is known what memory it may touch.
+
+mod fill;
+mod flight;
+mod transfer;
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUresult;
+use nvshare_sim_card::now;
+
+pub(crate) use fill::Fill;
+pub(crate) use flight::{in_flight, stop_touching};
+pub(crate) use transfer::{Plane, Transfer, device_end};
+
+use crate::capture;
+use crate::completion::Completion;
+use crate::export::Outcome;
+use crate::faults::{self, Effect};
+use crate::graph::Executable;
+use crate::kernel::Launch;
+use crate::stream::Stream;
+use crate::timeline::Timeline;
+
+/// Memory that work may touch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Touch {
+    /// The first byte.
+    pub(crate) start: u64,
+    /// How many.
+    pub(crate) bytes: u64,
+    /// Whether they may be written.
+    pub(crate) write: bool,
+}
+
+/// Something else that happens in stream order: allocations, prefetches.
+pub(crate) struct Custom {
+    /// For messages.
+    pub(crate) name: &'static str,
+    /// What memory it uses.
+    pub(crate) touches: Vec<Touch>,
+    /// Does it.
+    pub(crate) run: Box<dyn Fn(&mut Timeline<'_>) -> Outcome + Send + Sync>,
+}
+
+/// A function of the application that a stream calls.
+#[derive(Clone, Copy)]
+pub(crate) struct HostCall {
+    /// Takes its argument alone.
+    pub(crate) function: unsafe extern "C" fn(*mut c_void),
+    /// The argument.
+    pub(crate) argument: usize,
+}
+
+/// One operation of a stream.
+#[derive(Clone)]
+pub(crate) enum Work {
+    /// A kernel.
+    Kernel(Arc<Launch>),
+    /// A copy.
+    Transfer(Transfer),
+    /// A memset.
+    Fill(Fill),
+    /// A function of the application.
+    Host(HostCall),
+    /// The older kind of host function, which also gets the stream and its state.
+    Callback(Callback),
+    /// A graph.
+    Graph(Arc<Executable>),
+    /// What other parts of the simulator do in stream order.
+    Custom(Arc<Custom>),
+    /// Nothing: an event's record, a wait for one, an empty node.
+    Nothing,
+}
+
+/// `cuStreamAddCallback`.
+#[derive(Clone, Copy)]
+pub(crate) struct Callback {
+    /// Gets the stream's handle, its state and the argument.
+    pub(crate) function: unsafe extern "C" fn(cudarc::driver::sys::CUstream, CUresult, *mut c_void),
+    /// The stream as the application named it.
+    pub(crate) stream: usize,
+    /// The argument.
+    pub(crate) argument: usize,
+}
+
+impl Work {
+    /// For messages.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Work::Kernel(launch) => format!("kernel `{}`", launch.function.name),
+            Work::Transfer(transfer) => transfer.describe(),
+            Work::Fill(fill) => fill.describe(),
+            Work::Host(_) | Work::Callback(_) => "a host function".into(),
+            Work::Graph(graph) => {
+                let nodes: Vec<_> = graph.works().iter().map(Work::describe).take(4).collect();
+                format!("a graph ({}, ..)", nodes.join(", "))
+            }
+            Work::Custom(custom) => custom.name.into(),
+            Work::Nothing => "nothing".into(),
+        }
+    }
+
+    /// The memory it may touch.
+    pub(crate) fn touches(&self) -> Vec<Touch> {
+        match self {
+            Work::Kernel(launch) => launch.touches(),
+            Work::Transfer(transfer) => transfer.touches(),
+            Work::Set(set) => vec![fill.touch()],
+            Work::Graph(graph) => graph.works().iter().flat_map(Work::touches).collect(),
+            Work::Custom(custom) => custom.touches.clone(),
+            Work::Host(_) | Work::Callback(_) | Work::Nothing => Vec::new(),
+        }
+    }
+
+    /// Whether it takes no time at all.
+    pub(crate) fn is_instant(&self) -> bool {
+        matches!(self, Work::Nothing)
+    }
+
+    /// Does it, in `timeline`.
+    pub(crate) fn execute(&self, timeline: &mut Timeline<'_>) -> Outcome {
+        match self {
+            Work::Kernel(launch) => launch.execute(timeline),
+            Work::Transfer(transfer) => transfer.execute(timeline),
+            Work::Fill(fill) => fill.execute(timeline),
+            Work::Host(call) => {
+                timeline.sleep();
+                // SAFETY: the application vouches for the function and its argument until it has run.
+                unsafe { (call.function)(call.argument as *mut c_void) };
+                timeline.at = timeline.at.max(now());
+                Ok(())
+            }
+            Work::Callback(call) => {
+                timeline.sleep();
+                // SAFETY: as above.
+                unsafe {
+                    (call.function)(
+                        call.stream as cudarc::driver::sys::CUstream,
+                        CUresult::CUDA_SUCCESS,
+                        call.argument as *mut c_void,
+                    );
+                }
+                timeline.at = timeline.at.max(now());
+                Ok(())
+            }
+            Work::Graph(graph) => graph.works().iter().try_for_each(|work| {
+                timeline.check()?;
+                work.execute(timeline)
+            }),
+            Work::Custom(custom) => (custom.run)(timeline),
+            Work::Nothing => Ok(()),
+        }
+    }
+}
+
+/// A piece of work in a stream's queue.
+pub(crate) struct Job {
+    work: Work,
+    effect: Option<Effect>,
+    stream: Arc<Stream>,
+    waits: Vec<Arc<Completion>>,
+    done: Arc<Completion>,
+    ready: u64,
+    flight: flight::Ticket,
+}
+
+impl Job {
+    /// Work that was submitted now; it counts as in flight until it has run.
+    pub(crate) fn new(
+        stream: &Arc<Stream>,
+        (work, effect): (Work, Option<Effect>),
+        waits: Vec<Arc<Completion>>,
+        done: Arc<Completion>,
+    ) -> Job {
+        let flight = flight::enter(&work, stream);
+        Job { work, effect, stream: Arc::clone(stream), waits, done, ready: now(), flight }
+    }
+
+    /// Waits for what comes before it, executes it, and says that it is over.
+    pub(crate) fn run(self) {
+        let context = &*self.stream.context;
+        let before = self.waits.iter().map(|wait| wait.wait()).max().unwrap_or(0);
+        let at = self.ready.max(before).max(self.stream.ended());
+        let mut timeline = Timeline { context, at };
+        let outcome = timeline
+            .check()
+            .and_then(|()| faults::strike(self.effect, &mut timeline))
+            .and_then(|()| self.work.execute(&mut timeline));
+        match outcome {
+            Ok(()) => timeline.sleep(),
+            Err(CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED) => {}
+            Err(error) => context.fail(error),
+        }
+        self.stream.set_ended(timeline.at);
+        flight::leave(self.flight);
+        self.done.finish(timeline.at);
+    }
+}
+
+/// What became of work that was submitted.
+pub(crate) enum Submitted {
+    /// It runs, or will; this is its end.
+    Running(Arc<Completion>),
+    /// The stream is being captured: it is a node of a graph now and does not run.
+    Captured,
+}
+
+/// Submits `work` to `stream`; the caller does not wait for it.
+pub(crate) fn submit(stream: &Arc<Stream>, work: Work) -> Outcome<Submitted> {
+    stream.context.usable()?;
+    if capture::take(stream, &work)? {
+        return Ok(Submitted::Captured);
+    }
+    let effect = faults::at_submission(&work)?;
+    Ok(Submitted::Running(stream.enqueue((work, effect), &[], false)))
+}
+
+/// Submits `work` to `stream` and waits for its end. Not allowed where the stream is being captured.
+pub(crate) fn submit_and_wait(stream: &Arc<Stream>, work: Work) -> Outcome {
+    stream.context.usable()?;
+    capture::forbid_waiting(stream)?;
+    let effect = faults::at_submission(&work)?;
+    stream.enqueue((work, effect), &[], true).wait();
+    stream.context.failure().map_or(Ok(()), Err)
+}
+
+/// Waits for all work of a context, whatever becomes of it.
+pub(crate) fn wait_for_context(context: &crate::context::Context) {
+    let _ = context.synchronize();
+}
