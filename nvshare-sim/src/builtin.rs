@@ -164,7 +164,8 @@ fn reach(launch: &Launch, timeline: &Timeline<'_>, touch: &Touch) -> Outcome {
         illegal("the address is not aligned");
         return Err(CUresult::CUDA_ERROR_MISALIGNED_ADDRESS);
     }
-    memory::access(touch.start, touch.bytes, touch.write, timeline.context.device).map_err(|why| illegal(&why))
+    memory::access(touch.start, touch.bytes, touch.write, timeline.context.device)
+        .map_err(|why| illegal(&why))
 }
 
 /// Goes over an array in pieces, in the compute clock's time. `each` gets the index of the piece's first word.
@@ -213,7 +214,10 @@ fn fingerprints(timeline: &mut Timeline<'_>, [base, blocks, block_bytes, key, ou
     // SAFETY: `reach` found the four words accessible and aligned.
     let words = unsafe { (key as *const [u64; 4]).read() };
     let Some(key) = Key::from_words(words) else {
-        strict::illegal(timeline.context, "kernel `nvshare_fingerprint`: a word of the key is not less than 2^61-1");
+        strict::illegal(
+            timeline.context,
+            "kernel `nvshare_fingerprint`: a word of the key is not less than 2^61-1",
+        );
         return Err(CUresult::CUDA_ERROR_LAUNCH_FAILED);
     };
     let device = timeline.context.device;

@@ -187,8 +187,10 @@ pub(crate) fn end(stream: &Arc<Stream>) -> Outcome<Arc<Graph>> {
     let (graph, invalid) = (Arc::clone(&capture.graph), capture.invalid);
     // Everything that other streams did must come before what the first one did last.
     let before = ancestors(&tails);
-    let others = state.streams.iter().filter(|(other, joined)| joined.capture == id && **other != key(stream));
-    let unjoined = others.flat_map(|(_, joined)| &joined.tails).any(|node| !before.contains(&Arc::as_ptr(node)));
+    let others =
+        state.streams.iter().filter(|(other, joined)| joined.capture == id && **other != key(stream));
+    let unjoined =
+        others.flat_map(|(_, joined)| &joined.tails).any(|node| !before.contains(&Arc::as_ptr(node)));
     state.end(id);
     if invalid {
         return Err(CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
@@ -268,8 +270,12 @@ pub(crate) fn forbid_waiting(stream: &Arc<Stream>) -> Outcome {
 /// Waiting for `context` is not possible while one of its streams is captured.
 pub(crate) fn forbid_waiting_for(context: &Context) -> Outcome {
     if let Some(mut state) = state() {
-        let hit: HashSet<u64> =
-            state.streams.values().filter(|joined| joined.context == context.id).map(|joined| joined.capture).collect();
+        let hit: HashSet<u64> = state
+            .streams
+            .values()
+            .filter(|joined| joined.context == context.id)
+            .map(|joined| joined.capture)
+            .collect();
         if state.invalidate(|id, _| hit.contains(&id)) {
             return Err(CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
         }
@@ -317,7 +323,9 @@ pub(crate) fn wait_for(stream: &Arc<Stream>, mark: &Mark) -> Outcome {
         return Err(CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
     }
     if stream.kind == Kind::Legacy {
-        return state.forbid_legacy(&stream.context).and(Err(CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED));
+        return state
+            .forbid_legacy(&stream.context)
+            .and(Err(CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED));
     }
     match state.streams.get_mut(&key(stream)) {
         None => {

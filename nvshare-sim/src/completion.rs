@@ -13,11 +13,6 @@ pub(crate) struct Completion {
 }
 
 impl Completion {
-    /// A completion that is over already.
-    pub(crate) fn over_at(at: u64) -> Completion {
-        Completion { at: AtomicU64::new(at.max(1)), ..Completion::default() }
-    }
-
     /// When the work ended; `None` while it has not.
     pub(crate) fn finished(&self) -> Option<u64> {
         match self.at.load(Ordering::Acquire) {

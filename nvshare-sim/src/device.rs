@@ -44,10 +44,7 @@ pub(crate) fn count() -> usize {
 
 /// The index of a device that exists.
 pub(crate) fn index(device: CUdevice) -> Outcome<usize> {
-    usize::try_from(device)
-        .ok()
-        .filter(|index| *index < count())
-        .ok_or(CUresult::CUDA_ERROR_INVALID_DEVICE)
+    usize::try_from(device).ok().filter(|index| *index < count()).ok_or(CUresult::CUDA_ERROR_INVALID_DEVICE)
 }
 
 /// Reserves a lane for `nanoseconds` from `earliest` on, and counts the bytes that pass it; returns the end.
@@ -72,18 +69,25 @@ pub(crate) fn latency() -> u64 {
 /// An attribute; `None` for a number that this driver does not know.
 pub(crate) fn attribute(device: usize, attribute: u32) -> Option<i32> {
     Some(match attribute {
-        1 | 2 | 3 | 39 => if attribute == 39 { 2048 } else { 1024 }, // threads of a block, x, y, of a multiprocessor
-        4 => 64,                                                      // block z
-        5 => i32::MAX,                                                // grid x
+        1 | 2 | 3 | 39 => {
+            if attribute == 39 {
+                2048
+            } else {
+                1024
+            }
+        } // threads of a block, x, y, of a multiprocessor
+        4 => 64,       // block z
+        5 => i32::MAX, // grid x
         6 | 7 => 65535,
-        8 => 49152,  // shared memory of a block
-        9 => 65536,  // constant memory
-        10 => 32,    // warp
-        11 => i32::MAX, // pitch
+        8 => 49152,       // shared memory of a block
+        9 => 65536,       // constant memory
+        10 => 32,         // warp
+        11 => i32::MAX,   // pitch
         12 | 82 => 65536, // registers
-        13 => 1_980_000, // kHz
-        14 | 30 => 512, // texture and surface alignment
-        15 | 19 | 31 | 41 | 78 | 79 | 80 | 83 | 90 | 91 | 95 | 98 | 99 | 102 | 103 | 110 | 115 | 116 | 122 | 123 | 125 | 129 => 1,
+        13 => 1_980_000,  // kHz
+        14 | 30 => 512,   // texture and surface alignment
+        15 | 19 | 31 | 41 | 78 | 79 | 80 | 83 | 90 | 91 | 95 | 98 | 99 | 102 | 103 | 110 | 115 | 116
+        | 122 | 123 | 125 | 129 => 1,
         16 => MULTIPROCESSORS,
         21 | 22 | 23 | 55 | 56 => 131_072,
         24..=26 => 16384,
@@ -112,8 +116,35 @@ pub(crate) fn attribute(device: usize, attribute: u32) -> Option<i32> {
         120 => 1, // clusters
         126 => 4,
         131 | 134 => 0, // NUMA nodes
-        17 | 18 | 20 | 32 | 34 | 35 | 45 | 46 | 50 | 86 | 88 | 92..=94 | 96 | 100 | 101 | 104 | 105 | 107 | 112..=114
-        | 117 | 118 | 121 | 124 | 127 | 128 | 130 | 132 | 133 | 135..=143 => 0,
+        17
+        | 18
+        | 20
+        | 32
+        | 34
+        | 35
+        | 45
+        | 46
+        | 50
+        | 86
+        | 88
+        | 92..=94
+        | 96
+        | 100
+        | 101
+        | 104
+        | 105
+        | 107
+        | 112..=114
+        | 117
+        | 118
+        | 121
+        | 124
+        | 127
+        | 128
+        | 130
+        | 132
+        | 133
+        | 135..=143 => 0,
         _ => return None,
     })
 }

@@ -107,14 +107,17 @@ pub(crate) unsafe fn put_if<T>(to: *mut T, value: T) {
 /// A body is an unsafe block's worth of C contract: pointers are what the caller passed. It returns
 /// `Result<(), CUresult>` and may use `?`. `@early` functions work before `cuInit`.
 macro_rules! export {
-    ($($(#[$attribute:meta])* $(@ $early:ident)? fn $name:ident $(/ $twin:ident)* $args:tt |$cx:pat_param| $body:block)*) => {
-        /// What this file exports.
-        pub(crate) static EXPORTS: &[$crate::export::Export] = &[
-            $(
-                $crate::export::export!(@one $name, false, [$($early)?], $args, $cx, $body),
-                $($crate::export::export!(@one $twin, true, [], $args, $cx, $body),)*
-            )*
+    ($($(@ $early:ident)? fn $name:ident $(/ $twin:ident)* ($($args:tt)*) |$cx:pat_param| $body:block)*) => {
+        /// What this file exports: for each function, the symbols it has.
+        pub(crate) static EXPORTS: &[&[$crate::export::Export]] = &[
+            $($crate::export::export!(@fn [$($early)?] $name [$($twin)*] ($($args)*), $cx, $body),)*
         ];
+    };
+    (@fn [$($early:ident)?] $name:ident [$($twin:ident)*] $args:tt, $cx:pat_param, $body:block) => {
+        &[
+            $crate::export::export!(@one $name, false, [$($early)?], $args, $cx, $body),
+            $($crate::export::export!(@one $twin, true, [], $args, $cx, $body),)*
+        ]
     };
     (@early []) => { false };
     (@early [early]) => { true };

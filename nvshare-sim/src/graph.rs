@@ -1,6 +1,5 @@
 //! Graphs: nodes of work with an order between them, and what can be launched of them.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use cudarc::driver::sys::{CUgraph, CUgraphNode, CUresult};
@@ -77,16 +76,13 @@ impl Node {
 
 /// A graph.
 pub(crate) struct Graph {
-    /// A number for messages.
-    pub(crate) id: u64,
     nodes: Mutex<Vec<Arc<Node>>>,
 }
 
 impl Graph {
     /// An empty graph.
     pub(crate) fn new() -> Arc<Graph> {
-        static NUMBERS: AtomicU64 = AtomicU64::new(1);
-        let graph = Arc::new(Graph { id: NUMBERS.fetch_add(1, Ordering::Relaxed), nodes: Mutex::default() });
+        let graph = Arc::new(Graph { nodes: Mutex::default() });
         GRAPHS.insert::<()>(Arc::clone(&graph));
         graph
     }
@@ -103,7 +99,8 @@ impl Graph {
 
     /// Adds a node that comes after others.
     pub(crate) fn add(self: &Arc<Graph>, work: Work, after: Vec<Arc<Node>>) -> Arc<Node> {
-        let node = Arc::new(Node { graph: Arc::downgrade(self), work: Mutex::new(work), after: Mutex::new(after) });
+        let node =
+            Arc::new(Node { graph: Arc::downgrade(self), work: Mutex::new(work), after: Mutex::new(after) });
         NODES.insert::<()>(Arc::clone(&node));
         self.lock().push(Arc::clone(&node));
         node
@@ -114,7 +111,11 @@ impl Graph {
         let mut nodes = self.lock();
         nodes.retain(|other| !Arc::ptr_eq(other, node));
         for other in nodes.iter() {
-            other.after.lock().unwrap_or_else(PoisonError::into_inner).retain(|before| !Arc::ptr_eq(before, node));
+            other
+                .after
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .retain(|before| !Arc::ptr_eq(before, node));
         }
         NODES.remove(node.handle());
     }
@@ -134,7 +135,8 @@ impl Graph {
         let copies: Vec<_> = nodes.iter().map(|node| copy.add(node.work(), Vec::new())).collect();
         for (node, twin) in nodes.iter().zip(&copies) {
             let place = |before: &Arc<Node>| nodes.iter().position(|other| Arc::ptr_eq(other, before));
-            let after = node.after().iter().filter_map(place).map(|index| Arc::clone(&copies[index])).collect();
+            let after =
+                node.after().iter().filter_map(place).map(|index| Arc::clone(&copies[index])).collect();
             *twin.after.lock().unwrap_or_else(PoisonError::into_inner) = after;
         }
         copy
@@ -175,18 +177,18 @@ pub(crate) struct Executable {
 
 impl Executable {
     /// Instantiates a graph.
-    pub(crate) fn new(graph: &Graph) -> Outcome<Arc<Executable>> {
+    pub(crate) fn new(graph: &Arc<Graph>) -> Outcome<Arc<Executable>> {
         let executable = Arc::new(Executable { works: RwLock::new(Arc::new(Self::take(graph)?)) });
         EXECUTABLES.insert::<()>(Arc::clone(&executable));
         Ok(executable)
     }
 
     /// A graph as it is now, to be part of another.
-    pub(crate) fn snapshot_of(graph: &Graph) -> Outcome<Arc<Executable>> {
+    pub(crate) fn snapshot_of(graph: &Arc<Graph>) -> Outcome<Arc<Executable>> {
         Ok(Arc::new(Executable { works: RwLock::new(Arc::new(Self::take(graph)?)) }))
     }
 
-    fn take(graph: &Graph) -> Outcome<Vec<(usize, Work)>> {
+    fn take(graph: &Arc<Graph>) -> Outcome<Vec<(usize, Work)>> {
         let nodes = graph.ordered()?;
         Ok(nodes.iter().map(|node| (node.handle() as usize, node.work())).collect())
     }
@@ -214,7 +216,7 @@ impl Executable {
     }
 
     /// Takes over the parameters of a graph of the same form; an error where the forms differ.
-    pub(crate) fn update(&self, graph: &Graph) -> Outcome {
+    pub(crate) fn update(&self, graph: &Arc<Graph>) -> Outcome {
         let new = Self::take(graph)?;
         let mut works = self.works.write().unwrap_or_else(PoisonError::into_inner);
         let same = new.len() == works.len()

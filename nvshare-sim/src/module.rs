@@ -89,7 +89,8 @@ impl Library {
     /// Loads an image and keeps it.
     pub(crate) fn from_image(image: *const c_void) -> Outcome<Arc<Library>> {
         crate::faults::at_call(crate::faults::Point::Module)?;
-        let library = Library { entries: entries(image)?, modules: Mutex::default(), kernels: Mutex::default() };
+        let library =
+            Library { entries: entries(image)?, modules: Mutex::default(), kernels: Mutex::default() };
         let library = Arc::new(library);
         LIBRARIES.insert::<()>(Arc::clone(&library));
         Ok(library)
@@ -128,10 +129,14 @@ impl Library {
     /// Forgets the library, its kernels, and what it is in contexts.
     pub(crate) fn unload(self: &Arc<Library>) {
         LIBRARIES.remove(handle_of::<_, ()>(self));
-        for module in std::mem::take(&mut *self.modules.lock().unwrap_or_else(PoisonError::into_inner)).values() {
+        for module in
+            std::mem::take(&mut *self.modules.lock().unwrap_or_else(PoisonError::into_inner)).values()
+        {
             module.unload();
         }
-        for kernel in std::mem::take(&mut *self.kernels.lock().unwrap_or_else(PoisonError::into_inner)).values() {
+        for kernel in
+            std::mem::take(&mut *self.kernels.lock().unwrap_or_else(PoisonError::into_inner)).values()
+        {
             KERNELS.remove(handle_of::<_, ()>(kernel));
         }
     }

@@ -10,8 +10,8 @@ use nvshare_sim_card::now;
 use crate::completion::Completion;
 use crate::context::{Context, Streams};
 use crate::export::{Call, Outcome};
-use crate::handles::{Registry, handle_of};
 use crate::faults::Effect;
+use crate::handles::Registry;
 use crate::work::{Job, Work};
 
 /// Streams that the application made.
@@ -78,11 +78,6 @@ impl Stream {
             queue: Mutex::default(),
             wake: Condvar::new(),
         })
-    }
-
-    /// The handle; only streams that the application made have one of their own.
-    pub(crate) fn handle(self: &Arc<Stream>) -> CUstream {
-        handle_of(self)
     }
 
     /// Whether it waits for the legacy stream, and that for it.
@@ -175,9 +170,12 @@ impl Stream {
     /// The work that this stream's next operation waits for without being told.
     fn implicit(self: &Arc<Stream>, streams: &Streams) -> Vec<Arc<Completion>> {
         match self.kind {
-            Kind::Legacy => {
-                streams.all().iter().filter(|stream| stream.is_blocking()).filter_map(|stream| stream.last()).collect()
-            }
+            Kind::Legacy => streams
+                .all()
+                .iter()
+                .filter(|stream| stream.is_blocking())
+                .filter_map(|stream| stream.last())
+                .collect(),
             Kind::PerThread | Kind::Blocking => {
                 streams.legacy.iter().filter_map(|legacy| legacy.last()).collect()
             }
@@ -220,7 +218,9 @@ impl Stream {
             let job = {
                 let mut queue = self.lock();
                 loop {
-                    if !queue.busy && let Some(job) = queue.jobs.pop_front() {
+                    if !queue.busy
+                        && let Some(job) = queue.jobs.pop_front()
+                    {
                         queue.busy = true;
                         break job;
                     }

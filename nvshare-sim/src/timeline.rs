@@ -45,7 +45,8 @@ impl Timeline<'_> {
         while from < bytes {
             let to = bytes.min(from + piece);
             self.check()?;
-            let time = (u128::from(to - from) * u128::from(slowdown) * 1_000_000_000 / u128::from(rate)) as u64;
+            let time =
+                (u128::from(to - from) * u128::from(slowdown) * 1_000_000_000 / u128::from(rate)) as u64;
             self.at = self.at.max(now().saturating_sub(CATCH_UP));
             self.at = crate::device::reserve(device, lane, self.at, time, to - from);
             work(self, from..to);

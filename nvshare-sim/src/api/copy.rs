@@ -182,7 +182,9 @@ fn asynchronous(cx: &Call, mut transfer: Transfer, stream: CUstream) -> Outcome 
     }
     if !to && transfer.bytes() <= STAGED && transfer.height * transfer.depth == 1 {
         // SAFETY: the application's memory, as long as it says.
-        let bytes = unsafe { std::slice::from_raw_parts(transfer.from.address as *const u8, transfer.width as usize) };
+        let bytes = unsafe {
+            std::slice::from_raw_parts(transfer.from.address as *const u8, transfer.width as usize)
+        };
         let staged: Arc<[u8]> = bytes.into();
         transfer.from.address = staged.as_ptr() as u64;
         transfer.staged = Some(staged);
@@ -197,7 +199,8 @@ fn asynchronous(cx: &Call, mut transfer: Transfer, stream: CUstream) -> Outcome 
     {
         crate::strict::report(&format!(
             "{}: pageable memory of {} changed while the copy read it",
-            cx.name, transfer.bytes()
+            cx.name,
+            transfer.bytes()
         ));
     }
     stream.context.failure().map_or(Ok(()), Err)

@@ -2,13 +2,13 @@
 
 use std::ffi::{CString, c_char, c_int, c_uint};
 use std::sync::atomic::Ordering;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use cudarc::driver::sys::{CUdevice, CUfunction, CUkernel, CUresult};
 
 use super::launch::function_of;
 use crate::device::MULTIPROCESSORS;
-use crate::export::{Call, Outcome, export, put, put_if};
+use crate::export::{Outcome, export, put, put_if};
 use crate::kernel::{Function, MAX_SHARED};
 
 /// Threads of a multiprocessor.
@@ -123,20 +123,20 @@ export! {
     }
 }
 
-fn attribute_of(function: &Function, attribute: c_uint) -> Outcome<c_int> {
+fn attribute_of(function: &Arc<Function>, attribute: c_uint) -> Outcome<c_int> {
     Ok(match attribute {
-        0 => 1024,                                        // threads of a block
-        1..=3 | 7 => 0,                                   // shared, constant, local memory; cache mode
-        4 => 32,                                          // registers
-        5 | 6 => 90,                                      // versions
+        0 => 1024,      // threads of a block
+        1..=3 | 7 => 0, // shared, constant, local memory; cache mode
+        4 => 32,        // registers
+        5 | 6 => 90,    // versions
         8 => function.dynamic_shared.load(Ordering::Relaxed).max(48 << 10),
-        9 => -1,                                          // preferred shared memory
-        10..=15 => 0,                                     // clusters
+        9 => -1,      // preferred shared memory
+        10..=15 => 0, // clusters
         _ => return Err(CUresult::CUDA_ERROR_INVALID_VALUE),
     })
 }
 
-fn set_attribute(function: &Function, attribute: c_uint, value: c_int) -> Outcome {
+fn set_attribute(function: &Arc<Function>, attribute: c_uint, value: c_int) -> Outcome {
     match attribute {
         8 if (0..=MAX_SHARED as c_int).contains(&value) => {
             function.dynamic_shared.store(value, Ordering::Relaxed);
@@ -149,7 +149,7 @@ fn set_attribute(function: &Function, attribute: c_uint, value: c_int) -> Outcom
 
 /// # Safety
 /// `offset` and `size` are null or writable.
-unsafe fn parameter(function: &Function, index: usize, offset: *mut usize, size: *mut usize) -> Outcome {
+unsafe fn parameter(function: &Arc<Function>, index: usize, offset: *mut usize, size: *mut usize) -> Outcome {
     let parameter = function.parameters.get(index).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
     // SAFETY: the caller's.
     unsafe {

@@ -143,7 +143,7 @@ export! {
     }
 
     fn cuGraphExecUpdate(handle: CUgraphExec, graph: CUgraph, wrong: *mut CUgraphNode, result: *mut c_uint) |cx| {
-        let updated = executable_of(handle)?.update(&*graph_of(graph)?);
+        let updated = executable_of(handle)?.update(&graph_of(graph)?);
         // SAFETY: optional out-parameters of the driver API.
         unsafe {
             put_if(wrong, std::ptr::null_mut());
@@ -153,7 +153,7 @@ export! {
     }
 
     fn cuGraphExecUpdate_v2(handle: CUgraphExec, graph: CUgraph, information: *mut [u64; 3]) |cx| {
-        let updated = executable_of(handle)?.update(&*graph_of(graph)?);
+        let updated = executable_of(handle)?.update(&graph_of(graph)?);
         // SAFETY: an out-parameter of the driver API: a result and two nodes.
         unsafe { put_if(information, [u64::from(updated.is_err()), 0, 0]) };
         updated
@@ -229,7 +229,12 @@ unsafe fn list(nodes: &[Arc<Node>], to: *mut CUgraphNode, count: *mut usize) -> 
 
 /// # Safety
 /// As [`list`], for two arrays.
-unsafe fn edges(graph: &Graph, from: *mut CUgraphNode, to: *mut CUgraphNode, count: *mut usize) -> Outcome {
+unsafe fn edges(
+    graph: &Arc<Graph>,
+    from: *mut CUgraphNode,
+    to: *mut CUgraphNode,
+    count: *mut usize,
+) -> Outcome {
     let pairs = graph.nodes().into_iter().flat_map(|node| {
         let after = node.after();
         after.into_iter().map(move |before| (before, Arc::clone(&node)))
@@ -261,5 +266,5 @@ unsafe fn connect(from: *const CUgraphNode, to: *const CUgraphNode, count: usize
 /// `made` is null or writable.
 unsafe fn instantiate(made: *mut CUgraphExec, handle: CUgraph) -> Outcome {
     // SAFETY: the caller's.
-    unsafe { put(made, handle_of(&Executable::new(&*graph_of(handle)?)?)) }
+    unsafe { put(made, handle_of(&Executable::new(&graph_of(handle)?)?)) }
 }

@@ -20,7 +20,7 @@ mod stubs;
 use crate::export::Export;
 
 /// All exports, a table per file.
-pub(crate) static TABLES: &[&[Export]] = &[
+pub(crate) static TABLES: &[&[&[Export]]] = &[
     capture::EXPORTS,
     context::EXPORTS,
     copy::EXPORTS,

@@ -1,11 +1,11 @@
 //! Modules and libraries: loading, and finding functions in them.
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_uint, c_void};
 use std::sync::Arc;
 
 use cudarc::driver::sys::{CUdeviceptr, CUfunction, CUkernel, CUlibrary, CUmodule, CUresult};
 
-use crate::export::{Outcome, export, put, put_if};
+use crate::export::{Outcome, export, put};
 use crate::handles::handle_of;
 use crate::module::{KERNELS, LIBRARIES, Library, MODULES, Module};
 

@@ -164,7 +164,12 @@ unsafe fn kernel(cx: &Call, parameters: *const Kernel, newer: bool) -> Outcome<W
             block: (&raw const (*parameters).block).read(),
             shared: (&raw const (*parameters).shared).read(),
         };
-        (function, shape, (&raw const (*parameters).parameters).read(), (&raw const (*parameters).extra).read())
+        (
+            function,
+            shape,
+            (&raw const (*parameters).parameters).read(),
+            (&raw const (*parameters).extra).read(),
+        )
     };
     let function = function_of(cx, function)?;
     known(&function)?;

@@ -34,11 +34,8 @@ struct Variant {
 }
 
 static VARIANTS: LazyLock<HashMap<&'static str, Vec<Variant>>> = LazyLock::new(|| {
-    let addresses: HashMap<_, _> = super::TABLES
-        .iter()
-        .flat_map(|table| table.iter())
-        .map(|export| (export.name, export.address as usize))
-        .collect();
+    let exports = super::TABLES.iter().flat_map(|table| table.iter()).flat_map(|export| export.iter());
+    let addresses: HashMap<_, _> = exports.map(|export| (export.name, export.address as usize)).collect();
     let mut variants: HashMap<_, Vec<_>> = HashMap::new();
     for name in NAMES {
         let per_thread = name.symbol.ends_with("_ptsz") || name.symbol.ends_with("_ptds");

@@ -35,7 +35,8 @@ impl Fill {
     }
 
     pub(super) fn touch(&self) -> Touch {
-        let bytes = if self.row() * self.height == 0 { 0 } else { (self.height - 1) * self.pitch + self.row() };
+        let bytes =
+            if self.row() * self.height == 0 { 0 } else { (self.height - 1) * self.pitch + self.row() };
         Touch { start: self.address, bytes, write: true }
     }
 

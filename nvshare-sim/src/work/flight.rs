@@ -47,7 +47,10 @@ impl Flying {
 /// A description of unfinished work that may touch the range, if there is any.
 pub(crate) fn in_flight(start: u64, bytes: u64) -> Option<String> {
     let flying = FLYING.lock().unwrap_or_else(PoisonError::into_inner);
-    let (_, found) = flying.iter().filter(|(_, flying)| flying.touches(start, bytes)).min_by_key(|(ticket, _)| **ticket)?;
+    let (_, found) = flying
+        .iter()
+        .filter(|(_, flying)| flying.touches(start, bytes))
+        .min_by_key(|(ticket, _)| **ticket)?;
     Some(format!("{} in stream {}", found.work.describe(), found.stream))
 }
 

@@ -108,7 +108,7 @@ impl Work {
         match self {
             Work::Kernel(launch) => launch.touches(),
             Work::Transfer(transfer) => transfer.touches(),
-            Work::Set(set) => vec![fill.touch()],
+            Work::Fill(fill) => vec![fill.touch()],
             Work::Graph(graph) => graph.works().iter().flat_map(Work::touches).collect(),
             Work::Custom(custom) => custom.touches.clone(),
             Work::Host(_) | Work::Callback(_) | Work::Nothing => Vec::new(),

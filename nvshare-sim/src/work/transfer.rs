@@ -110,7 +110,7 @@ impl Transfer {
             .filter(|(plane, _)| memory::classify(plane.address) == Location::Managed);
         let managed: Vec<(Plane, bool)> = managed.map(|(plane, write)| (*plane, write)).collect();
         let Route { lane, slowdown } = self.route(own);
-        let mut piece = |timeline: &mut Timeline<'_>, range: Range<u64>| {
+        let piece = |timeline: &mut Timeline<'_>, range: Range<u64>| {
             for (plane, write) in &managed {
                 let at = plane.address + self.place(plane, range.start);
                 let length = self.place(plane, range.end - 1) + 1 - self.place(plane, range.start);
@@ -155,7 +155,8 @@ impl Transfer {
         let whole = packed(&self.from) && packed(&self.to);
         let mut at = range.start;
         while at < range.end {
-            let length = if whole { range.end - at } else { (self.width - at % self.width).min(range.end - at) };
+            let length =
+                if whole { range.end - at } else { (self.width - at % self.width).min(range.end - at) };
             let from = self.from.address + self.place(&self.from, at);
             let to = self.to.address + self.place(&self.to, at);
             // SAFETY: both ranges were checked to be memory of the device or vouched for by the application, which must
