@@ -147,10 +147,11 @@ fn want_work() {
 
 fn run(tried: &Sender<()>) {
     let mut alone = alone::Alone::new();
+    let mut said = false;
     loop {
-        let opened = Session::open();
-        match opened {
+        match Session::open() {
             Ok(mut session) => {
+                said = false;
                 log::info!("connected to the agent as client {}", session.client().0);
                 let _ = tried.send(());
                 alone.forget();
@@ -171,7 +172,9 @@ fn run(tried: &Sender<()>) {
                 return;
             }
             Err(end) => {
-                log::debug!("no agent: {end}");
+                if !std::mem::replace(&mut said, true) {
+                    log::info!("no agent: {end}; looking for one every second");
+                }
                 let _ = tried.send(());
             }
         }

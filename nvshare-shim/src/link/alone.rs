@@ -52,7 +52,7 @@ impl Alone {
     }
 
     /// A random pause, so that two clients that each hold half do not meet again.
-    pub(super) fn pause(&self) {
+    pub(super) fn pause() {
         let (shortest, longest) = PAUSE_MS;
         let mut random = [0_u8; 8];
         // SAFETY: the buffer has that many bytes.

@@ -44,14 +44,25 @@ pub fn free(pointer: u64) -> Option<CUresult> {
 /// Frees everything that belongs to a context about to be destroyed.
 pub fn free_context(context: usize) {
     let gone = ALLOCATIONS.remove_context(context);
-    if gone.is_empty() {
-        return;
-    }
     let _relaxed = Relaxed::new();
-    wait(streams::mark());
+    if !gone.is_empty() {
+        wait(streams::mark());
+    }
     for (start, allocation) in gone {
         if let Some(device) = device::by_index(allocation.device) {
             dispose(device, start, allocation);
+        }
+    }
+    // Nor is a slab kept for later: who destroys contexts does not expect to find memory in use.
+    for device in device::all() {
+        let spare: Vec<u64> = device.state().slabs.unused().collect();
+        for base in spare {
+            let mut state = device.state();
+            if state.slabs.remove(base) {
+                let remains = state.space.remove_span(base);
+                drop(state);
+                bury(device, remains);
+            }
         }
     }
 }

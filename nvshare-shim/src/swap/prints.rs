@@ -12,8 +12,9 @@ use crate::driver::driver;
 
 /// `CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP`.
 const PORTABLE_MAPPED: u32 = 1 | 2;
-/// Threads per block of memory: two CTAs of this size fit on a multiprocessor with the registers the kernel needs.
-const THREADS: u32 = 512;
+/// Threads per block of memory. The largest number: an extent has few blocks for a large GPU (measured on an H200: 32
+/// blocks at once 398 GB/s with 1024 threads, 273 with 512).
+const THREADS: u32 = 1024;
 /// The results begin behind the key.
 const RESULTS_AT: usize = 64;
 /// The length of the block that warms the kernel up.

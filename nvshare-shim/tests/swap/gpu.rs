@@ -1,0 +1,102 @@
+//! The driver as the test clients use it: thin calls that panic with the call's name.
+
+use std::ffi::{CString, c_void};
+
+use cudarc::driver::sys::{self, CUdeviceptr, CUfunction, CUmodule, CUresult, CUstream};
+
+const KERNELS: &str = include_str!("../../../xtask/workload/src/kernels.ptx");
+
+/// One call of the driver, by its name.
+macro_rules! cu {
+    ($name:ident($($argument:expr),* $(,)?)) => {{
+        // SAFETY: a test program's own call; its arguments are valid or the driver says so.
+        let result = unsafe { sys::$name($($argument),*) };
+        assert_eq!(result, CUresult::CUDA_SUCCESS, "{}", stringify!($name));
+    }};
+}
+pub(crate) use cu;
+
+/// The first device's primary context, current in this thread, and the kernels.
+pub(crate) struct Gpu {
+    module: CUmodule,
+}
+
+impl Gpu {
+    pub(crate) fn open() -> Gpu {
+        cu!(cuInit(0));
+        let mut context = std::ptr::null_mut();
+        cu!(cuDevicePrimaryCtxRetain(&raw mut context, 0));
+        cu!(cuCtxSetCurrent(context));
+        let image = CString::new(KERNELS).unwrap();
+        let mut module = std::ptr::null_mut();
+        cu!(cuModuleLoadData(&raw mut module, image.as_ptr().cast()));
+        Gpu { module }
+    }
+
+    fn kernel(&self, name: &str) -> CUfunction {
+        let name = CString::new(name).unwrap();
+        let mut function = std::ptr::null_mut();
+        cu!(cuModuleGetFunction(&raw mut function, self.module, name.as_ptr()));
+        function
+    }
+
+    /// Launches a kernel of one CTA per 64 KiB or so; all parameters are 64 bits.
+    pub(crate) fn launch(&self, name: &str, stream: CUstream, parameters: &[u64]) {
+        let mut values = parameters.to_vec();
+        let mut pointers: Vec<*mut c_void> =
+            values.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();
+        let function = self.kernel(name);
+        let pointers = pointers.as_mut_ptr();
+        cu!(cuLaunchKernel(function, 64, 1, 1, 128, 1, 1, 0, stream, pointers, std::ptr::null_mut()));
+    }
+}
+
+pub(crate) fn try_alloc(bytes: usize) -> Result<CUdeviceptr, CUresult> {
+    let mut pointer = 0;
+    // SAFETY: `pointer` is where the answer goes.
+    match unsafe { sys::cuMemAlloc_v2(&raw mut pointer, bytes) } {
+        CUresult::CUDA_SUCCESS => Ok(pointer),
+        error => Err(error),
+    }
+}
+
+pub(crate) fn alloc(bytes: usize) -> CUdeviceptr {
+    try_alloc(bytes).expect("cuMemAlloc")
+}
+
+pub(crate) fn free(pointer: CUdeviceptr) {
+    cu!(cuMemFree_v2(pointer));
+}
+
+pub(crate) fn stream() -> CUstream {
+    let mut stream = std::ptr::null_mut();
+    // Non-blocking: the legacy stream does not wait for it.
+    cu!(cuStreamCreate(&raw mut stream, 1));
+    stream
+}
+
+pub(crate) fn synchronize(stream: CUstream) {
+    cu!(cuStreamSynchronize(stream));
+}
+
+pub(crate) fn write(pointer: CUdeviceptr, bytes: &[u8]) {
+    cu!(cuMemcpyHtoD_v2(pointer, bytes.as_ptr().cast(), bytes.len()));
+}
+
+pub(crate) fn read(pointer: CUdeviceptr, bytes: usize) -> Vec<u8> {
+    let mut buffer = vec![0_u8; bytes];
+    cu!(cuMemcpyDtoH_v2(buffer.as_mut_ptr().cast(), pointer, bytes));
+    buffer
+}
+
+/// All 64-bit words of a range that are not `value`.
+pub(crate) fn others(pointer: CUdeviceptr, bytes: usize, value: u64) -> usize {
+    read(pointer, bytes).as_chunks::<8>().0.iter().filter(|word| u64::from_ne_bytes(**word) != value).count()
+}
+
+/// Free bytes of the device, by the driver's account.
+pub(crate) fn free_bytes() -> usize {
+    let (mut free, mut total) = (0, 0);
+    cu!(cuMemGetInfo_v2(&raw mut free, &raw mut total));
+    free
+}
