@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use nvshare_common::protocol::{Purpose, ToAgent, ToShim};
 use nvshare_common::units::{Bytes, DeviceId, Ticket};
 
+use self::alone::Alone;
 use self::session::{End, Incoming, Session};
 use crate::memory::device::{self, Device};
 use crate::swap::{self, Order, shadow, standing};
@@ -64,7 +65,7 @@ pub fn start() {
         }
         Ok(_) => {}
         Err(error) => {
-            log::warning!("cannot start the control thread: {error}; running without nvshare's agent")
+            log::warning!("cannot start the control thread: {error}; running without nvshare's agent");
         }
     }
     if let Some(every) = config::get().debug_swap_every {
@@ -146,7 +147,7 @@ fn want_work() {
 }
 
 fn run(tried: &Sender<()>) {
-    let mut alone = alone::Alone::new();
+    let mut alone = Alone::new();
     let mut said = false;
     loop {
         match Session::open() {
@@ -167,7 +168,7 @@ fn run(tried: &Sender<()>) {
                 // It will not be asked again; what is not resident comes back as soon as there is room.
                 alone.lost_for_good();
                 while !alone.help() {
-                    alone.pause();
+                    Alone::pause();
                 }
                 return;
             }
@@ -179,7 +180,7 @@ fn run(tried: &Sender<()>) {
             }
         }
         if alone.is_due() && !alone.help() {
-            alone.pause();
+            Alone::pause();
         } else {
             std::thread::sleep(RECONNECT);
         }

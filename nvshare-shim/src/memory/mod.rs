@@ -218,14 +218,13 @@ fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64,
         match back(device, id) {
             Backed::Yes => device.state().space.finish_arrival(id, None),
             Backed::NotMissing => {}
-            Backed::NoGrant => break,
             Backed::Refused(code) if unlimited || code != CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
                 let remains = device.state().space.remove_span(start);
                 bury(device, remains);
                 return Err(code);
             }
-            // Granted, and yet the device is full: the swap thread tries again until it is not.
-            Backed::Refused(_) => break,
+            // Not granted, or granted and yet the device is full: the swap thread goes on when that changes.
+            Backed::NoGrant | Backed::Refused(_) => break,
         }
     }
     device.publish(&device.state());

@@ -93,11 +93,9 @@ proptest! {
                     next += (blocks + 1) * BLOCK_BYTES;
                 }
                 (1, _) => space.set_terms(|terms| terms.granted += blocks * BLOCK_BYTES),
-                (2, Some(id)) if matches!(space.extent(id).presence(), Presence::Absent | Presence::Swapped) => {
-                    if space.begin_arrival(id) {
-                        space.extent_mut(id).handle = 1;
-                    }
-                }
+                (2, Some(id)) if matches!(space.extent(id).presence(), Presence::Absent | Presence::Swapped) && space.begin_arrival(id) => {
+ space.extent_mut(id).handle = 1;
+}
                 (3, Some(id)) if space.extent(id).presence() == Presence::Arriving => space.finish_arrival(id, None),
                 (4, Some(id)) if space.extent(id).presence() == Presence::Resident => space.begin_departure(id),
                 (5, Some(id)) if space.extent(id).presence() == Presence::Leaving => {

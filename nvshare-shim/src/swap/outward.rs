@@ -73,7 +73,7 @@ impl<'a> Outward<'a> {
             }
             while copying.len() < DEPTH
                 && let Some(job) = printing.front()
-                && (copying.is_empty() || self.is_printed(job))
+                && (copying.is_empty() || Self::is_printed(job))
             {
                 let Some(job) = printing.pop_front() else { break };
                 if let Some(job) = self.copy(job) {
@@ -142,7 +142,7 @@ impl<'a> Outward<'a> {
         Some(job)
     }
 
-    fn is_printed(&self, job: &Job) -> bool {
+    fn is_printed(job: &Job) -> bool {
         job.event.as_ref().is_none_or(|event| event.done() != Ok(false))
     }
 
