@@ -8,6 +8,7 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
+#![expect(clippy::needless_pass_by_value, reason = "the macros of the programs call with a value")]
 #![expect(missing_docs, reason = "the macros of the programs write functions without")]
 
 mod calls;

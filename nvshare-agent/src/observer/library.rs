@@ -112,30 +112,17 @@ impl Library {
                 found[index] = Some((symbol.address(), symbol.size()));
             }
         }
-        let endian = elf.endian();
-        let segments = elf.elf_program_headers();
         let mut points: Vec<Point> = Vec::new();
         let mut missing = Vec::new();
-        for (probe, place) in PROBES.iter().zip(found) {
-            let Some((address, size)) = place else {
+        for (probe, symbol) in PROBES.iter().zip(found) {
+            let Some((address, length)) = symbol else {
                 missing.push(probe.symbol);
                 continue;
             };
-            // The symbol's place in the file, and how much of its segment lies behind it.
-            let place = segments.iter().find_map(|segment| {
-                let into = address.checked_sub(segment.p_vaddr(endian))?;
-                let rest = segment.p_filesz(endian).checked_sub(into)?;
-                let executable = segment.p_flags(endian) & elf::PF_X != 0;
-                (segment.p_type(endian) == elf::PT_LOAD && executable && rest > 0)
-                    .then(|| (segment.p_offset(endian) + into, rest))
-            });
-            let length = if size == 0 { site::WINDOW as u64 } else { size.min(site::REACH as u64) };
-            let code = place.and_then(|(offset, rest)| {
-                Some((offset, (&cache).read_bytes_at(offset, length.min(rest)).ok()?))
-            });
+            let code = code(&elf, &cache, address, length);
             let chosen = code.and_then(|(offset, code)| Some((offset, site::choose(code, address)?)));
             let Some((offset, site)) = chosen else {
-                tracing::warn!(library = %path.display(), symbol = probe.symbol, "its code cannot be decoded: not observed");
+                tracing::warn!(library = %path.display(), symbol = probe.symbol, "not observed: its code does not decode");
                 missing.push(probe.symbol);
                 continue;
             };
@@ -145,12 +132,13 @@ impl Library {
                 tracing::debug!(symbol = probe.symbol, same_as = other.symbol, "an alias");
                 continue;
             }
+            let emulated = site.emulated;
             points.push(Point {
                 symbol: probe.symbol,
                 call: probe.call,
                 offset,
                 returns: probe.returns,
-                emulated: site.emulated,
+                emulated,
             });
         }
         if points.is_empty() {
@@ -206,6 +194,25 @@ impl Library {
         let flags = if followed { Cookie::FOLLOWED } else { 0 } | if located { Cookie::LOCATED } else { 0 };
         Cookie::new(point.call, shape(point.symbol, point.call), flags)
     }
+}
+
+/// Where the function at `address` lies in the file, and the beginning of its code. `length` 0: the symbol does not say.
+fn code<'data, R: ReadRef<'data>>(
+    elf: &ElfFile64<'data, object::Endianness, R>,
+    file: R,
+    address: u64,
+    length: u64,
+) -> Option<(u64, &'data [u8])> {
+    let endian = elf.endian();
+    let (offset, rest) = elf.elf_program_headers().iter().find_map(|segment| {
+        let into = address.checked_sub(segment.p_vaddr(endian))?;
+        let rest = segment.p_filesz(endian).checked_sub(into)?;
+        let executable = segment.p_flags(endian) & elf::PF_X != 0;
+        (segment.p_type(endian) == elf::PT_LOAD && executable && rest > 0)
+            .then(|| (segment.p_offset(endian) + into, rest))
+    })?;
+    let length = if length == 0 { site::WINDOW as u64 } else { length.min(site::REACH as u64) };
+    Some((offset, file.read_bytes_at(offset, length.min(rest)).ok()?))
 }
 
 /// How a function takes its arguments.

@@ -166,8 +166,8 @@ fn tell_if_libcuda(record: &[u8], tell: &mut impl FnMut(Mapped)) {
 /// `0-3,8` as numbers.
 fn cpus(list: &str) -> Vec<i32> {
     let numbers = |part: &str| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        Some(first.parse::<i32>().ok()?..=last.parse().ok()?)
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        Some(from.parse::<i32>().ok()?..=to.parse().ok()?)
     };
     list.split(',').filter_map(numbers).flatten().collect()
 }

@@ -301,7 +301,7 @@ impl State {
             match record {
                 Some(record) => self.watch.record(&record, &mut self.tell),
                 None => {
-                    tracing::warn!("a record of the wrong size: are the eBPF programs of another release?")
+                    tracing::warn!("a record of the wrong size: are the eBPF programs of another release?");
                 }
             }
             if self.tell.len() >= BATCH && !self.flush(tell) {

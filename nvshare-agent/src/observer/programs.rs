@@ -112,7 +112,7 @@ impl Programs {
             .override_global("SAMPLE_EVERY", &sample_every, true)
             .load(&bytes)
             .map_err(|error| load_error(object, &error))?;
-        let probes = match load_multi(&ebpf, &bytes, object, sample_every) {
+        let probes = match load_multi(&ebpf, &bytes, object) {
             Ok(probes) => probes,
             Err(LoadError::Program { error, log, .. }) if log.is_empty() => {
                 tracing::info!(
@@ -247,10 +247,9 @@ impl Programs {
 }
 
 /// Loads the two probe programs once more, for `uprobe_multi`, over the maps that aya made.
-fn load_multi(ebpf: &Ebpf, bytes: &[u8], path: &Path, sample_every: u32) -> Result<Probes, LoadError> {
+fn load_multi(ebpf: &Ebpf, bytes: &[u8], path: &Path) -> Result<Probes, LoadError> {
     let wrong = |error: &dyn std::error::Error| LoadError::Object(path.to_owned(), chain(error));
     let mut object = aya_obj::Object::parse(bytes).map_err(|error| wrong(&error))?;
-    let _ = sample_every;
     let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
     let maps: Vec<(String, RawFd, aya_obj::Map)> = object
         .maps
@@ -333,5 +332,5 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// The end of what the verifier said: there it says why.
 fn last_lines(log: &str) -> String {
     let lines: Vec<&str> = log.trim_end().lines().collect();
-    lines[lines.len().saturating_sub(12)..].iter().map(|line| format!("\n  {line}")).collect()
+    lines[lines.len().saturating_sub(12)..].iter().flat_map(|line| ["\n  ", line]).collect()
 }

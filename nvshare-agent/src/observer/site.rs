@@ -109,7 +109,8 @@ mod tests {
 
     const AT: u64 = 0x32_b900;
 
-    fn at(offset: u64) -> Option<Site> {
+    #[expect(clippy::unnecessary_wraps, reason = "compared with an `Option`")]
+    const fn at(offset: u64) -> Option<Site> {
         Some(Site { offset, emulated: true })
     }
 

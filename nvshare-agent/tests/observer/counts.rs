@@ -45,9 +45,9 @@ fn threads_of_several_processes_are_counted_exactly_and_the_engines_apart() {
                         .run(&format!("call cuMemMap {} 2 engine", 100 + number));
                     let pid = client.pid();
                     if number % 2 == 0 {
-                        client.end()
+                        client.end();
                     } else {
-                        client.kill()
+                        client.kill();
                     }
                     pid
                 })

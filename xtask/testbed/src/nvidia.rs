@@ -74,9 +74,8 @@ fn fetch(directory: &Path) -> Result<(), String> {
     }
     let sources = apt.join("sources.list");
     let (mirror, options) = configured_mirror().ok_or("no Debian mirror is configured")?;
-    let lines: String =
-        SUITES.iter().map(|suite| format!("deb {options} {mirror} {suite} non-free\n")).collect();
-    fs::write(&sources, lines).map_err(|error| error.to_string())?;
+    let lines = SUITES.map(|suite| format!("deb {options} {mirror} {suite} non-free"));
+    fs::write(&sources, lines.join("\n") + "\n").map_err(|error| error.to_string())?;
     let with_lists = |program: &str| {
         let mut command = Command::new(program);
         for (name, value) in [
