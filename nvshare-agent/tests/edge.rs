@@ -1,4 +1,5 @@
-//! The agent's binary from outside, on a machine that has nothing it wants: no NVML, no uprobes, no clients.
+//! The agent's binary from outside, on a machine that has next to nothing it wants: no uprobes, no clients, and NVML
+//! only in one test.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::Duration;
 
-use nvshare_testbed::wait_for;
+use nvshare_testbed::{Artifacts, wait_for};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -42,15 +43,19 @@ impl Home {
     fn command(&self, more: &[&str]) -> Command {
         let mut command = agent();
         command.arg("--socket").arg(self.socket()).arg("--admin-socket").arg(self.admin_socket());
-        command
-            .args(["--nvml", "/nowhere/libnvidia-ml.so.1", "--no-uprobes", "--log-format", "json"])
-            .args(more);
+        command.arg("--nvml").arg(self.nvml()).args(["--no-uprobes", "--log-format", "json"]).args(more);
         command
     }
 
+    /// Where NVML would be.
+    fn nvml(&self) -> PathBuf {
+        self.0.path().join("libnvidia-ml.so.1")
+    }
+
     fn start(&self) -> Running {
-        let mut child =
-            self.command(&["--listen", "127.0.0.1:0"]).stderr(Stdio::piped()).spawn().expect("the agent");
+        let mut command = self.command(&["--listen", "127.0.0.1:0"]);
+        command.env("NVSHARE_SIM_DIR", self.0.path().join("card")).env("NVSHARE_SIM_CARDS", "2");
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the agent");
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut said = String::new();
         let address = loop {
@@ -142,6 +147,30 @@ fn without_nvml_the_agent_runs_and_says_what_is_missing_everywhere() {
     assert!(metrics.contains("nvshare_part_missing{part=\"uprobes\"} 0"), "{metrics}");
     let status = home.ask("status", &[]);
     assert!(text(&status.stdout).contains("missing: devices: cannot load NVML"), "{status:?}");
+}
+
+#[test]
+fn devices_are_found_when_nvml_appears_while_the_agent_runs() {
+    let home = Home::new();
+    let agent = home.start();
+    let missing = |missing| {
+        wait_for("the devices come and go", LIMIT, || {
+            (agent.get("/readyz").1.contains("cannot load NVML") == missing).then_some(())
+        });
+    };
+    missing(true);
+    std::fs::copy(Artifacts::find().nvml(), home.nvml()).unwrap();
+    missing(false);
+    let devices = wait_for("the devices are published", LIMIT, || {
+        let state: Value = serde_json::from_str(&agent.get("/api/v1/state").1).unwrap();
+        state["devices"].as_array().filter(|devices| devices.len() == 2).cloned()
+    });
+    for (index, device) in devices.iter().enumerate() {
+        assert_eq!((device["index"].as_u64(), device["total"].as_u64()), (Some(index as u64), Some(1 << 30)));
+        let series = format!("nvshare_device_memory_bytes{{gpu={}}} 1073741824\n", device["uuid"]);
+        assert!(agent.get("/metrics").1.contains(&series), "no {series}");
+    }
+    assert_ne!(devices[0]["uuid"], devices[1]["uuid"]);
 }
 
 #[test]

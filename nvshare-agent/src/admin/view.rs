@@ -62,7 +62,10 @@ fn heading(
         writeln!(out)?;
     }
     if !state.granting {
-        writeln!(out, "nothing is granted yet: waiting for the processes {:?} to say hello", state.awaited)?;
+        match state.awaited.as_slice() {
+            [] => writeln!(out, "nothing is granted yet: the agent is starting")?,
+            pids => writeln!(out, "nothing is granted yet: waiting for the processes {pids:?} to say hello")?,
+        }
     }
     writeln!(out)?;
     if let (Some(problem), false) = (&state.devices_problem, state.devices.is_empty()) {
