@@ -32,6 +32,11 @@ impl<T> Registry<T> {
         self.objects.write().unwrap_or_else(PoisonError::into_inner).remove(&(handle as usize))
     }
 
+    /// The first object found that `is` holds for.
+    pub(crate) fn find(&self, is: impl FnMut(&&Arc<T>) -> bool) -> Option<Arc<T>> {
+        self.objects.read().unwrap_or_else(PoisonError::into_inner).values().find(is).cloned()
+    }
+
     /// Shows every object to `see`.
     pub(crate) fn for_each(&self, mut see: impl FnMut(&Arc<T>)) {
         let objects: Vec<_> =

@@ -1,0 +1,194 @@
+//! A client of the simulated driver for tests: the library, loaded as programs load it, and calls of its functions.
+#![allow(dead_code, reason = "every test file uses a part of it")]
+
+use std::ffi::c_void;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+use libloading::Library;
+use nvshare_testbed::Artifacts;
+use tempfile::TempDir;
+
+/// A handle, an address, or anything else that is a word.
+pub(crate) type Word = u64;
+
+/// The kernels of the simulator as PTX; only names and parameters matter to it.
+pub(crate) const PTX: &str = concat!(
+    ".version 6.0\n.target sm_70\n.address_size 64\n",
+    ".visible .entry nvshare_fill(.param .u64 a, .param .u64 b, .param .u64 c, .param .u64 d) { ret; }\n",
+    ".visible .entry nvshare_step(.param .u64 a, .param .u64 b, .param .u64 c) { ret; }\n",
+    ".visible .entry nvshare_verify(.param .u64 a, .param .u64 b, .param .u64 c, .param .u64 d, .param .u64 e, ",
+    ".param .u64 f) { ret; }\n",
+    ".visible .entry nvshare_sum(.param .u64 a, .param .u64 b, .param .u64 c) { ret; }\n",
+    ".visible .entry nvshare_store(.param .u64 a, .param .u64 b, .param .u64 c) { ret; }\n",
+    ".visible .entry nvshare_spin(.param .u64 a) { ret; }\n",
+    ".visible .entry nvshare_store_late(.param .u64 a, .param .u64 b, .param .u64 c, .param .u64 d) { ret; }\n",
+    ".visible .entry nvshare_wait_flag(.param .u64 a) { ret; }\n",
+    ".visible .entry nvshare_fingerprint(.param .u64 a, .param .u64 b, .param .u64 c, .param .u64 d, ",
+    ".param .u64 e) { ret; }\n",
+    ".visible .entry somebody_elses(.param .u64 a, .param .u32 b) { ret; }\n\0",
+);
+
+/// The card of this test process, and the library on it.
+pub(crate) static DRIVER: LazyLock<Driver> = LazyLock::new(Driver::load);
+
+pub(crate) struct Driver {
+    library: Library,
+    pub(crate) card: PathBuf,
+    _directory: Option<TempDir>,
+}
+
+impl Driver {
+    fn load() -> Driver {
+        let (card, directory) = match std::env::var_os("NVSHARE_SIM_DIR") {
+            Some(card) => (PathBuf::from(card), None),
+            None => {
+                let directory =
+                    TempDir::with_prefix_in("nvshare-test-", "/dev/shm").expect("a directory in /dev/shm");
+                // SAFETY: the first thing that the tests of a process do is to come here, one at a time.
+                unsafe { std::env::set_var("NVSHARE_SIM_DIR", directory.path()) };
+                (directory.path().to_owned(), Some(directory))
+            }
+        };
+        // SAFETY: the library's initialisers do nothing.
+        let library = unsafe { Library::new(Artifacts::find().libcuda()) }.expect("libcuda.so");
+        Driver { library, card, _directory: directory }
+    }
+
+    /// The address of an exported symbol.
+    pub(crate) fn address(&self, name: &str) -> Option<*mut c_void> {
+        // SAFETY: only the address is used.
+        unsafe { self.library.get::<*mut c_void>(name.as_bytes()) }.ok().map(|symbol| *symbol)
+    }
+
+    /// What the strict simulator complained about so far.
+    pub(crate) fn violations(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.card.join("violations")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// A function of the driver.
+    pub(crate) fn function<F: Copy>(&self, name: &str) -> F {
+        // SAFETY: the caller's arguments are those of the function's declaration.
+        *unsafe { self.library.get::<F>(name.as_bytes()) }.unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+}
+
+/// Calls a driver function; the value is its result.
+#[macro_export]
+macro_rules! call {
+    ($name:ident($($argument:expr),* $(,)?)) => {{
+        let function: unsafe extern "C" fn($($crate::call!(@infer $argument)),*) -> u32 =
+            $crate::client::DRIVER.function(stringify!($name));
+        #[allow(clippy::cast_lossless, reason = "words")]
+        // SAFETY: a call of the driver API with live pointers.
+        unsafe { function($($argument),*) }
+    }};
+    (@infer $argument:expr) => { _ };
+}
+
+/// Calls a driver function that must succeed.
+#[macro_export]
+macro_rules! ok {
+    ($name:ident($($argument:expr),* $(,)?)) => {
+        assert_eq!($crate::call!($name($($argument),*)), 0, stringify!($name))
+    };
+}
+
+/// A context of its own, current in this thread until the end; tests of a process take turns.
+pub(crate) struct Context {
+    pub(crate) handle: Word,
+    pub(crate) module: Word,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Context {
+    pub(crate) fn new() -> Context {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut handle, mut module) = (0, 0);
+        ok!(cuInit(0_u32));
+        ok!(cuCtxCreate_v2(&raw mut handle, 0_u32, 0_i32));
+        ok!(cuModuleLoadData(&raw mut module, PTX.as_ptr()));
+        Context { handle, module, _turn: turn }
+    }
+
+    pub(crate) fn stream(&self, flags: u32) -> Word {
+        let mut stream = 0;
+        ok!(cuStreamCreate(&raw mut stream, flags));
+        stream
+    }
+
+    pub(crate) fn event(&self) -> Word {
+        let mut event = 0;
+        ok!(cuEventCreate(&raw mut event, 0_u32));
+        event
+    }
+
+    pub(crate) fn device(&self, bytes: usize) -> Word {
+        let mut address = 0;
+        ok!(cuMemAlloc_v2(&raw mut address, bytes));
+        address
+    }
+
+    /// Pinned memory, as words.
+    pub(crate) fn pinned(&self, bytes: usize) -> &'static mut [u64] {
+        let mut address: *mut u64 = std::ptr::null_mut();
+        ok!(cuMemAllocHost_v2(&raw mut address, bytes));
+        // SAFETY: pinned memory of this size, which lives as long as the process as nobody frees it.
+        unsafe { std::slice::from_raw_parts_mut(address, bytes / 8) }
+    }
+
+    pub(crate) fn function(&self, name: &str) -> Word {
+        let mut function = 0;
+        let name = format!("{name}\0");
+        ok!(cuModuleGetFunction(&raw mut function, self.module, name.as_ptr()));
+        function
+    }
+
+    /// Launches a kernel of words; the value is the call's result.
+    pub(crate) fn launch(&self, stream: Word, name: &str, words: &[Word]) -> u32 {
+        let function = self.function(name);
+        let pointers: Vec<*const Word> = words.iter().map(std::ptr::from_ref).collect();
+        call!(cuLaunchKernel(
+            function,
+            1_u32,
+            1_u32,
+            1_u32,
+            32_u32,
+            1_u32,
+            1_u32,
+            0_u32,
+            stream,
+            pointers.as_ptr(),
+            std::ptr::null::<u64>()
+        ))
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        let destroyed = call!(cuCtxDestroy_v2(self.handle));
+        assert!(destroyed == 0 || std::thread::panicking(), "cuCtxDestroy: {destroyed}");
+    }
+}
+
+/// Runs `role` in a process of its own with a card of its own: the test `name` of this binary again, with `role` and
+/// `environment` set. Its standard error is returned; it must succeed.
+pub(crate) fn alone(name: &str, environment: &[(&str, &str)]) -> String {
+    let card = TempDir::with_prefix_in("nvshare-test-", "/dev/shm").expect("a directory in /dev/shm");
+    let mut command = Command::new(std::env::current_exe().expect("this executable"));
+    command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
+    command.env("NVSHARE_TEST_ALONE", name).env("NVSHARE_SIM_DIR", card.path());
+    command.envs(environment.iter().copied());
+    let output = command.output().expect("this executable again");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{}\n{text}", String::from_utf8_lossy(&output.stdout));
+    text
+}
+
+/// Whether this process was started by [`alone`].
+pub(crate) fn is_alone() -> bool {
+    std::env::var_os("NVSHARE_TEST_ALONE").is_some()
+}
