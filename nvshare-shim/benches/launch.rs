@@ -4,7 +4,7 @@
 use std::ffi::{CString, c_void};
 use std::hint::black_box;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use criterion::Criterion;
@@ -85,7 +85,7 @@ fn measure(directory: &Path) {
     criterion.final_summary();
 }
 
-fn open(path: &PathBuf) -> *mut c_void {
+fn open(path: &Path) -> *mut c_void {
     let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("no zero in a path");
     // SAFETY: a library of ours, which does nothing when it is loaded.
     let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) };

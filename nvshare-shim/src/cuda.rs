@@ -27,6 +27,7 @@ impl CUresult {
     pub const CUDA_ERROR_NOT_READY: CUresult = CUresult(600);
     pub const CUDA_ERROR_ILLEGAL_ADDRESS: CUresult = CUresult(700);
     pub const CUDA_ERROR_NOT_SUPPORTED: CUresult = CUresult(801);
+    pub const CUDA_ERROR_CONTEXT_IS_DESTROYED: CUresult = CUresult(709);
     pub const CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: CUresult = CUresult(900);
     pub const CUDA_ERROR_STREAM_CAPTURE_IMPLICIT: CUresult = CUresult(906);
     pub const CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD: CUresult = CUresult(908);

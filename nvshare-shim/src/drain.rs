@@ -62,12 +62,9 @@ fn wait_until_outside(patience: &mut Patience) -> Result<(), Stalled> {
 }
 
 fn dead(error: CUresult) -> Stalled {
-    if error.is_sticky() {
-        gate::open_for_good();
-        crate::swap::on_device_error(error);
-        return Stalled::Dead(error);
-    }
-    Stalled::NoProgress(format!("the driver answers {}", crate::driver::driver().error_name(error)))
+    gate::open_for_good();
+    crate::swap::on_device_error(error);
+    Stalled::Dead(error)
 }
 
 /// Waits in growing steps, and ends when nothing happened for too long.

@@ -115,10 +115,9 @@ impl Driver {
         self.base.load(Ordering::Acquire) == object.base
     }
 
-    /// Whether `address` lies in the driver, without looking for one.
-    pub(crate) fn contains(&self, address: *const c_void) -> bool {
-        let base = self.base.load(Ordering::Acquire);
-        base != 0 && Object::of(address).is_some_and(|object| object.base == base)
+    /// Whether `address` lies in a libcuda, this one or another.
+    pub(crate) fn is_within(address: *const c_void) -> bool {
+        Object::of(address).is_some_and(|object| object.is_libcuda())
     }
 
     #[cold]

@@ -19,7 +19,7 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
     ("tables of private functions between NVIDIA's libraries: not ours to change", "cuGetExportTable"),
     (
         "settings and notifications of a device or context: no memory, no work",
-        "cuCtxDisablePeerAccess cuCtxEnablePeerAccess cuCtxGetApiVersion cuCtxGetCacheConfig cuCtxGetCurrent \
+        "cuCtxDisablePeerAccess cuCtxGetApiVersion cuCtxGetCacheConfig cuCtxGetCurrent \
          cuCtxGetDevResource cuCtxGetDevice cuCtxGetDevice_v2 cuCtxGetExecAffinity cuCtxGetFlags cuCtxGetId \
          cuCtxGetLimit cuCtxGetSharedMemConfig cuCtxGetStreamPriorityRange cuCtxPopCurrent cuCtxPopCurrent_v2 \
          cuCtxPushCurrent cuCtxPushCurrent_v2 cuCtxResetPersistingL2Cache cuCtxSetCacheConfig cuCtxSetCurrent \
@@ -119,8 +119,8 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
          cuGraphAddChildGraphNode cuGraphAddDependencies cuGraphAddDependencies_v2 cuGraphAddEmptyNode \
          cuGraphAddEventRecordNode cuGraphAddEventWaitNode cuGraphAddExternalSemaphoresSignalNode \
          cuGraphAddExternalSemaphoresWaitNode cuGraphAddHostNode cuGraphAddKernelNode cuGraphAddKernelNode_v2 \
-         cuGraphAddMemFreeNode cuGraphAddMemcpyNode cuGraphAddMemsetNode cuGraphAddNode cuGraphAddNode_v2 \
-         cuGraphAddNode_v3 cuGraphBatchMemOpNodeGetParams cuGraphBatchMemOpNodeSetParams \
+         cuGraphAddMemFreeNode cuGraphAddMemcpyNode cuGraphAddMemsetNode \
+         cuGraphBatchMemOpNodeGetParams cuGraphBatchMemOpNodeSetParams \
          cuGraphChildGraphNodeGetGraph cuGraphClone cuGraphConditionalHandleCreate cuGraphCreate \
          cuGraphDebugDotPrint cuGraphDestroy cuGraphDestroyNode cuGraphEventRecordNodeGetEvent \
          cuGraphEventRecordNodeSetEvent cuGraphEventWaitNodeGetEvent cuGraphEventWaitNodeSetEvent \

@@ -8,7 +8,7 @@ use std::ptr::null_mut;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use crate::driver::driver;
+use crate::driver::{Driver, driver};
 use crate::table::{HOOKS, Hook};
 
 static REAL_DLSYM: AtomicPtr<c_void> = AtomicPtr::new(null_mut());
@@ -93,7 +93,8 @@ unsafe extern "C" fn look_up(handle: *mut c_void, name: *const c_char, caller: *
 fn decide(handle: *mut c_void, name: &CStr, caller: *const c_void) -> Answer {
     let Some(hook) = hook_named(name.to_bytes()) else { return ASK_THE_REAL_ONE };
     // The next object after the caller: an interposer that stands behind us and wants what is behind it.
-    if handle == libc::RTLD_NEXT || driver().contains(caller) {
+    // And the driver, looking up its own.
+    if handle == libc::RTLD_NEXT || Driver::is_within(caller) {
         return ASK_THE_REAL_ONE;
     }
     // SAFETY: handle and name are the application's own arguments.

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::cuda::sys::{CUcontext, CUevent, CUstream};
 use crate::cuda::{
@@ -21,6 +21,9 @@ use crate::driver::driver;
 const LOOSE_BEFORE_SWEEP: usize = 64;
 
 static KNOWN: Mutex<Known> = Mutex::new(Known::new());
+/// Held for reading while handles of contexts are used, for writing while a context leaves the table: before it is
+/// destroyed nobody uses it any more.
+static IN_USE: RwLock<()> = RwLock::new(());
 /// Whether a default stream was used since the last mark that covered them was complete.
 static DEFAULTS_USED: AtomicBool = AtomicBool::new(false);
 /// How many captures are going on.
@@ -32,7 +35,7 @@ struct Known {
     /// Contexts, with how often each is held.
     contexts: BTreeMap<usize, usize>,
     /// Events for work in streams that were destroyed, or captured since.
-    loose: Vec<Event>,
+    loose: Vec<Arc<Event>>,
     /// The streams that captures began in (per-thread default streams by an address of their thread).
     captures: BTreeSet<usize>,
 }
@@ -75,11 +78,16 @@ impl Event {
         std::ptr::with_exposed_provenance_mut(self.event)
     }
 
+    /// Whether the work before it is finished. An event that is gone together with its context has no work before it.
     fn done(&self) -> Result<bool, CUresult> {
-        // SAFETY: the event lives until this value is dropped, or its context is gone, which empties the lists.
+        // SAFETY: the event lives until this value is dropped, and its context until it has left the table.
         match unsafe { driver().cuEventQuery(self.handle()) } {
-            CUresult::CUDA_SUCCESS => Ok(true),
             CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            CUresult::CUDA_SUCCESS
+            | CUresult::CUDA_ERROR_DEINITIALIZED
+            | CUresult::CUDA_ERROR_INVALID_CONTEXT
+            | CUresult::CUDA_ERROR_INVALID_HANDLE
+            | CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED => Ok(true),
             error => Err(error),
         }
     }
@@ -87,16 +95,22 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        if known_context(self.context) {
+        // While a context is leaving its events are left to go with it.
+        let Ok(_in_use) = IN_USE.try_read() else { return };
+        if is_known(self.context) {
             // SAFETY: the event is ours and this is the only place that destroys it; work it waits for is not touched.
             let _ = unsafe { driver().cuEventDestroy_v2(self.handle()) };
         }
     }
 }
 
-fn known_context(context: usize) -> bool {
-    // A context that is gone has taken its events along. No lock is held by a caller that drops events.
+/// Whether the context has not left the table. Not with the table locked.
+fn is_known(context: usize) -> bool {
     known().contexts.contains_key(&context)
+}
+
+fn in_use() -> std::sync::RwLockReadGuard<'static, ()> {
+    IN_USE.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The calling thread's capture mode set to relaxed until the guard goes: calls that could disturb other threads'
@@ -151,34 +165,54 @@ impl Drop for Current {
 #[must_use]
 #[derive(Debug, Default)]
 pub struct Mark {
-    events: Vec<Event>,
+    events: Vec<Arc<Event>>,
     /// A default stream may hold work that could not be marked, because a blocking stream is being captured.
     partial: bool,
+    /// The device's error, where it had one.
+    failed: Option<CUresult>,
 }
 
 impl Mark {
-    /// Whether all work before the mark is known to be complete. Polls, never blocks. Sticky errors are reported to the
-    /// engine and count as not done.
+    /// Whether all work before the mark is known to be complete. Polls, never blocks. An error of the device is reported to
+    /// the engine; nothing is complete then.
     pub fn done(&self) -> bool {
-        !self.partial && matches!(self.unfinished(), Ok(0))
+        if self.partial {
+            return false;
+        }
+        match self.unfinished() {
+            Ok(unfinished) => unfinished == 0,
+            Err(error) => {
+                crate::swap::on_device_error(error);
+                false
+            }
+        }
     }
 
     /// How many of its events are not complete.
     pub(crate) fn unfinished(&self) -> Result<usize, CUresult> {
-        let _relaxed = Relaxed::new();
-        let mut unfinished = 0;
-        for event in &self.events {
-            if !in_context(event.context, || event.done()).unwrap_or(Ok(true))? {
-                unfinished += 1;
-            }
+        if let Some(error) = self.failed {
+            return Err(error);
         }
-        Ok(unfinished)
+        let _relaxed = Relaxed::new();
+        let _in_use = in_use();
+        count_unfinished(&self.events)
     }
 
-    /// Whether a default stream could not be marked.
-    pub(crate) fn is_partial(&self) -> bool {
+    /// Whether a default stream may hold work that could not be marked, because a blocking stream was being captured.
+    pub fn is_partial(&self) -> bool {
         self.partial
     }
+}
+
+fn count_unfinished(events: &[Arc<Event>]) -> Result<usize, CUresult> {
+    let mut unfinished = 0;
+    for event in events {
+        // Without its context an event is complete: the context's end waits for its work.
+        if is_known(event.context) && !in_context(event.context, || event.done()).unwrap_or(Ok(true))? {
+            unfinished += 1;
+        }
+    }
+    Ok(unfinished)
 }
 
 /// Runs `act` with `context` current; `None` when the context is gone.
@@ -190,6 +224,7 @@ fn in_context<T>(context: usize, act: impl FnOnce() -> T) -> Option<T> {
 /// Marks all work submitted so far in every known stream of every context that is not being captured.
 pub fn mark() -> Mark {
     let _relaxed = Relaxed::new();
+    let _in_use = in_use();
     let (streams, contexts) = {
         let known = known();
         (known.streams.clone(), known.contexts.keys().copied().collect::<Vec<_>>())
@@ -203,25 +238,38 @@ pub fn mark() -> Mark {
             }
         });
     }
-    mark.events.append(&mut known().loose);
+    mark.events.extend(sweep_loose());
     mark
 }
 
+/// Forgets the loose events that are complete; the others.
+fn sweep_loose() -> Vec<Arc<Event>> {
+    let all = known().loose.clone();
+    if all.is_empty() {
+        return all;
+    }
+    let (finished, unfinished): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|event| count_unfinished(std::slice::from_ref(event)) == Ok(0));
+    known().loose.retain(|event| !finished.iter().any(|finished| Arc::ptr_eq(event, finished)));
+    unfinished
+}
+
 fn mark_stream(mark: &mut Mark, context: usize, stream: CUstream) {
-    match capture_status(stream) {
-        Ok(CAPTURE_STATUS_NONE) => match Event::record(context, stream) {
-            Ok(event) => mark.events.push(event),
-            Err(error)
-                if stream == STREAM_LEGACY && error == CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT =>
-            {
-                mark.partial |= DEFAULTS_USED.load(Ordering::Acquire);
-            }
-            Err(error) => crate::log::debug!("cannot mark stream {stream:p}: {}", driver().error_name(error)),
-        },
+    let recorded = match capture_status(stream) {
+        Ok(CAPTURE_STATUS_NONE) => Event::record(context, stream),
         // It is being captured: what it held before has an event of its own.
-        Ok(_) => {}
-        Err(_) if stream == STREAM_LEGACY => mark.partial |= DEFAULTS_USED.load(Ordering::Acquire),
-        Err(error) => crate::log::debug!("cannot ask stream {stream:p}: {}", driver().error_name(error)),
+        Ok(_) => return,
+        Err(error) => Err(error),
+    };
+    match recorded {
+        Ok(event) => mark.events.push(Arc::new(event)),
+        // Asked of the legacy stream while a blocking stream is captured.
+        Err(CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) => {
+            mark.partial |= DEFAULTS_USED.load(Ordering::Acquire)
+        }
+        Err(error) if error.is_sticky() => mark.failed = Some(error),
+        // A stream that is just going, or a context without a legacy stream.
+        Err(error) => crate::log::debug!("cannot mark stream {stream:p}: {}", driver().error_name(error)),
     }
 }
 
@@ -261,7 +309,9 @@ pub fn capturing() -> bool {
 
 pub(crate) fn created(stream: CUstream) {
     if let Some(context) = context_of(stream) {
-        known().streams.insert(stream.expose_provenance(), context);
+        let mut known = known();
+        known.contexts.entry(context).or_insert(0);
+        known.streams.insert(stream.expose_provenance(), context);
     }
 }
 
@@ -281,20 +331,18 @@ pub(crate) fn keep_in_sight(stream: CUstream) {
     if capture_status(stream) != Ok(CAPTURE_STATUS_NONE) {
         return;
     }
+    let _in_use = in_use();
     let Some(context) = context_of(stream) else { return };
     let Some(Ok(event)) = in_context(context, || Event::record(context, stream)) else { return };
-    let mut known = known();
-    known.loose.push(event);
-    let finished = if known.loose.len() > LOOSE_BEFORE_SWEEP {
-        let (finished, loose) =
-            known.loose.drain(..).partition::<Vec<_>, _>(|event| event.done() == Ok(true));
-        known.loose = loose;
-        finished
-    } else {
-        Vec::new()
+    let many = {
+        let mut known = known();
+        known.contexts.entry(context).or_insert(0);
+        known.loose.push(Arc::new(event));
+        known.loose.len().is_multiple_of(LOOSE_BEFORE_SWEEP)
     };
-    drop(known);
-    drop(finished);
+    if many {
+        drop(sweep_loose());
+    }
 }
 
 pub(crate) fn capture_began(stream: CUstream) {
@@ -356,8 +404,14 @@ pub(crate) fn context_given_back(context: CUcontext) {
     }
 }
 
-/// `context` is gone, and everything that was in it.
-pub(crate) fn context_gone(context: CUcontext) {
+/// `context` was met in use, whoever made it.
+pub(crate) fn context_seen(context: CUcontext) {
+    known().contexts.entry(context.expose_provenance()).or_insert(0);
+}
+
+/// `context` is about to be destroyed, with everything in it. Afterwards nothing of the shim uses it any more.
+pub(crate) fn context_leaves(context: CUcontext) {
+    let _alone = IN_USE.write().unwrap_or_else(PoisonError::into_inner);
     let gone = {
         let mut known = known();
         known.contexts.remove(&context.addr());
@@ -381,7 +435,9 @@ pub(crate) fn mark_one(stream: CUstream) -> Option<Mark> {
     if capture_status(stream) != Ok(CAPTURE_STATUS_NONE) {
         return None;
     }
+    let _in_use = in_use();
     let context = context_of(stream)?;
     let event = in_context(context, || Event::record(context, stream))?.ok()?;
-    Some(Mark { events: vec![event], partial: false })
+    context_seen(std::ptr::with_exposed_provenance_mut(context));
+    Some(Mark { events: vec![Arc::new(event)], ..Mark::default() })
 }

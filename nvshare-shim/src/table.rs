@@ -160,9 +160,9 @@ macro_rules! export {
         pub(super) unsafe extern "C" fn $name($($argument: $type),*) -> CUresult {
             hooks::guarded(
                 Symbol::$name,
-                // SAFETY: the application called this very function with these arguments.
                 move || {
                     let driver = driver();
+                    // SAFETY: the application called this very function with these arguments.
                     unsafe { real!(driver $name counters::count_hooked ($($argument: $type),*)) }
                 },
                 // SAFETY: the same.
@@ -308,6 +308,8 @@ functions! {
     [cuGraphLaunch cuGraphLaunch_ptsz] (hGraph: CUgraphExec, hStream: CUstream) => work::launch(hStream);
     [cuGraphUpload cuGraphUpload_ptsz] (hGraph: CUgraphExec, hStream: CUstream) => work::on(hStream);
     [cuGraphAddMemAllocNode] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, nodeParams: *mut CUDA_MEM_ALLOC_NODE_PARAMS) => unswappable::graph_node(nodeParams);
+    [cuGraphAddNode] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, nodeParams: *mut CUgraphNodeParams) => unswappable::any_graph_node(nodeParams);
+    [cuGraphAddNode_v2 cuGraphAddNode_v3] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, dependencyData: *const CUgraphEdgeData, numDependencies: usize, nodeParams: *mut CUgraphNodeParams) => unswappable::any_graph_node(nodeParams);
     [cuGraphInstantiate] (phGraphExec: *mut CUgraphExec, hGraph: CUgraph, phErrorNode: *mut CUgraphNode, logBuffer: *mut c_char, bufferSize: usize) => room::retried();
     [cuGraphInstantiate_v2] (phGraphExec: *mut CUgraphExec, hGraph: CUgraph, phErrorNode: *mut CUgraphNode, logBuffer: *mut c_char, bufferSize: usize) => room::retried();
     [cuGraphInstantiateWithFlags] (phGraphExec: *mut CUgraphExec, hGraph: CUgraph, flags: u64) => room::retried();
@@ -360,6 +362,7 @@ functions! {
     [cuCtxDestroy_v2] (ctx: CUcontext) => contexts::destroy(ctx);
     [cuCtxAttach] (pctx: *mut CUcontext, flags: u32) => contexts::attach(pctx);
     [cuCtxDetach] (ctx: CUcontext) => contexts::detach(ctx);
+    [cuCtxEnablePeerAccess] (peerContext: CUcontext, Flags: u32) => contexts::enable_peer(peerContext);
     [cuCtxFromGreenCtx] (pContext: *mut CUcontext, hCtx: CUgreenCtx) => contexts::from_green(pContext);
 
     // The driver takes memory for itself: asked again once after room was made.

@@ -1,8 +1,11 @@
 //! The shim under LD_PRELOAD in small C programs, in front of a driver that does nothing: whatever way a program takes,
 //! it finds our hooks where they stand for what it would have found, and the driver's own functions everywhere else.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+mod programs;
 
 struct Programs {
     directory: tempfile::TempDir,
@@ -11,7 +14,7 @@ struct Programs {
 impl Programs {
     fn new() -> Programs {
         let programs = Programs { directory: tempfile::tempdir().unwrap() };
-        programs.compile("driver.c", "libcuda.so.1", &["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]);
+        programs::compile_driver("driver.c", programs.directory.path());
         programs
     }
 
@@ -20,17 +23,8 @@ impl Programs {
     }
 
     fn compile(&self, source: &str, into: &str, arguments: &[&str]) -> PathBuf {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(source);
-        let output = Command::new("cc")
-            .args(["-O1", "-w", "-pthread", "-o"])
-            .arg(self.at(into))
-            .arg(source)
-            .args(arguments)
-            .arg("-ldl")
-            .output()
-            .expect("a C compiler called `cc` is needed for these tests");
-        assert!(output.status.success(), "cc: {}", String::from_utf8_lossy(&output.stderr));
-        self.at(into)
+        let arguments: Vec<_> = arguments.iter().map(OsStr::new).collect();
+        programs::compile(source, self.at(into), &arguments)
     }
 
     fn client(&self) -> PathBuf {

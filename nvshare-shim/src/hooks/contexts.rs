@@ -1,5 +1,8 @@
 //! Contexts come and go: the streams in them are drained, and what the engine holds in one is given up before it goes.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUcontext, CUdevice};
@@ -17,11 +20,16 @@ pub(crate) unsafe fn create<F: Fn() -> CUresult>(bare: &Bare<F>, context: *mut C
 pub(crate) unsafe fn retain<F: Fn() -> CUresult>(
     bare: &Bare<F>,
     context: *mut CUcontext,
-    _device: CUdevice,
+    device: CUdevice,
 ) -> CUresult {
     start::first_use();
     let result = super::room::retry(bare);
-    // SAFETY: the driver has just stored the handle there.
+    if result.ok() && !context.is_null() {
+        // SAFETY: the driver has just stored the handle there.
+        let primary = unsafe { context.read() }.expose_provenance();
+        primaries().insert(device, primary);
+    }
+    // SAFETY: the same.
     unsafe { held(result, context) }
 }
 
@@ -76,26 +84,45 @@ fn go<F: Fn() -> CUresult>(bare: &Bare<F>, context: CUcontext, last: bool) -> CU
         return bare.call();
     }
     memory::on_context_destroyed(context);
+    streams::context_leaves(context);
     let result = bare.call();
-    if result.ok() {
-        streams::context_gone(context);
+    if !result.ok() {
+        streams::context_seen(context);
     }
     result
 }
 
-/// The primary context of `device`, where it exists.
+/// Memory of the peer's device becomes reachable from the current context's: what is there now, and what will be.
+pub(crate) unsafe fn enable_peer<F: Fn() -> CUresult>(bare: &Bare<F>, peer: CUcontext) -> CUresult {
+    let result = bare.call();
+    if result.ok()
+        && start::active()
+        && let (Some(of), Some(from)) = (device_of(peer), current_device())
+    {
+        memory::on_peer_access(of, from);
+    }
+    result
+}
+
+fn device_of(context: CUcontext) -> Option<CUdevice> {
+    let _current = streams::Current::push(context).ok()?;
+    current_device()
+}
+
+/// The device of the current context.
+pub(crate) fn current_device() -> Option<CUdevice> {
+    let mut device = 0;
+    // SAFETY: the driver stores a number.
+    unsafe { driver().cuCtxGetDevice(&raw mut device) }.result().ok()?;
+    Some(device)
+}
+
+/// The primary context of each device that was retained.
+fn primaries() -> MutexGuard<'static, BTreeMap<CUdevice, usize>> {
+    static PRIMARIES: Mutex<BTreeMap<CUdevice, usize>> = Mutex::new(BTreeMap::new());
+    PRIMARIES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn primary(device: CUdevice) -> Option<CUcontext> {
-    let (mut flags, mut active) = (0, 0);
-    // SAFETY: the driver stores two numbers.
-    let known = unsafe { driver().cuDevicePrimaryCtxGetState(device, &raw mut flags, &raw mut active) };
-    if !known.ok() || active == 0 {
-        return None;
-    }
-    let mut context = std::ptr::null_mut();
-    // SAFETY: the context is active, so retaining it makes nothing; it is given back at once.
-    unsafe {
-        driver().cuDevicePrimaryCtxRetain(&raw mut context, device).result().ok()?;
-        let _ = driver().cuDevicePrimaryCtxRelease_v2(device);
-    }
-    Some(context)
+    primaries().get(&device).map(|context| std::ptr::with_exposed_provenance_mut(*context))
 }

@@ -5,8 +5,7 @@ use std::ffi::c_void;
 use super::Bare;
 use crate::cuda::sys::CUdeviceptr;
 use crate::cuda::{CEnum, CUresult};
-use crate::memory;
-use crate::start;
+use crate::{memory, start, streams};
 
 /// What `cuMemAllocPitch` rounds a row up to: attribute `TEXTURE_ALIGNMENT` of all devices so far.
 const PITCH: usize = 512;
@@ -19,6 +18,7 @@ pub(crate) unsafe fn alloc<F: Fn() -> CUresult>(
     if !start::active() || at.is_null() || bytes == 0 {
         return bare.call();
     }
+    note_context();
     match memory::allocate(bytes) {
         Ok(address) => {
             // SAFETY: the application's place for the address.
@@ -42,6 +42,7 @@ pub(crate) unsafe fn alloc_pitch<F: Fn() -> CUresult>(
     if !start::active() || at.is_null() || pitch.is_null() || bytes == 0 || !matches!(element, 4 | 8 | 16) {
         return bare.call();
     }
+    note_context();
     match memory::allocate(bytes) {
         Ok(address) => {
             // SAFETY: the application's places for address and pitch.
@@ -87,15 +88,15 @@ pub(crate) unsafe fn info<F: Fn() -> CUresult>(
 
 pub(crate) unsafe fn address_range<F: Fn() -> CUresult>(
     bare: &Bare<F>,
-    base: *mut CUdeviceptr,
+    start: *mut CUdeviceptr,
     bytes: *mut usize,
     at: CUdeviceptr,
 ) -> CUresult {
     let Some(found) = known(at) else { return bare.call() };
     // SAFETY: each is the application's place for its number, or null where it does not want it.
     unsafe {
-        if !base.is_null() {
-            base.write(found.start);
+        if !start.is_null() {
+            start.write(found.start);
         }
         if !bytes.is_null() {
             bytes.write(found.bytes as usize);
@@ -154,6 +155,13 @@ pub(crate) unsafe fn set_attribute<F: Fn() -> CUresult>(
     _at: CUdeviceptr,
 ) -> CUresult {
     bare.call()
+}
+
+/// A context that was made behind our back would be drained by nobody.
+fn note_context() {
+    if let Some(context) = streams::current_context() {
+        streams::context_seen(context);
+    }
 }
 
 fn known(at: CUdeviceptr) -> Option<memory::Described> {

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::Bare;
+use super::contexts::current_device;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{
     CUDA_ARRAY_DESCRIPTOR, CUDA_ARRAY3D_DESCRIPTOR, CUDA_MEM_ALLOC_NODE_PARAMS, CUarray, CUdeviceptr,
-    CUmemAllocationProp, CUmemGenericAllocationHandle, CUmipmappedArray,
+    CUgraphNodeParams, CUmemAllocationProp, CUmemGenericAllocationHandle, CUmipmappedArray,
 };
-use crate::driver::driver;
 use crate::memory;
 use crate::start;
 
@@ -43,13 +43,6 @@ fn gave_back(reason: &'static str, handle: u64) {
     {
         memory::pass_through(device, reason, -(bytes as i64));
     }
-}
-
-fn current_device() -> Option<i32> {
-    let mut device = 0;
-    // SAFETY: the driver stores a number.
-    unsafe { driver().cuCtxGetDevice(&raw mut device) }.result().ok()?;
-    Some(device)
 }
 
 /// The allocating call, once more after room was made; what it made is noted.
@@ -220,6 +213,27 @@ pub(crate) unsafe fn graph_node<F: Fn() -> CUresult>(
     }
     result
 }
+
+/// A node of any kind: the kind stands first in its parameters, an allocation's parameters behind three more words.
+pub(crate) unsafe fn any_graph_node<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    parameters: *mut CUgraphNodeParams,
+) -> CUresult {
+    let result = bare.call();
+    // SAFETY: the driver has accepted the parameters; the kind is read as a number, it may be newer than this build.
+    if result.ok() && unsafe { parameters.cast::<u32>().read() } == MEMORY_ALLOCATION_NODE {
+        // SAFETY: of this kind, so this is what the union holds; the driver has stored the address.
+        let (address, bytes) = unsafe {
+            let allocation = (&raw const (*parameters).__bindgen_anon_1.alloc).read();
+            (allocation.dptr, allocation.bytesize)
+        };
+        took(GRAPH, address, bytes as u64);
+    }
+    result
+}
+
+/// `CU_GRAPH_NODE_TYPE_MEM_ALLOC`.
+const MEMORY_ALLOCATION_NODE: u32 = 10;
 
 unsafe fn array_3d_bytes(descriptor: *const CUDA_ARRAY3D_DESCRIPTOR) -> u64 {
     // SAFETY: the caller's driver has accepted the descriptor; its format is read as a number.
