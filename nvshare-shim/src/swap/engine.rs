@@ -156,7 +156,7 @@ impl Engine {
         match Workshop::open(self.device, home) {
             Ok(shop) => self.shop = Some(shop),
             Err(code) => {
-                if code.is_sticky() {
+                if standing::is_final(code) {
                     standing::on_device_error(code);
                 }
                 log::warning!(

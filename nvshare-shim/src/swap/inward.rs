@@ -66,7 +66,7 @@ impl Inward {
             }
             Backed::Refused(code) => {
                 self.missing.push_front(id);
-                if code.is_sticky() {
+                if standing::is_final(code) {
                     standing::on_device_error(code);
                 } else if code != CUresult::CUDA_ERROR_OUT_OF_MEMORY {
                     log::warning!("cannot make memory for an extent: {}", driver().error_name(code));
@@ -172,11 +172,11 @@ impl Inward {
 
     /// Arriving -> missing: the memory goes back, the shadow stays.
     fn undo(device: &Device, id: ExtentId, code: CUresult) {
-        log::warning!("a copy to the device failed: {}", driver().error_name(code));
-        if code.is_sticky() {
+        if standing::is_final(code) {
             standing::on_device_error(code);
             return;
         }
+        log::warning!("a copy to the device failed: {}", driver().error_name(code));
         let (start, bytes, handle) = {
             let state = device.state();
             let extent = state.space.extent(id);

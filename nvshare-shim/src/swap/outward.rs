@@ -93,7 +93,7 @@ impl<'a> Outward<'a> {
     }
 
     fn fail(&mut self, what: &str, code: CUresult) {
-        if code.is_sticky() {
+        if standing::is_final(code) {
             standing::on_device_error(code);
         }
         let why = format!("{what}: {}", driver().error_name(code));
@@ -133,7 +133,7 @@ impl<'a> Outward<'a> {
                 Ok(event) => (job.results, job.event) = (Some(slot), Some(event)),
                 Err(code) => {
                     self.free_results.push(slot);
-                    if code.is_sticky() {
+                    if standing::is_final(code) {
                         self.fail("cannot take fingerprints", code);
                     }
                 }
@@ -160,7 +160,7 @@ impl<'a> Outward<'a> {
                 job.prints = taken.is_ok().then(|| prints.results(slot, job.dirty.len()));
             }
             if let Err(code) = taken
-                && code.is_sticky()
+                && standing::is_final(code)
             {
                 self.fail("fingerprints failed", code);
                 self.abandon(job);

@@ -147,10 +147,16 @@ pub fn is_dead() -> bool {
     DEAD.load(Ordering::Acquire)
 }
 
+/// Whether after this error no call of this process succeeds any more.
+pub const fn is_final(code: CUresult) -> bool {
+    code.is_sticky() || code.0 == CUresult::CUDA_ERROR_DEINITIALIZED.0
+}
+
 /// A call returned a sticky error: the gate opens for good, so that the application sees its own error; nothing is
 /// released or retried any more.
 pub fn on_device_error(code: CUresult) {
-    if DEAD.swap(true, Ordering::AcqRel) {
+    if DEAD.swap(true, Ordering::AcqRel) || code == CUresult::CUDA_ERROR_DEINITIALIZED {
+        // Said already; or the process is ending, and there is nobody to tell.
         return;
     }
     let name = driver().error_name(code);

@@ -264,6 +264,8 @@ fn capture_while_swapped() {
     let (captured, stream) = (stream(), stream());
     let buffer = alloc(bytes);
     let mut expected = 0_u64;
+    // Both kernels are loaded before: a driver that loads lazily may not do so in a capture.
+    gpu.launch("nvshare_step", stream, &[buffer, bytes as u64 / 8, 0]);
     gpu.launch("nvshare_store", stream, &[buffer, bytes as u64 / 8, 0]);
     synchronize(stream);
     let mut rounds = 0;
