@@ -161,6 +161,8 @@ fn build_linker(compiler: &Compiler) -> Result<()> {
         .env("LLVM_PREFIX", prefix)
         .env("CARGO_TARGET_DIR", tools().join("build"));
     run_command(without_cargo(&mut command))?;
+    // Hundreds of megabytes that nobody needs again.
+    let _ = fs::remove_dir_all(tools().join("build"));
     fs::write(note(), llvm.to_string()).with_context(|| format!("cannot write {}", note().display()))?;
     Ok(())
 }

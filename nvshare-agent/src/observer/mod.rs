@@ -68,6 +68,8 @@ pub struct Options {
     pub discover: bool,
     /// One launch in this many is sampled with its parameters; 0: none.
     pub sample_every: u32,
+    /// Attach probes one by one, as kernels before 6.6 need it, also where `uprobe_multi` is there.
+    pub single: bool,
 }
 
 impl Options {
@@ -79,6 +81,7 @@ impl Options {
             libraries: config.libcuda.clone(),
             discover: true,
             sample_every: SAMPLE_EVERY,
+            single: false,
         }
     }
 }
@@ -175,7 +178,7 @@ struct State {
 
 impl State {
     fn begin(options: &Options, stop: &OwnedFd) -> Result<State, BeginError> {
-        let (mut programs, maps) = Programs::load(&options.object, options.sample_every)?;
+        let (mut programs, maps) = Programs::load(&options.object, options.sample_every, options.single)?;
         let slots = Slots::new(maps.slots, maps.owners, maps.free).map_err(BeginError::Slots)?;
         let epoll =
             epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| BeginError::Epoll(error.into()))?;

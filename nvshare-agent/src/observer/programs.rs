@@ -106,26 +106,26 @@ enum Link {
 
 impl Programs {
     /// Reads and loads the object; nothing is attached to any library yet. One launch in `sample_every` will be sampled.
-    pub(super) fn load(object: &Path, sample_every: u32) -> Result<(Programs, Maps), LoadError> {
+    /// `single`: attach one by one whatever the kernel could do.
+    pub(super) fn load(
+        object: &Path,
+        sample_every: u32,
+        single: bool,
+    ) -> Result<(Programs, Maps), LoadError> {
         let bytes = std::fs::read(object).map_err(|error| LoadError::Read(object.to_owned(), error))?;
         let mut ebpf = EbpfLoader::new()
             .override_global("SAMPLE_EVERY", &sample_every, true)
             .load(&bytes)
             .map_err(|error| load_error(object, &error))?;
-        let probes = match load_multi(&ebpf, &bytes, object) {
-            Ok(probes) => probes,
-            Err(LoadError::Program { error, log, .. }) if log.is_empty() => {
-                tracing::info!(
-                    error,
-                    "no uprobe_multi in this kernel (before 6.6): probes are attached one by one"
-                );
-                for name in ["entry", "returned"] {
-                    let program: &mut UProbe = program(&mut ebpf, name, object)?;
-                    program.load().map_err(|error| program_error(name, &error))?;
-                }
-                Probes::Single
+        let multi = if single { None } else { load_multi(&ebpf, &bytes, object)? };
+        let probes = if let Some(probes) = multi {
+            probes
+        } else {
+            for name in ["entry", "returned"] {
+                let program: &mut UProbe = program(&mut ebpf, name, object)?;
+                program.load().map_err(|error| program_error(name, &error))?;
             }
-            Err(error) => return Err(error),
+            Probes::Single
         };
         for (name, tracepoint) in [("exec", "sched_process_exec"), ("exit", "sched_process_exit")] {
             let program: &mut RawTracePoint = program(&mut ebpf, name, object)?;
@@ -246,8 +246,8 @@ impl Programs {
     }
 }
 
-/// Loads the two probe programs once more, for `uprobe_multi`, over the maps that aya made.
-fn load_multi(ebpf: &Ebpf, bytes: &[u8], path: &Path) -> Result<Probes, LoadError> {
+/// Loads the two probe programs for `uprobe_multi`, over the maps that aya made; `None` if the kernel has it not.
+fn load_multi(ebpf: &Ebpf, bytes: &[u8], path: &Path) -> Result<Option<Probes>, LoadError> {
     let wrong = |error: &dyn std::error::Error| LoadError::Object(path.to_owned(), chain(error));
     let mut object = aya_obj::Object::parse(bytes).map_err(|error| wrong(&error))?;
     let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
@@ -276,7 +276,18 @@ fn load_multi(ebpf: &Ebpf, bytes: &[u8], path: &Path) -> Result<Probes, LoadErro
         bpf::load_multi(name, &program.license, &function.instructions)
             .map_err(|(error, log)| LoadError::Program { name, error: error.to_string(), log })
     };
-    Ok(Probes::Multi { entry: load("entry")?, returned: load("returned")? })
+    match load("entry") {
+        Ok(entry) => Ok(Some(Probes::Multi { entry, returned: load("returned")? })),
+        // Refused before the verifier looked at it: it is the kind of program that is not known.
+        Err(LoadError::Program { error, log, .. }) if log.is_empty() => {
+            tracing::info!(
+                error,
+                "no uprobe_multi in this kernel (before 6.6): probes are attached one by one"
+            );
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str, object: &Path) -> Result<&'a mut P, LoadError>

@@ -16,11 +16,16 @@ pub(crate) struct Fake {
 }
 
 impl Fake {
-    /// Assembles one.
+    /// With every function.
     pub(crate) fn new() -> Fake {
+        Fake::with(|_| true)
+    }
+
+    /// With some of the functions.
+    pub(crate) fn with(which: impl Fn(&str) -> bool) -> Fake {
         let directory = TempDir::with_prefix("nvshare-fake-").unwrap();
         let source = directory.path().join("fake.s");
-        std::fs::write(&source, assembly()).unwrap();
+        std::fs::write(&source, assembly(which)).unwrap();
         let fake = Fake { directory };
         let done = Command::new("cc")
             .args(["-shared", "-nostdlib", "-Wl,-soname,libcuda.so.1", "-o"])
@@ -49,9 +54,9 @@ impl Fake {
     }
 }
 
-fn assembly() -> String {
+fn assembly(which: impl Fn(&str) -> bool) -> String {
     let mut text = ".text\n".to_owned();
-    for probe in PROBES {
+    for probe in PROBES.iter().filter(|probe| which(probe.symbol)) {
         let name = probe.symbol;
         // Allocations write through their first argument; `cuMemAllocPitch` a pitch of 512 through the second.
         let out = if probe.returns {

@@ -8,7 +8,7 @@ use nvshare_common::probe::{Call, PROBES};
 
 use crate::client::Client;
 use crate::fake::Fake;
-use crate::seen::{observe, observe_with};
+use crate::seen::{named, observe, observe_with};
 
 #[test]
 fn the_kernel_verifies_the_programs_and_every_function_gets_a_cheap_probe() {
@@ -31,6 +31,7 @@ fn without_its_object_the_observer_says_what_to_do() {
         libraries: Vec::new(),
         discover: false,
         sample_every: 0,
+        single: false,
     };
     let observer = Observer::start(options, move |batch| sender.send(batch).is_ok()).unwrap();
     let batch = told.recv().unwrap();
@@ -62,8 +63,28 @@ fn a_stopped_observer_leaves_no_breakpoint() {
 }
 
 #[test]
+fn probes_that_are_attached_one_by_one_count_as_exactly() {
+    // Few functions: such a probe takes 0.1 s to detach.
+    let fake = Fake::with(|name| ["cuLaunchKernel", "cuMemAlloc_v2"].contains(&name));
+    let libraries = vec![fake.path()];
+    let single = |object| Options { object, libraries, discover: false, sample_every: 1, single: true };
+    let Some(seen) = observe_with(single) else { return };
+    assert_eq!(seen.health().attachments[0].means, "single");
+    let mut client = Client::start(&fake.path());
+    client.run("call cuLaunchKernel 1000 2").run("alloc 4096");
+    let pid = client.pid();
+    client.end();
+    let counts = seen.counts_of_dead(pid);
+    assert_eq!(named(&counts.application), [("alloc", 1), ("launch", 2000)].into());
+    let allocated =
+        |seen: &Observation| matches!(seen, Observation::Allocated { range, .. } if range.bytes.0 == 4096);
+    assert!(seen.all().iter().any(allocated), "its return was followed");
+}
+
+#[test]
 fn a_library_is_found_within_moments_of_being_mapped() {
-    let discover = |object| Options { object, libraries: Vec::new(), discover: true, sample_every: 0 };
+    let discover =
+        |object| Options { object, libraries: Vec::new(), discover: true, sample_every: 0, single: false };
     let Some(seen) = observe_with(discover) else { return };
     let fake = Fake::new();
     let mut client = Client::start(&fake.path());
@@ -86,7 +107,8 @@ fn a_library_in_use_before_the_observer_starts_is_found() {
     let fake = Fake::new();
     let mut client = Client::start(&fake.path());
     client.run("call cuLaunchKernel 5 1");
-    let discover = |object| Options { object, libraries: Vec::new(), discover: true, sample_every: 0 };
+    let discover =
+        |object| Options { object, libraries: Vec::new(), discover: true, sample_every: 0, single: false };
     let Some(seen) = observe_with(discover) else { return };
     client.run("call cuLaunchKernel 7 1");
     seen.wait_for_count(client.pid(), Call::Launch, 7);

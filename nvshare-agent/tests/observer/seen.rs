@@ -23,7 +23,7 @@ pub(crate) struct Seen {
 /// Observes `libraries` and nothing else; `None`, said loudly, where the kernel does not let us.
 pub(crate) fn observe(libraries: &[&Path]) -> Option<Seen> {
     let libraries = libraries.iter().map(|path| path.to_path_buf()).collect();
-    observe_with(|object| Options { object, libraries, discover: false, sample_every: 1 })
+    observe_with(|object| Options { object, libraries, discover: false, sample_every: 1, single: false })
 }
 
 /// Observes as asked.
