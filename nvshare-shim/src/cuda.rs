@@ -47,6 +47,17 @@ impl CUresult {
         if self.ok() { Ok(()) } else { Err(self) }
     }
 
+    /// Whether it says that what was asked about exists no more, or the whole driver.
+    pub const fn is_gone(self) -> bool {
+        matches!(
+            self,
+            Self::CUDA_ERROR_DEINITIALIZED
+                | Self::CUDA_ERROR_INVALID_CONTEXT
+                | Self::CUDA_ERROR_INVALID_HANDLE
+                | Self::CUDA_ERROR_CONTEXT_IS_DESTROYED
+        )
+    }
+
     /// Whether the context, and so the process, is beyond help: the header says of these codes that "the process must
     /// be terminated and relaunched", or that the context cannot be used any more.
     pub const fn is_sticky(self) -> bool {

@@ -41,6 +41,10 @@ pub fn drain(stall: Duration) -> Result<Drained, Stalled> {
             streams::defaults_are_idle();
             return Ok(Drained(()));
         }
+        if !mark.is_behind_capture() {
+            patience.step(false, || mark.unmarked().unwrap_or_default().to_owned())?;
+            continue;
+        }
         // A default stream may have work that cannot be asked about before the capture in a blocking stream ends. That
         // takes calls of the application, some of which would wait at the gate.
         let ajar = gate::ajar();

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use crate::cuda::sys::{CUcontext, CUevent, CUstream};
 use crate::cuda::{
@@ -19,6 +20,9 @@ use crate::driver::driver;
 
 /// How many events from before captures and destructions are kept before the finished ones are looked for.
 const LOOSE_BEFORE_SWEEP: usize = 64;
+
+/// How long a thread waits for work that cannot be kept in sight.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 static KNOWN: Mutex<Known> = Mutex::new(Known::new());
 /// Held for reading while handles of contexts are used, for writing while a context leaves the table: before it is
@@ -83,11 +87,7 @@ impl Event {
         // SAFETY: the event lives until this value is dropped, and its context until it has left the table.
         match unsafe { driver().cuEventQuery(self.handle()) } {
             CUresult::CUDA_ERROR_NOT_READY => Ok(false),
-            CUresult::CUDA_SUCCESS
-            | CUresult::CUDA_ERROR_DEINITIALIZED
-            | CUresult::CUDA_ERROR_INVALID_CONTEXT
-            | CUresult::CUDA_ERROR_INVALID_HANDLE
-            | CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED => Ok(true),
+            done if done.ok() || done.is_gone() => Ok(true),
             error => Err(error),
         }
     }
@@ -166,8 +166,10 @@ impl Drop for Current {
 #[derive(Debug, Default)]
 pub struct Mark {
     events: Vec<Arc<Event>>,
-    /// A default stream may hold work that could not be marked, because a blocking stream is being captured.
-    partial: bool,
+    /// What stays unmarked because a blocking stream is captured: the default streams, which may hold work.
+    behind_capture: bool,
+    /// What could not be marked for another reason.
+    unmarked: Option<String>,
     /// The device's error, where it had one.
     failed: Option<CUresult>,
 }
@@ -176,7 +178,7 @@ impl Mark {
     /// Whether all work before the mark is known to be complete. Polls, never blocks. An error of the device is reported to
     /// the engine; nothing is complete then.
     pub fn done(&self) -> bool {
-        if self.partial {
+        if self.is_partial() {
             return false;
         }
         match self.unfinished() {
@@ -198,9 +200,27 @@ impl Mark {
         count_unfinished(&self.events)
     }
 
-    /// Whether a default stream may hold work that could not be marked, because a blocking stream was being captured.
+    /// Whether there may be work that could not be marked; a later mark may say more.
     pub fn is_partial(&self) -> bool {
-        self.partial
+        self.behind_capture || self.unmarked.is_some()
+    }
+
+    /// Whether that is because a blocking stream is captured.
+    pub(crate) fn is_behind_capture(&self) -> bool {
+        self.behind_capture
+    }
+
+    /// What could not be marked for another reason, for people.
+    pub(crate) fn unmarked(&self) -> Option<&str> {
+        self.unmarked.as_deref()
+    }
+
+    fn miss(&mut self, what: &str, error: CUresult) {
+        if error.is_sticky() {
+            self.failed = Some(error);
+        } else if !error.is_gone() {
+            self.unmarked = Some(format!("{what}, where the driver answers {}", driver().error_name(error)));
+        }
     }
 }
 
@@ -208,17 +228,23 @@ fn count_unfinished(events: &[Arc<Event>]) -> Result<usize, CUresult> {
     let mut unfinished = 0;
     for event in events {
         // Without its context an event is complete: the context's end waits for its work.
-        if is_known(event.context) && !in_context(event.context, || event.done()).unwrap_or(Ok(true))? {
-            unfinished += 1;
+        if !is_known(event.context) {
+            continue;
+        }
+        match in_context(event.context, || event.done()) {
+            Ok(true) => {}
+            Ok(false) => unfinished += 1,
+            Err(error) if error.is_gone() => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(unfinished)
 }
 
-/// Runs `act` with `context` current; `None` when the context is gone.
-fn in_context<T>(context: usize, act: impl FnOnce() -> T) -> Option<T> {
-    let _current = Current::push(std::ptr::with_exposed_provenance_mut(context)).ok()?;
-    Some(act())
+/// Runs `act` with `context` current.
+fn in_context<T>(context: usize, act: impl FnOnce() -> Result<T, CUresult>) -> Result<T, CUresult> {
+    let _current = Current::push(std::ptr::with_exposed_provenance_mut(context))?;
+    act()
 }
 
 /// Marks all work submitted so far in every known stream of every context that is not being captured.
@@ -231,12 +257,17 @@ pub fn mark() -> Mark {
     };
     let mut mark = Mark::default();
     for context in contexts {
-        in_context(context, || {
-            mark_stream(&mut mark, context, STREAM_LEGACY);
-            for (&stream, _) in streams.iter().filter(|(_, owner)| **owner == context) {
-                mark_stream(&mut mark, context, std::ptr::with_exposed_provenance_mut(stream));
+        let _current = match Current::push(std::ptr::with_exposed_provenance_mut(context)) {
+            Ok(current) => current,
+            Err(error) => {
+                mark.miss("a context", error);
+                continue;
             }
-        });
+        };
+        mark_stream(&mut mark, context, STREAM_LEGACY);
+        for (&stream, _) in streams.iter().filter(|(_, owner)| **owner == context) {
+            mark_stream(&mut mark, context, std::ptr::with_exposed_provenance_mut(stream));
+        }
     }
     mark.events.extend(sweep_loose());
     mark
@@ -265,11 +296,9 @@ fn mark_stream(mark: &mut Mark, context: usize, stream: CUstream) {
         Ok(event) => mark.events.push(Arc::new(event)),
         // Asked of the legacy stream while a blocking stream is captured.
         Err(CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) => {
-            mark.partial |= DEFAULTS_USED.load(Ordering::Acquire)
+            mark.behind_capture |= DEFAULTS_USED.load(Ordering::Acquire);
         }
-        Err(error) if error.is_sticky() => mark.failed = Some(error),
-        // A stream that is just going, or a context without a legacy stream.
-        Err(error) => crate::log::debug!("cannot mark stream {stream:p}: {}", driver().error_name(error)),
+        Err(error) => mark.miss(&format!("stream {stream:p}"), error),
     }
 }
 
@@ -333,7 +362,11 @@ pub(crate) fn keep_in_sight(stream: CUstream) {
     }
     let _in_use = in_use();
     let Some(context) = context_of(stream) else { return };
-    let Some(Ok(event)) = in_context(context, || Event::record(context, stream)) else { return };
+    let event = match in_context(context, || Event::record(context, stream)) {
+        Ok(event) => event,
+        Err(error) if error.is_gone() => return,
+        Err(error) => return wait_for(stream, error),
+    };
     let many = {
         let mut known = known();
         known.contexts.entry(context).or_insert(0);
@@ -342,6 +375,19 @@ pub(crate) fn keep_in_sight(stream: CUstream) {
     };
     if many {
         drop(sweep_loose());
+    }
+}
+
+/// No event can be had for what is in `stream`, so nothing can wait for it later: waits here, for a while.
+#[cold]
+fn wait_for(stream: CUstream, error: CUresult) {
+    crate::log::warning!("cannot mark stream {stream:p}: {}; waiting for it", driver().error_name(error));
+    let limit = Instant::now() + LONGEST_WAIT;
+    // SAFETY: the application's own stream, which it has not destroyed yet.
+    while unsafe { driver().cuStreamQuery(stream) } == CUresult::CUDA_ERROR_NOT_READY
+        && Instant::now() < limit
+    {
+        std::thread::sleep(Duration::from_micros(100));
     }
 }
 
@@ -437,7 +483,7 @@ pub(crate) fn mark_one(stream: CUstream) -> Option<Mark> {
     }
     let _in_use = in_use();
     let context = context_of(stream)?;
-    let event = in_context(context, || Event::record(context, stream))?.ok()?;
+    let event = in_context(context, || Event::record(context, stream)).ok()?;
     context_seen(std::ptr::with_exposed_provenance_mut(context));
     Some(Mark { events: vec![Arc::new(event)], ..Mark::default() })
 }

@@ -47,6 +47,7 @@ const PER_THREAD: CUstream = std::ptr::without_provenance_mut(2);
 struct Script {
     finish: unsafe extern "C" fn(CUstream, c_long),
     fail: unsafe extern "C" fn(c_int),
+    unmarkable: unsafe extern "C" fn(c_int),
     violations: unsafe extern "C" fn() -> c_int,
 }
 
@@ -73,6 +74,9 @@ fn script() -> (MutexGuard<'static, ()>, &'static Script) {
                     c"script_finish",
                 )),
                 fail: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int)>(find(c"script_fail")),
+                unmarkable: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int)>(find(
+                    c"script_unmarkable",
+                )),
                 violations: std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> c_int>(find(
                     c"script_violations",
                 )),
@@ -236,6 +240,19 @@ fn with_work_in_a_default_stream_and_a_blocking_stream_captured_the_gate_stands_
     assert!(drain_shut(NEVER).is_ok());
     end_capture(captured);
     assert_eq!(script.violations(), 0);
+}
+
+#[test]
+fn what_cannot_be_marked_is_not_taken_for_finished() {
+    let (_guard, script) = script();
+    // SAFETY: stores a number.
+    unsafe { (script.unmarkable)(1) };
+    let result = drain_shut(SOON);
+    // SAFETY: the same.
+    unsafe { (script.unmarkable)(0) };
+    let Err(Stalled::NoProgress(what)) = result else { panic!("drained without knowing") };
+    assert!(what.contains("CUDA_ERROR_SCRIPTED"), "{what}");
+    assert!(drain_shut(NEVER).is_ok());
 }
 
 #[test]

@@ -12,7 +12,7 @@ struct event { long behind[MOST]; };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct stream streams[MOST] = {[1] = {1, 1}, [2] = {1, 1}}; // 1: legacy, 2: the per-thread default stream
-static int violations, error;
+static int violations, error, unmarkable;
 static _Thread_local int relaxed;
 #define CONTEXT ((void *)0x100)
 
@@ -67,7 +67,7 @@ int cuLaunchKernel(void *f, unsigned a, unsigned b, unsigned c, unsigned d, unsi
                    void **i, void **j) {
     return LOCKED(if (!of(stream)->capturing) of(stream)->submitted++);
 }
-int cuEventCreate(void **event, unsigned flags) { *event = calloc(1, sizeof(struct event)); return SUCCESS; }
+int cuEventCreate(void **event, unsigned flags) { if (unmarkable) return 2; *event = calloc(1, sizeof(struct event)); return SUCCESS; }
 int cuEventDestroy_v2(void *event) { free(event); return SUCCESS; }
 int cuEventRecord(struct event *event, void *stream) {
     return LOCKED({
@@ -95,4 +95,5 @@ int cuGetErrorName(int code, const char **name) { *name = "CUDA_ERROR_SCRIPTED";
 // For the test.
 void script_finish(void *stream, long launches) { LOCKED(of(stream)->finished += launches); }
 void script_fail(int code) { error = code; }
+void script_unmarkable(int yes) { unmarkable = yes; }
 int script_violations(void) { return violations; }
