@@ -56,26 +56,22 @@ impl Memory {
     }
 
     fn prepare_block(&self, block: u32) {
-        let bytes = BLOCK_BYTES as usize;
-        // SAFETY: the block lies within the mapping, which is as long as the file. Adding zero to one byte changes
-        // nothing for other processes, and makes the block exist: an empty one cannot be collapsed.
-        let address = unsafe {
-            let address = self.base.as_ptr().add(block as usize * bytes);
-            (*address.cast::<std::sync::atomic::AtomicU8>()).fetch_add(0, Ordering::Relaxed);
-            address.cast()
-        };
-        if self.collapse.load(Ordering::Relaxed) {
-            // SAFETY: advice on our own mapping; it replaces pages by a huge one with the same bytes.
-            if unsafe { libc::madvise(address, bytes, MADV_COLLAPSE) } == 0 {
+        const BYTES: usize = BLOCK_BYTES as usize;
+        // SAFETY: the block lies within the mapping, which is as long as the file.
+        let address = unsafe { self.base.as_ptr().add(block as usize * BYTES) };
+        // SAFETY: advice on our own mapping, which changes no byte.
+        let advise = |bytes, advice| unsafe { libc::madvise(address.cast(), bytes, advice) == 0 };
+        // An empty block cannot be collapsed: its first page is made to exist. A kernel that knows neither advice leaves
+        // the pages to be faulted in by their first use.
+        if self.collapse.load(Ordering::Relaxed) && advise(4096, MADV_POPULATE_WRITE) {
+            if advise(BYTES, MADV_COLLAPSE) {
                 return;
             }
-            let error = std::io::Error::last_os_error().raw_os_error();
-            if error == Some(libc::EINVAL) {
+            if std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) {
                 self.collapse.store(false, Ordering::Relaxed);
             }
         }
-        // SAFETY: as above. A kernel without it leaves the pages to be faulted in by their first use.
-        unsafe { libc::madvise(address, bytes, MADV_POPULATE_WRITE) };
+        advise(BYTES, MADV_POPULATE_WRITE);
     }
 }
 
