@@ -34,7 +34,7 @@ pub(crate) fn initialize() -> Outcome {
     }
     crate::device::open()?;
     HOOKS.call_once(|| {
-        // SAFETY: both functions only store to atomics and live as long as the process.
+        // SAFETY: the functions live as long as the process; the one in the child only stores to an atomic.
         unsafe {
             libc::pthread_atfork(None, None, Some(forked));
             libc::atexit(exiting);
@@ -51,4 +51,7 @@ extern "C" fn forked() {
 
 extern "C" fn exiting() {
     STATE_WORD.store(DEINITIALIZED, Ordering::Relaxed);
+    if !FORKED.load(Ordering::Relaxed) {
+        crate::memory::report_leaks();
+    }
 }

@@ -8,14 +8,20 @@ mod errors;
 mod event;
 mod function;
 mod graph;
+mod host;
 mod initialization;
 mod launch;
+mod managed;
+mod memory;
 mod memset;
 mod module;
 mod node;
+mod pointer;
+mod pool;
 mod proc_address;
 pub(crate) mod stream;
 mod stubs;
+mod vmm;
 
 use crate::export::Export;
 
@@ -29,12 +35,18 @@ pub(crate) static TABLES: &[&[&[Export]]] = &[
     event::EXPORTS,
     function::EXPORTS,
     graph::EXPORTS,
+    host::EXPORTS,
     initialization::EXPORTS,
     launch::EXPORTS,
+    managed::EXPORTS,
+    memory::EXPORTS,
     memset::EXPORTS,
     module::EXPORTS,
     node::EXPORTS,
+    pointer::EXPORTS,
+    pool::EXPORTS,
     proc_address::EXPORTS,
     stream::EXPORTS,
     stubs::EXPORTS,
+    vmm::EXPORTS,
 ];

@@ -1,36 +1,82 @@
-//! Memory: placeholder until the real one lands.
+//! The memory of this process as the driver sees it: device memory (allocated or mapped), managed memory, pinned host
+//! memory. What crosses processes (who holds which block of the card) is nvshare-sim-card's.
+//!
+//! - [`space`]: every address the driver knows, and what is behind it
+//! - [`address`]: pieces of the process's address space, reserved and mapped
+//! - [`physical`]: handles of physical memory; [`mapping`]: physical memory behind reserved addresses
+//! - [`plain`]: `cuMemAlloc`; [`pool`]: the same in stream order; [`host`]: pinned; [`managed`]: paged by the driver
+
+mod address;
+pub(crate) mod host;
+pub(crate) mod managed;
+pub(crate) mod mapping;
+pub(crate) mod physical;
+pub(crate) mod plain;
+pub(crate) mod pool;
+pub(crate) mod space;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use cudarc::driver::sys::CUresult;
+use nvshare_sim_card::config::MAX_CARDS;
+use nvshare_sim_card::now;
+
+pub(crate) use managed::touch_managed;
+pub(crate) use space::{Location, access, classify};
 
 use crate::context::Context;
+use crate::device::card;
 use crate::export::Outcome;
 
-/// Where an address is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Location {
-    /// Device memory.
-    Device(usize),
-    /// Pinned host memory.
-    Pinned,
-    /// Managed memory.
-    Managed,
-    /// Anything else.
-    Pageable,
-}
+/// Physical memory comes in multiples of this.
+pub(crate) const GRANULARITY: u64 = nvshare_sim_card::BLOCK_BYTES;
 
-#[expect(clippy::unnecessary_wraps, reason = "placeholder")]
-pub(crate) fn access(_address: u64, _bytes: u64, _write: bool, _device: usize) -> Result<(), String> {
+/// Contexts of this process on each card: the first one is charged for what the driver occupies there.
+static CONTEXTS: [AtomicUsize; MAX_CARDS] = [const { AtomicUsize::new(0) }; MAX_CARDS];
+
+/// A context was made on the device: the process occupies a part of the card now.
+pub(crate) fn context_opened(device: usize) -> Outcome {
+    if CONTEXTS[device].fetch_add(1, Ordering::AcqRel) == 0 && card().charge_context(device).is_err() {
+        CONTEXTS[device].fetch_sub(1, Ordering::AcqRel);
+        return Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+    }
     Ok(())
 }
 
-pub(crate) fn classify(_address: u64) -> Location {
-    Location::Pinned
+/// A context is gone, with all work that it had: so is the memory that was allocated in it.
+pub(crate) fn context_destroyed(context: &Context) {
+    for (_, area) in space::write().remove_context(context.id) {
+        area.dispose();
+    }
+    plain::forget_context(context.id);
+    if CONTEXTS[context.device].fetch_sub(1, Ordering::AcqRel) == 1 {
+        card().release_context(context.device);
+    }
 }
 
-pub(crate) fn touch_managed(_device: usize, _address: u64, _bytes: u64, _write: bool, at: u64) -> u64 {
-    at
+/// The process ends: physical memory that no address led to for a second (not just between its creation and its mapping)
+/// was lost. The memory itself is the card's again when the process is gone, and no thread of it can touch it any more.
+pub(crate) fn report_leaks() {
+    const A_SECOND: u64 = 1_000_000_000;
+    let Some(space) = space::try_read() else { return };
+    for (id, handle) in &space.handles {
+        if handle.mappings == 0 && now().saturating_sub(handle.loose_since) > A_SECOND {
+            let (id, size) = (id.0, size(handle.bytes));
+            crate::strict::report(&format!(
+                "handle {id:#x} of {size} is neither released nor mapped at the end"
+            ));
+        }
+    }
 }
 
-pub(crate) fn context_opened(_device: usize) -> Outcome {
-    Ok(())
+/// For messages: `0x..+2MiB`.
+pub(crate) fn piece(start: u64, bytes: u64) -> String {
+    format!("{start:#x}+{}", size(bytes))
 }
 
-pub(crate) fn context_destroyed(_context: &Context) {}
+fn size(bytes: u64) -> String {
+    match bytes {
+        _ if bytes > 0 && bytes.is_multiple_of(1 << 20) => format!("{}MiB", bytes >> 20),
+        _ => format!("{bytes}B"),
+    }
+}

@@ -1,0 +1,81 @@
+//! Plain device memory.
+
+use std::ffi::c_uint;
+
+use cudarc::driver::sys::{CUdeviceptr, CUresult};
+
+use crate::device::card;
+use crate::export::{Outcome, export, put, put_if};
+use crate::memory::space::{self, Kind};
+use crate::memory::{mapping, plain};
+
+/// Rows of a pitched allocation start at multiples of this.
+const PITCH: usize = 512;
+
+fn needed<T>(out: *mut T) -> Outcome {
+    if out.is_null() { Err(CUresult::CUDA_ERROR_INVALID_VALUE) } else { Ok(()) }
+}
+
+/// First address and size of what contains an address: an allocation, or everything that one reservation maps in a row.
+pub(super) fn range_of(address: u64) -> Outcome<(u64, u64)> {
+    let area = space::find(address).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+    match area.kind {
+        Kind::Reserved(_) => mapping::look(address).map(|(start, bytes, ..)| (start, bytes)),
+        _ => Ok((area.start, area.bytes)),
+    }
+}
+
+export! {
+    fn cuMemAlloc_v2(pointer: *mut CUdeviceptr, bytes: usize) |cx| {
+        needed(pointer)?;
+        let context = cx.context()?;
+        crate::capture::unsafe_call()?;
+        let area = plain::allocate(&context, bytes as u64, None)?;
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(pointer, area.start) }
+    }
+
+    fn cuMemAllocPitch_v2(pointer: *mut CUdeviceptr, pitch: *mut usize, width: usize, height: usize, element: c_uint) |cx| {
+        needed(pointer)?;
+        needed(pitch)?;
+        let context = cx.context()?;
+        crate::capture::unsafe_call()?;
+        if width == 0 || height == 0 || !matches!(element, 4 | 8 | 16) {
+            return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+        }
+        let row = width.checked_next_multiple_of(PITCH).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
+        let bytes = row.checked_mul(height).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
+        let area = plain::allocate(&context, bytes as u64, None)?;
+        // SAFETY: out-parameters of the driver API.
+        unsafe {
+            put(pitch, row)?;
+            put(pointer, area.start)
+        }
+    }
+
+    fn cuMemFree_v2(pointer: CUdeviceptr) |cx| {
+        let context = cx.context()?;
+        crate::capture::unsafe_call()?;
+        plain::free(&context, pointer)
+    }
+
+    fn cuMemGetAddressRange_v2(start: *mut CUdeviceptr, bytes: *mut usize, address: CUdeviceptr) |cx| {
+        cx.context()?;
+        let (first, size) = range_of(address)?;
+        // SAFETY: out-parameters of the driver API, both optional.
+        unsafe {
+            put_if(start, first);
+            put_if(bytes, size as usize);
+        }
+        Ok(())
+    }
+
+    fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) |cx| {
+        let context = cx.context()?;
+        // SAFETY: out-parameters of the driver API.
+        unsafe {
+            put(free, card().free_bytes(context.device) as usize)?;
+            put(total, card().config().card_bytes as usize)
+        }
+    }
+}

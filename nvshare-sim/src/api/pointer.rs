@@ -1,0 +1,133 @@
+//! What the driver says about a pointer.
+
+use std::ffi::{c_int, c_uint, c_void};
+use std::sync::atomic::Ordering;
+
+use cudarc::driver::sys::{CUdeviceptr, CUresult};
+
+use crate::context::CONTEXTS;
+use crate::export::{Outcome, export};
+use crate::memory::space::{self, Area, Kind};
+use crate::memory::{mapping, physical};
+
+const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
+
+/// `CU_POINTER_ATTRIBUTE_SYNC_MEMOPS`, the only one that can be set.
+const SYNC_MEMOPS: c_uint = 6;
+
+/// An attribute's value, with the width it is written in.
+#[derive(Clone, Copy)]
+enum Value {
+    Flag(bool),
+    Int(u32),
+    Long(u64),
+}
+
+impl Value {
+    /// # Safety
+    /// `to` is valid for a write of the attribute's type.
+    unsafe fn write(self, to: *mut c_void) {
+        // SAFETY: by this function's contract.
+        unsafe {
+            match self {
+                Value::Flag(value) => to.cast::<u8>().write(value.into()),
+                Value::Int(value) => to.cast::<u32>().write(value),
+                Value::Long(value) => to.cast::<u64>().write(value),
+            }
+        }
+    }
+
+    /// What `cuPointerGetAttributes` gives where there is no such pointer: zero of the right width.
+    fn none(attribute: c_uint) -> Option<Value> {
+        Some(match attribute {
+            1 | 3 | 4 | 7 | 11 | 12 | 14 | 17..=20 => Value::Long(0),
+            2 | 16 => Value::Int(0),
+            9 => Value::Int(-2_i32 as u32),
+            6 | 8 | 10 | 13 | 15 | 21 => Value::Flag(false),
+            _ => return None,
+        })
+    }
+}
+
+/// One attribute of a pointer into an area.
+fn attribute(area: &Area, address: u64, attribute: c_uint) -> Outcome<Value> {
+    let pinned = matches!(area.kind, Kind::Pinned(_));
+    let managed = matches!(area.kind, Kind::Managed(_));
+    let mapped = match area.kind {
+        Kind::Reserved(_) => Some(mapping::look(address)),
+        _ => None,
+    };
+    let handle = || mapped.and_then(Result::ok).and_then(|(_, _, id, _)| physical::describe(id).ok());
+    Ok(match attribute {
+        1 => {
+            let context = CONTEXTS.find(|context| context.id == area.context);
+            Value::Long(context.map_or(0, |context| context.handle() as u64))
+        }
+        2 => Value::Int(if pinned { 1 } else { 2 }),
+        3 => Value::Long(address),
+        // Device memory has no address for the host.
+        4 if pinned || managed => Value::Long(address),
+        4 => return Err(INVALID),
+        SYNC_MEMOPS => Value::Flag(area.sync_memops.load(Ordering::Relaxed)),
+        7 => Value::Long(area.id),
+        8 => Value::Flag(managed),
+        9 => {
+            Value::Int(mapped.and_then(Result::ok).and(handle()).map_or(area.device, |known| known.0) as u32)
+        }
+        10 => Value::Flag(matches!(&area.kind, Kind::Plain(None))),
+        11 => Value::Long(area.start),
+        12 => Value::Long(area.bytes),
+        13 => Value::Flag(mapped.is_none_or(|mapped| mapped.is_ok())),
+        14 => Value::Long(handle().map_or(0, |known| u64::from(known.2 & 0xffff))),
+        15 => Value::Flag(handle().is_some_and(|known| known.2 & physical::RDMA_CAPABLE != 0)),
+        16 => Value::Int(3),
+        17 | 20 => Value::Long(0),
+        18 => Value::Long(mapped.and_then(Result::ok).map_or(area.bytes, |(_, bytes, ..)| bytes)),
+        19 => Value::Long(mapped.and_then(Result::ok).map_or(area.start, |(start, ..)| start)),
+        21 => Value::Flag(false),
+        _ => return Err(INVALID),
+    })
+}
+
+export! {
+    fn cuPointerGetAttribute(data: *mut c_void, asked: c_uint, pointer: CUdeviceptr) |cx| {
+        if data.is_null() {
+            return Err(INVALID);
+        }
+        let area = space::find(pointer).ok_or(INVALID)?;
+        let value = attribute(&area, pointer, asked)?;
+        // SAFETY: the caller passes room for the attribute.
+        unsafe { value.write(data) };
+        Ok(())
+    }
+
+    fn cuPointerGetAttributes(count: c_uint, asked: *mut c_uint, data: *mut *mut c_void, pointer: CUdeviceptr) |cx| {
+        if asked.is_null() || data.is_null() {
+            return Err(INVALID);
+        }
+        let area = space::find(pointer);
+        for index in 0..count as usize {
+            // SAFETY: the caller passes `count` of each.
+            let (asked, to) = unsafe { (*asked.add(index), *data.add(index)) };
+            let known = area.as_ref().and_then(|area| attribute(area, pointer, asked).ok());
+            let value = known.or_else(|| Value::none(asked)).ok_or(INVALID)?;
+            if to.is_null() {
+                return Err(INVALID);
+            }
+            // SAFETY: the caller passes room for the attribute.
+            unsafe { value.write(to) };
+        }
+        Ok(())
+    }
+
+    fn cuPointerSetAttribute(value: *const c_void, attribute: c_uint, pointer: CUdeviceptr) |cx| {
+        let area = space::find(pointer).ok_or(INVALID)?;
+        if value.is_null() || attribute != SYNC_MEMOPS {
+            return Err(INVALID);
+        }
+        // SAFETY: the caller passes a C int.
+        let on = unsafe { value.cast::<c_int>().read() } != 0;
+        area.sync_memops.store(on, Ordering::Relaxed);
+        Ok(())
+    }
+}

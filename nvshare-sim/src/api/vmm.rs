@@ -1,0 +1,238 @@
+//! Virtual memory: addresses reserved, physical memory created, the one mapped behind the other.
+
+use std::ffi::{c_int, c_uint, c_ulonglong, c_void};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
+
+use cudarc::driver::sys::{CUdeviceptr, CUresult};
+use nvshare_sim_card::{HandleId, Point};
+
+use crate::device;
+use crate::export::{Outcome, export, put};
+use crate::memory::{GRANULARITY, mapping, physical};
+
+const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
+
+/// `CUmemLocation`, with its kind as the number the caller passed.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Location {
+    pub(crate) kind: c_uint,
+    pub(crate) id: c_int,
+}
+
+/// `CU_MEM_LOCATION_TYPE_DEVICE` and the kinds of host memory.
+pub(crate) const ON_DEVICE: c_uint = 1;
+pub(crate) const ON_HOST: c_uint = 2;
+pub(crate) const ON_HOST_NODE: c_uint = 3;
+pub(crate) const ON_NEAREST_NODE: c_uint = 4;
+
+/// `CUmemAllocationProp`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Properties {
+    kind: c_uint,
+    handle_types: c_uint,
+    location: Location,
+    win32: *mut c_void,
+    compression: u8,
+    rdma_capable: u8,
+    usage: u16,
+    reserved: [u8; 4],
+}
+
+/// `CUmemAccessDesc`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Grant {
+    location: Location,
+    flags: c_uint,
+}
+
+/// `CU_MEM_ALLOCATION_TYPE_PINNED`.
+const PINNED: c_uint = 1;
+/// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`.
+const DESCRIPTOR: c_uint = 1;
+
+impl Properties {
+    /// The device that memory with these properties would be on.
+    fn device(&self) -> Outcome<usize> {
+        if self.kind != PINNED {
+            return Err(INVALID);
+        }
+        match self.location.kind {
+            ON_DEVICE => {}
+            ON_HOST | ON_HOST_NODE => return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED),
+            _ => return Err(INVALID),
+        }
+        if self.handle_types & !DESCRIPTOR != 0 || self.usage != 0 {
+            return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED);
+        }
+        device::index(self.location.id)
+    }
+}
+
+fn no_flags(flags: c_ulonglong) -> Outcome {
+    if flags == 0 { Ok(()) } else { Err(INVALID) }
+}
+
+/// A size or address that physical memory can have.
+fn whole(value: u64) -> Outcome<u64> {
+    if value > 0 && value.is_multiple_of(GRANULARITY) { Ok(value) } else { Err(INVALID) }
+}
+
+export! {
+    fn cuMemAddressReserve(pointer: *mut CUdeviceptr, bytes: usize, alignment: usize, hint: CUdeviceptr, flags: c_ulonglong) |cx| {
+        no_flags(flags)?;
+        let host_page = 4096;
+        let aligned = bytes.is_multiple_of(host_page) && hint.is_multiple_of(host_page as u64);
+        if pointer.is_null() || bytes == 0 || !aligned || !(alignment == 0 || alignment.is_power_of_two()) {
+            return Err(INVALID);
+        }
+        let start = mapping::reserve(bytes as u64, alignment as u64, hint)?;
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(pointer, start) }
+    }
+
+    fn cuMemAddressFree(start: CUdeviceptr, bytes: usize) |cx| {
+        mapping::free(start, bytes as u64)
+    }
+
+    fn cuMemCreate(handle: *mut c_ulonglong, bytes: usize, properties: *const c_void, flags: c_ulonglong) |cx| {
+        no_flags(flags)?;
+        if handle.is_null() || properties.is_null() {
+            return Err(INVALID);
+        }
+        // SAFETY: the caller passes a `CUmemAllocationProp`.
+        let properties = unsafe { properties.cast::<Properties>().read() };
+        let device = properties.device()?;
+        let bytes = whole(bytes as u64)?;
+        crate::faults::at_call(Point::Create)?;
+        let rdma = if properties.rdma_capable != 0 { physical::RDMA_CAPABLE } else { 0 };
+        let id = physical::create(device, bytes, properties.handle_types | rdma)?;
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(handle, id.0) }
+    }
+
+    fn cuMemRelease(handle: c_ulonglong) |cx| {
+        physical::release(HandleId(handle))
+    }
+
+    fn cuMemMap(start: CUdeviceptr, bytes: usize, offset: usize, handle: c_ulonglong, flags: c_ulonglong) |cx| {
+        no_flags(flags)?;
+        if offset != 0 || !start.is_multiple_of(GRANULARITY) {
+            return Err(INVALID);
+        }
+        crate::faults::at_call(Point::Map)?;
+        mapping::map(start, whole(bytes as u64)?, HandleId(handle))
+    }
+
+    fn cuMemUnmap(start: CUdeviceptr, bytes: usize) |cx| {
+        mapping::unmap(start, whole(bytes as u64)?)
+    }
+
+    fn cuMemSetAccess(start: CUdeviceptr, bytes: usize, grants: *const c_void, count: usize) |cx| {
+        if grants.is_null() || count == 0 {
+            return Err(INVALID);
+        }
+        // SAFETY: the caller passes `count` of `CUmemAccessDesc`.
+        let grants = unsafe { std::slice::from_raw_parts(grants.cast::<Grant>(), count) };
+        let granted = |grant: &Grant| {
+            let access = match grant.flags {
+                0 => mapping::NO_ACCESS,
+                1 => mapping::READ,
+                3 => mapping::READ_WRITE,
+                _ => return Err(INVALID),
+            };
+            match grant.location.kind {
+                ON_DEVICE => Ok((device::index(grant.location.id)?, access)),
+                ON_HOST | ON_HOST_NODE => Err(CUresult::CUDA_ERROR_NOT_SUPPORTED),
+                _ => Err(INVALID),
+            }
+        };
+        let grants: Vec<_> = grants.iter().map(granted).collect::<Outcome<_>>()?;
+        crate::faults::at_call(Point::Access)?;
+        mapping::set_access(start, whole(bytes as u64)?, &grants)
+    }
+
+    fn cuMemGetAccess(flags: *mut c_ulonglong, location: *const c_void, address: CUdeviceptr) |cx| {
+        if location.is_null() {
+            return Err(INVALID);
+        }
+        // SAFETY: the caller passes a `CUmemLocation`.
+        let location = unsafe { location.cast::<Location>().read() };
+        if location.kind != ON_DEVICE {
+            return Err(INVALID);
+        }
+        let device = device::index(location.id)?;
+        let (_, _, _, access) = mapping::look(address)?;
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(flags, access[device].into()) }
+    }
+
+    fn cuMemGetAllocationGranularity(granularity: *mut usize, properties: *const c_void, option: c_uint) |cx| {
+        if properties.is_null() || option > 1 {
+            return Err(INVALID);
+        }
+        // SAFETY: the caller passes a `CUmemAllocationProp`.
+        unsafe { properties.cast::<Properties>().read() }.device()?;
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(granularity, GRANULARITY as usize) }
+    }
+
+    fn cuMemGetAllocationPropertiesFromHandle(properties: *mut c_void, handle: c_ulonglong) |cx| {
+        let (device, _, known) = physical::describe(HandleId(handle))?;
+        let answer = Properties {
+            kind: PINNED,
+            handle_types: known & 0xffff,
+            location: Location { kind: ON_DEVICE, id: device as c_int },
+            win32: std::ptr::null_mut(),
+            compression: 0,
+            rdma_capable: u8::from(known & physical::RDMA_CAPABLE != 0),
+            usage: 0,
+            reserved: [0; 4],
+        };
+        // SAFETY: an out-parameter of the driver API, a `CUmemAllocationProp`.
+        unsafe { put(properties.cast(), answer) }
+    }
+
+    fn cuMemRetainAllocationHandle(handle: *mut c_ulonglong, address: *mut c_void) |cx| {
+        if handle.is_null() {
+            return Err(INVALID);
+        }
+        let id = mapping::retain(address as u64)?;
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(handle, id.0) }
+    }
+
+    fn cuMemExportToShareableHandle(shareable: *mut c_void, handle: c_ulonglong, kind: c_uint, flags: c_ulonglong) |cx| {
+        no_flags(flags)?;
+        if shareable.is_null() {
+            return Err(INVALID);
+        }
+        let (_, _, known) = physical::describe(HandleId(handle))?;
+        // Only what was asked for at its creation.
+        if kind != DESCRIPTOR || known & DESCRIPTOR == 0 {
+            return Err(INVALID);
+        }
+        let descriptor = physical::export(HandleId(handle))?;
+        // SAFETY: for this kind the out-parameter is a C int.
+        unsafe { put(shareable.cast::<c_int>(), descriptor.as_raw_fd())? };
+        // The caller closes it.
+        let _ = descriptor.into_raw_fd();
+        Ok(())
+    }
+
+    fn cuMemImportFromShareableHandle(handle: *mut c_ulonglong, shareable: *mut c_void, kind: c_uint) |cx| {
+        let descriptor = shareable as usize as c_int;
+        if handle.is_null() || descriptor < 0 {
+            return Err(INVALID);
+        }
+        if kind != DESCRIPTOR {
+            return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED);
+        }
+        // SAFETY: for this kind the argument is a descriptor that the caller keeps open during the call.
+        let id = physical::import(unsafe { BorrowedFd::borrow_raw(descriptor) })?;
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(handle, id.0) }
+    }
+}

@@ -1,0 +1,197 @@
+//! Physical memory behind reserved addresses: `cuMemAddressReserve`, `cuMemMap`, `cuMemSetAccess` and back.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::sys::CUresult;
+use nvshare_sim_card::config::MAX_CARDS;
+use nvshare_sim_card::{HandleId, now};
+
+use super::space::{self, Area, Kind, Space};
+use super::{GRANULARITY, address, physical, piece};
+use crate::export::Outcome;
+
+/// What devices may do with mapped memory: the values of `CUmemAccess_flags`.
+pub(crate) const NO_ACCESS: u8 = 0;
+pub(crate) const READ: u8 = 1;
+pub(crate) const READ_WRITE: u8 = 3;
+
+/// One `cuMemMap`.
+pub(crate) struct Mapping {
+    /// How much is mapped.
+    pub(crate) bytes: u64,
+    /// What is mapped.
+    pub(crate) handle: HandleId,
+    /// What each device may do with it.
+    pub(crate) access: [u8; MAX_CARDS],
+    /// The memory is behind the address. It is put there with the first access that is granted.
+    backed: bool,
+}
+
+type Mappings = BTreeMap<u64, Mapping>;
+
+fn lock(mappings: &Mutex<Mappings>) -> MutexGuard<'_, Mappings> {
+    mappings.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The mapping that contains an address.
+fn at(mappings: &Mappings, address: u64) -> Option<(u64, &Mapping)> {
+    let (start, mapping) = mappings.range(..=address).next_back()?;
+    (address < start + mapping.bytes).then_some((*start, mapping))
+}
+
+/// Whether `device` may touch all of the range.
+pub(super) fn access(
+    mappings: &Mappings,
+    address: u64,
+    bytes: u64,
+    write: bool,
+    device: usize,
+) -> Result<(), String> {
+    let (mut next, end) = (address, address + bytes);
+    while next < end {
+        let Some((start, mapping)) = at(mappings, next) else {
+            return Err(format!("{} is reserved, but nothing is mapped at {next:#x}", piece(address, bytes)));
+        };
+        let allowed = mapping.access[device];
+        if allowed == NO_ACCESS || (write && allowed != READ_WRITE) {
+            let may = if allowed == READ { "may only read" } else { "has no access to" };
+            return Err(format!("device {device} {may} {}", piece(start, mapping.bytes)));
+        }
+        next = start + mapping.bytes;
+    }
+    Ok(())
+}
+
+/// Reserves addresses; a hint that is taken, or not aligned, is not followed.
+pub(crate) fn reserve(bytes: u64, align: u64, hint: u64) -> Outcome<u64> {
+    let align = align.max(GRANULARITY);
+    let hinted = hint != 0 && hint.is_multiple_of(align) && address::reserve_at(hint, bytes);
+    let start = if hinted { Some(hint) } else { address::reserve(bytes, align) };
+    let start = start.ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
+    space::write().insert(Area::new(start, bytes, 0, 0, Kind::Reserved(Mutex::default())));
+    Ok(start)
+}
+
+/// Gives reserved addresses back. Nothing may be mapped there.
+pub(crate) fn free(start: u64, bytes: u64) -> Outcome {
+    let mut space = space::write();
+    let area = space.areas.get(&start).filter(|area| area.bytes == bytes);
+    match area.map(|area| &area.kind) {
+        Some(Kind::Reserved(mappings)) if lock(mappings).is_empty() => {}
+        _ => return Err(CUresult::CUDA_ERROR_INVALID_VALUE),
+    }
+    space.areas.remove(&start);
+    // SAFETY: nothing is mapped there, and nobody finds the area any more.
+    unsafe { address::release(start, bytes) };
+    Ok(())
+}
+
+/// The reservation around a range, with its mappings.
+fn reservation(space: &Space, start: u64, bytes: u64) -> Outcome<&Mutex<Mappings>> {
+    let invalid = CUresult::CUDA_ERROR_INVALID_VALUE;
+    let area = space.find(start).ok_or(invalid)?;
+    let end = start.checked_add(bytes).ok_or(invalid)?;
+    match &area.kind {
+        Kind::Reserved(mappings) if end <= area.end() => Ok(mappings),
+        _ => Err(invalid),
+    }
+}
+
+/// The first addresses of the mappings that make up a range: all of each, and no gap.
+fn whole(mappings: &Mappings, start: u64, bytes: u64) -> Outcome<Vec<u64>> {
+    let mut next = start;
+    let mut found = Vec::new();
+    while next < start + bytes {
+        let mapping = mappings.get(&next).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+        found.push(next);
+        next += mapping.bytes;
+    }
+    if next == start + bytes { Ok(found) } else { Err(CUresult::CUDA_ERROR_INVALID_VALUE) }
+}
+
+/// Maps all of a handle. No device has access yet.
+pub(crate) fn map(start: u64, bytes: u64, id: HandleId) -> Outcome {
+    let mut space = space::write();
+    let handle = physical::referenced(&mut space, id)?;
+    if bytes != handle.bytes {
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
+    {
+        let mut mappings = lock(reservation(&space, start, bytes)?);
+        let before = mappings.range(..start + bytes).next_back();
+        if before.is_some_and(|(at, mapping)| at + mapping.bytes > start) {
+            return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+        }
+        let mapping = Mapping { bytes, handle: id, access: [NO_ACCESS; MAX_CARDS], backed: false };
+        mappings.insert(start, mapping);
+    }
+    physical::referenced(&mut space, id)?.mappings += 1;
+    Ok(())
+}
+
+/// Takes away what is mapped in a range of whole mappings. Under work that may touch it: a violation.
+pub(crate) fn unmap(start: u64, bytes: u64) -> Outcome {
+    whole(&lock(reservation(&space::read(), start, bytes)?), start, bytes)?;
+    if let Some(work) = crate::work::in_flight(start, bytes) {
+        crate::strict::violation(&format!("cuMemUnmap of {}: {work} still uses it", piece(start, bytes)));
+        crate::work::stop_touching(start, bytes);
+    }
+    let mut space = space::write();
+    let gone: Vec<HandleId> = {
+        let mut mappings = lock(reservation(&space, start, bytes)?);
+        let starts = whole(&mappings, start, bytes)?;
+        if starts.iter().any(|at| mappings[at].backed) {
+            // SAFETY: inside a reservation of ours; no work in flight touches it, and none that comes may.
+            unsafe { address::unback(start, bytes) };
+        }
+        starts.iter().filter_map(|at| mappings.remove(at)).map(|mapping| mapping.handle).collect()
+    };
+    for id in gone {
+        if let Some(handle) = space.handles.get_mut(&id) {
+            handle.mappings -= 1;
+            handle.loose_since = now();
+        }
+        physical::settle(&mut space, id);
+    }
+    Ok(())
+}
+
+/// Sets what devices may do in a range of whole mappings.
+pub(crate) fn set_access(start: u64, bytes: u64, grants: &[(usize, u8)]) -> Outcome {
+    let space = space::read();
+    let mut mappings = lock(reservation(&space, start, bytes)?);
+    let starts = whole(&mappings, start, bytes)?;
+    for at in &starts {
+        let mapping = mappings.get_mut(at).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+        if !mapping.backed && grants.iter().any(|(_, access)| *access != NO_ACCESS) {
+            let handle = space.handles.get(&mapping.handle).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+            // SAFETY: inside a reservation of ours, where nothing was mapped so far.
+            unsafe { address::back(*at, handle.device, &handle.runs) }.map_err(|error| {
+                eprintln!("nvshare-sim: cannot map {}: {error}", piece(*at, mapping.bytes));
+                CUresult::CUDA_ERROR_OUT_OF_MEMORY
+            })?;
+            mapping.backed = true;
+        }
+        for (device, access) in grants {
+            mapping.access[*device] = *access;
+        }
+    }
+    Ok(())
+}
+
+/// Start, size, handle and access of the mapping that contains an address.
+pub(crate) fn look(address: u64) -> Outcome<(u64, u64, HandleId, [u8; MAX_CARDS])> {
+    let space = space::read();
+    let mappings = lock(reservation(&space, address, 1)?);
+    let (start, mapping) = at(&mappings, address).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+    Ok((start, mapping.bytes, mapping.handle, mapping.access))
+}
+
+/// One more reference to the handle behind an address.
+pub(crate) fn retain(address: u64) -> Outcome<HandleId> {
+    let (_, _, id, _) = look(address)?;
+    let mut space = space::write();
+    space.handles.get_mut(&id).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?.references += 1;
+    Ok(id)
+}

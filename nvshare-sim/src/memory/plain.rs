@@ -1,0 +1,174 @@
+//! `cuMemAlloc`: whole blocks for large pieces, slots of a shared block for small ones.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::sys::CUresult;
+use nvshare_sim_card::{HandleId, Point};
+
+use super::pool::Pool;
+use super::space::{self, Area, Kind};
+use super::{GRANULARITY, address, piece};
+use crate::context::Context;
+use crate::device::card;
+use crate::export::Outcome;
+
+/// Pieces up to this size share blocks.
+const SMALL: u64 = GRANULARITY / 2;
+/// Every allocation starts at a multiple of this.
+const ALIGNMENT: u64 = 512;
+
+/// Physical memory behind addresses of its own.
+struct Chunk {
+    start: u64,
+    bytes: u64,
+    handle: HandleId,
+}
+
+/// A block cut into slots of one size.
+struct Slab {
+    chunk: Chunk,
+    free: Vec<u32>,
+    used: u32,
+}
+
+#[derive(Default)]
+struct Chunks {
+    /// Behind one large allocation each, by first address.
+    large: BTreeMap<u64, Chunk>,
+    /// By context and size of a slot, then by first address.
+    small: BTreeMap<(u64, u64), BTreeMap<u64, Slab>>,
+}
+
+static CHUNKS: Mutex<Chunks> = Mutex::new(Chunks { large: BTreeMap::new(), small: BTreeMap::new() });
+
+fn chunks() -> MutexGuard<'static, Chunks> {
+    CHUNKS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Chunk {
+    fn allocate(device: usize, bytes: u64) -> Outcome<Chunk> {
+        let full = CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+        let handle = card().create(device, bytes, 0).map_err(|_| full)?;
+        let runs = card().allocation(handle).ok_or(full)?.runs;
+        runs.iter().for_each(|run| card().prepare(device, *run));
+        let Some(start) = address::reserve(bytes, GRANULARITY) else {
+            card().let_go(handle);
+            return Err(full);
+        };
+        let chunk = Chunk { start, bytes, handle };
+        // SAFETY: reserved just now, for this.
+        if unsafe { address::back(start, device, &runs) }.is_err() {
+            chunk.release();
+            return Err(full);
+        }
+        Ok(chunk)
+    }
+
+    fn release(self) {
+        // SAFETY: the last allocation in it was disposed of, which happens after all work that may touch it.
+        unsafe { address::release(self.start, self.bytes) };
+        card().let_go(self.handle);
+    }
+}
+
+/// Allocates in a context; from a pool's share if one is given.
+pub(crate) fn allocate(context: &Context, bytes: u64, pool: Option<Arc<Pool>>) -> Outcome<Arc<Area>> {
+    if bytes == 0 {
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
+    crate::faults::at_call(Point::Alloc)?;
+    let device = context.device;
+    let start = if bytes <= SMALL {
+        small(context, bytes)?
+    } else {
+        let whole = bytes.checked_next_multiple_of(GRANULARITY).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
+        let chunk = Chunk::allocate(device, whole)?;
+        let start = chunk.start;
+        chunks().large.insert(start, chunk);
+        start
+    };
+    Ok(space::write().insert(Area::new(start, bytes, context.id, device, Kind::Plain(pool))))
+}
+
+fn slot_bytes(bytes: u64) -> u64 {
+    bytes.max(ALIGNMENT).next_power_of_two()
+}
+
+fn small(context: &Context, bytes: u64) -> Outcome<u64> {
+    let slot = slot_bytes(bytes);
+    let mut chunks = chunks();
+    let slabs = chunks.small.entry((context.id, slot)).or_default();
+    // The newest first: the older ones are usually full.
+    if let Some(slab) = slabs.values_mut().rev().find(|slab| !slab.free.is_empty()) {
+        return Ok(slab.take(slot));
+    }
+    let chunk = Chunk::allocate(context.device, GRANULARITY)?;
+    let free = (0..(GRANULARITY / slot) as u32).rev().collect();
+    let mut slab = Slab { chunk, free, used: 0 };
+    let start = slab.take(slot);
+    slabs.insert(slab.chunk.start, slab);
+    Ok(start)
+}
+
+impl Slab {
+    fn take(&mut self, slot: u64) -> u64 {
+        let index = self.free.pop().expect("a slab with a free slot");
+        self.used += 1;
+        self.chunk.start + u64::from(index) * slot
+    }
+}
+
+/// Gives back the memory of an allocation that is in the space no more.
+pub(super) fn dispose(area: &Area, pool: Option<&Pool>) {
+    if let Some(pool) = pool {
+        pool.gave_back(area.bytes);
+    }
+    let mut chunks = chunks();
+    if let Some(chunk) = chunks.large.remove(&area.start) {
+        chunk.release();
+        return;
+    }
+    let slot = slot_bytes(area.bytes);
+    let Some(slabs) = chunks.small.get_mut(&(area.context, slot)) else { return };
+    let start = area.start / GRANULARITY * GRANULARITY;
+    let Some(slab) = slabs.get_mut(&start) else { return };
+    slab.free.push(((area.start - start) / slot) as u32);
+    slab.used -= 1;
+    if slab.used == 0
+        && let Some(slab) = slabs.remove(&start)
+    {
+        slab.chunk.release();
+    }
+}
+
+/// Nothing of the context is left.
+pub(super) fn forget_context(context: u64) {
+    chunks().small.retain(|(of, _), slabs| *of != context || !slabs.is_empty());
+}
+
+/// `cuMemFree`: waits for the work of the context, as the driver does, and for nobody else's.
+pub(crate) fn free(context: &Context, start: u64) -> Outcome {
+    let area = space::find(start).filter(|area| area.start == start);
+    let area = area.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+    if !matches!(area.kind, Kind::Plain(_) | Kind::Managed(_)) {
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
+    context.synchronize()?;
+    remove(&area, "cuMemFree")
+}
+
+/// Takes an area away. Under work that may touch it: a violation.
+pub(super) fn remove(area: &Arc<Area>, call: &str) -> Outcome {
+    if let Some(work) = crate::work::in_flight(area.start, area.bytes) {
+        crate::strict::violation(&format!(
+            "{call} of {}: {work} still uses it",
+            piece(area.start, area.bytes)
+        ));
+        crate::work::stop_touching(area.start, area.bytes);
+    }
+    let removed = space::write().areas.remove(&area.start);
+    // Somebody else may have freed it in the meantime.
+    removed.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?.dispose();
+    Ok(())
+}

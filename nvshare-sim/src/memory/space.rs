@@ -1,0 +1,172 @@
+//! Every address that the driver knows in this process, and what is behind it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use nvshare_sim_card::HandleId;
+
+use super::managed::Managed;
+use super::physical::Physical;
+use super::{address, mapping, piece, plain};
+use crate::memory::host::Pinned;
+
+static SPACE: RwLock<Space> = RwLock::new(Space { areas: BTreeMap::new(), handles: BTreeMap::new() });
+
+/// All memory of the process.
+pub(crate) struct Space {
+    /// By first address; they do not overlap.
+    pub(super) areas: BTreeMap<u64, Arc<Area>>,
+    /// Physical memory that this process holds.
+    pub(super) handles: BTreeMap<HandleId, Physical>,
+}
+
+/// A piece of the address space with one purpose.
+pub(crate) struct Area {
+    /// The first address.
+    pub(crate) start: u64,
+    /// Its size as it was asked for.
+    pub(crate) bytes: u64,
+    /// The number of the context it belongs to; 0 for reservations, which belong to none.
+    pub(crate) context: u64,
+    /// The device.
+    pub(crate) device: usize,
+    /// Different for every allocation ever made.
+    pub(crate) id: u64,
+    /// `CU_POINTER_ATTRIBUTE_SYNC_MEMOPS`.
+    pub(crate) sync_memops: AtomicBool,
+    /// What it is.
+    pub(crate) kind: Kind,
+}
+
+/// What is behind an area.
+pub(crate) enum Kind {
+    /// `cuMemAlloc` and its relatives; with the pool that it came from.
+    Plain(Option<Arc<super::pool::Pool>>),
+    /// `cuMemAddressReserve`, with what is mapped there.
+    Reserved(Mutex<BTreeMap<u64, mapping::Mapping>>),
+    /// `cuMemAllocManaged`.
+    Managed(Managed),
+    /// Host memory that the device can reach.
+    Pinned(Pinned),
+}
+
+/// What an address is to the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Location {
+    /// Memory of this device.
+    Device(usize),
+    /// Host memory that is pinned.
+    Pinned,
+    /// Managed memory.
+    Managed,
+    /// Nothing the driver knows: the program's own memory, or nothing at all.
+    Pageable,
+}
+
+pub(super) fn read() -> RwLockReadGuard<'static, Space> {
+    SPACE.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// For the end of the process, when a thread that holds the lock may be gone.
+pub(super) fn try_read() -> Option<RwLockReadGuard<'static, Space>> {
+    SPACE.try_read().ok()
+}
+
+pub(super) fn write() -> RwLockWriteGuard<'static, Space> {
+    SPACE.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Area {
+    pub(super) fn new(start: u64, bytes: u64, context: u64, device: usize, kind: Kind) -> Area {
+        static IDS: AtomicU64 = AtomicU64::new(1);
+        let id = IDS.fetch_add(1, Ordering::Relaxed);
+        Area { start, bytes, context, device, id, sync_memops: AtomicBool::new(false), kind }
+    }
+
+    pub(crate) fn end(&self) -> u64 {
+        self.start + self.bytes
+    }
+
+    /// Gives back what is behind an area that is in the space no more.
+    pub(super) fn dispose(&self) {
+        match &self.kind {
+            Kind::Plain(pool) => plain::dispose(self, pool.as_deref()),
+            Kind::Managed(managed) => managed.dispose(self),
+            Kind::Pinned(pinned) => pinned.dispose(self),
+            Kind::Reserved(_) => {}
+        }
+    }
+}
+
+impl Space {
+    /// The area that contains the address.
+    pub(super) fn find(&self, address: u64) -> Option<&Arc<Area>> {
+        self.areas.range(..=address).next_back().map(|(_, area)| area).filter(|area| address < area.end())
+    }
+
+    pub(super) fn overlaps(&self, start: u64, bytes: u64) -> bool {
+        self.areas
+            .range(..start.saturating_add(bytes))
+            .next_back()
+            .is_some_and(|(_, area)| area.end() > start)
+    }
+
+    pub(super) fn insert(&mut self, area: Area) -> Arc<Area> {
+        let area = Arc::new(area);
+        self.areas.insert(area.start, Arc::clone(&area));
+        area
+    }
+
+    /// Takes out what belongs to a context.
+    pub(super) fn remove_context(&mut self, context: u64) -> Vec<(u64, Arc<Area>)> {
+        self.areas.extract_if(.., |_, area| area.context == context && context != 0).collect()
+    }
+}
+
+/// The area that contains the address.
+pub(crate) fn find(address: u64) -> Option<Arc<Area>> {
+    read().find(address).cloned()
+}
+
+/// What an address is to the driver.
+pub(crate) fn classify(address: u64) -> Location {
+    match read().find(address) {
+        None => Location::Pageable,
+        Some(area) => match area.kind {
+            Kind::Plain(_) | Kind::Reserved(_) => Location::Device(area.device),
+            Kind::Managed(_) => Location::Managed,
+            Kind::Pinned(_) => Location::Pinned,
+        },
+    }
+}
+
+/// Whether work on `device` may touch all of the range; if not, why. Memory that the driver does not know is allowed.
+pub(crate) fn access(start: u64, bytes: u64, write: bool, device: usize) -> Result<(), String> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    let space = read();
+    let Some(area) = space.find(start) else {
+        // The program's own memory is for copies only, which is for the caller to know.
+        if !address::is_ours(start) {
+            return Ok(());
+        }
+        return Err(format!("{} is not mapped", piece(start, bytes)));
+    };
+    let over = start.checked_add(bytes).is_none_or(|end| end > area.end());
+    if over {
+        return Err(format!(
+            "{} goes over the end of the memory at {}",
+            piece(start, bytes),
+            piece(area.start, area.bytes)
+        ));
+    }
+    match &area.kind {
+        Kind::Reserved(mappings) => {
+            let mappings = mappings.lock().unwrap_or_else(PoisonError::into_inner);
+            mapping::access(&mappings, start, bytes, write, device)
+        }
+        Kind::Plain(_) | Kind::Managed(_) | Kind::Pinned(_) => Ok(()),
+    }
+}
