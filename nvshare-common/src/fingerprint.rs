@@ -35,9 +35,11 @@ pub const PTX: &str = include_str!("fingerprint.ptx");
 /// The kernel's name in [`PTX`].
 pub const ENTRY: &str = "nvshare_fingerprint";
 
-/// How many words of a block are taken per step: enough that the reduction does not show, few enough to stay in the
-/// first-level cache with the powers.
-const STRIDE: usize = 16;
+/// How many words of a block are taken per step: enough that the reduction does not show, few enough that the powers
+/// stay in the first-level cache.
+const STRIDE: usize = 64;
+/// Powers are cut into limbs of this many bits: a step's 128 products of a limb and half a word add up to less than 2^60.
+const LIMB: u32 = 21;
 
 /// Two points `(r, k)`. Must be random, and never leave the process.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -84,6 +86,24 @@ impl Key {
 /// The fingerprint of `block`. A length that is no multiple of eight is filled up with zeros; blocks of different
 /// lengths are not meant to be compared.
 pub fn fingerprint(key: &Key, block: &[u8]) -> Fingerprint {
+    #[cfg(all(feature = "std", target_arch = "x86_64"))]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has just been asked whether it has these instructions.
+        return unsafe { with_avx2(key, block) };
+    }
+    all_steps(key, block)
+}
+
+/// The same code, compiled for wider registers.
+#[cfg(all(feature = "std", target_arch = "x86_64"))]
+#[target_feature(enable = "avx2")]
+fn with_avx2(key: &Key, block: &[u8]) -> Fingerprint {
+    all_steps(key, block)
+}
+
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "it must be compiled with the caller's instructions")]
+fn all_steps(key: &Key, block: &[u8]) -> Fingerprint {
     let powers = key.points.map(Powers::new);
     let (chunks, rest) = block.as_chunks::<{ STRIDE * 8 }>();
     let mut any = 0;
@@ -100,40 +120,56 @@ pub fn fingerprint(key: &Key, block: &[u8]) -> Fingerprint {
     Fingerprint { hash: hash.map(canonical), any }
 }
 
-/// `r^i` and `k * r^i` for the words of one step, and `r` to the length of a step.
+/// `r^i` and `k * r^i` for the words of one step, in limbs, and `r` to the length of a step.
 struct Powers {
-    low: [u64; STRIDE],
-    high: [u64; STRIDE],
+    low: [[u32; STRIDE]; 3],
+    high: [[u32; STRIDE]; 3],
     step: u64,
 }
 
 impl Powers {
     fn new((r, k): (u64, u64)) -> Powers {
-        let mut low = [0; STRIDE];
-        let mut high = [0; STRIDE];
+        let mut powers = Powers { low: [[0; STRIDE]; 3], high: [[0; STRIDE]; 3], step: 0 };
         let mut power = 1;
         for index in 0..STRIDE {
-            low[index] = power;
-            high[index] = canonical(reduce(u128::from(k) * u128::from(power)));
+            let twisted = canonical(reduce(u128::from(k) * u128::from(power)));
+            for limb in 0..3 {
+                let part = |value: u64| (value >> (LIMB * limb as u32)) as u32 & ((1 << LIMB) - 1);
+                powers.low[limb][index] = part(power);
+                powers.high[limb][index] = part(twisted);
+            }
             power = canonical(reduce(u128::from(r) * u128::from(power)));
         }
-        Powers { low, high, step: power }
+        powers.step = power;
+        powers
     }
 }
 
-#[inline]
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "it must be compiled with the caller's instructions")]
 fn step(powers: &[Powers; 2], chunk: &[u8; STRIDE * 8], hash: &mut [u64; 2], any: &mut u64) {
-    // Each sum stays below 2^62 * 2^61 + 32 * 2^32 * 2^61 < 2^124, as `reduce` asks.
-    let mut sums = [0, 1].map(|which| u128::from(hash[which]) * u128::from(powers[which].step));
-    for index in 0..STRIDE {
-        let word = u64::from_le_bytes(*chunk[index * 8..].first_chunk().expect("eight bytes of the chunk"));
-        *any |= word;
-        let (low, high) = (u128::from(word & 0xffff_ffff), u128::from(word >> 32));
-        for (sum, powers) in sums.iter_mut().zip(powers) {
-            *sum += low * u128::from(powers.low[index]) + high * u128::from(powers.high[index]);
-        }
+    let mut low = [0_u32; STRIDE];
+    let mut high = [0_u32; STRIDE];
+    let mut seen = 0;
+    for ((word, low), high) in chunk.as_chunks::<8>().0.iter().zip(&mut low).zip(&mut high) {
+        let word = u64::from_le_bytes(*word);
+        seen |= word;
+        (*low, *high) = (word as u32, (word >> 32) as u32);
     }
-    *hash = sums.map(reduce);
+    *any |= seen;
+    for (powers, hash) in powers.iter().zip(hash) {
+        // Loops that a compiler turns into vector instructions.
+        let sum = |limb: usize| u128::from(dot(&low, &powers.low[limb]) + dot(&high, &powers.high[limb]));
+        // Below 2^62 * 2^61 + 2^60 * (1 + 2^21 + 2^42) < 2^124, as `reduce` asks.
+        let carried = u128::from(*hash) * u128::from(powers.step);
+        *hash = reduce(carried + sum(0) + (sum(1) << LIMB) + (sum(2) << (2 * LIMB)));
+    }
+}
+
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "it must be compiled with the caller's instructions")]
+fn dot(halves: &[u32; STRIDE], limbs: &[u32; STRIDE]) -> u64 {
+    halves.iter().zip(limbs).map(|(half, limb)| u64::from(*half) * u64::from(*limb)).sum()
 }
 
 /// A number below 2^61 + 8 that is congruent to `sum`, which must be below 2^124.
@@ -184,6 +220,7 @@ mod tests {
         let key = Key::from_words([PRIME - 1; 4]).unwrap();
         let block = vec![0xff; if cfg!(miri) { 1 << 10 } else { 1 << 16 }];
         assert_eq!(fingerprint(&key, &block), plain(&key, &block));
+        assert_eq!(all_steps(&key, &block), plain(&key, &block), "without vector instructions");
     }
 
     #[test]
