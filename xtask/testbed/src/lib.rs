@@ -15,6 +15,6 @@ pub use agent::Agent;
 pub use artifacts::Artifacts;
 pub use client::ClientCommand;
 pub use node::{Node, NodeBuilder};
-pub use nvidia::{NvidiaLibrary, nvidia_libraries};
+pub use nvidia::{NvidiaLibrary, nvidia_libraries, static_cudart};
 pub use running::Client;
 pub use wait::wait_for;

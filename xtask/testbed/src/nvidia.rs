@@ -162,3 +162,40 @@ fn output(command: &mut Command) -> Result<String, String> {
     }
     Err(format!("{command:?} failed: {}", String::from_utf8_lossy(&done.stderr).trim()))
 }
+
+/// The CUDA runtime as a static library, from the PyPI wheel that carries it, fetched the first time. `None`, said
+/// loudly, where it cannot be had.
+///
+/// # Panics
+/// Where the build directory cannot be written.
+pub fn static_cudart() -> Option<PathBuf> {
+    let directory = Artifacts::find().directory().join("cudart");
+    fs::create_dir_all(&directory).expect("a directory for the CUDA runtime");
+    let lock = File::create(directory.join("lock")).expect("a lock file");
+    lock.lock().expect("the lock on the CUDA runtime");
+    let library = directory.join("nvidia/cuda_runtime/lib/libcudart_static.a");
+    if !library.is_file()
+        && let Err(why) = fetch_cudart(&directory)
+    {
+        eprintln!("SKIPPED: the static CUDA runtime cannot be fetched, nothing was tested with it: {why}");
+        return None;
+    }
+    assert!(library.is_file(), "{RUNTIME} holds no {}", library.display());
+    Some(library)
+}
+
+/// The wheel of the newest runtime of CUDA 12 that drivers of 12.x run.
+const RUNTIME: &str = "nvidia-cuda-runtime-cu12==12.9.79";
+
+fn fetch_cudart(directory: &Path) -> Result<(), String> {
+    let wheels = directory.join("wheels");
+    output(
+        Command::new("python3")
+            .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", RUNTIME, "--dest"])
+            .arg(&wheels),
+    )?;
+    let mut found = fs::read_dir(&wheels).map_err(|error| error.to_string())?.flatten();
+    let wheel = found.next().ok_or("pip downloaded nothing")?.path();
+    output(Command::new("python3").args(["-m", "zipfile", "--extract"]).arg(wheel).arg(directory))?;
+    Ok(())
+}
