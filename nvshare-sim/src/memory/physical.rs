@@ -41,7 +41,9 @@ pub(crate) fn create(device: usize, bytes: u64, properties: u32) -> Outcome<Hand
 fn adopt(id: HandleId) -> Outcome {
     let known = card().allocation(id).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
     // Outside of any lock: memory that was never used takes a millisecond a block.
-    known.runs.iter().for_each(|run| card().prepare(known.card, *run));
+    for run in &known.runs {
+        card().prepare(known.card, *run);
+    }
     let mut space = space::write();
     let handle = space.handles.entry(id).or_insert(Physical {
         device: known.card,

@@ -51,7 +51,9 @@ impl Chunk {
         let full = CUresult::CUDA_ERROR_OUT_OF_MEMORY;
         let handle = card().create(device, bytes, 0).map_err(|_| full)?;
         let runs = card().allocation(handle).ok_or(full)?.runs;
-        runs.iter().for_each(|run| card().prepare(device, *run));
+        for run in &runs {
+            card().prepare(device, *run);
+        }
         let Some(start) = address::reserve(bytes, GRANULARITY) else {
             card().let_go(handle);
             return Err(full);
