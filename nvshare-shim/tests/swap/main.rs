@@ -238,7 +238,7 @@ fn a_swap_out_that_fails_half_way_after_which_the_contents_return_to_an_older_va
     let node = node();
     // Arenas of one block: every block is a copy of its own. Out 4, in 4, and the last one of the next four fails.
     let mut command = client(&node, "scripted");
-    command.env("NVSHARE_SIM_FAULTS", "copy:12=fail");
+    command.env("NVSHARE_SIM_FAULTS", "copy:12=oom");
     let (mut client, _listener, mut agent, device) = led(&node, command, 8 * MIB, 4);
     assert_eq!(client.ask("store 0 1"), "stored");
     agent.stop();
@@ -498,4 +498,23 @@ fn a_refused_client_runs_bare() {
     assert_eq!(client.ask("wrong 0 1"), "0");
     client.end();
     no_violations(&node);
+}
+
+#[test]
+fn after_a_failure_that_no_call_survives_the_application_sees_its_own_error() {
+    if is_real() {
+        return;
+    }
+    let node = node();
+    let mut command = client(&node, "scripted");
+    command.env("NVSHARE_SIM_FAULTS", "copy:2=fail");
+    let (mut client, _listener, mut agent, device) = led(&node, command, 8 * MIB, 4);
+    assert_eq!(client.ask("store 0 1"), "stored");
+    agent.stop();
+    let ticket = agent.ticket();
+    agent.send(&ToShim::SwapOut { ticket, device, bytes: Bytes(8 * MIB), coldest: Vec::new() });
+    agent.until("Dead", |message| matches!(message, ToAgent::Dead { .. }).then_some(()));
+    // Its gate is open: the next call returns, with an error.
+    client.say("store 0 2");
+    assert!(!client.child.wait().unwrap().success());
 }
