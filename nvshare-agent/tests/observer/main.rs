@@ -6,4 +6,6 @@ mod counts;
 mod fake;
 mod kernel;
 mod nvidia;
+
 mod seen;
+mod simulator;
