@@ -1,1 +1,361 @@
-//! What every process holds and does, per device; pure data.
+//! What every client and process holds and does, per device: pure data. Nothing here knows sockets, clocks or CUDA; the
+//! conductor tells it what happened and when, and [`crate::policy`] reads it. Its methods are the only way to change it,
+//! and keep the invariants of DESIGN section 4 (see `check`).
+
+mod check;
+mod client;
+mod device;
+mod heat;
+mod observed;
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use nvshare_common::protocol::Hello;
+use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
+
+pub use client::{Arena, Client, GangId, Holding, Lease, Outgoing, Page, Reclaiming, SessionId, Stop};
+pub use device::{Device, Room};
+pub use heat::Heat;
+pub use observed::Observed;
+
+use crate::device::Reading;
+use crate::moment::Moment;
+use crate::observation::Process;
+use crate::settings::Settings;
+
+/// All of it.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    devices: BTreeMap<DeviceId, Device>,
+    clients: BTreeMap<ClientId, Client>,
+    by_process: HashMap<Process, ClientId>,
+    observed: HashMap<Process, Observed>,
+    last_client: u64,
+    last_ticket: u64,
+    /// What a switch has cost lately.
+    switch_cost: Duration,
+}
+
+impl Ledger {
+    /// An empty one.
+    pub fn new() -> Ledger {
+        Ledger::default()
+    }
+
+    /// The devices that NVML shows.
+    pub fn devices(&self) -> &BTreeMap<DeviceId, Device> {
+        &self.devices
+    }
+
+    /// One of them.
+    pub fn device(&self, device: DeviceId) -> Option<&Device> {
+        self.devices.get(&device)
+    }
+
+    /// The clients, dead ones too until their memory is gone.
+    pub fn clients(&self) -> &BTreeMap<ClientId, Client> {
+        &self.clients
+    }
+
+    /// One of them.
+    pub fn client(&self, client: ClientId) -> Option<&Client> {
+        self.clients.get(&client)
+    }
+
+    /// To change one of them in what concerns nobody else.
+    pub fn client_mut(&mut self, client: ClientId) -> Option<&mut Client> {
+        self.clients.get_mut(&client)
+    }
+
+    /// The client that is this process.
+    pub fn client_of(&self, process: Process) -> Option<ClientId> {
+        self.by_process.get(&process).copied()
+    }
+
+    /// What a switch has cost lately; zero before the first.
+    pub fn switch_cost(&self) -> Duration {
+        self.switch_cost
+    }
+
+    /// A number for a command.
+    pub fn ticket(&mut self) -> Ticket {
+        self.last_ticket += 1;
+        Ticket(self.last_ticket)
+    }
+
+    /// The sum of all grants on `device`, those of the dead too, and of what is held beyond them.
+    pub fn granted(&self, device: DeviceId) -> Bytes {
+        self.holdings(device).map(|(_, holding)| holding.booked()).sum()
+    }
+
+    /// What clients hold on `device`, by their counter pages.
+    pub fn held(&self, device: DeviceId) -> Bytes {
+        self.holdings(device).map(|(_, holding)| holding.held()).sum()
+    }
+
+    /// All that is held on `device`, with its holder.
+    pub fn holdings(&self, device: DeviceId) -> impl Iterator<Item = (&Client, &Holding)> {
+        self.clients.values().filter_map(move |client| Some((client, client.devices.get(&device)?)))
+    }
+
+    /// What could be granted on `device`: negative when the agent must take back. Room promised to drivers is not in it.
+    pub fn free(&self, device: DeviceId) -> i64 {
+        let Some(at) = self.devices.get(&device) else { return 0 };
+        at.budget() - self.granted(device).0 as i64
+    }
+
+    /// A shim said `Hello`. The same process again is the same client; what it says of its grants is the truth, because
+    /// its previous session is over.
+    pub fn hello(
+        &mut self,
+        process: Process,
+        session: SessionId,
+        hello: &Hello,
+        settings: &Settings,
+        now: Moment,
+    ) -> ClientId {
+        let id = self.by_process.get(&process).copied().unwrap_or_else(|| {
+            self.last_client += 1;
+            ClientId(self.last_client)
+        });
+        let least = self.least_runtime(now);
+        let client = self.clients.entry(id).or_insert_with(|| Client::new(id, process, least));
+        self.by_process.insert(process, id);
+        let before: Vec<(DeviceId, Bytes)> =
+            client.devices.iter().map(|(device, holding)| (*device, holding.booked())).collect();
+        client.begin(session, hello, settings, now);
+        for (device, before) in before {
+            let after = client.devices.get(&device).map(Holding::booked).unwrap_or_default();
+            if let Some(device) = self.devices.get_mut(&device) {
+                device.given_back(before.saturating_sub(after), now);
+            }
+        }
+        id
+    }
+
+    /// The session is over. The process may live on, and keeps its grants.
+    pub fn disconnected(&mut self, client: ClientId, session: SessionId, now: Moment) {
+        if let Some(client) = self.clients.get_mut(&client)
+            && client.session == Some(session)
+        {
+            let id = client.id;
+            client.end_session(now);
+            self.no_rooms(id);
+        }
+    }
+
+    fn no_rooms(&mut self, client: ClientId) {
+        for device in self.devices.values_mut() {
+            device.rooms.retain(|room| room.client != client);
+        }
+    }
+
+    /// The process has ended. Its grants stay booked until NVML shows its memory gone.
+    pub fn exited(&mut self, client: ClientId, now: Moment) {
+        let Some(dead) = self.clients.get_mut(&client) else { return };
+        dead.end_session(now);
+        dead.exited.get_or_insert(now);
+        self.by_process.remove(&dead.process);
+        self.no_rooms(client);
+    }
+
+    /// The grant of `client` grows. The caller sends it: whatever is sent is booked first.
+    pub fn grant(&mut self, client: ClientId, device: DeviceId, bytes: Bytes, now: Moment) {
+        debug_assert!(
+            self.grantable(device, now).is_some_and(|free| free >= bytes.0 as i64),
+            "a grant of {bytes} exceeds what is seen to be free on {device}"
+        );
+        if let Some(client) = self.clients.get_mut(&client) {
+            let holding = client.devices.entry(device).or_default();
+            holding.granted += bytes;
+            holding.granting_since.get_or_insert(now);
+        }
+        debug_assert_eq!(self.check(), Ok(()));
+    }
+
+    /// The shim gave back a part of its grant. Says how much was believed: no more than it had.
+    pub fn released(
+        &mut self,
+        client: ClientId,
+        ticket: Option<Ticket>,
+        device: DeviceId,
+        bytes: Bytes,
+        now: Moment,
+    ) -> Bytes {
+        let Some(holder) = self.clients.get_mut(&client) else { return Bytes::ZERO };
+        let Some(holding) = holder.devices.get_mut(&device) else { return Bytes::ZERO };
+        let believed = holding.release(ticket, bytes);
+        if let Some(device) = self.devices.get_mut(&device)
+            && believed > Bytes::ZERO
+        {
+            device.given_back(believed, now);
+        }
+        believed
+    }
+
+    /// What may be granted on `device` right now: NVML was read lately, and what was given back since does not count.
+    pub fn grantable(&self, device: DeviceId, now: Moment) -> Option<i64> {
+        let at = self.devices.get(&device)?;
+        at.fresh(now).then(|| self.free(device) - at.unseen().0 as i64)
+    }
+
+    /// NVML was read, from `began` on, and the counter pages were looked at just now.
+    pub fn reading(&mut self, reading: &Reading, began: Moment, settings: &Settings, now: Moment) {
+        let id = reading.device;
+        self.devices.entry(id).or_default().read(reading, began, settings, now);
+        let (mut least, mut most) = (Bytes::ZERO, Bytes::ZERO);
+        for client in self.clients.values_mut() {
+            let measured = reading.per_process.get(&client.process.pid).copied();
+            let gone = client.exited.is_some_and(|exited| {
+                let overdue = now.since(exited) > settings.burial;
+                client.overdue |= overdue && measured.is_some();
+                began > exited && (measured.is_none() || overdue)
+            });
+            if gone {
+                client.devices.remove(&id);
+            }
+            let paged = client.paged;
+            let Some(holding) = client.devices.get_mut(&id) else { continue };
+            let (low, high) = holding.between(began, measured, paged);
+            least += low;
+            most += high;
+        }
+        if let Some(device) = self.devices.get_mut(&id) {
+            device.settle(least, most);
+        }
+    }
+
+    /// Takes away the dead whose memory is gone from every device, or whose time is long up.
+    pub fn bury(&mut self, settings: &Settings, now: Moment) -> Vec<Client> {
+        let done = |client: &mut Client| {
+            let Some(exited) = client.exited else { return false };
+            let overdue = now.since(exited) > 2 * settings.burial;
+            client.overdue |= overdue;
+            client.devices.is_empty() || overdue
+        };
+        self.clients.extract_if(.., |_, client| done(client)).map(|(_, client)| client).collect()
+    }
+
+    /// Devices that NVML no longer lists are forgotten once nobody holds anything there.
+    pub fn forget_devices_but(&mut self, listed: &[DeviceId]) {
+        let held: Vec<DeviceId> =
+            self.clients.values().flat_map(|client| client.devices.keys().copied()).collect();
+        self.devices.retain(|id, _| listed.contains(id) || held.contains(id));
+    }
+
+    /// Capacity and reserve follow the settings.
+    pub fn set(&mut self, settings: &Settings) {
+        for device in self.devices.values_mut() {
+            device.limit(settings);
+        }
+    }
+
+    /// A client's driver wants room. `false` when it has asked too often at once.
+    pub fn room_wanted(&mut self, room: Room) -> bool {
+        let Some(device) = self.devices.get_mut(&room.device) else { return false };
+        if device.rooms.iter().filter(|other| other.client == room.client).count() >= Room::AT_ONCE {
+            return false;
+        }
+        device.rooms.push(room);
+        true
+    }
+
+    /// The request was answered: room that was made is kept free until a reading shows what became of it.
+    pub fn room_answered(&mut self, client: ClientId, ticket: Ticket, made: bool, now: Moment) {
+        for device in self.devices.values_mut() {
+            if let Some(at) =
+                device.rooms.iter().position(|room| room.client == client && room.ticket == ticket)
+            {
+                if made {
+                    device.rooms[at].made = Some(now);
+                } else {
+                    device.rooms.remove(at);
+                }
+            }
+        }
+    }
+
+    /// A switch took this long.
+    pub fn switched(&mut self, cost: Duration) {
+        self.switch_cost = if self.switch_cost.is_zero() { cost } else { (self.switch_cost * 3 + cost) / 4 };
+    }
+
+    /// Charges the time since the last call to those who ran. Nobody's runtime is left so far behind, or so far ahead,
+    /// that the others would wait for ever.
+    pub fn account(&mut self, settings: &Settings, now: Moment) {
+        for client in self.clients.values_mut() {
+            client.account(now);
+        }
+        let most = self.least_runtime(now) + 2 * settings.lease_ceiling;
+        for client in self.clients.values_mut() {
+            client.runtime = client.runtime.min(most);
+        }
+    }
+
+    /// Looks for commands without an answer. Says who is served around from now on, and why.
+    pub fn overdue(&mut self, settings: &Settings, now: Moment) -> Vec<(ClientId, &'static str)> {
+        let late = |client: &mut Client| Some((client.id, client.overdue(settings, now)?));
+        self.clients.values_mut().filter_map(late).collect()
+    }
+
+    /// The most that `client` can have on `device`: all but what is reserved, foreign, or held by others for good.
+    pub fn limit(&self, client: ClientId, device: DeviceId) -> Bytes {
+        let Some(at) = self.devices.get(&device) else { return Bytes::ZERO };
+        let others = self.holdings(device).filter(|(other, _)| other.id != client);
+        let stays: Bytes = others.map(|(_, holding)| holding.immovable()).sum();
+        let most = Bytes((at.budget() - stays.0 as i64).max(0) as u64 / (2 << 20) * (2 << 20));
+        let needed = self.clients.get(&client).and_then(|client| Some(client.devices.get(&device)?.needed));
+        most.max(needed.unwrap_or_default())
+    }
+
+    /// The client wants to run: one that comes back after a long pause begins level with the others.
+    pub fn wants(&mut self, client: ClientId, now: Moment) {
+        let least = self.least_runtime(now);
+        if let Some(client) = self.clients.get_mut(&client) {
+            if client.wants.is_none() {
+                client.wants = Some(now);
+                client.runtime = client.runtime.max(least);
+            }
+            client.active(now);
+        }
+    }
+
+    /// The smallest runtime of those who run or want to.
+    fn least_runtime(&self, now: Moment) -> Duration {
+        let contenders = self.clients.values().filter(|client| {
+            client.commandable() && (client.wants.is_some() || (client.lease.is_some() && client.busy(now)))
+        });
+        contenders
+            .map(|client| client.runtime)
+            .min()
+            .unwrap_or(self.clients.values().map(|client| client.runtime).max().unwrap_or_default())
+    }
+
+    /// Takes two clients as one from now on: they run together or not at all.
+    pub fn join(&mut self, one: ClientId, other: ClientId) {
+        let (Some(one), Some(other)) = (self.clients.get(&one), self.clients.get(&other)) else { return };
+        let (gang, joined) = (one.gang, other.gang);
+        for client in self.clients.values_mut().filter(|client| client.gang == joined) {
+            client.gang = gang;
+        }
+    }
+
+    /// The processes that the uprobes saw.
+    pub fn observed(&self) -> &HashMap<Process, Observed> {
+        &self.observed
+    }
+
+    /// What is known of an observed process, to be added to. At most [`Observed::PROCESSES`] are known at a time.
+    pub fn observed_mut(&mut self, process: Process) -> Option<&mut Observed> {
+        if self.observed.len() >= Observed::PROCESSES && !self.observed.contains_key(&process) {
+            return None;
+        }
+        Some(self.observed.entry(process).or_default())
+    }
+
+    /// The process ended or became another program.
+    pub fn observed_gone(&mut self, process: Process) {
+        self.observed.remove(&process);
+    }
+}

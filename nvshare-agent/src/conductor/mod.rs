@@ -1,5 +1,8 @@
 //! The one task that owns ledger and policy: it takes observations, requests and readings, and sends commands.
 
+pub mod core;
+pub mod switches;
+
 use tokio::sync::{mpsc, oneshot};
 
 use crate::change::Change;

@@ -1,0 +1,374 @@
+//! The conductor without its task: what each message does to the ledger, and what each decision sends. Deterministic and
+//! without I/O, so that simulations and model tests run exactly this.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use nvshare_common::protocol::{Hello, Purpose, ToAgent, ToShim};
+use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId};
+
+use super::switches::Switchboard;
+use crate::device::Report;
+use crate::ledger::{Arena, Client, Ledger, Outgoing, Page, Reclaiming, Room, SessionId};
+use crate::moment::Moment;
+use crate::observation::Process;
+use crate::policy::{self, Decision};
+use crate::settings::Settings;
+use crate::snapshot::Histogram;
+
+/// How many cold ranges a `SwapOut` names at most.
+const COLDEST: usize = 256;
+/// A limit that moved by less is not told again.
+const LIMIT_STEP: u64 = 16 << 20;
+
+/// A message to be sent to a client, if its session still stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// To whom.
+    pub client: ClientId,
+    /// On which session.
+    pub session: SessionId,
+    /// What.
+    pub message: ToShim,
+}
+
+/// What came of deciding.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// To be sent, in this order.
+    pub commands: Vec<Command>,
+    /// NVML should be read now.
+    pub read: bool,
+    /// Somebody waits: decide again soon.
+    pub pressing: bool,
+}
+
+/// Ledger, policy and what is measured about them.
+#[derive(Debug, Default)]
+pub struct Core {
+    /// Who holds what.
+    pub ledger: Ledger,
+    /// What the operator chose.
+    pub settings: Settings,
+    /// Nothing is decided yet: a previous agent's clients may still come.
+    pub held_back: bool,
+    /// Why clients cannot run.
+    pub hindered: BTreeMap<ClientId, String>,
+    /// Switches, measured.
+    pub switches: Switchboard,
+    /// From wanting to run until running.
+    pub waiting_seconds: Histogram,
+    /// Of swap outs.
+    pub swap_out_seconds: Histogram,
+    /// Of swap ins.
+    pub swap_in_seconds: Histogram,
+    /// What NVML cannot do.
+    pub devices_problem: Option<String>,
+}
+
+impl Core {
+    /// With nothing in it.
+    pub fn new(settings: Settings) -> Core {
+        Core { settings, ..Core::default() }
+    }
+
+    /// A session begins.
+    pub fn hello(&mut self, process: Process, session: SessionId, hello: &Hello, now: Moment) -> ClientId {
+        self.ledger.hello(process, session, hello, &self.settings, now)
+    }
+
+    /// A message came on `session`. One of an older session of the client is void: `Hello` has said how things stand.
+    pub fn hear(
+        &mut self,
+        client: ClientId,
+        session: SessionId,
+        message: ToAgent,
+        now: Moment,
+    ) -> Vec<Command> {
+        let current = self.ledger.client(client).is_some_and(|client| client.session == Some(session));
+        if !current {
+            return Vec::new();
+        }
+        match message {
+            ToAgent::Want { device, total, purpose } => self.want(client, device, total, purpose, now),
+            ToAgent::WantRoom { ticket, device, bytes } => {
+                let bytes = bytes.min(Bytes(1 << 48));
+                let room = Room { client, ticket, device, bytes, since: now, made: None };
+                if !self.ledger.room_wanted(room) {
+                    let message = ToShim::Room { ticket, made: false };
+                    return vec![Command { client, session, message }];
+                }
+            }
+            ToAgent::Released { ticket, device, bytes } => {
+                let believed = self.ledger.released(client, ticket, device, bytes, now);
+                if believed < bytes {
+                    self.distrust(client, format!("released {bytes} on {device}, where it had {believed}"));
+                }
+            }
+            ToAgent::SwapOutDone { ticket, copied, clean } => {
+                let began = self.ledger.client_mut(client).and_then(|client| {
+                    client.swap_failures = 0;
+                    client.swap_out_done(ticket, now)
+                });
+                if let Some(began) = began {
+                    self.swap_out_seconds.record(now.since(began).as_secs_f64());
+                }
+                self.switches.swapped_out(ticket, copied, clean);
+                self.close_switches(now);
+            }
+            ToAgent::Resident { device, copied } => self.resident(client, device, copied, now),
+            other => self.hear_of_itself(client, other, now),
+        }
+        Vec::new()
+    }
+
+    /// The messages that concern nobody but their sender.
+    fn hear_of_itself(&mut self, client: ClientId, message: ToAgent, now: Moment) {
+        let Some(sender) = self.ledger.client_mut(client) else { return };
+        match message {
+            ToAgent::Stopped { ticket } => {
+                if sender.stopped(ticket) {
+                    self.switches.drained(ticket, now);
+                }
+            }
+            ToAgent::DrainStalled { ticket } => {
+                if sender.stalled(ticket, &self.settings, now) {
+                    tracing::info!(
+                        client = client.0,
+                        pid = sender.process.pid,
+                        stalls = sender.stalls,
+                        "drain stalled"
+                    );
+                    self.switches.drained(ticket, now);
+                }
+            }
+            ToAgent::SwapFailed { ticket, why } => {
+                sender.swap_failed(&why, now);
+                sender.swap_out_done(ticket, now);
+                tracing::warn!(client = client.0, pid = sender.process.pid, why, "swap out failed");
+            }
+            ToAgent::Unswappable { device, bytes, reason } => sender.unswappable(device, &reason, bytes),
+            ToAgent::ArenaReady { arena } => {
+                if let Some(arena) = sender.arenas.get_mut(&arena) {
+                    arena.ready = true;
+                }
+            }
+            ToAgent::ArenaReturned { arena } => {
+                sender.arenas.remove(&arena);
+            }
+            ToAgent::Dead { why } => {
+                let why: String = why.chars().filter(|c| !c.is_control()).take(100).collect();
+                tracing::warn!(
+                    client = client.0,
+                    pid = sender.process.pid,
+                    why,
+                    "device error: its memory stays until it exits"
+                );
+                sender.dead = Some(why);
+            }
+            // Its descriptor matters, not its number: see the task.
+            _ => {}
+        }
+    }
+
+    /// The client has this arena, from this session or an earlier one.
+    pub fn arena(&mut self, client: ClientId, arena: ArenaId, bytes: Bytes, ready: bool) {
+        if let Some(client) = self.ledger.client_mut(client) {
+            client.arenas.insert(arena, Arena { bytes, ready });
+        }
+    }
+
+    fn want(&mut self, client: ClientId, device: DeviceId, total: Bytes, purpose: Purpose, now: Moment) {
+        if let Some(sender) = self.ledger.client_mut(client) {
+            sender.needs(device, total);
+        }
+        if purpose == Purpose::Work {
+            self.ledger.wants(client, now);
+        }
+    }
+
+    fn resident(&mut self, client: ClientId, device: DeviceId, copied: Bytes, now: Moment) {
+        let Some(sender) = self.ledger.client_mut(client) else { return };
+        let wanted = sender.wants;
+        let since = sender.resident(device, now);
+        if let Some(since) = since {
+            self.swap_in_seconds.record(now.since(since).as_secs_f64());
+        }
+        if sender.wants.is_none()
+            && let Some(wanted) = wanted
+        {
+            self.waiting_seconds.record(now.since(wanted).as_secs_f64());
+        }
+        let complete = sender.complete();
+        self.switches.swapped_in(client, copied, complete.then_some(now));
+        self.close_switches(now);
+    }
+
+    fn close_switches(&mut self, now: Moment) {
+        for (client, took) in self.switches.close(&self.ledger, now) {
+            self.ledger.switched(took);
+            if let Some(lease) = self.ledger.client_mut(client).and_then(|client| client.lease.as_mut()) {
+                lease.cost = lease.cost.max(took);
+            }
+        }
+    }
+
+    fn distrust(&mut self, client: ClientId, why: String) {
+        if let Some(client) = self.ledger.client_mut(client)
+            && client.untrusted.is_none()
+        {
+            tracing::warn!(client = client.id.0, pid = client.process.pid, why, "said what cannot be true");
+            client.untrusted = Some(why);
+        }
+    }
+
+    /// A client's counter page was looked at.
+    pub fn sample(&mut self, client: ClientId, page: &Page, now: Moment) {
+        let Some(sampled) = self.ledger.client_mut(client) else { return };
+        let wanted = sampled.wants;
+        sampled.sample(page, now);
+        if sampled.begin_lease(now) {
+            if let Some(wanted) = wanted {
+                self.waiting_seconds.record(now.since(wanted).as_secs_f64());
+            }
+            self.switches.swapped_in(client, Bytes::ZERO, Some(now));
+        }
+    }
+
+    /// NVML was read. Counter pages were looked at just before this is called.
+    pub fn devices(&mut self, report: &Report, now: Moment) {
+        self.devices_problem.clone_from(&report.problem);
+        for reading in &report.devices {
+            self.ledger.reading(reading, report.began, &self.settings, now);
+        }
+        if report.problem.is_none() {
+            let listed: Vec<DeviceId> = report.devices.iter().map(|reading| reading.device).collect();
+            self.ledger.forget_devices_but(&listed);
+        }
+    }
+
+    /// Takes away who is gone.
+    pub fn bury(&mut self, now: Moment) -> Vec<Client> {
+        let buried = self.ledger.bury(&self.settings, now);
+        for client in &buried {
+            self.hindered.remove(&client.id);
+            self.switches.forget(client.id);
+            if client.overdue {
+                tracing::warn!(
+                    pid = client.process.pid,
+                    "its memory is still in use after its end: counted as foreign"
+                );
+            }
+        }
+        buried
+    }
+
+    /// Decides, books the decisions and says what to send.
+    pub fn decide(&mut self, now: Moment) -> Outcome {
+        let mut outcome = Outcome::default();
+        if self.held_back {
+            return outcome;
+        }
+        self.close_switches(now);
+        for (client, what) in self.ledger.overdue(&self.settings, now) {
+            tracing::warn!(client = client.0, what, "unyielding: others are served around it");
+        }
+        self.ledger.account(&self.settings, now);
+        let decisions = policy::decide(&self.ledger, &self.settings, now);
+        outcome.pressing = decisions.pressing;
+        for decision in decisions.todo {
+            match decision {
+                Decision::Read => outcome.read = true,
+                other => outcome.commands.extend(self.book(other, now)),
+            }
+        }
+        self.hindered =
+            decisions.hindered.into_iter().map(|hindrance| (hindrance.client, hindrance.why)).collect();
+        debug_assert_eq!(self.ledger.check(), Ok(()));
+        outcome
+    }
+
+    fn book(&mut self, decision: Decision, now: Moment) -> Option<Command> {
+        let (client, message) = match decision {
+            Decision::Run { client, cap } => {
+                let runs = self.ledger.client_mut(client)?;
+                let wanted = runs.wants;
+                runs.run(cap, now);
+                if runs.wants.is_none()
+                    && let Some(wanted) = wanted
+                {
+                    self.waiting_seconds.record(now.since(wanted).as_secs_f64());
+                }
+                (client, ToShim::Run)
+            }
+            Decision::Stop { client, gains } => {
+                let ticket = self.ledger.ticket();
+                self.ledger.client_mut(client)?.stopping(ticket, now);
+                self.switches.stop(ticket, gains, now);
+                let stall_ms = u32::try_from(self.settings.stall.as_millis()).unwrap_or(u32::MAX);
+                (client, ToShim::Stop { ticket, stall_ms, pace: true })
+            }
+            Decision::Grant { client, device, bytes } => {
+                self.ledger.grant(client, device, bytes, now);
+                (client, ToShim::Grant { device, bytes })
+            }
+            Decision::SwapOut { client, device, bytes, gains } => {
+                let ticket = self.ledger.ticket();
+                let gives = self.ledger.client_mut(client)?;
+                let holding = gives.devices.get_mut(&device)?;
+                holding.outgoing = Some(Outgoing { ticket, at: now, left: bytes });
+                holding.complete = false;
+                let coldest = gives.heat.coldest(COLDEST);
+                self.switches.swap_out(ticket, gains, now);
+                (client, ToShim::SwapOut { ticket, device, bytes, coldest })
+            }
+            Decision::Reclaim { client, device, expected } => {
+                let ticket = self.ledger.ticket();
+                let holding = self.ledger.client_mut(client)?.devices.get_mut(&device)?;
+                holding.reclaiming = Some(Reclaiming { ticket, at: now, expected });
+                (client, ToShim::Reclaim { ticket, device })
+            }
+            Decision::Room { client, ticket, made } => {
+                self.ledger.room_answered(client, ticket, made, now);
+                (client, ToShim::Room { ticket, made })
+            }
+            Decision::Read => return None,
+        };
+        self.command(client, message)
+    }
+
+    fn command(&self, client: ClientId, message: ToShim) -> Option<Command> {
+        let session = self.ledger.client(client)?.session?;
+        Some(Command { client, session, message })
+    }
+
+    /// The limits that clients have to be told (again).
+    pub fn limits(&mut self) -> Vec<Command> {
+        let devices: Vec<DeviceId> = self.ledger.devices().keys().copied().collect();
+        let mut commands = Vec::new();
+        let clients: Vec<ClientId> = self
+            .ledger
+            .clients()
+            .values()
+            .filter(|client| client.commandable())
+            .map(|client| client.id)
+            .collect();
+        for client in clients {
+            for device in &devices {
+                let bytes = self.ledger.limit(client, *device);
+                let Some(told) = self.ledger.client_mut(client) else { continue };
+                let old = told.limits.get(device).copied();
+                if old.is_none_or(|old| old.0.abs_diff(bytes.0) >= LIMIT_STEP || (bytes < old)) {
+                    told.limits.insert(*device, bytes);
+                    commands.extend(self.command(client, ToShim::Limit { device: *device, bytes }));
+                }
+            }
+        }
+        commands
+    }
+
+    /// How long until time alone could change a decision.
+    pub fn pause(pressing: bool) -> Duration {
+        Duration::from_millis(if pressing { 10 } else { 100 })
+    }
+}

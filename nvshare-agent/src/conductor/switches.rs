@@ -1,0 +1,141 @@
+//! Measures switches: from the first `Stop` (or `SwapOut`) for a client until that client has everything resident.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use nvshare_common::units::{Bytes, ClientId, Ticket};
+
+use crate::ledger::Ledger;
+use crate::moment::Moment;
+use crate::snapshot::{self, Histogram, SWITCHES};
+
+/// Open and finished switches.
+#[derive(Clone, Debug, Default)]
+pub struct Switchboard {
+    open: BTreeMap<ClientId, Open>,
+    count: u64,
+    recent: VecDeque<snapshot::Switch>,
+    seconds: Histogram,
+    drain_seconds: Histogram,
+}
+
+#[derive(Clone, Debug)]
+struct Open {
+    began: Moment,
+    drained: Moment,
+    arrived: Option<Moment>,
+    /// Commands for it without an end yet.
+    pending: BTreeSet<Ticket>,
+    /// All commands for it.
+    tickets: BTreeSet<Ticket>,
+    out: Bytes,
+    clean: Bytes,
+    into: Bytes,
+}
+
+impl Switchboard {
+    /// A client was told to stop for the sake of `gains`.
+    pub fn stop(&mut self, ticket: Ticket, gains: Option<ClientId>, now: Moment) {
+        self.begin(ticket, gains, now);
+    }
+
+    /// A client was told to swap out for the sake of `gains`.
+    pub fn swap_out(&mut self, ticket: Ticket, gains: Option<ClientId>, now: Moment) {
+        self.begin(ticket, gains, now);
+    }
+
+    fn begin(&mut self, ticket: Ticket, gains: Option<ClientId>, now: Moment) {
+        let Some(gains) = gains else { return };
+        let open = self.open.entry(gains).or_insert_with(|| Open {
+            began: now,
+            drained: now,
+            arrived: None,
+            pending: BTreeSet::new(),
+            tickets: BTreeSet::new(),
+            out: Bytes::ZERO,
+            clean: Bytes::ZERO,
+            into: Bytes::ZERO,
+        });
+        open.pending.insert(ticket);
+        open.tickets.insert(ticket);
+    }
+
+    /// A `Stop` was answered.
+    pub fn drained(&mut self, ticket: Ticket, now: Moment) {
+        if let Some(open) = self.open.values_mut().find(|open| open.tickets.contains(&ticket)) {
+            open.drained = now;
+            open.pending.remove(&ticket);
+        }
+    }
+
+    /// A `SwapOut` ended.
+    pub fn swapped_out(&mut self, ticket: Ticket, copied: Bytes, clean: Bytes) {
+        if let Some(open) = self.open.values_mut().find(|open| open.tickets.contains(&ticket)) {
+            open.out.0 = open.out.0.saturating_add(copied.0);
+            open.clean.0 = open.clean.0.saturating_add(clean.0);
+            open.pending.remove(&ticket);
+        }
+    }
+
+    /// The client brought these bytes in; with `arrived`, everything is resident.
+    pub fn swapped_in(&mut self, client: ClientId, copied: Bytes, arrived: Option<Moment>) {
+        if let Some(open) = self.open.get_mut(&client) {
+            open.into.0 = open.into.0.saturating_add(copied.0);
+            open.arrived = open.arrived.or(arrived);
+        }
+    }
+
+    /// The client is gone.
+    pub fn forget(&mut self, client: ClientId) {
+        self.open.remove(&client);
+    }
+
+    /// Books the switches that are over, and says what they took. Those whose victims died wait no longer than a moment.
+    pub fn close(&mut self, ledger: &Ledger, now: Moment) -> Vec<(ClientId, Duration)> {
+        let over = |open: &Open| {
+            open.arrived
+                .is_some_and(|arrived| open.pending.is_empty() || now.since(arrived) > Duration::from_secs(1))
+        };
+        let done: Vec<ClientId> =
+            self.open.iter().filter(|(_, open)| over(open)).map(|(client, _)| *client).collect();
+        let mut took = Vec::new();
+        for client in done {
+            let Some(open) = self.open.remove(&client) else { continue };
+            let Some(arrived) = open.arrived else { continue };
+            self.count += 1;
+            let whole = arrived.since(open.began);
+            self.seconds.record(whole.as_secs_f64());
+            self.drain_seconds.record(open.drained.since(open.began).as_secs_f64());
+            if self.recent.len() == SWITCHES {
+                self.recent.pop_front();
+            }
+            self.recent.push_back(snapshot::Switch {
+                number: self.count,
+                client,
+                pid: ledger.client(client).map_or(0, |client| client.process.pid),
+                seconds: whole.as_secs_f64(),
+                drain_seconds: open.drained.since(open.began).as_secs_f64(),
+                bytes_out: open.out,
+                bytes_in: open.into,
+                clean: open.clean,
+            });
+            took.push((client, whole));
+        }
+        took
+    }
+
+    /// For people and machines outside.
+    pub fn snapshot(&self) -> snapshot::Switches {
+        snapshot::Switches {
+            count: self.count,
+            recent: self.recent.iter().cloned().collect(),
+            seconds: self.seconds.clone(),
+            drain_seconds: self.drain_seconds.clone(),
+        }
+    }
+
+    /// How many there were.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+}

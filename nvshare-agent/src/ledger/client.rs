@@ -1,0 +1,607 @@
+//! One client: its session, lease, commands under way, activity, and what it holds on each device.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use nvshare_common::counters::{Holdings, MAX_DEVICES};
+use nvshare_common::protocol::Hello;
+use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId, Ticket};
+
+use super::heat::Heat;
+use crate::moment::Moment;
+use crate::observation::{Counts, Process};
+use crate::settings::Settings;
+
+/// No device is larger: what a client says is cut to this, so that sums cannot overflow.
+const MOST: Bytes = Bytes(1 << 48);
+/// How many samples of what a client holds are kept, to know what it held when NVML was read.
+const SAMPLES: usize = 16;
+/// How many recent pauses are remembered.
+const PAUSES: usize = 8;
+/// A gap between two signs of work that counts as a pause.
+const PAUSE: Duration = Duration::from_millis(5);
+/// A client that showed a sign of work within this time is at work.
+const BUSY: Duration = Duration::from_millis(100);
+
+/// A connection of a client; a client has one after another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(pub u64);
+
+/// Clients that run together or not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GangId(pub u64);
+
+/// The right to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// When `Run` was sent, or the client said that it runs.
+    pub given: Moment,
+    /// When everything was resident: from then on it counts.
+    pub began: Option<Moment>,
+    /// What the switch took that began it.
+    pub cost: Duration,
+    /// It ends at this moment at the latest: it was given while somebody else's turn was near.
+    pub cap: Option<Moment>,
+}
+
+/// A `Stop` without an answer yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stop {
+    /// Its number.
+    pub ticket: Ticket,
+    /// When it was sent.
+    pub at: Moment,
+}
+
+/// A `SwapOut` that is not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Its number.
+    pub ticket: Ticket,
+    /// When it was sent.
+    pub at: Moment,
+    /// What is still to be released.
+    pub left: Bytes,
+}
+
+/// A `Reclaim` that is not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reclaiming {
+    /// Its number.
+    pub ticket: Ticket,
+    /// When it was sent.
+    pub at: Moment,
+    /// What it may bring.
+    pub expected: Bytes,
+}
+
+/// Host memory that a client has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arena {
+    /// How much.
+    pub bytes: Bytes,
+    /// Mapped and registered.
+    pub ready: bool,
+}
+
+/// A look at a client's counter page.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// Its calls.
+    pub calls: Counts,
+    /// Threads that wait for the device.
+    pub waiting: u64,
+    /// What it holds.
+    pub holdings: Vec<(DeviceId, Holdings)>,
+}
+
+/// What a client holds on one device.
+#[derive(Clone, Debug, Default)]
+pub struct Holding {
+    /// What it may have resident.
+    pub granted: Bytes,
+    /// What must be resident for it to run.
+    pub needed: Bytes,
+    /// What cannot be moved, by reason, as it reported.
+    pub unswappable: BTreeMap<String, Bytes>,
+    /// The last look at its counters.
+    pub page: Holdings,
+    /// Everything is resident, as far as messages tell.
+    pub complete: bool,
+    /// The swap out under way.
+    pub outgoing: Option<Outgoing>,
+    /// The reclaim under way.
+    pub reclaiming: Option<Reclaiming>,
+    /// When the last reclaim ended.
+    pub reclaimed_at: Moment,
+    /// Since when it has been granted memory without having become resident.
+    pub granting_since: Option<Moment>,
+    /// All it has, by its last counters, resident or not.
+    page_total: Option<Bytes>,
+    /// What it held, by its counters, at moments.
+    samples: VecDeque<(Moment, Bytes)>,
+    /// What NVML says of its process.
+    pub measured: Option<Bytes>,
+    /// What it is taken to hold, where there are no counters.
+    assumed: Option<Bytes>,
+}
+
+/// A client.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// The agent's number for it.
+    pub id: ClientId,
+    /// Its process.
+    pub process: Process,
+    /// The process's name.
+    pub name: String,
+    /// The process's cgroup.
+    pub cgroup: String,
+    /// The shim's release.
+    pub shim: String,
+    /// With whom it runs.
+    pub gang: GangId,
+    /// Its session, while there is one.
+    pub session: Option<SessionId>,
+    /// When it lost its session.
+    pub disconnected: Option<Moment>,
+    /// When its process ended.
+    pub exited: Option<Moment>,
+    /// NVML showed its memory for too long after that.
+    pub overdue: bool,
+    /// The device error that ended it.
+    pub dead: Option<String>,
+    /// Driver work was seen that its shim did not pass: it is never moved.
+    pub bypass: bool,
+    /// What it holds.
+    pub devices: BTreeMap<DeviceId, Holding>,
+    /// The limits it was told.
+    pub limits: BTreeMap<DeviceId, Bytes>,
+    /// It has a counter page.
+    pub paged: bool,
+    /// Threads wait to run, since then.
+    pub wants: Option<Moment>,
+    /// The right to run.
+    pub lease: Option<Lease>,
+    /// It is being stopped.
+    pub stop: Option<Stop>,
+    /// It is not to be stopped before: its last drain stalled.
+    pub retry_at: Moment,
+    /// Drains in a row that stalled.
+    pub stalls: u32,
+    /// It cannot be stopped; since then.
+    pub unyielding: Option<Moment>,
+    /// It is not asked to swap out before: its last swap out failed.
+    pub swap_retry_at: Moment,
+    /// Swap outs in a row that failed.
+    pub swap_failures: u32,
+    /// Why the last one failed.
+    pub swap_problem: Option<String>,
+    /// Its last sign of work.
+    pub active_at: Moment,
+    /// Its latest pauses.
+    pauses: VecDeque<Duration>,
+    /// How long it has run.
+    pub runtime: Duration,
+    accounted: Moment,
+    /// Its arenas.
+    pub arenas: BTreeMap<ArenaId, Arena>,
+    /// No more host memory can be had for it.
+    pub host_exhausted: bool,
+    /// Its calls by its counter page.
+    pub calls: Counts,
+    /// What its kernels used.
+    pub heat: Heat,
+    /// Something it said cannot be true.
+    pub untrusted: Option<String>,
+    /// How often it was stopped.
+    pub stops_total: u64,
+    /// How many of its drains stalled.
+    pub stalls_total: u64,
+    /// How many of its swap outs failed.
+    pub swap_failures_total: u64,
+}
+
+impl Client {
+    pub(super) fn new(id: ClientId, process: Process, runtime: Duration) -> Client {
+        Client {
+            id,
+            process,
+            name: String::new(),
+            cgroup: String::new(),
+            shim: String::new(),
+            gang: GangId(id.0),
+            session: None,
+            disconnected: None,
+            exited: None,
+            overdue: false,
+            dead: None,
+            bypass: false,
+            devices: BTreeMap::new(),
+            limits: BTreeMap::new(),
+            paged: false,
+            wants: None,
+            lease: None,
+            stop: None,
+            retry_at: Moment::NEVER,
+            stalls: 0,
+            unyielding: None,
+            swap_retry_at: Moment::NEVER,
+            swap_failures: 0,
+            swap_problem: None,
+            active_at: Moment::NEVER,
+            pauses: VecDeque::new(),
+            runtime,
+            accounted: Moment::NEVER,
+            arenas: BTreeMap::new(),
+            host_exhausted: false,
+            calls: Counts::default(),
+            heat: Heat::default(),
+            untrusted: None,
+            stops_total: 0,
+            stalls_total: 0,
+            swap_failures_total: 0,
+        }
+    }
+
+    pub(super) fn begin(&mut self, session: SessionId, hello: &Hello, settings: &Settings, now: Moment) {
+        self.session = Some(session);
+        self.disconnected = None;
+        self.shim = hello.release.chars().filter(|c| !c.is_control()).take(64).collect();
+        self.stop = None;
+        self.wants = None;
+        self.arenas.clear();
+        self.limits.clear();
+        self.host_exhausted = false;
+        // What ran before it met this agent has had its lease: it does not begin anew with each agent.
+        let began = now - settings.lease_ceiling;
+        self.lease = hello.running.then_some(Lease {
+            given: began,
+            began: Some(began),
+            cost: Duration::ZERO,
+            cap: None,
+        });
+        self.active(now);
+        let mut before = std::mem::take(&mut self.devices);
+        for held in hello.devices.iter().take(MAX_DEVICES) {
+            let old = before.remove(&held.device).unwrap_or_default();
+            let resident = held.resident.min(MOST);
+            let needed = held.total.min(MOST).max(resident);
+            self.devices.insert(
+                held.device,
+                Holding {
+                    granted: held.granted.min(MOST).max(resident),
+                    needed,
+                    complete: resident >= needed,
+                    page: old.page,
+                    measured: old.measured,
+                    samples: old.samples,
+                    ..Holding::default()
+                },
+            );
+        }
+    }
+
+    pub(super) fn end_session(&mut self, now: Moment) {
+        self.session = None;
+        self.disconnected.get_or_insert(now);
+        self.stop = None;
+        self.wants = None;
+        for holding in self.devices.values_mut() {
+            holding.outgoing = None;
+            holding.reclaiming = None;
+        }
+    }
+
+    /// Whether commands reach it and are obeyed.
+    pub fn commandable(&self) -> bool {
+        self.session.is_some() && self.dead.is_none() && self.exited.is_none()
+    }
+
+    /// Whether its memory can be taken.
+    pub fn movable(&self) -> bool {
+        self.commandable() && self.unyielding.is_none() && !self.bypass
+    }
+
+    /// The holding on `device`, begun if there is none yet; `None` when it uses too many devices already.
+    pub fn holding(&mut self, device: DeviceId) -> Option<&mut Holding> {
+        if self.devices.len() >= MAX_DEVICES && !self.devices.contains_key(&device) {
+            return None;
+        }
+        Some(self.devices.entry(device).or_insert_with(|| Holding { complete: true, ..Holding::default() }))
+    }
+
+    /// It said what it needs on `device`.
+    pub fn needs(&mut self, device: DeviceId, total: Bytes) {
+        if let Some(holding) = self.holding(device) {
+            holding.needed = total.min(MOST);
+            holding.page_total = None;
+            if holding.needed > holding.granted {
+                holding.complete = false;
+            }
+        }
+    }
+
+    /// It said what it cannot move. The reason becomes a metric's label: it is cut to what may be one.
+    pub fn unswappable(&mut self, device: DeviceId, reason: &str, bytes: Bytes) {
+        let reason: String =
+            reason.chars().filter(|c| c.is_ascii_lowercase() || *c == '_').take(24).collect();
+        if let Some(holding) = self.holding(device)
+            && (holding.unswappable.len() < 16 || holding.unswappable.contains_key(&reason))
+        {
+            holding.unswappable.insert(reason, bytes.min(MOST));
+        }
+    }
+
+    /// `Run` was sent.
+    pub fn run(&mut self, cap: Option<Moment>, now: Moment) {
+        let began = self.complete().then_some(now);
+        self.lease = Some(Lease { given: now, began, cost: Duration::ZERO, cap });
+        self.accounted = now;
+        if began.is_some() {
+            self.wants = None;
+        }
+    }
+
+    /// `Stop` was sent. Who wants to run from now on says so anew.
+    pub fn stopping(&mut self, ticket: Ticket, now: Moment) {
+        self.stop = Some(Stop { ticket, at: now });
+        self.wants = None;
+        self.stops_total += 1;
+    }
+
+    /// It has stopped. `false` when nobody asked for that.
+    pub fn stopped(&mut self, ticket: Ticket) -> bool {
+        let asked = self.stop.take_if(|stop| stop.ticket == ticket).is_some();
+        if asked {
+            self.lease = None;
+            self.stalls = 0;
+            self.unyielding = None;
+        }
+        asked
+    }
+
+    /// Its drain stalled: it runs on, and is left alone for a while, longer each time.
+    pub fn stalled(&mut self, ticket: Ticket, settings: &Settings, now: Moment) -> bool {
+        let asked = self.stop.take_if(|stop| stop.ticket == ticket).is_some();
+        if asked {
+            self.stalls += 1;
+            self.stalls_total += 1;
+            let pause = settings.lease_floor * 2_u32.saturating_pow(self.stalls.min(10));
+            self.retry_at = now + pause.min(settings.lease_ceiling);
+            if self.stalls >= settings.stalls_until_unyielding {
+                self.unyielding.get_or_insert(now);
+            }
+        }
+        asked
+    }
+
+    /// All of `device` is resident. Says since when memory was granted for it.
+    pub fn resident(&mut self, device: DeviceId, now: Moment) -> Option<Moment> {
+        let holding = self.devices.get_mut(&device)?;
+        if holding.granted >= holding.needed {
+            holding.complete = true;
+        }
+        let since = holding.granting_since.take();
+        self.begin_lease(now);
+        since
+    }
+
+    /// The lease counts from the moment when everything is resident. Says whether that is now.
+    pub fn begin_lease(&mut self, now: Moment) -> bool {
+        // Who is being stopped and wants to run wants to run again.
+        if !self.complete() || self.stop.is_some() {
+            return false;
+        }
+        if let Some(lease) = &mut self.lease {
+            self.wants = None;
+            if lease.began.is_none() {
+                lease.began = Some(now);
+                lease.cost = now.since(lease.given);
+                self.accounted = now;
+                self.active(now);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// A swap out ended, well or not.
+    pub fn swap_out_done(&mut self, ticket: Ticket, now: Moment) -> Option<Moment> {
+        for holding in self.devices.values_mut() {
+            if holding.reclaiming.take_if(|reclaiming| reclaiming.ticket == ticket).is_some() {
+                holding.reclaimed_at = now;
+            }
+            if let Some(outgoing) = holding.outgoing.take_if(|outgoing| outgoing.ticket == ticket) {
+                return Some(outgoing.at);
+            }
+        }
+        None
+    }
+
+    /// A swap out could not do all: it is tried again later.
+    pub fn swap_failed(&mut self, why: &str, now: Moment) {
+        self.swap_failures = self.swap_failures.saturating_add(1);
+        self.swap_failures_total += 1;
+        let pause = Duration::from_millis(250) * 2_u32.saturating_pow(self.swap_failures.min(7));
+        self.swap_retry_at = now + pause;
+        self.swap_problem = Some(why.chars().filter(|c| !c.is_control()).take(200).collect());
+    }
+
+    /// Its counter page was looked at.
+    pub fn sample(&mut self, page: &Page, now: Moment) {
+        self.paged = true;
+        if page.waiting > 0 || page.calls.application != self.calls.application {
+            self.active(now);
+        }
+        self.calls = page.calls;
+        for (device, held) in &page.holdings {
+            if let Some(holding) = self.holding(*device) {
+                holding.sample(held, now);
+            }
+        }
+    }
+
+    /// It showed a sign of work.
+    pub fn active(&mut self, at: Moment) {
+        let pause = at.since(self.active_at);
+        if pause > PAUSE && self.active_at != Moment::NEVER {
+            if self.pauses.len() == PAUSES {
+                self.pauses.pop_front();
+            }
+            self.pauses.push_back(pause);
+        }
+        self.active_at = self.active_at.max(at);
+    }
+
+    /// Its usual pause; none before it has had a few.
+    pub fn usual_pause(&self) -> Option<Duration> {
+        if self.pauses.len() < PAUSES / 2 {
+            return None;
+        }
+        let mut pauses: Vec<_> = self.pauses.iter().copied().collect();
+        pauses.sort_unstable();
+        Some(pauses[pauses.len() / 2])
+    }
+
+    /// Whether it is at work, roughly.
+    pub fn busy(&self, now: Moment) -> bool {
+        now.since(self.active_at) < BUSY
+    }
+
+    /// Everything it needs is resident.
+    pub fn complete(&self) -> bool {
+        self.devices.values().all(|holding| holding.complete)
+    }
+
+    /// A command has been without an answer for too long: it is served around until it answers. Says what it failed to do.
+    pub(super) fn overdue(&mut self, settings: &Settings, now: Moment) -> Option<&'static str> {
+        let late = |at: Moment| now.since(at) > settings.command_deadline;
+        let stop =
+            self.stop.is_some_and(|stop| now.since(stop.at) > settings.stall + settings.command_deadline);
+        let out =
+            self.devices.values().any(|holding| holding.outgoing.is_some_and(|outgoing| late(outgoing.at)));
+        for holding in self.devices.values_mut() {
+            holding.reclaiming.take_if(|reclaiming| late(reclaiming.at));
+        }
+        if stop || out {
+            let first = self.unyielding.replace(self.unyielding.unwrap_or(now)).is_none();
+            return first.then_some(if stop { "did not stop" } else { "did not swap out" });
+        }
+        if self.unyielding.is_some_and(|since| now.since(since) > settings.unyielding_retry) {
+            self.unyielding = None;
+            self.stalls = settings.stalls_until_unyielding.saturating_sub(1);
+        }
+        None
+    }
+
+    pub(super) fn account(&mut self, now: Moment) {
+        let ran = now.since(self.accounted);
+        let runs = self.lease.is_some_and(|lease| lease.began.is_some()) && self.complete();
+        if runs && self.busy(now) && self.accounted != Moment::NEVER {
+            self.runtime += ran;
+        }
+        self.accounted = now;
+    }
+
+    /// Bytes of arenas that it can use.
+    pub fn arena_ready(&self) -> Bytes {
+        self.arenas.values().filter(|arena| arena.ready).map(|arena| arena.bytes).sum()
+    }
+
+    /// Bytes of arenas that it has.
+    pub fn arena_bytes(&self) -> Bytes {
+        self.arenas.values().map(|arena| arena.bytes).sum()
+    }
+
+    /// How much more its arenas can take from the devices.
+    pub fn shadow_room(&self) -> Bytes {
+        let swapped: Bytes =
+            self.devices.values().map(|holding| holding.page.swapped.min(holding.page.shadow)).sum();
+        self.arena_ready().saturating_sub(swapped)
+    }
+}
+
+impl Holding {
+    /// Bytes on the device that count against the grant.
+    pub fn held(&self) -> Bytes {
+        self.assumed.unwrap_or(self.page.resident + self.page.unswappable)
+    }
+
+    /// What nobody else can be granted: its grant, or what it holds beyond that.
+    pub fn booked(&self) -> Bytes {
+        self.granted.max(self.held())
+    }
+
+    /// Bytes that stay on the device whatever it is told.
+    pub fn immovable(&self) -> Bytes {
+        let reported: Bytes = self.unswappable.values().copied().sum();
+        reported.max(self.page.unswappable).min(self.booked())
+    }
+
+    /// Granted and not used.
+    pub fn unused(&self) -> Bytes {
+        self.granted.saturating_sub(self.held())
+    }
+
+    pub(super) fn release(&mut self, ticket: Option<Ticket>, bytes: Bytes) -> Bytes {
+        let believed = bytes.min(self.granted);
+        self.granted -= believed;
+        if self.granted < self.needed {
+            self.complete = false;
+        }
+        if let Some(outgoing) = &mut self.outgoing
+            && Some(outgoing.ticket) == ticket
+        {
+            outgoing.left = outgoing.left.saturating_sub(bytes);
+        }
+        believed
+    }
+
+    fn sample(&mut self, held: &Holdings, now: Moment) {
+        self.page = Holdings {
+            resident: held.resident.min(MOST),
+            swapped: held.swapped.min(MOST),
+            shadow: held.shadow.min(MOST),
+            unswappable: held.unswappable.min(MOST),
+            copied_out: held.copied_out.min(MOST),
+            copied_in: held.copied_in.min(MOST),
+            clean: held.clean.min(MOST),
+        };
+        self.assumed = None;
+        // Counters are not read at one instant: only a total that stands still says what is needed now.
+        let total = self.page.resident + self.page.swapped + self.page.unswappable;
+        if self.page_total.replace(total) == Some(total) {
+            self.needed = total;
+        }
+        if !self.complete
+            && self.page.swapped == Bytes::ZERO
+            && self.held() >= self.needed
+            && self.outgoing.is_none()
+        {
+            self.complete = self.granted >= self.needed;
+        }
+        if self.samples.len() == SAMPLES {
+            self.samples.pop_front();
+        }
+        self.samples.push_back((now, self.page.resident + self.page.unswappable));
+    }
+
+    /// The least and the most it can have held while NVML was read from `began` on until the last sample. It cannot have
+    /// held more than NVML `measured` of its process.
+    pub(super) fn between(&mut self, began: Moment, measured: Option<Bytes>, paged: bool) -> (Bytes, Bytes) {
+        self.measured = measured;
+        if !paged {
+            let held = self.granted.min(measured.unwrap_or_default());
+            self.assumed = Some(held);
+            return (held, held);
+        }
+        let last_before = self.samples.iter().rposition(|(at, _)| *at <= began).unwrap_or(0);
+        let held = self.samples.iter().skip(last_before).map(|(_, bytes)| *bytes);
+        let (low, high) = held.fold((None, Bytes::ZERO), |(low, high): (Option<Bytes>, Bytes), bytes| {
+            (Some(low.map_or(bytes, |low| low.min(bytes))), high.max(bytes))
+        });
+        let most = measured.unwrap_or(MOST);
+        (low.unwrap_or_default().min(most), high.min(most))
+    }
+}

@@ -1,0 +1,124 @@
+//! One device's account: what NVML shows, how much of it belongs to nobody who can be told, and so what may be granted.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
+
+use crate::device::Reading;
+use crate::moment::Moment;
+use crate::settings::Settings;
+
+/// How old a reading may be that a grant relies on.
+const FRESH: Duration = Duration::from_millis(250);
+/// How long room that was made for a driver is kept for it.
+const KEPT: Duration = Duration::from_millis(200);
+
+/// A GPU.
+#[derive(Clone, Debug, Default)]
+pub struct Device {
+    /// NVML's number.
+    pub index: u32,
+    /// The product.
+    pub name: String,
+    /// All memory.
+    pub total: Bytes,
+    /// What the agent may use: the smaller of `total` and the configured capacity.
+    pub capacity: Bytes,
+    /// Never granted.
+    pub reserve: Bytes,
+    /// In use, by the last reading.
+    pub used: Bytes,
+    /// By process, by the last reading.
+    pub per_process: BTreeMap<u32, Bytes>,
+    /// Used and held by no client: contexts and other overhead of clients, and everybody else.
+    pub foreign: Bytes,
+    /// When the last reading began.
+    pub read_began: Moment,
+    /// What was given back, and when, since the last reading began: nothing confirms yet that it is free.
+    pub unconfirmed: Vec<(Moment, Bytes)>,
+    /// Room that drivers want.
+    pub rooms: Vec<Room>,
+    settled: bool,
+}
+
+/// What a client's driver wants for itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Whose driver.
+    pub client: ClientId,
+    /// The shim's number for the request.
+    pub ticket: Ticket,
+    /// Where.
+    pub device: DeviceId,
+    /// How much.
+    pub bytes: Bytes,
+    /// Since when.
+    pub since: Moment,
+    /// When it was promised; kept free for a moment from then on.
+    pub made: Option<Moment>,
+}
+
+impl Room {
+    /// How many requests of one client may be open.
+    pub const AT_ONCE: usize = 16;
+}
+
+impl Device {
+    /// All that grants may add up to. Negative when others hold more than there is.
+    pub fn budget(&self) -> i64 {
+        self.capacity.0 as i64 - self.reserve.0 as i64 - self.foreign.0 as i64
+    }
+
+    /// Whether the last reading is good enough to grant by.
+    pub fn fresh(&self, now: Moment) -> bool {
+        self.settled && now.since(self.read_began) < FRESH
+    }
+
+    /// What was given back and is not seen to be free.
+    pub fn unseen(&self) -> Bytes {
+        self.unconfirmed.iter().map(|(_, bytes)| *bytes).sum()
+    }
+
+    pub(super) fn given_back(&mut self, bytes: Bytes, now: Moment) {
+        let many = self.unconfirmed.len() >= 64;
+        match self.unconfirmed.last_mut() {
+            // Whoever gives back in crumbs does not make the list long.
+            Some((at, sum)) if many => {
+                *at = now;
+                *sum += bytes;
+            }
+            _ => self.unconfirmed.push((now, bytes)),
+        }
+    }
+
+    /// Bytes to keep free for drivers beyond what the reserve covers.
+    pub fn room(&self) -> Bytes {
+        self.rooms.iter().map(|room| room.bytes).sum::<Bytes>().saturating_sub(self.reserve)
+    }
+
+    pub(super) fn limit(&mut self, settings: &Settings) {
+        self.capacity = settings.capacity.map_or(self.total, |capacity| capacity.min(self.total));
+        self.reserve = settings.reserve.min(self.capacity);
+    }
+
+    pub(super) fn read(&mut self, reading: &Reading, began: Moment, settings: &Settings, now: Moment) {
+        self.index = reading.index;
+        self.name.clone_from(&reading.name);
+        self.total = reading.total;
+        self.used = reading.used;
+        self.per_process.clone_from(&reading.per_process);
+        self.read_began = began;
+        self.unconfirmed.retain(|(at, _)| *at >= began);
+        self.limit(settings);
+        self.rooms.retain(|room| room.made.is_none_or(|made| now.since(made) < KEPT));
+    }
+
+    /// Takes the foreign bytes from the reading. While clients move memory, what they held at the very moment of the
+    /// reading is only known to lie `least..=most`; the previous figure stands unless that disproves it.
+    pub(super) fn settle(&mut self, least: Bytes, most: Bytes) {
+        let (low, high) = (self.used.saturating_sub(most), self.used.saturating_sub(least));
+        self.foreign = if self.settled { self.foreign.clamp(low, high) } else { high };
+        self.settled = true;
+    }
+}

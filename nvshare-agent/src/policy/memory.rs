@@ -1,0 +1,309 @@
+//! Whose memory moves. The chosen units lack some; that much, no more, is taken: first what is granted and not used, then
+//! from units that were not chosen: idle ones first, longest idle first, then those that will run again last. (They take
+//! turns, so the one that just ran comes last, and is the best victim.) A victim that has the lease is stopped first.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use nvshare_common::units::{Bytes, ClientId, DeviceId};
+
+use super::choose::Chosen;
+use super::units::{Role, Unit, takeable};
+use super::{Decision, Decisions};
+use crate::ledger::{Client, Device, Ledger};
+use crate::moment::Moment;
+
+/// Memory is granted in multiples of this, unless it is the last piece.
+const PIECE: u64 = 2 << 20;
+/// Unused grants below this are not worth a message.
+const SLACK: Bytes = Bytes(4 << 20);
+/// How long a client that had nothing to give back is not asked again.
+const RECLAIM_AGAIN: Duration = Duration::from_millis(500);
+/// How long a driver's request for room stays open.
+const ROOM_WAITS: Duration = Duration::from_secs(30);
+
+/// A client that is to get memory on a device.
+struct Lack {
+    client: ClientId,
+    bytes: Bytes,
+}
+
+pub(super) fn arrange(ledger: &Ledger, units: &[Unit], chosen: Chosen, now: Moment) -> Decisions {
+    let mut plan = Plan { ledger, units, now, stopping: BTreeSet::new(), out: Decisions::default() };
+    let victims = plan.victims(&chosen);
+    let running: Vec<usize> = chosen.running.iter().map(|(index, _)| *index).collect();
+    let mut reads = false;
+    let mut spare = BTreeMap::new();
+    for (id, device) in ledger.devices() {
+        let lacks = plan.lacks(*id, &running);
+        let lacking: i64 = lacks.iter().map(|lack| lack.bytes.0 as i64).sum();
+        let mut missing = lacking + device.room().0 as i64 - ledger.free(*id);
+        if missing > 0 {
+            missing = plan.reclaim(*id, missing, &running);
+        }
+        if missing > 0 {
+            plan.take(*id, missing, &victims, lacks.first().map(|lack| lack.client));
+        }
+        let unseen = !device.fresh(now) || device.unseen() > Bytes::ZERO;
+        let room_waits = plan.rooms(*id, device);
+        reads |= room_waits && unseen;
+        plan.out.pressing |= room_waits || !lacks.is_empty();
+        let left = plan.grant(*id, device, &lacks);
+        reads |= unseen && ledger.free(*id) > 0 && !lacks.is_empty();
+        spare.insert(*id, (left, lacks.is_empty()));
+    }
+    plan.run(&chosen, &spare);
+    for index in &chosen.waiting {
+        reads |= plan.ahead(&units[*index], &mut spare);
+    }
+    plan.out.pressing |= !chosen.waiting.is_empty();
+    if reads {
+        plan.out.todo.push(Decision::Read);
+    }
+    plan.out.hindered = chosen.hindered;
+    plan.out
+}
+
+struct Plan<'a> {
+    ledger: &'a Ledger,
+    units: &'a [Unit<'a>],
+    now: Moment,
+    stopping: BTreeSet<ClientId>,
+    out: Decisions,
+}
+
+impl Plan<'_> {
+    /// What the running clients lack on `device`, in order.
+    fn lacks(&self, device: DeviceId, running: &[usize]) -> Vec<Lack> {
+        running.iter().flat_map(|index| lacks(&self.units[*index], device)).collect()
+    }
+
+    /// The units that may lose memory, best victim first.
+    fn victims(&self, chosen: &Chosen) -> Vec<usize> {
+        let keeps: BTreeSet<usize> =
+            chosen.running.iter().map(|(index, _)| *index).chain(chosen.resting.iter().copied()).collect();
+        let place = |index: usize| chosen.waiting.iter().position(|waiting| *waiting == index);
+        let mut victims: Vec<usize> = (0..self.units.len())
+            .filter(|index| self.units[*index].role != Role::Fixed)
+            .filter(|index| !keeps.contains(index) || chosen.resting.contains(index))
+            .collect();
+        victims.sort_by_key(|index| {
+            let unit = &self.units[*index];
+            // One that is being stopped just ran, unless it was stopped for doing nothing.
+            let last = if unit.role == Role::Leaving { usize::MAX } else { place(*index).unwrap_or(0) };
+            let works = unit.role == Role::Leaving || place(*index).is_some();
+            (works, Reverse(last), if works { Moment::NEVER } else { unit.active_at }, unit.id())
+        });
+        victims
+    }
+
+    /// Asks for what is granted and not used. Says what is still missing when all of that has come.
+    fn reclaim(&mut self, device: DeviceId, mut missing: i64, running: &[usize]) -> i64 {
+        for client in running.iter().flat_map(|index| &self.units[*index].members) {
+            if missing <= 0 {
+                break;
+            }
+            let Some(holding) = client.devices.get(&device) else { continue };
+            if let Some(reclaiming) = holding.reclaiming {
+                missing -= reclaiming.expected.0 as i64;
+                continue;
+            }
+            let idle_grant = holding.granted.saturating_sub(holding.held().max(holding.needed));
+            if idle_grant >= SLACK
+                && client.commandable()
+                && self.now.since(holding.reclaimed_at) > RECLAIM_AGAIN
+            {
+                self.out.todo.push(Decision::Reclaim { client: client.id, device, expected: idle_grant });
+                missing -= idle_grant.0 as i64;
+            }
+        }
+        missing
+    }
+
+    /// Takes what is missing from victims.
+    fn take(&mut self, device: DeviceId, mut missing: i64, victims: &[usize], gains: Option<ClientId>) {
+        // What is under way already counts, whoever gives it.
+        for (client, holding) in self.ledger.holdings(device) {
+            if !client.movable() {
+                continue;
+            }
+            if let Some(outgoing) = holding.outgoing {
+                missing -= outgoing.left.0 as i64;
+            } else if client.stop.is_some() {
+                missing -= takeable(client, device).0 as i64;
+            }
+        }
+        for index in victims {
+            let unit = &self.units[*index];
+            if missing <= 0 {
+                break;
+            }
+            let gives: Bytes = unit.members.iter().map(|client| takeable(client, device)).sum();
+            if gives == Bytes::ZERO || unit.role == Role::Leaving || !self.willing(unit, device, missing) {
+                continue;
+            }
+            if unit.members.iter().any(|client| client.lease.is_some()) {
+                self.stop(unit, gains);
+                missing -= gives.0 as i64;
+                continue;
+            }
+            for client in &unit.members {
+                missing -= self.swap_out(client, device, missing, gains);
+            }
+        }
+    }
+
+    /// Whether the unit can give now: its last attempt did not just fail, and host memory for it is there.
+    fn willing(&self, unit: &Unit, device: DeviceId, missing: i64) -> bool {
+        unit.members.iter().all(|client| {
+            let Some(holding) = client.devices.get(&device) else { return true };
+            let moves =
+                Bytes(missing.max(0) as u64).min(takeable(client, device)).saturating_sub(holding.unused());
+            let shadowed = client.host_exhausted || client.shadow_room() >= moves;
+            client.swap_retry_at <= self.now && shadowed
+        })
+    }
+
+    fn stop(&mut self, unit: &Unit, gains: Option<ClientId>) {
+        for client in &unit.members {
+            if client.lease.is_some() && client.stop.is_none() && self.stopping.insert(client.id) {
+                self.out.todo.push(Decision::Stop { client: client.id, gains });
+            }
+        }
+    }
+
+    fn swap_out(&mut self, client: &Client, device: DeviceId, missing: i64, gains: Option<ClientId>) -> i64 {
+        let Some(holding) = client.devices.get(&device) else { return 0 };
+        if missing <= 0 || holding.outgoing.is_some() {
+            return 0;
+        }
+        let whole = (missing as u64).next_multiple_of(PIECE);
+        let bytes = Bytes(whole).min(takeable(client, device)).min(holding.granted);
+        if bytes == Bytes::ZERO {
+            return 0;
+        }
+        self.out.todo.push(Decision::SwapOut { client: client.id, device, bytes, gains });
+        bytes.0 as i64
+    }
+
+    /// Answers drivers that want room. Says whether one still waits.
+    fn rooms(&mut self, id: DeviceId, device: &Device) -> bool {
+        let mut open = false;
+        // What drivers want may come from the reserve: it is there for that.
+        let reserve = device.reserve.0 as i64;
+        let made: Bytes = device.rooms.iter().filter(|room| room.made.is_some()).map(|room| room.bytes).sum();
+        let mut left = self.ledger.grantable(id, self.now).map(|left| left + reserve - made.0 as i64);
+        for room in device.rooms.iter().filter(|room| room.made.is_none()) {
+            let bytes = room.bytes.0 as i64;
+            let made = left.is_some_and(|left| bytes <= left);
+            if !made
+                && self.now.since(room.since) < ROOM_WAITS
+                && bytes <= self.most_room(id, device, room.client)
+            {
+                open = true;
+                continue;
+            }
+            left = left.map(|left| if made { left - bytes } else { left });
+            self.out.todo.push(Decision::Room { client: room.client, ticket: room.ticket, made });
+        }
+        open
+    }
+
+    /// The most that could ever be free on a device while `client` runs there.
+    fn most_room(&self, id: DeviceId, device: &Device, client: ClientId) -> i64 {
+        let stays = self.ledger.holdings(id).map(|(holder, holding)| {
+            if holder.id == client {
+                holding.booked()
+            } else {
+                holding.booked().saturating_sub(takeable(holder, id))
+            }
+        });
+        device.budget() + device.reserve.0 as i64 - stays.sum::<Bytes>().0 as i64
+    }
+
+    /// Grants what is free to those who lack it. Says what is left, or none while nothing may be granted.
+    fn grant(&mut self, id: DeviceId, device: &Device, lacks: &[Lack]) -> Option<i64> {
+        let mut left = self.ledger.grantable(id, self.now)? - device.room().0 as i64;
+        for lack in lacks {
+            let bytes = grantable(lack.bytes, left);
+            if bytes > Bytes::ZERO {
+                left -= bytes.0 as i64;
+                self.out.todo.push(Decision::Grant { client: lack.client, device: id, bytes });
+            }
+        }
+        Some(left)
+    }
+
+    /// Leases for the chosen ones, and for those who rest where all they lack is there.
+    fn run(&mut self, chosen: &Chosen, spare: &BTreeMap<DeviceId, (Option<i64>, bool)>) {
+        for (index, cap) in &chosen.running {
+            for client in &self.units[*index].members {
+                if client.lease.is_none() {
+                    self.out.todo.push(Decision::Run { client: client.id, cap: *cap });
+                }
+            }
+        }
+        let mut left: BTreeMap<DeviceId, i64> =
+            spare.iter().map(|(id, (left, _))| (*id, left.unwrap_or_default())).collect();
+        for index in &chosen.resting {
+            let unit = &self.units[*index];
+            let lack =
+                |device: &DeviceId| lacks(unit, *device).iter().map(|lack| lack.bytes.0 as i64).sum::<i64>();
+            let free = unit.needs.keys().all(|device| {
+                lack(device) == 0 || left.get(device).is_some_and(|left| lack(device) <= *left)
+            });
+            if !free || self.out.todo.iter().any(|decision| takes_from(decision, unit)) {
+                continue;
+            }
+            for device in unit.needs.keys() {
+                *left.entry(*device).or_default() -= lack(device);
+            }
+            for client in unit.members.iter().filter(|client| client.lease.is_none()) {
+                self.out.todo.push(Decision::Run { client: client.id, cap: None });
+            }
+        }
+    }
+
+    /// What nobody needs now goes to who runs next: it need not be brought in when the turn comes. Says whether a
+    /// reading is needed for that.
+    fn ahead(&mut self, unit: &Unit, spare: &mut BTreeMap<DeviceId, (Option<i64>, bool)>) -> bool {
+        let mut reads = false;
+        for device in unit.needs.keys() {
+            let Some((left, true)) = spare.get_mut(device) else { continue };
+            for lack in lacks(unit, *device) {
+                let bytes = grantable(lack.bytes, left.unwrap_or_default());
+                if let Some(left) = left
+                    && bytes > Bytes::ZERO
+                {
+                    *left -= bytes.0 as i64;
+                    self.out.todo.push(Decision::Grant { client: lack.client, device: *device, bytes });
+                } else {
+                    reads |= self.ledger.free(*device) - left.unwrap_or_default() >= PIECE as i64;
+                }
+            }
+        }
+        reads
+    }
+}
+
+fn takes_from(decision: &Decision, unit: &Unit) -> bool {
+    matches!(decision, Decision::SwapOut { client, .. } if unit.members.iter().any(|member| member.id == *client))
+}
+
+/// What the unit's members lack on `device`.
+fn lacks(unit: &Unit, device: DeviceId) -> Vec<Lack> {
+    let lack = |client: &&Client| {
+        let holding = client.devices.get(&device)?;
+        let bytes = holding.needed.saturating_sub(holding.granted);
+        (client.commandable() && bytes > Bytes::ZERO && holding.outgoing.is_none())
+            .then_some(Lack { client: client.id, bytes })
+    };
+    unit.members.iter().filter_map(lack).collect()
+}
+
+/// As much of `lack` as `left` allows, in whole pieces.
+fn grantable(lack: Bytes, left: i64) -> Bytes {
+    let left = left.max(0) as u64;
+    if lack.0 <= left { lack } else { Bytes(left / PIECE * PIECE) }
+}

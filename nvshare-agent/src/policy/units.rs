@@ -1,0 +1,172 @@
+//! What the policy stops and resumes as one: a gang, seen through the question whether it may, must or wants to run.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use nvshare_common::units::{Bytes, ClientId, DeviceId};
+
+use super::lease_length;
+use crate::ledger::{Client, GangId, Ledger};
+use crate::moment::Moment;
+use crate::settings::Settings;
+
+/// A client is not idle before it has done nothing for this long, whatever a switch costs.
+const SHORTEST_IDLE: Duration = Duration::from_millis(20);
+/// How long a client may take to get its memory before its lease counts as begun.
+const ARRIVAL: Duration = Duration::from_secs(10);
+
+/// What a unit is doing, as far as the choice is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Cannot be told anything: what it holds stays.
+    Fixed,
+    /// Is being stopped.
+    Leaving,
+    /// Runs, and must not be stopped before.
+    Protected(Moment),
+    /// Runs, and may be stopped.
+    Expired,
+    /// Has the lease and does nothing.
+    Idle,
+    /// Wants to run.
+    Waiting,
+    /// Neither has the lease nor wants it.
+    Resting,
+}
+
+/// A gang.
+pub(super) struct Unit<'a> {
+    pub(super) members: Vec<&'a Client>,
+    pub(super) role: Role,
+    pub(super) runtime: Duration,
+    /// Its last sign of work.
+    pub(super) active_at: Moment,
+    pub(super) needs: BTreeMap<DeviceId, Need>,
+}
+
+/// What a unit needs and holds on one device.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Need {
+    /// To run.
+    pub(super) needed: Bytes,
+    /// What it has.
+    pub(super) granted: Bytes,
+    /// What stays there when it does not run.
+    pub(super) floor: Bytes,
+}
+
+impl Unit<'_> {
+    pub(super) fn id(&self) -> ClientId {
+        self.members[0].id
+    }
+
+    /// It has the lease, all of it.
+    pub(super) fn leased(&self) -> bool {
+        matches!(self.role, Role::Protected(_) | Role::Expired | Role::Idle)
+    }
+}
+
+/// All units.
+pub(super) fn units<'a>(ledger: &'a Ledger, settings: &Settings, now: Moment) -> Vec<Unit<'a>> {
+    let mut gangs: BTreeMap<GangId, Vec<&Client>> = BTreeMap::new();
+    for client in ledger.clients().values() {
+        gangs.entry(client.gang).or_default().push(client);
+    }
+    gangs.into_values().map(|members| unit(ledger, settings, members, now)).collect()
+}
+
+fn unit<'a>(ledger: &Ledger, settings: &Settings, members: Vec<&'a Client>, now: Moment) -> Unit<'a> {
+    let mut needs: BTreeMap<DeviceId, Need> = BTreeMap::new();
+    for client in &members {
+        for (device, holding) in &client.devices {
+            let need = needs.entry(*device).or_default();
+            need.granted += holding.booked();
+            need.floor += holding.booked().saturating_sub(takeable(client, *device));
+            need.needed += if client.commandable() { holding.needed } else { holding.booked() };
+        }
+    }
+    for need in needs.values_mut() {
+        need.needed = need.needed.max(need.floor);
+    }
+    Unit {
+        role: role(ledger, settings, &members, now),
+        runtime: members.iter().map(|client| client.runtime).max().unwrap_or_default(),
+        active_at: members.iter().map(|client| client.active_at).max().unwrap_or_default(),
+        needs,
+        members,
+    }
+}
+
+/// What `client` could be made to give back on `device`: nothing while it cannot be stopped or moved; as much as its host
+/// memory takes.
+pub(super) fn takeable(client: &Client, device: DeviceId) -> Bytes {
+    let Some(holding) = client.devices.get(&device) else { return Bytes::ZERO };
+    if !client.movable() {
+        return Bytes::ZERO;
+    }
+    let movable = holding.booked().saturating_sub(holding.immovable());
+    if client.host_exhausted {
+        let unused = holding.unused().min(movable);
+        return movable.min(unused + client.shadow_room());
+    }
+    movable
+}
+
+fn role(ledger: &Ledger, settings: &Settings, members: &[&Client], now: Moment) -> Role {
+    if !members.iter().all(|client| client.commandable()) {
+        return Role::Fixed;
+    }
+    if members.iter().any(|client| client.stop.is_some()) {
+        return Role::Leaving;
+    }
+    let wants = members.iter().any(|client| client.wants.is_some());
+    if members.iter().any(|client| client.lease.is_none()) {
+        return if wants { Role::Waiting } else { Role::Resting };
+    }
+    if members.iter().any(|client| client.unyielding.is_some() || client.bypass) {
+        return Role::Protected(Moment(u64::MAX));
+    }
+    let complete = members.iter().all(|client| client.complete());
+    let retry = members.iter().map(|client| client.retry_at).max().unwrap_or_default();
+    if retry > now {
+        return Role::Protected(retry);
+    }
+    if complete {
+        if members.iter().all(|client| idle(ledger, client, now)) {
+            return Role::Idle;
+        }
+    } else if !wants && !members.iter().any(|client| arriving(client)) {
+        // It allocated and does not use it yet: it gets its memory when that costs nobody anything.
+        return Role::Idle;
+    }
+    let until = members.iter().map(|client| lease_end(settings, client)).max().unwrap_or_default();
+    if until > now { Role::Protected(until) } else { Role::Expired }
+}
+
+/// It was told to run and its memory is on the way.
+fn arriving(client: &Client) -> bool {
+    client.lease.is_some_and(|lease| lease.began.is_none())
+}
+
+/// When nobody has to respect its lease any more.
+fn lease_end(settings: &Settings, client: &Client) -> Moment {
+    let Some(lease) = client.lease else { return Moment::NEVER };
+    let end = match lease.began {
+        Some(began) => began + lease_length(settings, lease.cost),
+        None => lease.given + settings.lease_ceiling + ARRIVAL,
+    };
+    match lease.cap {
+        Some(cap) if lease.began.is_some() => end.min(cap.max(lease.given + settings.lease_floor)),
+        _ => end,
+    }
+}
+
+/// Idle for as long as switching away and back would cost; at once if it usually pauses for longer than twice that.
+fn idle(ledger: &Ledger, client: &Client, now: Moment) -> bool {
+    let quiet = now.since(client.active_at);
+    if quiet < SHORTEST_IDLE {
+        return false;
+    }
+    let there_and_back = ledger.switch_cost() * 2;
+    quiet >= there_and_back || client.usual_pause().is_some_and(|pause| pause > there_and_back * 2)
+}
