@@ -8,6 +8,7 @@ mod session;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
@@ -202,7 +203,13 @@ fn want_what_is_missing() {
 fn serve(session: &mut Session) -> End {
     loop {
         match session.receive() {
-            Ok(Incoming { message, descriptor }) => obey(message, descriptor),
+            Ok(Incoming { message, descriptor }) => {
+                let text = format!("{message:?}");
+                // A mistake of ours must not end the conversation.
+                if catch_unwind(AssertUnwindSafe(|| obey(message, descriptor))).is_err() {
+                    log::error!("obeying {text} met an error of our own; please report it");
+                }
+            }
             Err(end) => return end,
         }
     }

@@ -2,6 +2,7 @@
 //! reaches.
 
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ use crate::{link, log};
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(20);
 /// How often quarantine is looked at.
 const QUARANTINE_PAUSE: Duration = Duration::from_millis(5);
+/// After an error of our own.
+const AFTER_PANIC: Duration = Duration::from_millis(100);
 /// The longest sleep.
 const IDLE_PAUSE: Duration = Duration::from_secs(1);
 /// `Released` is said at the latest for this many bytes together.
@@ -43,7 +46,11 @@ pub fn run(device: &'static Device) {
         restored: Vec::new(),
     };
     loop {
-        engine.turn();
+        // A mistake of ours must not take the thread away: what it has not done yet it can still do.
+        if catch_unwind(AssertUnwindSafe(|| engine.turn())).is_err() {
+            log::error!("the swap thread of {} met an error of its own; please report it", device.id);
+            std::thread::sleep(AFTER_PANIC);
+        }
     }
 }
 

@@ -6,7 +6,7 @@ mod roles;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent::Listener;
 use nvshare_common::protocol::{ToAgent, ToShim};
@@ -517,4 +517,49 @@ fn after_a_failure_that_no_call_survives_the_application_sees_its_own_error() {
     // Its gate is open: the next call returns, with an error.
     client.say("store 0 2");
     assert!(!client.child.wait().unwrap().success());
+}
+
+/// Not a check: prints how long swap-out and swap-in of `BYTES_MIB` take, dirty and clean.
+#[test]
+#[ignore = "measures; run it alone"]
+fn how_long_a_swap_takes() {
+    let bytes = std::env::var("BYTES_MIB").ok().and_then(|text| text.parse().ok()).unwrap_or(512) * MIB;
+    let node = builder().env("NVSHARE_SIM_CARD_BYTES", "1G").build();
+    let listener = Listener::bind(&node.socket());
+    let mut client = Led::start(client(&node, "scripted"));
+    let mut agent = listener.welcome();
+    client.answer();
+    client.ask(&format!("alloc {bytes}"));
+    let (device, _) = agent.wanted();
+    agent.grant(device, bytes);
+    agent.resident();
+    for number in 0..bytes.div_ceil(256 * MIB) {
+        agent.arena(number, 256 * MIB);
+        agent.until("ArenaReady", |message| matches!(message, ToAgent::ArenaReady { .. }).then_some(()));
+    }
+    client.ask("store 0 1");
+    for round in 0..8 {
+        if round < 6 {
+            client.ask(&format!("store 0 {}", round + 2));
+        }
+        let began = Instant::now();
+        agent.stop();
+        let stopped = began.elapsed();
+        let began = Instant::now();
+        let (_, last) = agent.swap_out(device, bytes);
+        let out = began.elapsed();
+        let began = Instant::now();
+        agent.send(&ToShim::Run);
+        agent.grant(device, bytes);
+        agent.resident();
+        let back = began.elapsed();
+        let rate = |time: Duration| bytes as f64 / time.as_secs_f64() / 1e9;
+        println!(
+            "drain {stopped:?}, out {out:?} ({:.2} GB/s), in {back:?} ({:.2} GB/s), {last:?}",
+            rate(out),
+            rate(back)
+        );
+    }
+    assert_eq!(client.ask("wrong 0 7"), "0");
+    client.end();
 }
