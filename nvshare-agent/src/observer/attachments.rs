@@ -104,16 +104,7 @@ impl Attachments {
         let library = Library::read(path, file, identity)?;
         let same =
             library.already_probed() && self.files.iter().any(|other| other.library.looks_like(&library));
-        let how = if same {
-            How::Same
-        } else {
-            let links = self.programs.attach(&library, self.returns == Returns::Sound);
-            if links.failed.len() == library.points.len() {
-                How::Not(links.failed.first().map_or_else(String::new, ToString::to_string))
-            } else {
-                How::Links(links)
-            }
-        };
+        let how = if same { How::Same } else { attach(&mut self.programs, &self.returns, &library) };
         let stepped = library.points.iter().filter(|point| !point.emulated).count();
         match &how {
             How::Links(links) => tracing::info!(
@@ -128,6 +119,17 @@ impl Attachments {
         self.files.push(Attached { library, how, named, used: Instant::now() });
         self.changed = true;
         Ok(())
+    }
+
+    /// Looks again at files that were taken for others by the breakpoints in them: these may have been somebody else's (an
+    /// agent's that this one replaces) in a copy of the same library, and are gone with him.
+    pub(super) fn look_again(&mut self) {
+        for file in &mut self.files {
+            if matches!(file.how, How::Same) && !file.library.already_probed() {
+                file.how = attach(&mut self.programs, &self.returns, &file.library);
+                self.changed = true;
+            }
+        }
     }
 
     /// Lets go of files that no process used for so long.
@@ -161,6 +163,14 @@ impl Attachments {
     pub(super) fn list(&self) -> Vec<Attachment> {
         self.files.iter().map(|file| attachment(file, self.programs.multi())).collect()
     }
+}
+
+fn attach(programs: &mut Programs, returns: &Returns, library: &Library) -> How {
+    let links = programs.attach(library, *returns == Returns::Sound);
+    if links.failed.len() == library.points.len() {
+        return How::Not(links.failed.first().map_or_else(String::new, ToString::to_string));
+    }
+    How::Links(links)
 }
 
 fn attachment(file: &Attached, multi: bool) -> Attachment {

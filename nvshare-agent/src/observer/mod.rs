@@ -341,6 +341,7 @@ impl State {
             tracing::warn!(%error, "cannot look at the node's processes (/proc)");
         }
         self.attachments.drop_unused(2 * SCAN_EVERY + SCAN_EVERY / 2);
+        self.attachments.look_again();
     }
 
     /// Tells how the observer is, when that changed.
