@@ -19,23 +19,25 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 /// Arenas are whole multiples of this: a huge page, and a block of an extent.
 pub const UNIT: Bytes = Bytes(2 << 20);
 
-/// What the node keeps for others: an arena that would leave less is not made, for the kernel would sooner kill somebody
-/// than refuse it.
-const MARGIN: Bytes = Bytes(256 << 20);
+/// The least that the node keeps for others (a sixteenth of its memory, if that is more): an arena that would leave less
+/// is not made, for the kernel would sooner kill somebody than refuse it.
+const MARGIN: Bytes = Bytes::GIB;
 
 /// Why there is no arena.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// The node, or the agent's cgroup, has no room for it.
     #[error(
-        "an arena of {bytes} does not fit: {free} of host memory are available ({whose}), {MARGIN} of it are left alone; \
-         lower --host-memory to what the node can spare, or lift the limit of the agent's container"
+        "an arena of {bytes} does not fit: {free} of host memory are available ({whose}), {margin} of it are left \
+         alone; lower --host-memory to what the node can spare, or lift the limit of the agent's container"
     )]
     NoRoom {
         /// Its size.
         bytes: Bytes,
         /// What could be had.
         free: Bytes,
+        /// What is kept of it.
+        margin: Bytes,
         /// Whose limit that is.
         whose: &'static str,
     },
@@ -101,36 +103,54 @@ fn collapse(arena: &OwnedFd, bytes: Bytes) -> Result<(), Errno> {
     mapped.map(|_| ())
 }
 
+/// Memory that has a limit.
+struct Room {
+    whose: &'static str,
+    limit: Bytes,
+    free: Bytes,
+    /// What is kept of it at least.
+    least: Bytes,
+}
+
 /// Whether `bytes` can be had without anybody being killed for it.
 fn room(bytes: Bytes) -> Result<(), HostError> {
-    let limits = [("the node's", available()), ("the limit of the agent's cgroup", left_in_cgroup())];
-    for (whose, free) in limits {
-        if let Some(free) = free
-            && free.saturating_sub(MARGIN) < bytes
-        {
-            return Err(HostError::NoRoom { bytes, free, whose });
+    for Room { whose, limit, free, least } in [node(), cgroup()].into_iter().flatten() {
+        let margin = least.max(Bytes(limit.0 / 16));
+        if free.saturating_sub(margin) < bytes {
+            return Err(HostError::NoRoom { bytes, free, margin, whose });
         }
     }
     Ok(())
 }
 
-/// `MemAvailable`: what can be had without swapping.
-fn available() -> Option<Bytes> {
+/// The node's memory: what can be had without swapping.
+fn node() -> Option<Room> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(Bytes(kibibytes << 10))
+    let figure = |name: &str| -> Option<Bytes> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(Bytes(kibibytes << 10))
+    };
+    Some(Room {
+        whose: "the node's",
+        limit: figure("MemTotal:")?,
+        free: figure("MemAvailable:")?,
+        least: MARGIN,
+    })
 }
 
 /// What is left below the limit of the agent's own cgroup (version 2); none without a limit. A container sees its cgroup
 /// as the root.
-fn left_in_cgroup() -> Option<Bytes> {
+fn cgroup() -> Option<Room> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let figure = |name: &str| -> Option<u64> {
-        fs::read_to_string(format!("/sys/fs/cgroup{path}/{name}")).ok()?.trim().parse().ok()
+    let figure = |name: &str| -> Option<Bytes> {
+        let text = fs::read_to_string(format!("/sys/fs/cgroup{path}/{name}")).ok()?;
+        text.trim().parse().ok().map(Bytes)
     };
-    Some(Bytes(figure("memory.max")?.saturating_sub(figure("memory.current")?)))
+    let limit = figure("memory.max")?;
+    let free = limit.saturating_sub(figure("memory.current")?);
+    Some(Room { whose: "below the limit of the agent's cgroup", limit, free, least: Bytes::ZERO })
 }
 
 /// An arena that is wanted.
