@@ -1,8 +1,8 @@
 //! The observer: what every process on the node asks of the CUDA driver, seen by uprobes.
 //!
-//! One thread owns it all: it loads the programs ([`programs`]), finds libcuda files ([`mappings`] as they are mapped,
-//! [`find`] at start and now and then), decides where probes sit ([`library`], [`site`]), reads counts ([`slots`]) and
-//! records, follows processes to their death ([`watch`]) and tells the conductor in observations ([`translate`]).
+//! One thread owns it all: it loads the programs (`programs`), finds libcuda files (`mappings` as they are mapped,
+//! `find` at start and now and then), decides where probes sit (`library`, `site`), reads counts (`slots`) and
+//! records, follows processes to their death (`watch`) and tells the conductor in observations (`translate`).
 //!
 //! Everything here may be missing (no permission, no object, an old kernel): then [`Health`] says what and what helps, and
 //! the agent runs on. Losing an observation may cost speed, never data.

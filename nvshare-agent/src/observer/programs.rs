@@ -113,6 +113,9 @@ impl Programs {
         single: bool,
     ) -> Result<(Programs, Maps), LoadError> {
         let bytes = std::fs::read(object).map_err(|error| LoadError::Read(object.to_owned(), error))?;
+        // Before Linux 5.11 maps were charged against this limit; where it may not be raised they may still fit.
+        let unlimited = rustix::process::Rlimit { current: None, maximum: None };
+        let _ = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited);
         let mut ebpf = EbpfLoader::new()
             .override_global("SAMPLE_EVERY", &sample_every, true)
             .load(&bytes)
