@@ -40,6 +40,7 @@ fn allocations_are_aligned_keep_their_bytes_and_come_back() {
         assert_eq!(call!(cuMemFree_v2(start)), 1, "freed already");
     }
     assert_eq!(free_bytes(), before);
+    ok!(cuMemFree_v2(0_u64));
     let mut none: Word = 0;
     assert_eq!(call!(cuMemAlloc_v2(&raw mut none, 0_usize)), 1);
     assert_eq!(call!(cuMemAlloc_v2(&raw mut none, 1_usize << 40)), 2);
@@ -321,6 +322,9 @@ fn the_driver_knows_its_pointers() {
     assert_eq!(pointer_attribute(12, device + 100), Ok(5000));
     assert_eq!(pointer_attribute(4, device), Err(1), "the host has no address for it");
     assert_eq!(pointer_attribute(4, host + 8), Ok(host + 8));
+    assert_eq!([device, host].map(|address| pointer_attribute(18, address)), [Ok(2 << 20), Ok(2 << 20)]);
+    let (mut base, mut bytes): (Word, usize) = (0, 0);
+    assert_eq!(call!(cuMemGetAddressRange_v2(&raw mut base, &raw mut bytes, outside)), 500);
     assert_ne!(pointer_attribute(7, device), pointer_attribute(7, managed));
 
     assert_eq!(pointer_attribute(6, device), Ok(0));

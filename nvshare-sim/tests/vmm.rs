@@ -119,13 +119,21 @@ fn calls_against_the_rules_are_refused() {
     let _context = Context::new();
     let start = reserve(4 * BLOCK);
     let handle = create(2 * BLOCK);
+    let mut odd: Word = 0;
+    assert_eq!(
+        call!(cuMemAddressReserve(&raw mut odd, BLOCK + 4096, 0_usize, 0_u64, 0_u64)),
+        1,
+        "not whole blocks"
+    );
+    assert_eq!(call!(cuMemAddressReserve(&raw mut odd, BLOCK, 3_usize, 0_u64, 0_u64)), 1, "no alignment");
     assert_eq!(try_create(BLOCK / 2, &properties()).0, 1, "not a multiple of the granularity");
     assert_eq!(try_create(0, &properties()).0, 1);
     assert_eq!(try_create(BLOCK, &Properties { location: [1, 99], ..properties() }).0, 101, "no such device");
     assert_eq!(try_create(BLOCK, &Properties { location: [3, 0], ..properties() }).0, 801, "host memory");
     assert_eq!(try_create(1 << 40, &properties()).0, 2, "more than the card");
-    assert_eq!(map(start, BLOCK, handle), 1, "a part of the handle");
+    assert_eq!(map(start, BLOCK, handle), 801, "a part of the handle");
     assert_eq!(map(start + 4096, 2 * BLOCK, handle), 1, "not aligned");
+    assert_eq!(unmap(start, 4 * BLOCK), 0, "nothing is mapped");
     assert_eq!(map(start + 3 * BLOCK as Word, 2 * BLOCK, handle), 1, "over the end of the reservation");
     assert_eq!(map(start, 2 * BLOCK, handle + 1), 1, "no such handle");
     assert_eq!(grant(start, 2 * BLOCK, READ_WRITE), 1, "nothing is mapped");

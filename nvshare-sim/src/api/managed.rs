@@ -122,6 +122,16 @@ export! {
         prefetch(cx, start, bytes, to.place()?, stream)
     }
 
+    fn cuStreamAttachMemAsync / cuStreamAttachMemAsync_ptsz(stream: CUstream, start: CUdeviceptr, bytes: usize, flags: c_uint) |cx| {
+        cx.stream(stream)?;
+        let area = managed::around(start, 1)?;
+        // All of it or, which means the same, zero; to every stream, to the host, or to this stream: no page moves.
+        if !(bytes == 0 || (start == area.start && bytes as u64 == area.bytes)) || !matches!(flags, 1 | 2 | 4) {
+            return Err(INVALID);
+        }
+        Ok(())
+    }
+
     fn cuMemAdvise(start: CUdeviceptr, bytes: usize, advice: c_uint, device: CUdevice) |cx| {
         advise(start, bytes, advice, place(device))
     }

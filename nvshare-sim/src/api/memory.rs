@@ -16,11 +16,14 @@ fn needed<T>(out: *mut T) -> Outcome {
     if out.is_null() { Err(CUresult::CUDA_ERROR_INVALID_VALUE) } else { Ok(()) }
 }
 
-/// First address and size of what contains an address: an allocation, or everything that one reservation maps in a row.
-pub(super) fn range_of(address: u64) -> Outcome<(u64, u64)> {
-    let area = space::find(address).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+/// First address and size of what contains an address: an allocation, or one mapping.
+fn range_of(address: u64) -> Outcome<(u64, u64)> {
+    let none = CUresult::CUDA_ERROR_NOT_FOUND;
+    let area = space::find(address).ok_or(none)?;
     match area.kind {
-        Kind::Reserved(_) => mapping::look(address).map(|(start, bytes, ..)| (start, bytes)),
+        Kind::Reserved(_) => {
+            mapping::look(address).map(|(start, bytes, ..)| (start, bytes)).map_err(|_| none)
+        }
         _ => Ok((area.start, area.bytes)),
     }
 }
@@ -55,6 +58,9 @@ export! {
 
     fn cuMemFree_v2(pointer: CUdeviceptr) |cx| {
         let context = cx.context()?;
+        if pointer == 0 {
+            return Ok(());
+        }
         crate::capture::unsafe_call()?;
         plain::free(&context, pointer)
     }

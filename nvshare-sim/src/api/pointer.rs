@@ -8,7 +8,7 @@ use cudarc::driver::sys::{CUdeviceptr, CUresult};
 use crate::context::CONTEXTS;
 use crate::export::{Outcome, export};
 use crate::memory::space::{self, Area, Kind};
-use crate::memory::{mapping, physical};
+use crate::memory::{GRANULARITY, mapping, physical};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 
@@ -53,11 +53,12 @@ impl Value {
 fn attribute(area: &Area, address: u64, attribute: c_uint) -> Outcome<Value> {
     let pinned = matches!(area.kind, Kind::Pinned(_));
     let managed = matches!(area.kind, Kind::Managed(_));
+    // Of addresses that are only reserved the driver says nothing at all.
     let mapped = match area.kind {
-        Kind::Reserved(_) => Some(mapping::look(address)),
+        Kind::Reserved(_) => Some(mapping::look(address)?),
         _ => None,
     };
-    let handle = || mapped.and_then(Result::ok).and_then(|(_, _, id, _)| physical::describe(id).ok());
+    let known = mapped.and_then(|(_, _, id, _)| physical::properties(id));
     Ok(match attribute {
         1 => {
             let context = CONTEXTS.find(|context| context.id == area.context);
@@ -68,22 +69,23 @@ fn attribute(area: &Area, address: u64, attribute: c_uint) -> Outcome<Value> {
         // Device memory has no address for the host.
         4 if pinned || managed => Value::Long(address),
         4 => return Err(INVALID),
-        SYNC_MEMOPS => Value::Flag(area.sync_memops.load(Ordering::Relaxed)),
+        SYNC_MEMOPS => Value::Flag(managed || area.sync_memops.load(Ordering::Relaxed)),
         7 => Value::Long(area.id),
         8 => Value::Flag(managed),
-        9 => {
-            Value::Int(mapped.and_then(Result::ok).and(handle()).map_or(area.device, |known| known.0) as u32)
-        }
+        9 => Value::Int(known.map_or(area.device, |(device, _)| device) as u32),
         10 => Value::Flag(matches!(&area.kind, Kind::Plain(None))),
         11 => Value::Long(area.start),
         12 => Value::Long(area.bytes),
-        13 => Value::Flag(mapped.is_none_or(|mapped| mapped.is_ok())),
-        14 => Value::Long(handle().map_or(0, |known| u64::from(known.2 & 0xffff))),
-        15 => Value::Flag(handle().is_some_and(|known| known.2 & physical::RDMA_CAPABLE != 0)),
+        13 => Value::Flag(true),
+        14 => Value::Long(known.map_or(0, |(_, properties)| u64::from(properties & 0xffff))),
+        15 => Value::Flag(match known {
+            Some((_, properties)) => properties & physical::RDMA_CAPABLE != 0,
+            None => matches!(area.kind, Kind::Plain(_)),
+        }),
         16 => Value::Int(3),
         17 | 20 => Value::Long(0),
-        18 => Value::Long(mapped.and_then(Result::ok).map_or(area.bytes, |(_, bytes, ..)| bytes)),
-        19 => Value::Long(mapped.and_then(Result::ok).map_or(area.start, |(start, ..)| start)),
+        18 => Value::Long(mapped.map_or(area.bytes.next_multiple_of(GRANULARITY), |(_, bytes, ..)| bytes)),
+        19 => Value::Long(mapped.map_or(area.start, |(start, ..)| start)),
         21 => Value::Flag(false),
         _ => return Err(INVALID),
     })

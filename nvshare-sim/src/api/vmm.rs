@@ -83,11 +83,12 @@ fn whole(value: u64) -> Outcome<u64> {
 export! {
     fn cuMemAddressReserve(pointer: *mut CUdeviceptr, bytes: usize, alignment: usize, hint: CUdeviceptr, flags: c_ulonglong) |cx| {
         no_flags(flags)?;
-        let host_page = 4096;
-        let aligned = bytes.is_multiple_of(host_page) && hint.is_multiple_of(host_page as u64);
-        if pointer.is_null() || bytes == 0 || !aligned || !(alignment == 0 || alignment.is_power_of_two()) {
+        // The header speaks of the host's page size; an H200 with driver 580 refuses what is not whole blocks.
+        let placed = alignment == 0 || alignment.is_power_of_two();
+        if pointer.is_null() || !placed {
             return Err(INVALID);
         }
+        whole(bytes as u64)?;
         let start = mapping::reserve(bytes as u64, alignment as u64, hint)?;
         // SAFETY: an out-parameter of the driver API.
         unsafe { put(pointer, start) }
@@ -119,8 +120,11 @@ export! {
 
     fn cuMemMap(start: CUdeviceptr, bytes: usize, offset: usize, handle: c_ulonglong, flags: c_ulonglong) |cx| {
         no_flags(flags)?;
-        if offset != 0 || !start.is_multiple_of(GRANULARITY) {
+        if !start.is_multiple_of(GRANULARITY) {
             return Err(INVALID);
+        }
+        if offset != 0 {
+            return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED);
         }
         crate::faults::at_call(Point::Map)?;
         mapping::map(start, whole(bytes as u64)?, HandleId(handle))

@@ -98,6 +98,12 @@ fn reservation(space: &Space, start: u64, bytes: u64) -> Outcome<&Mutex<Mappings
     }
 }
 
+/// Whether nothing is mapped in a range.
+fn is_bare(mappings: &Mappings, start: u64, bytes: u64) -> bool {
+    let last = mappings.range(..start + bytes).next_back();
+    last.is_none_or(|(at, mapping)| at + mapping.bytes <= start)
+}
+
 /// The first addresses of the mappings that make up a range: all of each, and no gap.
 fn whole(mappings: &Mappings, start: u64, bytes: u64) -> Outcome<Vec<u64>> {
     let mut next = start;
@@ -115,12 +121,11 @@ pub(crate) fn map(start: u64, bytes: u64, id: HandleId) -> Outcome {
     let mut space = space::write();
     let handle = physical::referenced(&mut space, id)?;
     if bytes != handle.bytes {
-        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+        return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED);
     }
     {
         let mut mappings = lock(reservation(&space, start, bytes)?);
-        let before = mappings.range(..start + bytes).next_back();
-        if before.is_some_and(|(at, mapping)| at + mapping.bytes > start) {
+        if !is_bare(&mappings, start, bytes) {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
         let mapping = Mapping { bytes, handle: id, access: [NO_ACCESS; MAX_CARDS], backed: false };
@@ -130,9 +135,17 @@ pub(crate) fn map(start: u64, bytes: u64, id: HandleId) -> Outcome {
     Ok(())
 }
 
-/// Takes away what is mapped in a range of whole mappings. Under work that may touch it: a violation.
+/// Takes away what is mapped in a range of whole mappings, or nothing where nothing is. Under work that may touch it: a
+/// violation.
 pub(crate) fn unmap(start: u64, bytes: u64) -> Outcome {
-    whole(&lock(reservation(&space::read(), start, bytes)?), start, bytes)?;
+    {
+        let space = space::read();
+        let mappings = lock(reservation(&space, start, bytes)?);
+        if is_bare(&mappings, start, bytes) {
+            return Ok(());
+        }
+        whole(&mappings, start, bytes)?;
+    }
     if let Some(work) = crate::work::in_flight(start, bytes) {
         crate::strict::violation(&format!("cuMemUnmap of {}: {work} still uses it", piece(start, bytes)));
         crate::work::stop_touching(start, bytes);

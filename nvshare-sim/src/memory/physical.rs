@@ -90,6 +90,11 @@ pub(crate) fn describe(id: HandleId) -> Outcome<(usize, u64, u32)> {
     Ok((handle.device, handle.bytes, handle.properties))
 }
 
+/// Device and properties of a handle that is mapped, released or not.
+pub(crate) fn properties(id: HandleId) -> Option<(usize, u32)> {
+    space::read().handles.get(&id).map(|handle| (handle.device, handle.properties))
+}
+
 /// A descriptor that other processes can import.
 pub(crate) fn export(id: HandleId) -> Outcome<OwnedFd> {
     describe(id)?;
