@@ -100,7 +100,9 @@ impl Builtin {
             Builtin::Step => {
                 let add = number(2);
                 over(timeline, start, words, true, |_, piece| {
-                    piece.iter_mut().for_each(|word| *word = word.wrapping_add(add));
+                    for word in piece {
+                        *word = word.wrapping_add(add);
+                    }
                 })
             }
             Builtin::Verify => {

@@ -163,6 +163,7 @@ impl Context {
 
 impl Call {
     /// The calling thread's context; an error where there is none or it cannot be used any more.
+    #[expect(clippy::unused_self, reason = "what a call asks about its surroundings it asks of one thing")]
     pub(crate) fn context(&self) -> Outcome<Arc<Context>> {
         let context = current().ok_or(CUresult::CUDA_ERROR_INVALID_CONTEXT)?;
         context.usable()?;

@@ -68,83 +68,70 @@ pub(crate) fn latency() -> u64 {
 
 /// An attribute; `None` for a number that this driver does not know.
 pub(crate) fn attribute(device: usize, attribute: u32) -> Option<i32> {
-    Some(match attribute {
-        1 | 2 | 3 | 39 => {
-            if attribute == 39 {
-                2048
-            } else {
-                1024
-            }
-        } // threads of a block, x, y, of a multiprocessor
-        4 => 64,       // block z
-        5 => i32::MAX, // grid x
-        6 | 7 => 65535,
-        8 => 49152,       // shared memory of a block
-        9 => 65536,       // constant memory
-        10 => 32,         // warp
-        11 => i32::MAX,   // pitch
-        12 | 82 => 65536, // registers
-        13 => 1_980_000,  // kHz
-        14 | 30 => 512,   // texture and surface alignment
-        15 | 19 | 31 | 41 | 78 | 79 | 80 | 83 | 90 | 91 | 95 | 98 | 99 | 102 | 103 | 110 | 115 | 116
-        | 122 | 123 | 125 | 129 => 1,
-        16 => MULTIPROCESSORS,
-        21 | 22 | 23 | 55 | 56 => 131_072,
-        24..=26 => 16384,
-        27 | 28 | 42..=44 | 47..=49 | 52 | 57..=60 | 63 | 64 | 66 | 67 | 73 | 74 | 77 => 32768,
-        29 | 53 | 54 | 61 | 62 | 65 | 68 => 2046,
-        33 => 1 + device as i32, // PCI bus
-        36 => 2_619_000,         // memory clock in kHz
-        37 => 5120,              // memory bus in bits
-        38 => 50 << 20,          // second-level cache
-        40 => 3,                 // copy engines
-        51 => 32,                // pitch alignment of textures
-        69..=72 => 1 << 27,
-        75 => CAPABILITY.0,
-        76 => CAPABILITY.1,
-        81 => 233_472, // shared memory of a multiprocessor
-        84 => 0,
-        85 => device as i32,
-        87 => 2,
-        89 => 1, // concurrent managed access
-        97 => crate::kernel::MAX_SHARED as i32,
-        106 => 32, // blocks of a multiprocessor
-        108 => 32 << 20,
-        109 => 1 << 27,
-        111 => 1024,
-        119 => 1, // handles of pools: file descriptors
-        120 => 1, // clusters
-        126 => 4,
-        131 | 134 => 0, // NUMA nodes
-        17
-        | 18
-        | 20
-        | 32
-        | 34
-        | 35
-        | 45
-        | 46
-        | 50
-        | 86
-        | 88
-        | 92..=94
-        | 96
-        | 100
-        | 101
-        | 104
-        | 105
-        | 107
-        | 112..=114
-        | 117
-        | 118
-        | 121
-        | 124
-        | 127
-        | 128
-        | 130
-        | 132
-        | 133
-        | 135..=143 => 0,
-        _ => return None,
-    })
+    const PCI_BUS: u32 = 33;
+    const BOARD_GROUP: u32 = 85;
+    match attribute {
+        PCI_BUS => Some(1 + device as i32),
+        BOARD_GROUP => Some(device as i32),
+        1..=143 => Some(ATTRIBUTES.iter().find(|(numbers, _)| numbers.contains(&attribute)).map_or(0, |found| found.1)),
+        _ => None,
+    }
 }
+
+/// Attributes that are not 0: an H100's, as far as they make sense here. Those of host memory behind device addresses
+/// (`HOST_NUMA`, 141) and of arrays' oddities are 0: not supported.
+const ATTRIBUTES: &[(&[u32], i32)] = &[
+    // Threads of a block, its x and y; z; threads of a multiprocessor.
+    (&[1, 2, 3], 1024),
+    (&[4], 64),
+    (&[39], 2048),
+    // The grid's x; y and z.
+    (&[5], i32::MAX),
+    (&[6, 7], 65535),
+    // Shared memory of a block, with its consent, of a multiprocessor, and what the driver keeps of it.
+    (&[8], 49152),
+    (&[97], crate::kernel::MAX_SHARED as i32),
+    (&[81], 233_472),
+    (&[111], 1024),
+    // Constant memory; warp; pitch; registers of a block and of a multiprocessor; blocks of a multiprocessor.
+    (&[9], 65536),
+    (&[10], 32),
+    (&[11], i32::MAX),
+    (&[12, 82], 65536),
+    (&[106], 32),
+    // Clocks in kHz, the memory bus in bits, the second-level cache and how much of it persists.
+    (&[13], 1_980_000),
+    (&[36], 2_619_000),
+    (&[37], 5120),
+    (&[38], 50 << 20),
+    (&[108], 32 << 20),
+    (&[109], 1 << 27),
+    // Multiprocessors, copy engines, compute capability, synchronisation domains.
+    (&[16], MULTIPROCESSORS),
+    (&[40], 3),
+    (&[75], CAPABILITY.0),
+    (&[76], CAPABILITY.1),
+    (&[126], 4),
+    // Alignments of textures and surfaces, and of their pitch.
+    (&[14, 30], 512),
+    (&[51], 32),
+    // Sizes of textures and surfaces.
+    (&[21, 22, 23, 55, 56, 61, 62, 63, 64], 32768),
+    (&[24, 25, 26, 47, 48, 49], 16384),
+    (&[27, 28, 42, 43, 44, 52, 57, 58, 59, 60, 66, 67, 73, 74, 77], 32768),
+    (&[29, 53, 54, 65, 68], 2046),
+    (&[69, 70, 71, 72], 1 << 27),
+    // What it can do: overlap, host memory, kernels side by side, unified addresses, priorities, caches, managed memory
+    // (concurrently with the host), preemption, registered memory by its own address, cooperative launches, flushing,
+    // registration, virtual memory management (102) with file descriptors (103) and RDMA (110), pools, RDMA, stream memory
+    // operations, IPC events, function pointers, clusters.
+    (
+        &[
+            15, 19, 31, 41, 78, 79, 80, 83, 89, 90, 91, 95, 98, 99, 102, 103, 110, 115, 116, 119, 120, 122, 123, 125,
+            129,
+        ],
+        1,
+    ),
+    // Single to double precision.
+    (&[87], 2),
+];

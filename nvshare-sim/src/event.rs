@@ -60,6 +60,7 @@ impl Event {
 
 impl Call {
     /// The event that `handle` names.
+    #[expect(clippy::unused_self, reason = "what a call asks about its surroundings it asks of one thing")]
     pub(crate) fn event(&self, handle: CUevent) -> Outcome<Arc<Event>> {
         let event = EVENTS.get(handle).ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?;
         event.context.usable()?;

@@ -12,7 +12,7 @@ pub(crate) struct Registry<T> {
 impl<T> Registry<T> {
     /// An empty registry.
     pub(crate) const fn new() -> Registry<T> {
-        Registry { objects: LazyLock::new(|| RwLock::new(HashMap::new())) }
+        Registry { objects: LazyLock::new(RwLock::default) }
     }
 
     /// Keeps `object` and returns its handle.
@@ -41,7 +41,9 @@ impl<T> Registry<T> {
     pub(crate) fn for_each(&self, mut see: impl FnMut(&Arc<T>)) {
         let objects: Vec<_> =
             self.objects.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        objects.iter().for_each(|object| see(object));
+        for object in &objects {
+            see(object);
+        }
     }
 
     /// Forgets the objects that `keep` is false for.

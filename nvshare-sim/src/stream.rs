@@ -125,7 +125,8 @@ impl Stream {
         after: &[Arc<Completion>],
         here: bool,
     ) -> Arc<Completion> {
-        if self.thread_may_wait() {
+        // Host functions run in stream threads and must not call the driver; one that does must not wait for itself.
+        if !crate::threads::is_ours() {
             self.wait_for_room();
         }
         let streams = self.context.streams();
@@ -183,12 +184,6 @@ impl Stream {
         }
     }
 
-    /// Host functions run in stream threads and must not call the driver; if one does, it must at least not wait for
-    /// itself.
-    fn thread_may_wait(&self) -> bool {
-        std::thread::current().name() != Some(THREAD_NAME)
-    }
-
     fn wait_for_room(&self) {
         let mut queue = self.lock();
         while queue.jobs.len() >= DEPTH && !queue.closed {
@@ -198,7 +193,7 @@ impl Stream {
 
     fn start(self: &Arc<Stream>) {
         let stream = Arc::clone(self);
-        let started = std::thread::Builder::new().name(THREAD_NAME.into()).spawn(move || {
+        let started = std::thread::Builder::new().name("cuda-stream".into()).spawn(move || {
             crate::threads::prepare();
             stream.serve();
         });
@@ -250,8 +245,6 @@ impl Stream {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-const THREAD_NAME: &str = "cuda-stream";
 
 /// `CU_STREAM_LEGACY`.
 const LEGACY: usize = 1;

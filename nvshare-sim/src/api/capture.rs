@@ -40,7 +40,7 @@ export! {
 
     fn cuStreamEndCapture / cuStreamEndCapture_ptsz(stream: CUstream, made: *mut CUgraph) |cx| {
         let ended = capture::end(&cx.stream(stream)?);
-        let handle = ended.as_ref().map_or(std::ptr::null_mut(), |graph| graph.handle());
+        let handle = ended.as_ref().map_or(std::ptr::null_mut(), Graph::handle);
         // SAFETY: an optional out-parameter of the driver API.
         unsafe { put_if(made, handle) };
         ended.map(|_| ())
@@ -60,7 +60,7 @@ export! {
         stream: CUstream, status: *mut c_uint, id: *mut u64,
     ) |cx| {
         // SAFETY: out-parameters of the driver API.
-        unsafe { tell(cx, stream, status, id, More::NOTHING) }
+        unsafe { tell(cx, stream, status, id, &More::NOTHING) }
     }
 
     fn cuStreamGetCaptureInfo_v2 / cuStreamGetCaptureInfo_v2_ptsz(
@@ -69,7 +69,7 @@ export! {
     ) |cx| {
         let more = More { graph, nodes, edges: std::ptr::null_mut(), count };
         // SAFETY: out-parameters of the driver API.
-        unsafe { tell(cx, stream, status, id, more) }
+        unsafe { tell(cx, stream, status, id, &more) }
     }
 
     fn cuStreamGetCaptureInfo_v3 / cuStreamGetCaptureInfo_v3_ptsz(
@@ -78,7 +78,7 @@ export! {
     ) |cx| {
         let more = More { graph, nodes, edges, count };
         // SAFETY: out-parameters of the driver API.
-        unsafe { tell(cx, stream, status, id, more) }
+        unsafe { tell(cx, stream, status, id, &more) }
     }
 
     fn cuStreamUpdateCaptureDependencies / cuStreamUpdateCaptureDependencies_ptsz(
@@ -132,7 +132,7 @@ impl More {
 
 /// # Safety
 /// All pointers are null or writable.
-unsafe fn tell(cx: &Call, stream: CUstream, status: *mut c_uint, id: *mut u64, more: More) -> Outcome {
+unsafe fn tell(cx: &Call, stream: CUstream, status: *mut c_uint, id: *mut u64, more: &More) -> Outcome {
     let told = capture::status(&cx.stream(stream)?)?;
     // SAFETY: the caller's.
     unsafe {
@@ -156,7 +156,7 @@ unsafe fn tell(cx: &Call, stream: CUstream, status: *mut c_uint, id: *mut u64, m
 
 fn remember(nodes: &[Arc<Node>]) -> *const CUgraphNode {
     TOLD.with_borrow_mut(|told| {
-        *told = nodes.iter().map(|node| node.handle()).collect();
+        *told = nodes.iter().map(Node::handle).collect();
         told.as_ptr()
     })
 }

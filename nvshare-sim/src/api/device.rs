@@ -68,9 +68,8 @@ export! {
             return Err(CUresult::CUDA_ERROR_INVALID_DEVICE);
         }
         let found = match attribute {
-            1 => 0,     // performance rank
             2 | 3 => 1, // access, native atomics
-            4 => 0,     // arrays
+            1 | 4 => 0, // performance rank, arrays
             _ => return Err(CUresult::CUDA_ERROR_INVALID_VALUE),
         };
         // SAFETY: an out-parameter of the driver API.

@@ -126,12 +126,12 @@ export! {
 fn attribute_of(function: &Arc<Function>, attribute: c_uint) -> Outcome<c_int> {
     Ok(match attribute {
         0 => 1024,      // threads of a block
-        1..=3 | 7 => 0, // shared, constant, local memory; cache mode
         4 => 32,        // registers
         5 | 6 => 90,    // versions
         8 => function.dynamic_shared.load(Ordering::Relaxed).max(48 << 10),
-        9 => -1,      // preferred shared memory
-        10..=15 => 0, // clusters
+        9 => -1, // preferred shared memory
+        // Shared, constant and local memory, cache mode, clusters.
+        1..=3 | 7 | 10..=15 => 0,
         _ => return Err(CUresult::CUDA_ERROR_INVALID_VALUE),
     })
 }

@@ -219,7 +219,7 @@ unsafe fn list(nodes: &[Arc<Node>], to: *mut CUgraphNode, count: *mut usize) -> 
         if !to.is_null() {
             let room = count.read();
             for index in 0..room {
-                to.add(index).write(nodes.get(index).map_or(std::ptr::null_mut(), |node| node.handle()));
+                to.add(index).write(nodes.get(index).map_or(std::ptr::null_mut(), Node::handle));
             }
         }
         count.write(nodes.len());

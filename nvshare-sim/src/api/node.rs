@@ -117,7 +117,7 @@ export! {
     }
 }
 
-/// `CUDA_KERNEL_NODE_PARAMS`; the first version ends before `kernel`.
+/// `CUDA_KERNEL_NODE_PARAMS`; the first version ends before `code`.
 #[repr(C)]
 struct Kernel {
     function: CUfunction,
@@ -126,7 +126,7 @@ struct Kernel {
     shared: c_uint,
     parameters: *const *const c_void,
     extra: *const *const c_void,
-    kernel: CUkernel,
+    code: CUkernel,
     context: CUcontext,
 }
 
@@ -157,7 +157,7 @@ unsafe fn kernel(cx: &Call, parameters: *const Kernel, newer: bool) -> Outcome<W
     // SAFETY: the caller's; the last two fields are read only where they are there.
     let (function, shape, values, extra) = unsafe {
         let function = &raw const (*parameters).function;
-        let kernel = if newer { (&raw const (*parameters).kernel).read() } else { std::ptr::null_mut() };
+        let kernel = if newer { (&raw const (*parameters).code).read() } else { std::ptr::null_mut() };
         let function = if function.read().is_null() { kernel.cast() } else { function.read() };
         let shape = Shape {
             grid: (&raw const (*parameters).grid).read(),

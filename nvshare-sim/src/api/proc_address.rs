@@ -84,10 +84,9 @@ unsafe fn answer(
         function.write(found.unwrap_or(0) as *mut c_void);
         put_if(status, found.err().unwrap_or(Query::CU_GET_PROC_ADDRESS_SUCCESS));
     }
-    match found {
-        Ok(_) => Ok(()),
-        // Version 1 of the function has only its result to say so; version 2 succeeds and says it in `status`.
-        Err(_) if status.is_null() => Err(CUresult::CUDA_ERROR_NOT_FOUND),
-        Err(_) => Ok(()),
+    // Version 1 of the function has only its result to say so; version 2 succeeds and says it in `status`.
+    if found.is_err() && status.is_null() {
+        return Err(CUresult::CUDA_ERROR_NOT_FOUND);
     }
+    Ok(())
 }

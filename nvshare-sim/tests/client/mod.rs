@@ -1,5 +1,5 @@
 //! A client of the simulated driver for tests: the library, loaded as programs load it, and calls of its functions.
-#![allow(dead_code, reason = "every test file uses a part of it")]
+#![allow(dead_code, clippy::unused_self, reason = "every test file uses a part of it; streams and the like are a context's")]
 
 use std::ffi::c_void;
 use std::path::PathBuf;
@@ -36,24 +36,29 @@ pub(crate) static DRIVER: LazyLock<Driver> = LazyLock::new(Driver::load);
 pub(crate) struct Driver {
     library: Library,
     pub(crate) card: PathBuf,
-    _directory: Option<TempDir>,
+}
+
+extern "C" fn remove_card() {
+    let _ = std::fs::remove_dir_all(&DRIVER.card);
 }
 
 impl Driver {
     fn load() -> Driver {
-        let (card, directory) = match std::env::var_os("NVSHARE_SIM_DIR") {
-            Some(card) => (PathBuf::from(card), None),
-            None => {
-                let directory =
-                    TempDir::with_prefix_in("nvshare-test-", "/dev/shm").expect("a directory in /dev/shm");
-                // SAFETY: the first thing that the tests of a process do is to come here, one at a time.
-                unsafe { std::env::set_var("NVSHARE_SIM_DIR", directory.path()) };
-                (directory.path().to_owned(), Some(directory))
+        let given = std::env::var_os("NVSHARE_SIM_DIR").map(PathBuf::from);
+        let card = given.clone().unwrap_or_else(|| {
+            TempDir::with_prefix_in("nvshare-test-", "/dev/shm").expect("a directory in /dev/shm").keep()
+        });
+        // SAFETY: the first thing that the tests of a process do is to come here, one at a time; and a handler that
+        // only removes files is fit to be called at the end.
+        unsafe {
+            std::env::set_var("NVSHARE_SIM_DIR", &card);
+            if given.is_none() {
+                libc::atexit(remove_card);
             }
-        };
+        }
         // SAFETY: the library's initialisers do nothing.
         let library = unsafe { Library::new(Artifacts::find().libcuda()) }.expect("libcuda.so");
-        Driver { library, card, _directory: directory }
+        Driver { library, card }
     }
 
     /// The address of an exported symbol.
@@ -81,9 +86,10 @@ macro_rules! call {
     ($name:ident($($argument:expr),* $(,)?)) => {{
         let function: unsafe extern "C" fn($($crate::call!(@infer $argument)),*) -> u32 =
             $crate::client::DRIVER.function(stringify!($name));
-        #[allow(clippy::cast_lossless, reason = "words")]
         // SAFETY: a call of the driver API with live pointers.
-        unsafe { function($($argument),*) }
+        #[allow(clippy::macro_metavars_in_unsafe, reason = "the arguments are words and pointers")]
+        let result = unsafe { function($($argument),*) };
+        result
     }};
     (@infer $argument:expr) => { _ };
 }

@@ -1,0 +1,157 @@
+//! What goes wrong: by mistakes that a GPU punishes, and on demand.
+
+mod client;
+
+use client::{Context, DRIVER};
+
+const ILLEGAL_ADDRESS: u32 = 700;
+const LAUNCH_FAILED: u32 = 719;
+
+#[test]
+fn a_kernel_that_touches_what_is_not_mapped_ends_its_context_and_no_other() {
+    if !client::is_alone() {
+        client::alone("a_kernel_that_touches_what_is_not_mapped_ends_its_context_and_no_other", &[]);
+        return;
+    }
+    let context = Context::new();
+    let good = context.device(4096);
+    ok!(cuMemsetD8_v2(good, 1_u8, 4096_usize));
+    let (mut inner, mut module, mut function, mut address) = (0_u64, 0_u64, 0_u64, 0_u64);
+    ok!(cuCtxCreate_v2(&raw mut inner, 0_u32, 0_i32));
+    ok!(cuModuleLoadData(&raw mut module, client::PTX.as_ptr()));
+    ok!(cuModuleGetFunction(&raw mut function, module, c"nvshare_step".as_ptr()));
+    ok!(cuMemAlloc_v2(&raw mut address, 2_usize << 20));
+    ok!(cuMemFree_v2(address));
+    let (words, add) = (8_u64, 1_u64);
+    let parameters = [&raw const address, &raw const words, &raw const add];
+    let launch = || {
+        call!(cuLaunchKernel(
+            function, 1_u32, 1_u32, 1_u32, 1_u32, 1_u32, 1_u32, 0_u32, 0_u64, parameters.as_ptr(), 0_u64
+        ))
+    };
+    assert_eq!(launch(), 0, "the launch itself is fine");
+    assert_eq!(call!(cuCtxSynchronize()), ILLEGAL_ADDRESS);
+    assert_eq!(launch(), ILLEGAL_ADDRESS, "and from now on every call fails");
+    assert_eq!(call!(cuMemAlloc_v2(&raw mut address, 4096_usize)), ILLEGAL_ADDRESS);
+    let violations = DRIVER.violations();
+    assert_eq!(violations.len(), 1, "{violations:?}");
+    assert!(violations[0].contains("kernel `nvshare_step` writes"), "{violations:?}");
+    ok!(cuCtxDestroy_v2(inner));
+    let mut value = 0_u64;
+    ok!(cuMemcpyDtoH_v2(&raw mut value, good, 8_usize));
+    assert_eq!(value, 0x0101_0101_0101_0101);
+}
+
+#[test]
+fn a_kernel_cannot_reach_pageable_memory() {
+    if !client::is_alone() {
+        client::alone("a_kernel_cannot_reach_pageable_memory", &[]);
+        return;
+    }
+    let context = Context::new();
+    let word = Box::new(5_u64);
+    assert_eq!(context.launch(0, "nvshare_step", &[std::ptr::from_ref(&*word) as u64, 1, 1]), 0);
+    assert_eq!(call!(cuCtxSynchronize()), ILLEGAL_ADDRESS);
+    assert_eq!((*word, DRIVER.violations().len()), (5, 1));
+}
+
+#[test]
+fn a_copy_to_an_address_that_is_no_devices_is_refused_at_the_call() {
+    let context = Context::new();
+    let (mut here, there) = (1_u64, 2_u64);
+    assert_eq!(call!(cuMemcpyHtoD_v2(&raw mut here as u64, &raw const there, 8_usize)), 1);
+    assert_eq!(call!(cuMemcpyDtoH_v2(&raw mut here, &raw const there as u64, 8_usize)), 1);
+    assert_eq!(call!(cuMemsetD8_v2(&raw mut here as u64, 0_u8, 8_usize)), 1);
+    ok!(cuCtxSynchronize());
+    drop(context);
+}
+
+#[test]
+fn memory_that_is_freed_waits_for_the_work_that_uses_it() {
+    let context = Context::new();
+    let (stream, device, flag) = (context.stream(1), context.device(2 << 20), context.pinned(4096));
+    flag[0] = 0;
+    assert_eq!(context.launch(stream, "nvshare_store_late", &[device, 16, 1, 30_000_000]), 0);
+    let start = std::time::Instant::now();
+    ok!(cuMemFree_v2(device));
+    assert!(start.elapsed().as_millis() >= 25, "{:?}", start.elapsed());
+    ok!(cuStreamSynchronize(stream));
+    assert!(DRIVER.violations().is_empty());
+}
+
+#[test]
+fn unmapping_memory_under_a_kernel_is_a_violation_and_ends_the_work() {
+    if !client::is_alone() {
+        client::alone("unmapping_memory_under_a_kernel_is_a_violation_and_ends_the_work", &[]);
+        return;
+    }
+    #[repr(C)]
+    #[derive(Default)]
+    struct Properties {
+        kind: u32,
+        handles: u32,
+        location: [u32; 2],
+        metadata: u64,
+        flags: [u8; 8],
+    }
+    let context = Context::new();
+    let (stream, bytes) = (context.stream(1), 2_usize << 20);
+    let (mut address, mut handle) = (0_u64, 0_u64);
+    let properties = Properties { kind: 1, location: [1, 0], ..Properties::default() };
+    ok!(cuMemAddressReserve(&raw mut address, bytes, 0_usize, 0_u64, 0_u64));
+    ok!(cuMemCreate(&raw mut handle, bytes, &raw const properties, 0_u64));
+    ok!(cuMemMap(address, bytes, 0_usize, handle, 0_u64));
+    let access = [1_u32, 0, 3];
+    ok!(cuMemSetAccess(address, bytes, access.as_ptr(), 1_usize));
+    assert_eq!(context.launch(stream, "nvshare_store_late", &[address, 16, 1, u64::MAX / 4]), 0);
+    let _ = call!(cuMemUnmap(address, bytes));
+    let violations = DRIVER.violations();
+    assert_eq!(violations.len(), 1, "{violations:?}");
+    assert!(violations[0].contains("nvshare_store_late"), "{violations:?}");
+    assert_eq!(call!(cuStreamSynchronize(stream)), ILLEGAL_ADDRESS);
+}
+
+#[test]
+fn faults_strike_where_they_are_asked_for() {
+    if !client::is_alone() {
+        let faults = "copy:2=oom,launch:2=slow/60,launch:4=fail,module:2=fail";
+        client::alone("faults_strike_where_they_are_asked_for", &[("NVSHARE_SIM_FAULTS", faults)]);
+        return;
+    }
+    let context = Context::new();
+    let (device, mut word) = (context.device(4096), 3_u64);
+    ok!(cuMemcpyHtoD_v2(device, &raw const word, 8_usize));
+    assert_eq!(call!(cuMemcpyDtoH_v2(&raw mut word, device, 8_usize)), 2);
+    ok!(cuMemcpyDtoH_v2(&raw mut word, device, 8_usize));
+    let mut module = 0_u64;
+    assert_eq!(call!(cuModuleLoadData(&raw mut module, client::PTX.as_ptr())), 999);
+    assert_eq!(context.launch(0, "nvshare_step", &[device, 1, 1]), 0);
+    ok!(cuCtxSynchronize());
+    let start = std::time::Instant::now();
+    assert_eq!(context.launch(0, "nvshare_step", &[device, 1, 1]), 0);
+    ok!(cuCtxSynchronize());
+    assert!(start.elapsed().as_millis() >= 60);
+    assert_eq!(context.launch(0, "nvshare_step", &[device, 1, 1]), 0);
+    ok!(cuMemcpyDtoH_v2(&raw mut word, device, 8_usize));
+    assert_eq!(word, 6);
+    assert_eq!(context.launch(0, "nvshare_step", &[device, 1, 1]), 0);
+    assert_eq!(call!(cuCtxSynchronize()), LAUNCH_FAILED);
+    assert_eq!(call!(cuMemcpyDtoH_v2(&raw mut word, device, 8_usize)), LAUNCH_FAILED);
+}
+
+#[test]
+fn a_hung_kernel_does_not_keep_the_process_from_ending() {
+    if !client::is_alone() {
+        let faults = [("NVSHARE_SIM_FAULTS", "launch:1=hang")];
+        client::alone("a_hung_kernel_does_not_keep_the_process_from_ending", &faults);
+        return;
+    }
+    let context = Context::new();
+    assert_eq!(context.launch(0, "nvshare_spin", &[0]), 0);
+    let event = context.event();
+    ok!(cuEventRecord(event, 0_u64));
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    assert_eq!(call!(cuEventQuery(event)), 600);
+    // The test's end comes before the context's.
+    std::mem::forget(context);
+}
