@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Instant;
 
 /// Set once, when the work is over, to the (virtual) time of its end.
 #[derive(Default)]
@@ -27,6 +28,19 @@ impl Completion {
         self.at.store(at.max(1), Ordering::Release);
         drop(guard);
         self.over.notify_all();
+    }
+
+    /// Waits for the end, but not for ever: whether it came.
+    pub(crate) fn wait_until(&self, deadline: Instant) -> bool {
+        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.finished().is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            guard = self.over.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
     }
 
     /// Waits for the end and returns its time.

@@ -5,12 +5,16 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::ThreadId;
+use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::{CUcontext, CUresult};
 
 use crate::export::{Call, Outcome};
 use crate::handles::{Registry, handle_of};
 use crate::stream::{Kind, Stream};
+
+/// How long a context that is destroyed waits for its work.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// All contexts that were not destroyed.
 pub(crate) static CONTEXTS: Registry<Context> = Registry::new();
@@ -85,9 +89,14 @@ impl Context {
 
     /// Ends the context: its work is abandoned or done, what belongs to it is gone.
     pub(crate) fn destroy(self: &Arc<Context>) {
-        // What was submitted is finished first, as far as it can be.
-        let _ = self.synchronize();
+        // What was submitted is finished first, as far as it can be; what never ends, ends with its context.
+        let deadline = Instant::now() + PATIENCE;
+        let pending: Vec<_> = self.streams().all().iter().filter_map(|stream| stream.last()).collect();
+        let _ = pending.iter().all(|completion| completion.wait_until(deadline));
         self.destroyed.store(true, Ordering::Release);
+        for completion in pending {
+            completion.wait();
+        }
         CONTEXTS.remove(handle_of::<_, ()>(self));
         let streams = {
             let mut streams = self.streams();

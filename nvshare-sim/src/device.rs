@@ -73,7 +73,9 @@ pub(crate) fn attribute(device: usize, attribute: u32) -> Option<i32> {
     match attribute {
         PCI_BUS => Some(1 + device as i32),
         BOARD_GROUP => Some(device as i32),
-        1..=143 => Some(ATTRIBUTES.iter().find(|(numbers, _)| numbers.contains(&attribute)).map_or(0, |found| found.1)),
+        1..=143 => Some(
+            ATTRIBUTES.iter().find(|(numbers, _)| numbers.contains(&attribute)).map_or(0, |found| found.1),
+        ),
         _ => None,
     }
 }
@@ -127,8 +129,8 @@ const ATTRIBUTES: &[(&[u32], i32)] = &[
     // operations, IPC events, function pointers, clusters.
     (
         &[
-            15, 19, 31, 41, 78, 79, 80, 83, 89, 90, 91, 95, 98, 99, 102, 103, 110, 115, 116, 119, 120, 122, 123, 125,
-            129,
+            15, 19, 31, 41, 78, 79, 80, 83, 89, 90, 91, 95, 98, 99, 102, 103, 110, 115, 116, 119, 120, 122,
+            123, 125, 129,
         ],
         1,
     ),

@@ -76,8 +76,6 @@ impl Shape {
 pub(crate) struct Launch {
     /// What is launched.
     pub(crate) function: Arc<Function>,
-    /// The dimensions.
-    pub(crate) shape: Shape,
     /// The parameter buffer.
     pub(crate) parameters: Vec<u8>,
 }
@@ -122,7 +120,7 @@ impl Launch {
                 }
             }
         }
-        Ok(Launch { function: Arc::clone(function), shape, parameters: buffer })
+        Ok(Launch { function: Arc::clone(function), parameters: buffer })
     }
 
     /// Parameter `index` as a number; 0 where there is none.

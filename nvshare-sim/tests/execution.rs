@@ -113,7 +113,17 @@ fn a_thread_has_a_default_stream_of_its_own() {
     let address = flag.as_ptr() as u64;
     let parameters = [&raw const address];
     ok!(cuLaunchKernel_ptsz(
-        function, 1_u32, 1_u32, 1_u32, 1_u32, 1_u32, 1_u32, 0_u32, 0_u64, parameters.as_ptr(), 0_u64
+        function,
+        1_u32,
+        1_u32,
+        1_u32,
+        1_u32,
+        1_u32,
+        1_u32,
+        0_u32,
+        0_u64,
+        parameters.as_ptr(),
+        0_u64
     ));
     assert_eq!(call!(cuStreamQuery_ptsz(0_u64)), NOT_READY);
     assert_eq!(call!(cuStreamQuery(2_u64)), NOT_READY, "CU_STREAM_PER_THREAD is the same stream");
@@ -248,9 +258,9 @@ fn copies_in_two_dimensions_leave_what_is_between_the_rows() {
     let device = context.device(4096);
     let mut host: Vec<u8> = (0..64).collect();
     ok!(cuMemsetD8_v2(device, 0xee_u8, 4096_usize));
-    let at_host = |host: &mut [u8], x, y| End { x, y, kind: 1, host: host.as_mut_ptr(), device: 0, array: 0, pitch: 8 };
-    let at_device =
-        |x, y| End { x, y, kind: 2, host: std::ptr::null_mut(), device, array: 0, pitch: 32 };
+    let at_host =
+        |host: &mut [u8], x, y| End { x, y, kind: 1, host: host.as_mut_ptr(), device: 0, array: 0, pitch: 8 };
+    let at_device = |x, y| End { x, y, kind: 2, host: std::ptr::null_mut(), device, array: 0, pitch: 32 };
     let copy = Copy { from: at_host(&mut host, 1, 1), to: at_device(2, 1), width: 3, height: 4 };
     ok!(cuMemcpy2D_v2(&raw const copy));
     let mut found = [0_u8; 160];
@@ -351,7 +361,9 @@ fn launches_are_checked_as_the_driver_checks_them() {
     let nanoseconds = 0_u64;
     let parameters = [&raw const nanoseconds];
     let launch = |grid: u32, block: u32, shared: u32, parameters: *const *const u64| {
-        call!(cuLaunchKernel(function, grid, 1_u32, 1_u32, block, 1_u32, 1_u32, shared, 0_u64, parameters, 0_u64))
+        call!(cuLaunchKernel(
+            function, grid, 1_u32, 1_u32, block, 1_u32, 1_u32, shared, 0_u64, parameters, 0_u64
+        ))
     };
     assert_eq!(launch(1, 1, 0, parameters.as_ptr()), 0);
     assert_eq!(launch(0, 1, 0, parameters.as_ptr()), 1);
@@ -361,7 +373,19 @@ fn launches_are_checked_as_the_driver_checks_them() {
     // The parameters can come in one buffer.
     let bytes = 8_usize;
     let extra = [1, &raw const nanoseconds as u64, 2, &raw const bytes as u64, 0];
-    ok!(cuLaunchKernel(function, 1_u32, 1_u32, 1_u32, 1_u32, 1_u32, 1_u32, 0_u32, 0_u64, 0_u64, extra.as_ptr()));
+    ok!(cuLaunchKernel(
+        function,
+        1_u32,
+        1_u32,
+        1_u32,
+        1_u32,
+        1_u32,
+        1_u32,
+        0_u32,
+        0_u64,
+        0_u64,
+        extra.as_ptr()
+    ));
     assert_eq!(context.launch(0, "somebody_elses", &[1, 2]), 801);
     let mut missing = 0_u64;
     assert_eq!(call!(cuModuleGetFunction(&raw mut missing, context.module, c"nothing".as_ptr())), 500);
@@ -384,7 +408,17 @@ fn libraries_are_code_for_every_context() {
     // A kernel can stand where a function does.
     for launched in [function, kernel] {
         ok!(cuLaunchKernel(
-            launched, 1_u32, 1_u32, 1_u32, 1_u32, 1_u32, 1_u32, 0_u32, 0_u64, parameters.as_ptr(), 0_u64
+            launched,
+            1_u32,
+            1_u32,
+            1_u32,
+            1_u32,
+            1_u32,
+            1_u32,
+            0_u32,
+            0_u64,
+            parameters.as_ptr(),
+            0_u64
         ));
     }
     let mut found = 0_u64;
@@ -407,7 +441,17 @@ fn a_destroyed_context_ends_even_a_kernel_that_never_would() {
     let forever = u64::MAX / 4;
     let parameters = [&raw const forever];
     ok!(cuLaunchKernel(
-        function, 1_u32, 1_u32, 1_u32, 1_u32, 1_u32, 1_u32, 0_u32, 0_u64, parameters.as_ptr(), 0_u64
+        function,
+        1_u32,
+        1_u32,
+        1_u32,
+        1_u32,
+        1_u32,
+        1_u32,
+        0_u32,
+        0_u64,
+        parameters.as_ptr(),
+        0_u64
     ));
     ok!(cuCtxDestroy_v2(inner));
     // The context of this test goes on.
@@ -441,7 +485,8 @@ fn a_queue_is_bounded_and_a_launch_waits_for_room() {
     let context = Context::new();
     let (stream, flag) = (context.stream(1), context.pinned(4096));
     flag[0] = 0;
-    let (address, handle, function) = (flag.as_ptr() as u64, context.handle, context.function("nvshare_spin"));
+    let (address, handle, function) =
+        (flag.as_ptr() as u64, context.handle, context.function("nvshare_spin"));
     assert_eq!(context.launch(stream, "nvshare_wait_flag", &[address]), 0);
     let submitted = std::sync::Arc::new(AtomicU32::new(0));
     let count = std::sync::Arc::clone(&submitted);
@@ -451,7 +496,17 @@ fn a_queue_is_bounded_and_a_launch_waits_for_room() {
         let parameters = [&raw const nanoseconds];
         for _ in 0..3000 {
             ok!(cuLaunchKernel(
-                function, 1_u32, 1_u32, 1_u32, 1_u32, 1_u32, 1_u32, 0_u32, stream, parameters.as_ptr(), 0_u64
+                function,
+                1_u32,
+                1_u32,
+                1_u32,
+                1_u32,
+                1_u32,
+                1_u32,
+                0_u32,
+                stream,
+                parameters.as_ptr(),
+                0_u64
             ));
             count.fetch_add(1, Ordering::SeqCst);
         }

@@ -26,7 +26,17 @@ fn a_kernel_that_touches_what_is_not_mapped_ends_its_context_and_no_other() {
     let parameters = [&raw const address, &raw const words, &raw const add];
     let launch = || {
         call!(cuLaunchKernel(
-            function, 1_u32, 1_u32, 1_u32, 1_u32, 1_u32, 1_u32, 0_u32, 0_u64, parameters.as_ptr(), 0_u64
+            function,
+            1_u32,
+            1_u32,
+            1_u32,
+            1_u32,
+            1_u32,
+            1_u32,
+            0_u32,
+            0_u64,
+            parameters.as_ptr(),
+            0_u64
         ))
     };
     assert_eq!(launch(), 0, "the launch itself is fine");

@@ -125,9 +125,9 @@ export! {
 
 fn attribute_of(function: &Arc<Function>, attribute: c_uint) -> Outcome<c_int> {
     Ok(match attribute {
-        0 => 1024,      // threads of a block
-        4 => 32,        // registers
-        5 | 6 => 90,    // versions
+        0 => 1024,   // threads of a block
+        4 => 32,     // registers
+        5 | 6 => 90, // versions
         8 => function.dynamic_shared.load(Ordering::Relaxed).max(48 << 10),
         9 => -1, // preferred shared memory
         // Shared, constant and local memory, cache mode, clusters.

@@ -226,8 +226,3 @@ pub(crate) fn submit_and_wait(stream: &Arc<Stream>, work: Work) -> Outcome {
     stream.enqueue((work, effect), &[], true).wait();
     stream.context.failure().map_or(Ok(()), Err)
 }
-
-/// Waits for all work of a context, whatever becomes of it.
-pub(crate) fn wait_for_context(context: &crate::context::Context) {
-    let _ = context.synchronize();
-}

@@ -1,5 +1,9 @@
 //! A client of the simulated driver for tests: the library, loaded as programs load it, and calls of its functions.
-#![allow(dead_code, clippy::unused_self, reason = "every test file uses a part of it; streams and the like are a context's")]
+#![allow(
+    dead_code,
+    clippy::unused_self,
+    reason = "every test file uses a part of it; streams and the like are a context's"
+)]
 
 use std::ffi::c_void;
 use std::path::PathBuf;
