@@ -43,6 +43,36 @@ fn without_its_object_the_observer_says_what_to_do() {
 }
 
 #[test]
+fn without_permission_the_observer_says_what_it_needs() {
+    let Some(object) = nvshare_testbed::Artifacts::find().ebpf() else { return };
+    // Readable by anybody, unlike perhaps the build directory.
+    let fake = Fake::with(|_| false);
+    let copy = fake.directory().join("nvshare.bpf.o");
+    std::fs::copy(object, &copy).unwrap();
+    std::fs::set_permissions(fake.directory(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let health = std::thread::spawn(move || {
+        // The system call itself, not libc's function: this thread, and those it starts, become nobody; the others do not.
+        let nobody = 65534;
+        // SAFETY: no memory is involved.
+        let done = unsafe { libc::syscall(libc::SYS_setresuid, nobody, nobody, nobody) };
+        // SAFETY: no arguments.
+        assert!(done == 0 || unsafe { libc::geteuid() } != 0);
+        let (sender, told) = std::sync::mpsc::channel();
+        let options =
+            Options { object: copy, libraries: vec![], discover: true, sample_every: 0, single: false };
+        let observer = Observer::start(options, move |batch| sender.send(batch).is_ok()).unwrap();
+        let batch = told.recv().unwrap();
+        observer.stop();
+        let [Observation::Observer(health)] = &batch[..] else { panic!("{batch:?}") };
+        health.clone()
+    });
+    let health = health.join().unwrap();
+    assert!(!health.loaded);
+    assert!(health.problems[0].contains("CAP_BPF"), "{health:?}");
+    assert!(health.problems[0].contains("run it as root"), "{health:?}");
+}
+
+#[test]
 fn a_file_that_is_no_driver_is_refused_with_its_name() {
     let Some(seen) = observe(&[Path::new("/etc/passwd"), Path::new("/nonexistent/libcuda.so.1")]) else {
         return;
