@@ -43,7 +43,7 @@ impl Home {
     fn command(&self, more: &[&str]) -> Command {
         let mut command = agent();
         command.arg("--socket").arg(self.socket()).arg("--admin-socket").arg(self.admin_socket());
-        command.arg("--nvml").arg(self.nvml()).args(["--no-uprobes", "--log-format", "json"]).args(more);
+        command.arg("--nvml").arg(self.nvml()).args(["--log-format", "json"]).args(more);
         command
     }
 
@@ -53,7 +53,12 @@ impl Home {
     }
 
     fn start(&self) -> Running {
+        self.start_with(&["--no-uprobes"])
+    }
+
+    fn start_with(&self, more: &[&str]) -> Running {
         let mut command = self.command(&["--listen", "127.0.0.1:0"]);
+        command.args(more);
         command.env("NVSHARE_SIM_DIR", self.0.path().join("card")).env("NVSHARE_SIM_CARDS", "2");
         let mut child = command.stderr(Stdio::piped()).spawn().expect("the agent");
         let mut log = BufReader::new(child.stderr.take().unwrap());
@@ -147,6 +152,22 @@ fn without_nvml_the_agent_runs_and_says_what_is_missing_everywhere() {
     assert!(metrics.contains("nvshare_part_missing{part=\"uprobes\"} 0"), "{metrics}");
     let status = home.ask("status", &[]);
     assert!(text(&status.stdout).contains("missing: devices: cannot load NVML"), "{status:?}");
+}
+
+#[test]
+fn without_its_ebpf_programs_the_agent_runs_and_says_so() {
+    let home = Home::new();
+    let agent = home.start_with(&["--ebpf-object", "/nowhere/nvshare.bpf.o"]);
+    let why = wait_for("the uprobes are reported missing", LIMIT, || {
+        let readiness: Value = serde_json::from_str(&agent.get("/readyz").1).unwrap();
+        let missing = readiness["missing"].as_array().unwrap().clone();
+        let uprobes = missing.iter().find(|missing| missing["part"] == "uprobes").cloned()?;
+        uprobes["why"].as_str().filter(|why| why.contains("/nowhere")).map(str::to_owned)
+    });
+    assert!(why.contains("--ebpf-object"), "{why}");
+    let metrics = agent.get("/metrics").1;
+    assert!(metrics.contains("nvshare_part_missing{part=\"uprobes\"} 1"), "{metrics}");
+    assert!(metrics.contains("nvshare_uprobes_loaded 0"), "{metrics}");
 }
 
 #[test]
