@@ -27,6 +27,11 @@ impl Gpu {
         let mut context = std::ptr::null_mut();
         cu!(cuDevicePrimaryCtxRetain(&raw mut context, 0));
         cu!(cuCtxSetCurrent(context));
+        Gpu::load()
+    }
+
+    /// The kernels, in the current context.
+    pub(crate) fn load() -> Gpu {
         let image = CString::new(KERNELS).unwrap();
         let mut module = std::ptr::null_mut();
         cu!(cuModuleLoadData(&raw mut module, image.as_ptr().cast()));

@@ -108,6 +108,25 @@ fn captures_and_allocations_go_on_while_swaps_are_forced() {
     run(&node, command);
 }
 
+#[test]
+fn contexts_come_and_go_while_swaps_are_forced() {
+    let node = node();
+    let mut command = client(&node, "contexts");
+    command.env("NVSHARE_DEBUG_SWAP_EVERY", "20ms");
+    run(&node, command);
+}
+
+#[test]
+fn two_devices_swap_at_the_same_time() {
+    if is_real() {
+        return;
+    }
+    let node = builder().env("NVSHARE_SIM_CARDS", "2").env("NVSHARE_SIM_CARD_BYTES", "64M").build();
+    let mut command = client(&node, "devices");
+    command.env("NVSHARE_DEBUG_SWAP_EVERY", "15ms");
+    run(&node, command);
+}
+
 /// A client that a test leads line by line.
 struct Led {
     child: Child,
