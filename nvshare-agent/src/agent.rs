@@ -12,12 +12,12 @@ use tracing::{debug, info, warn};
 
 use crate::admin::server::Server;
 use crate::admin::{Request, Response};
-use crate::conductor::{self, Input};
+use crate::conductor::{self, Conductor, Input};
 use crate::config::Config;
+use crate::control::{BindError, Listener};
 use crate::device::{self, Poll, Report};
 use crate::health::{Health, Part};
 use crate::http;
-use crate::observation::Observation;
 use crate::observer::{self, Observer};
 use crate::snapshot::State;
 
@@ -27,6 +27,9 @@ pub enum StartError {
     /// Nobody could see it.
     #[error(transparent)]
     Http(#[from] http::ListenError),
+    /// No client could come.
+    #[error(transparent)]
+    Clients(#[from] BindError),
     /// The system is out of threads or files.
     #[error("cannot start a part of the agent: {0}")]
     System(#[from] io::Error),
@@ -52,19 +55,23 @@ impl Agent {
     /// Builds and starts all parts.
     pub async fn start(config: &Config) -> Result<Agent, StartError> {
         let health = Health::new();
+        let clients = Listener::bind(&config.socket)?;
+        health.works(Part::Clients);
         let pages = http::listen(config.listen).await?;
         let address = pages.local_addr()?;
 
         let (inputs, heard) = conductor::inputs();
         let poll = device::start(config.nvml.clone(), readings(inputs.clone(), health.clone()))?;
-        let (publish, state) = watch::channel(Arc::new(State::default()));
-        let conductor = tokio::spawn(interim(config.settings(), heard, publish));
+        let (conductor, state) =
+            Conductor::new(config.settings(), poll.clone(), &inputs, Some(config.socket.clone()))?;
+        let conductor = tokio::spawn(conductor.run(heard));
+        let clients = tokio::spawn(clients.serve(inputs.clone()));
 
         let observer = if config.no_uprobes { None } else { Some(observe(config, inputs.clone())?) };
 
         let pages = tokio::spawn(http::serve(pages, state.clone(), health.clone()));
         let standing = tokio::spawn(report(state.clone(), health.clone(), config.no_uprobes));
-        let mut others = vec![("standing", standing)];
+        let mut others = vec![("clients", clients), ("standing", standing)];
         match Server::bind(&config.admin_socket) {
             Ok(server) => {
                 health.works(Part::Admin);
@@ -104,51 +111,6 @@ impl Agent {
             let _ = task.await;
             debug!(part = name, milliseconds = start.elapsed().as_millis(), "stopped");
         }
-    }
-}
-
-async fn interim(
-    mut settings: crate::settings::Settings,
-    mut heard: mpsc::Receiver<Input>,
-    publish: watch::Sender<Arc<State>>,
-) {
-    let start = Instant::now();
-    let mut state = State { release: env!("CARGO_PKG_VERSION").to_owned(), ..State::default() };
-    while let Some(input) = heard.recv().await {
-        match input {
-            Input::Devices(report) => {
-                state.devices = report
-                    .devices
-                    .iter()
-                    .map(|reading| crate::snapshot::Device {
-                        uuid: reading.device.to_string(),
-                        index: reading.index,
-                        name: reading.name.clone(),
-                        total: reading.total,
-                        used: reading.used,
-                        ..crate::snapshot::Device::default()
-                    })
-                    .collect();
-                state.devices_problem = report.problem;
-            }
-            Input::Set { changes, answer } => {
-                let result = settings.with(&changes);
-                if let Ok(new) = &result {
-                    settings = new.clone();
-                }
-                let _ = answer.send(result);
-            }
-            Input::Observed(all) => {
-                for seen in all {
-                    if let Observation::Observer(observer) = seen {
-                        state.observer = observer;
-                    }
-                }
-            }
-        }
-        state.settings = settings.clone();
-        state.up_seconds = start.elapsed().as_secs_f64();
-        publish.send_replace(Arc::new(state.clone()));
     }
 }
 

@@ -224,7 +224,8 @@ impl Core {
 
     /// A client's counter page was looked at.
     pub fn sample(&mut self, client: ClientId, page: &Page, now: Moment) {
-        let Some(sampled) = self.ledger.client_mut(client) else { return };
+        let living = self.ledger.client_mut(client).filter(|client| client.exited.is_none());
+        let Some(sampled) = living else { return };
         let wanted = sampled.wants;
         sampled.sample(page, now);
         if sampled.begin_lease(now) {

@@ -1,25 +1,63 @@
-//! The one task that owns ledger and policy: it takes observations, requests and readings, and sends commands.
+//! The one task that owns ledger and policy: it takes observations, requests and readings, and sends commands. What it
+//! does with them is in `core`; here are its inputs, its rhythm, and what it holds for each client.
 
 pub mod core;
+mod host;
+mod publish;
 pub mod switches;
+mod takeover;
 
-use tokio::sync::{mpsc, oneshot};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
+use nvshare_common::protocol::{Answer, ToAgent};
+use nvshare_common::units::{ClientId, DeviceId};
+use tokio::io::Interest;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::core::{Command, Core};
+use self::host::HostMemory;
 use crate::change::Change;
-use crate::device::Report;
-use crate::observation::Observation;
+use crate::control::{CounterPage, Event, Opened, Outbox, wait_for};
+use crate::device::{Poll, Report};
+use crate::hostmem::Made;
+use crate::ledger::{Client, Page, SessionId};
+use crate::moment::Moment;
+use crate::observation::{Counts, Health, Observation, Process};
 use crate::settings::{Settings, SettingsError};
+use crate::snapshot::{Ended, State, Totals};
 
 /// How many inputs may wait for the conductor; then whoever sends waits too.
 pub const INPUTS: usize = 4096;
+/// How many inputs are taken before deciding anew.
+const BATCH: usize = 256;
+/// How long a new agent waits for the clients of the previous one.
+const TAKEOVER: Duration = Duration::from_secs(5);
+/// The shortest time between two looks at the counter pages, unless NVML was read.
+const LOOK: Duration = Duration::from_millis(5);
+/// The shortest time between two published states.
+const PUBLISH: Duration = Duration::from_millis(50);
+/// The longest.
+const REST: Duration = Duration::from_millis(500);
+/// When a reading that was asked for is asked for again.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Whatever the conductor hears.
 #[derive(Debug)]
 pub enum Input {
+    /// Something happened on a session.
+    Session(SessionId, Event),
+    /// A client's process ended, says its pidfd.
+    Exited(Process),
     /// What the uprobes saw, in order.
     Observed(Vec<Observation>),
     /// What NVML says.
     Devices(Report),
+    /// Host memory was made, or not.
+    Arena(Made),
     /// An operator changes settings.
     Set {
         /// All or none of these.
@@ -32,4 +70,455 @@ pub enum Input {
 /// The way to the conductor, and its end.
 pub fn inputs() -> (mpsc::Sender<Input>, mpsc::Receiver<Input>) {
     mpsc::channel(INPUTS)
+}
+
+/// A session that stands.
+struct Line {
+    client: ClientId,
+    outbox: Outbox,
+}
+
+/// The conductor.
+pub struct Conductor {
+    core: Core,
+    host: HostMemory,
+    poll: Poll,
+    inputs: mpsc::WeakSender<Input>,
+    state: watch::Sender<Arc<State>>,
+    lines: BTreeMap<SessionId, Line>,
+    pages: BTreeMap<ClientId, CounterPage>,
+    sessions: crate::snapshot::Sessions,
+    observer: Health,
+    ended: VecDeque<Ended>,
+    ended_totals: Totals,
+    ended_count: u64,
+    /// The directory of the clients' socket: lock files for the time without an agent lie there.
+    directory: Option<PathBuf>,
+    locked: BTreeSet<DeviceId>,
+    awaited: BTreeSet<u32>,
+    began: Moment,
+    looked: Moment,
+    asked: Option<Moment>,
+    hurried: bool,
+    published: Moment,
+    changed: bool,
+}
+
+impl Conductor {
+    /// A conductor that reads devices through `poll` and is reached through `inputs`; with the watched state that it will
+    /// publish. `socket` is the clients' socket.
+    pub fn new(
+        settings: Settings,
+        poll: Poll,
+        inputs: &mpsc::Sender<Input>,
+        socket: Option<PathBuf>,
+    ) -> std::io::Result<(Conductor, watch::Receiver<Arc<State>>)> {
+        let (state, watched) = watch::channel(Arc::new(State::default()));
+        let now = Moment::now();
+        let made = inputs.clone().downgrade();
+        let host = HostMemory::start(now, move |arena| {
+            // The conductor may be gone: then nobody wants it.
+            if let Some(inputs) = made.upgrade() {
+                let _ = inputs.blocking_send(Input::Arena(arena));
+            }
+        })?;
+        let conductor = Conductor {
+            core: Core { held_back: true, ..Core::new(settings) },
+            host,
+            poll,
+            inputs: inputs.downgrade(),
+            state,
+            lines: BTreeMap::new(),
+            pages: BTreeMap::new(),
+            sessions: crate::snapshot::Sessions::default(),
+            observer: Health::default(),
+            ended: VecDeque::new(),
+            ended_totals: Totals::default(),
+            ended_count: 0,
+            awaited: socket.as_deref().map(takeover::awaited).unwrap_or_default(),
+            directory: socket.and_then(|path| Some(path.parent()?.to_owned())),
+            locked: BTreeSet::new(),
+            began: now,
+            looked: Moment::NEVER,
+            asked: None,
+            hurried: false,
+            published: Moment::NEVER,
+            changed: true,
+        };
+        Ok((conductor, watched))
+    }
+
+    /// Conducts until nobody can send inputs any more.
+    pub async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+        let mut pressing = self.turn(Moment::now());
+        loop {
+            let pause = if self.core.held_back { Duration::from_millis(10) } else { Core::pause(pressing) };
+            match tokio::time::timeout(pause, inputs.recv()).await {
+                Ok(None) => return,
+                Ok(Some(input)) => {
+                    self.hear(input, Moment::now());
+                    for _ in 1..BATCH {
+                        let Ok(input) = inputs.try_recv() else { break };
+                        self.hear(input, Moment::now());
+                    }
+                    self.changed = true;
+                }
+                Err(_) => {}
+            }
+            pressing = self.turn(Moment::now());
+        }
+    }
+
+    fn hear(&mut self, input: Input, now: Moment) {
+        match input {
+            Input::Session(session, Event::Opened(opened)) => self.opened(session, *opened, now),
+            Input::Session(session, Event::Said(message, descriptor)) => {
+                self.said(session, message, descriptor, now)
+            }
+            Input::Session(session, Event::Closed(end)) => {
+                *self.sessions.closed.entry(end.label().to_owned()).or_default() += 1;
+                if let Some(line) = self.lines.remove(&session) {
+                    self.core.ledger.disconnected(line.client, session, now);
+                }
+            }
+            Input::Session(_, Event::Refused(why)) => {
+                *self.sessions.refused.entry(why.to_owned()).or_default() += 1;
+            }
+            Input::Exited(process) => self.exited(process, now),
+            Input::Observed(all) => all.into_iter().for_each(|observation| self.observed(observation, now)),
+            Input::Devices(report) => {
+                self.look(now);
+                if self.asked.is_some_and(|asked| report.began >= asked) {
+                    self.asked = None;
+                }
+                self.core.devices(&report, now);
+                self.lock_files(&report);
+            }
+            Input::Arena(made) => {
+                for (command, descriptor) in self.host.made(&mut self.core, made, now) {
+                    self.send(command, Some(descriptor));
+                }
+            }
+            Input::Set { changes, answer } => {
+                let result = self.core.settings.with(&changes);
+                if let Ok(settings) = &result {
+                    self.core.settings = settings.clone();
+                    self.core.ledger.set(settings);
+                }
+                let _ = answer.send(result);
+                self.published = Moment::NEVER;
+            }
+        }
+    }
+
+    fn opened(&mut self, session: SessionId, opened: Opened, now: Moment) {
+        let Opened { peer, hello, page, outbox } = opened;
+        self.awaited.remove(&peer.process.pid);
+        let new = self.core.ledger.client_of(peer.process).is_none();
+        let client = self.core.hello(peer.process, session, &hello, now);
+        if let Some(client) = self.core.ledger.client_mut(client) {
+            client.name = peer.name;
+            client.cgroup = peer.cgroup;
+        }
+        tracing::info!(
+            client = client.0,
+            pid = peer.process.pid,
+            shim = hello.release,
+            devices = hello.devices.len(),
+            arenas = hello.arenas,
+            new,
+            "client connected"
+        );
+        match page {
+            Ok(page) => {
+                self.pages.insert(client, page);
+            }
+            Err(why) => {
+                self.pages.remove(&client);
+                if let Some(client) = self.core.ledger.client_mut(client) {
+                    client.paged = false;
+                }
+                tracing::warn!(client = client.0, pid = peer.process.pid, %why, "no counters");
+            }
+        }
+        for (_, line) in self.lines.extract_if(.., |_, line| line.client == client) {
+            line.outbox.dismiss();
+        }
+        self.sessions.opened += 1;
+        if outbox.answer(&Answer::Welcome { client }).is_ok() {
+            self.lines.insert(session, Line { client, outbox });
+        }
+        if new {
+            self.watch(peer.process, peer.pidfd);
+        }
+        if let Some(page) = self.pages.get(&client) {
+            self.core.sample(client, &view(page), now);
+        }
+    }
+
+    /// Tells the conductor when the process ends.
+    fn watch(&self, process: Process, pidfd: OwnedFd) {
+        let inputs = self.inputs.clone();
+        tokio::spawn(async move {
+            match wait_for(pidfd, Interest::READABLE) {
+                Ok(pidfd) => drop(pidfd.readable().await),
+                // Without it the process is looked for now and then.
+                Err(error) => {
+                    tracing::warn!(pid = process.pid, %error, "cannot watch a process");
+                    while Process::of(process.pid) == Some(process) {
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                }
+            }
+            if let Some(inputs) = inputs.upgrade() {
+                let _ = inputs.send(Input::Exited(process)).await;
+            }
+        });
+    }
+
+    fn said(&mut self, session: SessionId, message: ToAgent, descriptor: Option<OwnedFd>, now: Moment) {
+        let Some(client) = self.lines.get(&session).map(|line| line.client) else { return };
+        match &message {
+            ToAgent::ArenaHeld { arena } => match descriptor.as_ref().map(host::measure) {
+                Some(Ok(bytes)) => self.core.arena(client, *arena, bytes, true),
+                Some(Err(why)) => tracing::warn!(client = client.0, arena = arena.0, why, "no arena"),
+                None => tracing::warn!(client = client.0, arena = arena.0, "an arena without a descriptor"),
+            },
+            ToAgent::ArenaReady { arena } => self.host.ready(client, *arena),
+            ToAgent::ArenaReturned { arena } => self.host.returned(client, *arena),
+            _ => {}
+        }
+        for command in self.core.hear(client, session, message, now) {
+            self.send(command, None);
+        }
+    }
+
+    fn exited(&mut self, process: Process, now: Moment) {
+        self.awaited.remove(&process.pid);
+        let Some(client) = self.core.ledger.client_of(process) else { return };
+        tracing::info!(client = client.0, pid = process.pid, "client ended");
+        // The page outlives its process; this is its last word.
+        if let Some(page) = self.pages.get(&client) {
+            self.core.sample(client, &view(page), now);
+        }
+        self.core.ledger.exited(client, now);
+        self.host.left(client);
+        for (_, line) in self.lines.extract_if(.., |_, line| line.client == client) {
+            line.outbox.dismiss();
+        }
+        self.ask(now);
+    }
+
+    fn observed(&mut self, observation: Observation, now: Moment) {
+        use Observation as O;
+        let process = match &observation {
+            O::Observer(health) => {
+                self.observer = health.clone();
+                return;
+            }
+            O::Activity { process, .. }
+            | O::Allocated { process, .. }
+            | O::Freed { process, .. }
+            | O::Mapped { process, .. }
+            | O::Unmapped { process, .. }
+            | O::Launched { process, .. }
+            | O::Prefetched { process, .. }
+            | O::Advised { process, .. }
+            | O::Uvm { process, .. }
+            | O::ContextDestroyed { process }
+            | O::Exec { process }
+            | O::Exited { process } => *process,
+        };
+        let client = self.core.ledger.client_of(process);
+        if let Some(observed) = self.core.ledger.observed_mut(process) {
+            observed.book(&observation);
+            if observed.name.is_empty() {
+                observed.name = std::fs::read_to_string(format!("/proc/{}/comm", process.pid))
+                    .map_or_else(|_| "?".to_owned(), |name| name.trim_end().to_owned());
+            }
+        }
+        match (&observation, client) {
+            (O::Activity { counts, last_launch, .. }, Some(client)) => {
+                self.seen(client, counts, *last_launch)
+            }
+            (O::Activity { counts, lost, .. }, None) => self.seen_of_the_dead(process, counts, *lost),
+            (O::Mapped { range, .. } | O::Allocated { range, .. }, Some(client)) => {
+                self.core.ledger.client_mut(client).map(|client| client.heat.mapped(*range, now));
+            }
+            (O::Launched { parameters, at, .. }, Some(client)) => {
+                self.core.ledger.client_mut(client).map(|client| client.heat.launched(parameters, *at));
+            }
+            (O::Freed { address, .. }, Some(client)) => {
+                self.core.ledger.client_mut(client).map(|client| client.heat.freed(*address));
+            }
+            (O::Exec { .. }, Some(client)) => {
+                self.core.ledger.client_mut(client).map(|client| client.heat.clear());
+            }
+            (O::Exited { .. }, _) => {
+                if client.is_none() {
+                    self.core.ledger.observed_gone(process);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The uprobes counted a client's calls. They were read before the page, and the shim counts before it calls: more
+    /// seen than counted is work that did not pass the shim.
+    fn seen(&mut self, client: ClientId, counts: &Counts, last_launch: Moment) {
+        let Some(page) = self.pages.get(&client).map(view) else { return };
+        let Some(client) = self.core.ledger.client_mut(client) else { return };
+        client.active(last_launch.max(client.active_at));
+        let beyond = (0..counts.application.len()).find(|call| {
+            counts.application[*call] + counts.engine[*call]
+                > page.calls.application[*call] + page.calls.engine[*call]
+        });
+        if let Some(call) = beyond
+            && !client.bypass
+        {
+            client.bypass = true;
+            let call = nvshare_common::probe::Call::ALL[call].name();
+            tracing::warn!(
+                client = client.id.0,
+                pid = client.process.pid,
+                call,
+                "driver calls that its shim did not make: its memory is never moved"
+            );
+        }
+    }
+
+    /// The last counts of a client often come after its end.
+    fn seen_of_the_dead(&mut self, process: Process, counts: &Counts, lost: u64) {
+        let same = |ended: &&mut Ended| {
+            ended.process.pid == process.pid && (process.start == 0 || ended.process.start == process.start)
+        };
+        if let Some(ended) = self.ended.iter_mut().rev().find(same) {
+            ended.totals.application_seen = Totals::named(&counts.application);
+            ended.totals.engine_seen = Totals::named(&counts.engine);
+            ended.totals.lost = lost;
+            self.core.ledger.observed_gone(process);
+        }
+    }
+
+    /// Looks at all counter pages.
+    fn look(&mut self, now: Moment) {
+        self.looked = now;
+        for (client, page) in &self.pages {
+            self.core.sample(*client, &view(page), now);
+        }
+    }
+
+    /// Decides and sends. Says whether time presses.
+    fn turn(&mut self, now: Moment) -> bool {
+        if self.core.held_back {
+            self.take_over(now);
+        }
+        if now.since(self.looked) >= LOOK {
+            self.look(now);
+        }
+        for client in self.core.bury(now) {
+            self.ended(&client);
+        }
+        let outcome = self.core.decide(now);
+        for command in self.core.limits() {
+            self.send(command, None);
+        }
+        for command in outcome.commands {
+            self.send(command, None);
+        }
+        for command in self.host.plan(&mut self.core, now) {
+            self.send(command, None);
+        }
+        if outcome.read {
+            self.ask(now);
+        }
+        let hurry = !self.core.ledger.clients().is_empty();
+        if hurry != self.hurried {
+            self.hurried = hurry;
+            self.poll.hurry(hurry);
+        }
+        let due = now.since(self.published);
+        if (self.changed && due >= PUBLISH) || due >= REST {
+            self.published = now;
+            self.changed = false;
+            self.state.send_replace(Arc::new(self.state(now)));
+        }
+        outcome.pressing || self.asked.is_some()
+    }
+
+    fn take_over(&mut self, now: Moment) {
+        self.awaited.retain(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists());
+        let over = now.since(self.began) >= TAKEOVER;
+        if self.awaited.is_empty() || over {
+            self.core.held_back = false;
+            if over {
+                tracing::info!(
+                    missing = self.awaited.len(),
+                    "granting begins; clients that did not come count as foreign"
+                );
+            }
+        }
+    }
+
+    /// Asks for a reading, unless one is under way that will show what is to be seen.
+    fn ask(&mut self, now: Moment) {
+        if self.asked.is_none_or(|asked| now.since(asked) > ASK_AGAIN) {
+            self.look(now);
+            self.asked = Some(now);
+            self.poll.now();
+        }
+    }
+
+    fn send(&mut self, command: Command, descriptor: Option<Arc<OwnedFd>>) {
+        let Some(line) = self.lines.get(&command.session) else { return };
+        tracing::debug!(client = command.client.0, message = ?command.message, "command");
+        if line.outbox.send(&command.message, descriptor).is_err() {
+            tracing::warn!(client = command.client.0, "it does not read what it is sent: session closed");
+            line.outbox.dismiss();
+            self.lines.remove(&command.session);
+            *self.sessions.closed.entry("deaf".to_owned()).or_default() += 1;
+            self.core.ledger.disconnected(command.client, command.session, Moment::now());
+        }
+    }
+
+    fn ended(&mut self, client: &Client) {
+        self.pages.remove(&client.id);
+        self.ended_count += 1;
+        if self.ended.len() == crate::snapshot::ENDED
+            && let Some(oldest) = self.ended.pop_front()
+        {
+            self.ended_totals.add(&oldest.totals);
+        }
+        self.ended.push_back(Ended {
+            client: client.id,
+            process: client.process,
+            name: client.name.clone(),
+            totals: self.totals(client),
+        });
+        self.core.ledger.observed_gone(client.process);
+    }
+
+    /// Files on which clients without an agent take turns: they cannot create them in a read-only mount.
+    fn lock_files(&mut self, report: &Report) {
+        let Some(directory) = &self.directory else { return };
+        for reading in &report.devices {
+            if self.locked.insert(reading.device) {
+                let path = directory.join(format!("device-{}.lock", reading.device));
+                let made = std::fs::OpenOptions::new().create(true).append(true).open(&path);
+                if let Err(error) = made {
+                    tracing::warn!(path = %path.display(), %error, "cannot create a lock file for clients without an agent");
+                }
+            }
+        }
+    }
+}
+
+/// The page at this moment.
+fn view(page: &CounterPage) -> Page {
+    let (application, engine) = page.calls();
+    Page {
+        calls: Counts { application, engine },
+        waiting: page.waiting.load(std::sync::atomic::Ordering::Relaxed),
+        holdings: page.holdings().collect(),
+    }
 }

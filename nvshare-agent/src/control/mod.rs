@@ -1,1 +1,296 @@
-//! The clients' socket: one session per client.
+//! The clients' socket: who connects is found out by the kernel, one task carries each session, and nothing a client
+//! sends, or does not read, reaches beyond its own session.
+
+mod page;
+mod peer;
+mod session;
+mod wire;
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nvshare_common::frame::{self, FrameError};
+use nvshare_common::protocol::{Answer, Hello, ToAgent, ToShim};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, mpsc};
+
+pub(crate) use page::wait_for;
+pub use page::{CounterPage, PageError};
+pub use peer::{Peer, PeerError};
+
+use crate::conductor::Input;
+use crate::ledger::SessionId;
+use crate::observation::Process;
+
+/// How many packets may wait for a client to read them. One that does not read loses its session.
+const QUEUE: usize = 512;
+/// How many connections one process may have: its own, and an old one that has not ended yet.
+const PER_PROCESS: usize = 4;
+/// How many connections there may be in all.
+const CONNECTIONS: usize = 8192;
+
+/// What happens on a session, in order.
+#[derive(Debug)]
+pub enum Event {
+    /// A client said `Hello`. It has to be answered through `outbox`.
+    Opened(Box<Opened>),
+    /// A client sent a message, maybe with a descriptor.
+    Said(ToAgent, Option<OwnedFd>),
+    /// The session is over.
+    Closed(End),
+    /// A connection was refused before it became a session.
+    Refused(&'static str),
+}
+
+/// The beginning of a session.
+#[derive(Debug)]
+pub struct Opened {
+    /// Who.
+    pub peer: Peer,
+    /// What it says of itself.
+    pub hello: Hello,
+    /// Its counters; or why there are none.
+    pub page: Result<CounterPage, PageError>,
+    /// The way to it.
+    pub outbox: Outbox,
+}
+
+/// Why a session ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum End {
+    /// The client closed it, or died.
+    #[error("the client closed the connection")]
+    Left,
+    /// It said something that is no message.
+    #[error("closed: {0}")]
+    Malformed(String),
+    /// It connected and said nothing.
+    #[error("closed: no hello within {} s", session::HELLO_LIMIT.as_secs())]
+    Silent,
+    /// The connection failed.
+    #[error("the connection failed: {0}")]
+    Broken(String),
+    /// It did not read what it was sent, or has a newer session, or the agent stops.
+    #[error("the agent ended the session")]
+    Dismissed,
+}
+
+impl End {
+    /// A metric label.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            End::Left => "left",
+            End::Malformed(_) => "malformed",
+            End::Silent => "silent",
+            End::Broken(_) => "broken",
+            End::Dismissed => "dismissed",
+        }
+    }
+}
+
+/// A packet on its way to a client.
+#[derive(Debug)]
+struct Packet {
+    bytes: Vec<u8>,
+    descriptor: Option<Arc<OwnedFd>>,
+}
+
+/// The way to a client. Never blocks.
+#[derive(Clone, Debug)]
+pub struct Outbox {
+    packets: mpsc::Sender<Packet>,
+    dismissed: Arc<Notify>,
+}
+
+/// A message that could not be queued: the session is over, or its queue is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the client's queue is full, or its session has ended")]
+pub struct Undelivered;
+
+impl Outbox {
+    /// Answers `Hello`.
+    pub fn answer(&self, answer: &Answer) -> Result<(), Undelivered> {
+        self.queue(frame::encode_answer(answer), None)
+    }
+
+    /// Sends a message.
+    pub fn send(&self, message: &ToShim, descriptor: Option<Arc<OwnedFd>>) -> Result<(), Undelivered> {
+        self.queue(frame::encode(message), descriptor)
+    }
+
+    /// Ends the session, whatever still waits to be sent.
+    pub fn dismiss(&self) {
+        self.dismissed.notify_one();
+    }
+
+    fn queue(
+        &self,
+        packet: Result<Vec<u8>, FrameError>,
+        descriptor: Option<Arc<OwnedFd>>,
+    ) -> Result<(), Undelivered> {
+        match packet {
+            Ok(bytes) => self.packets.try_send(Packet { bytes, descriptor }).map_err(|_| Undelivered),
+            Err(error) => {
+                // The lists we send are bounded: this is a mistake of ours, not the client's.
+                tracing::error!(%error, "a message cannot be sent");
+                Err(Undelivered)
+            }
+        }
+    }
+}
+
+/// Why there is no socket for clients.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// No directory.
+    #[error("cannot create {}, the directory of the clients' socket: {source}; run as root, or choose another path with --socket", path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another agent.
+    #[error("another agent listens on {}: stop it first, or choose another path with --socket", path.display())]
+    InUse {
+        /// Where.
+        path: PathBuf,
+    },
+    /// No socket.
+    #[error("cannot listen on {} for clients: {source}; run as root, or choose another path with --socket", path.display())]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// The listening socket. Its file goes away with it.
+#[derive(Debug)]
+pub struct Listener {
+    socket: AsyncFd<OwnedFd>,
+    path: PathBuf,
+    /// The file's inode: a successor's socket at the same path is not removed.
+    inode: u64,
+}
+
+impl Listener {
+    /// Creates the directory (0755) and the socket (0666: who connects is known by its credentials) at `path`. A socket
+    /// that nobody listens on any more is replaced.
+    pub fn bind(path: &Path) -> Result<Listener, BindError> {
+        use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(directory)
+            .map_err(|source| BindError::Directory { path: directory.into(), source })?;
+        let failed = |source: std::io::Error| BindError::Socket { path: path.into(), source };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let new = || socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+        let address = SocketAddrUnix::new(path).map_err(|errno| failed(errno.into()))?;
+        let old = new().map_err(|errno| failed(errno.into()))?;
+        match rustix::net::connect(&old, &address) {
+            Ok(()) | Err(Errno::AGAIN) => return Err(BindError::InUse { path: path.into() }),
+            Err(Errno::CONNREFUSED) => std::fs::remove_file(path).map_err(failed)?,
+            Err(_) => {}
+        }
+        let socket = new().map_err(|errno| failed(errno.into()))?;
+        bind(&socket, &address).map_err(|errno| failed(errno.into()))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
+        listen(&socket, 1024).map_err(|errno| failed(errno.into()))?;
+        let inode = std::fs::metadata(path).map_err(failed)?.ino();
+        Ok(Listener {
+            socket: wait_for(socket, Interest::READABLE).map_err(failed)?,
+            path: path.into(),
+            inode,
+        })
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Accepts clients until the conductor is gone. What happens on their sessions goes to `inputs`.
+    pub async fn serve(self, inputs: mpsc::Sender<Input>) {
+        let connections = Connections::default();
+        let sessions = AtomicU64::new(0);
+        loop {
+            let accepted = {
+                let Ok(mut ready) = self.socket.readable().await else { return };
+                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+                ready.try_io(|socket| Ok(accept_with(socket, flags)?))
+            };
+            let socket = match accepted {
+                Err(_) => continue,
+                Ok(Ok(socket)) => socket,
+                Ok(Err(error)) => {
+                    // Out of descriptors, or a connection that broke before it was accepted: others may fare better.
+                    tracing::warn!(%error, "cannot accept a client");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            if inputs.is_closed() {
+                return;
+            }
+            let id = SessionId(sessions.fetch_add(1, Ordering::Relaxed) + 1);
+            tokio::spawn(session::carry(socket, id, inputs.clone(), connections.clone()));
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        use std::os::unix::fs::MetadataExt;
+        if std::fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// How many connections each process has.
+#[derive(Clone, Debug, Default)]
+struct Connections(Arc<Mutex<HashMap<Process, usize>>>);
+
+/// One of them, counted until it is dropped.
+#[derive(Debug)]
+struct Counted(Connections, Process);
+
+impl Connections {
+    /// Counts one more; `None` when there are too many.
+    fn count(&self, process: Process) -> Option<Counted> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.values().sum::<usize>() >= CONNECTIONS {
+            return None;
+        }
+        let own = all.entry(process).or_default();
+        if *own >= PER_PROCESS {
+            return None;
+        }
+        *own += 1;
+        Some(Counted(self.clone(), process))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut all = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = all.get_mut(&self.1) {
+            *own -= 1;
+            if *own == 0 {
+                all.remove(&self.1);
+            }
+        }
+    }
+}

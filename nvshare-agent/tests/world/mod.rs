@@ -18,16 +18,16 @@ use nvshare_common::probe::Call;
 use nvshare_common::protocol::{Held, Hello, Purpose, ToAgent, ToShim};
 use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId, Ticket};
 
-pub const MIB: u64 = 1 << 20;
-pub const GIB: u64 = 1 << 30;
+pub(crate) const MIB: u64 = 1 << 20;
+pub(crate) const GIB: u64 = 1 << 30;
 /// What the link moves in a millisecond, each way: 16 GB/s.
 const LINK: u64 = 16 * MIB;
 
-pub fn card(number: u8) -> DeviceId {
+pub(crate) fn card(number: u8) -> DeviceId {
     DeviceId([number; 16])
 }
 
-pub fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings {
         lease_floor: Duration::from_millis(500),
         lease_ceiling: Duration::from_secs(20),
@@ -38,7 +38,7 @@ pub fn settings() -> Settings {
 
 /// One process with a shim.
 #[derive(Clone, Debug)]
-pub struct Shim {
+pub(crate) struct Shim {
     pub process: Process,
     pub id: ClientId,
     pub session: Option<SessionId>,
@@ -76,7 +76,7 @@ pub struct Shim {
     pub rooms: BTreeMap<u64, Option<bool>>,
 }
 
-pub struct World {
+pub(crate) struct World {
     pub core: Core,
     pub cards: BTreeMap<DeviceId, u64>,
     pub foreign: BTreeMap<DeviceId, u64>,
@@ -95,7 +95,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(cards: &[u64]) -> World {
+    pub(crate) fn new(cards: &[u64]) -> World {
         let mut world = World {
             core: Core::new(settings()),
             cards: cards.iter().enumerate().map(|(index, bytes)| (card(index as u8), *bytes)).collect(),
@@ -113,12 +113,12 @@ impl World {
         world
     }
 
-    pub fn moment(&self) -> Moment {
+    pub(crate) fn moment(&self) -> Moment {
         Moment(self.now * 1000)
     }
 
     /// A process starts, with an open gate and nothing allocated.
-    pub fn start(&mut self) -> usize {
+    pub(crate) fn start(&mut self) -> usize {
         let pid = 100 + self.shims.len() as u32;
         self.shims.push(Shim {
             process: Process { pid, start: 1 },
@@ -157,14 +157,14 @@ impl World {
     }
 
     /// A process starts, allocates on the first card, and works without pause.
-    pub fn worker(&mut self, bytes: u64) -> usize {
+    pub(crate) fn worker(&mut self, bytes: u64) -> usize {
         let index = self.start();
         self.allocate(index, 0, bytes);
         self.shims[index].works = true;
         index
     }
 
-    pub fn connect(&mut self, index: usize) {
+    pub(crate) fn connect(&mut self, index: usize) {
         self.sessions += 1;
         let session = SessionId(self.sessions);
         let shim = &mut self.shims[index];
@@ -192,7 +192,7 @@ impl World {
         self.shims[index].id = id;
     }
 
-    pub fn disconnect(&mut self, index: usize) {
+    pub(crate) fn disconnect(&mut self, index: usize) {
         if let Some(session) = self.shims[index].session.take() {
             let now = self.moment();
             self.core.ledger.disconnected(self.shims[index].id, session, now);
@@ -205,7 +205,7 @@ impl World {
         }
     }
 
-    pub fn kill(&mut self, index: usize) {
+    pub(crate) fn kill(&mut self, index: usize) {
         let now = self.moment();
         let shim = &mut self.shims[index];
         shim.alive = false;
@@ -217,7 +217,7 @@ impl World {
         self.core.ledger.exited(self.shims[index].id, now);
     }
 
-    pub fn allocate(&mut self, index: usize, device: u8, bytes: u64) {
+    pub(crate) fn allocate(&mut self, index: usize, device: u8, bytes: u64) {
         let shim = &mut self.shims[index];
         *shim.total.entry(card(device)).or_default() += bytes;
         shim.said_resident.insert(card(device), false);
@@ -232,7 +232,7 @@ impl World {
     }
 
     /// Frees; what is then granted and unused stays so until somebody asks.
-    pub fn free(&mut self, index: usize, device: u8, bytes: u64) {
+    pub(crate) fn free(&mut self, index: usize, device: u8, bytes: u64) {
         let shim = &mut self.shims[index];
         let total = shim.total.entry(card(device)).or_default();
         *total = total.saturating_sub(bytes);
@@ -240,7 +240,7 @@ impl World {
         *resident = (*resident).min(*total);
     }
 
-    pub fn want_room(&mut self, index: usize, ticket: u64, bytes: u64) {
+    pub(crate) fn want_room(&mut self, index: usize, ticket: u64, bytes: u64) {
         self.shims[index].rooms.insert(ticket, None);
         self.say(index, ToAgent::WantRoom { ticket: Ticket(ticket), device: card(0), bytes: Bytes(bytes) });
     }
@@ -253,7 +253,7 @@ impl World {
         }
     }
 
-    pub fn used(&self, device: DeviceId) -> u64 {
+    pub(crate) fn used(&self, device: DeviceId) -> u64 {
         let first = *self.cards.keys().next().unwrap();
         self.foreign.get(&device).copied().unwrap_or_default()
             + self
@@ -266,20 +266,20 @@ impl World {
                 .sum::<u64>()
     }
 
-    pub fn running(&self, index: usize) -> bool {
+    pub(crate) fn running(&self, index: usize) -> bool {
         let shim = &self.shims[index];
         shim.alive && shim.open()
     }
 
     /// Lets `ms` milliseconds pass.
-    pub fn run(&mut self, ms: u64) {
+    pub(crate) fn run(&mut self, ms: u64) {
         for _ in 0..ms {
             self.step();
         }
     }
 
     /// Lets time pass until `done`, at most `ms`.
-    pub fn until(&mut self, ms: u64, mut done: impl FnMut(&World) -> bool) -> u64 {
+    pub(crate) fn until(&mut self, ms: u64, mut done: impl FnMut(&World) -> bool) -> u64 {
         for passed in 0..ms {
             if done(self) {
                 return passed;
@@ -289,7 +289,7 @@ impl World {
         panic!("not within {ms} ms; {}", self.describe());
     }
 
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let clients: Vec<String> = self
             .core
             .ledger
@@ -584,7 +584,7 @@ impl World {
 }
 
 impl Shim {
-    pub fn open(&self) -> bool {
+    pub(crate) fn open(&self) -> bool {
         let all = self
             .total
             .iter()

@@ -1,0 +1,209 @@
+//! The state that others may see, made from everything the conductor holds.
+
+use nvshare_common::counters::Holdings;
+use nvshare_common::protocol;
+use nvshare_common::units::{Bytes, DeviceId};
+
+use super::{Conductor, host};
+use crate::ledger::{Client, Device, Observed};
+use crate::moment::Moment;
+use crate::observation::Process;
+use crate::policy;
+use crate::snapshot::{self, Activity, State, Totals};
+
+impl Conductor {
+    pub(super) fn state(&self, now: Moment) -> State {
+        let core = &self.core;
+        let mut ended_totals = self.ended_totals.clone();
+        for ended in &self.ended {
+            ended_totals.add(&ended.totals);
+        }
+        let contended = host::contended(core);
+        State {
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: protocol::VERSION,
+            up_seconds: now.since(self.began).as_secs_f64(),
+            settings: core.settings.clone(),
+            awaited: self.awaited.iter().copied().collect(),
+            granting: !core.held_back,
+            devices: core
+                .ledger
+                .devices()
+                .iter()
+                .map(|(id, device)| self.device(*id, device, contended.contains(id), now))
+                .collect(),
+            devices_problem: core.devices_problem.clone(),
+            clients: core.ledger.clients().values().map(|client| self.client(client, now)).collect(),
+            processes: core
+                .ledger
+                .observed()
+                .iter()
+                .filter(|(process, _)| core.ledger.client_of(**process).is_none())
+                .map(|(process, observed)| self.foreign(*process, observed, now))
+                .collect(),
+            ended: self.ended.iter().cloned().collect(),
+            ended_totals,
+            ended_count: self.ended_count,
+            host: self.host.snapshot(core),
+            observer: self.observer.clone(),
+            switches: core.switches.snapshot(),
+            waiting_seconds: core.waiting_seconds.clone(),
+            swap_out_seconds: core.swap_out_seconds.clone(),
+            swap_in_seconds: core.swap_in_seconds.clone(),
+            sessions: self.sessions.clone(),
+        }
+    }
+
+    fn device(&self, id: DeviceId, device: &Device, contended: bool, now: Moment) -> snapshot::Device {
+        let ledger = &self.core.ledger;
+        let sum =
+            |of: fn(&Holdings) -> Bytes| ledger.holdings(id).map(|(_, holding)| of(&holding.page)).sum();
+        let free = ledger.free(id);
+        snapshot::Device {
+            uuid: snapshot::uuid(id),
+            index: device.index,
+            name: device.name.clone(),
+            total: device.total,
+            capacity: device.capacity,
+            used: device.used,
+            reserve: device.reserve,
+            granted: ledger.granted(id),
+            resident: sum(|page| page.resident),
+            swapped: sum(|page| page.swapped),
+            unswappable: ledger.holdings(id).map(|(_, holding)| holding.immovable()).sum(),
+            foreign: device.foreign,
+            free: Bytes(free.max(0) as u64),
+            needed: ledger.holdings(id).map(|(_, holding)| holding.needed).sum(),
+            contended,
+            excess: Bytes((-free).max(0) as u64),
+            reading_age_seconds: now.since(device.read_began).as_secs_f64(),
+        }
+    }
+
+    fn client(&self, client: &Client, now: Moment) -> snapshot::Client {
+        let settings = &self.core.settings;
+        let lease = client.lease.and_then(|lease| {
+            let end = lease.began? + policy::lease_length(settings, lease.cost);
+            Some(end.since(now).as_secs_f64() - now.since(end).as_secs_f64())
+        });
+        let devices = client.devices.iter().map(|(id, holding)| snapshot::ClientDevice {
+            uuid: snapshot::uuid(*id),
+            granted: holding.granted,
+            needed: holding.needed,
+            limit: client.limits.get(id).copied().unwrap_or_default(),
+            resident: holding.page.resident,
+            swapped: holding.page.swapped,
+            shadow: holding.page.shadow,
+            unswappable: holding.immovable(),
+            unswappable_reasons: holding.unswappable.clone(),
+            measured: holding.measured,
+        });
+        snapshot::Client {
+            client: client.id,
+            process: client.process,
+            name: client.name.clone(),
+            cgroup: client.cgroup.clone(),
+            shim: client.shim.clone(),
+            activity: activity(client, now),
+            waiting_seconds: client.wants.map_or(0.0, |since| now.since(since).as_secs_f64()),
+            idle_seconds: now.since(client.active_at).as_secs_f64(),
+            lease_seconds: lease,
+            virtual_runtime_seconds: client.runtime.as_secs_f64(),
+            stalls: client.stalls,
+            notes: self.notes(client),
+            devices: devices.collect(),
+            arenas: client.arenas.len() as u64,
+            arena_bytes: client.arena_bytes(),
+            totals: self.totals(client),
+        }
+    }
+
+    /// Why it cannot run, be stopped or be moved.
+    fn notes(&self, client: &Client) -> Vec<String> {
+        let mut notes = Vec::new();
+        notes.extend(self.core.hindered.get(&client.id).cloned());
+        notes.extend(
+            client
+                .dead
+                .as_ref()
+                .map(|why| format!("its device failed ({why}): its memory stays until it exits")),
+        );
+        notes.extend(client.untrusted.as_ref().map(|why| format!("it {why}")));
+        if client.bypass {
+            notes.push(
+                "it makes driver calls that its shim does not see: its memory is never moved".to_owned(),
+            );
+        }
+        if client.unyielding.is_some() {
+            notes.push("it does not yield: others are served around it".to_owned());
+        }
+        if client.host_exhausted {
+            notes.push("no more host memory for its shadows".to_owned());
+        }
+        if client.swap_failures > 0 {
+            notes.extend(client.swap_problem.as_ref().map(|why| format!("its last swap out failed: {why}")));
+        }
+        notes
+    }
+
+    pub(super) fn totals(&self, client: &Client) -> Totals {
+        let sum = |of: fn(&Holdings) -> Bytes| -> Bytes {
+            let last = self.pages.get(&client.id).map(super::view).unwrap_or_default();
+            last.holdings.iter().map(|(_, holdings)| Bytes(of(holdings).0.min(1 << 56))).sum()
+        };
+        let calls = self.pages.get(&client.id).map_or(client.calls, |page| super::view(page).calls);
+        let observed = self.core.ledger.observed().get(&client.process);
+        let seen = observed.map(|observed| observed.counts).unwrap_or_default();
+        Totals {
+            application_calls: Totals::named(&calls.application),
+            engine_calls: Totals::named(&calls.engine),
+            application_seen: Totals::named(&seen.application),
+            engine_seen: Totals::named(&seen.engine),
+            lost: observed.map_or(0, |observed| observed.lost),
+            copied_out: sum(|holdings| holdings.copied_out),
+            copied_in: sum(|holdings| holdings.copied_in),
+            clean: sum(|holdings| holdings.clean),
+            stops: client.stops_total,
+            stalls: client.stalls_total,
+            swap_failures: client.swap_failures_total,
+            uvm_faults: observed.map_or(0, |observed| observed.uvm_faults),
+            uvm_bytes: observed.map_or(Bytes::ZERO, |observed| observed.uvm_bytes),
+        }
+    }
+
+    fn foreign(&self, process: Process, observed: &Observed, now: Moment) -> snapshot::Foreign {
+        let devices = self.core.ledger.devices().values();
+        snapshot::Foreign {
+            process,
+            name: observed.name.clone(),
+            measured: devices.filter_map(|device| device.per_process.get(&process.pid).copied()).sum(),
+            allocated: observed.allocated,
+            managed: observed.managed,
+            inexact: observed.inexact(),
+            idle_seconds: now.since(observed.last_launch).as_secs_f64(),
+            seen: Totals::named(&observed.counts.application),
+        }
+    }
+}
+
+fn activity(client: &Client, now: Moment) -> Activity {
+    if client.exited.is_some() {
+        Activity::Exited
+    } else if client.dead.is_some() {
+        Activity::Dead
+    } else if client.session.is_none() {
+        Activity::Disconnected
+    } else if client.unyielding.is_some() {
+        Activity::Unyielding
+    } else if client.stop.is_some() {
+        Activity::Stopping
+    } else if client.wants.is_some() {
+        Activity::Waiting
+    } else if client.lease.is_none() {
+        Activity::Stopped
+    } else if client.busy(now) {
+        Activity::Running
+    } else {
+        Activity::Idle
+    }
+}

@@ -1,0 +1,159 @@
+//! One session: a task that carries packets between a client's socket and the conductor.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nvshare_common::frame::{self, FrameError, MAX_BYTES};
+use nvshare_common::protocol::{Answer, OLDEST, VERSION};
+use rustix::io::retry_on_intr;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, mpsc};
+
+use super::wire::{self, Received};
+use super::{Connections, CounterPage, End, Event, Opened, Outbox, Packet, PageError, Peer, QUEUE, wait_for};
+use crate::conductor::Input;
+use crate::ledger::SessionId;
+
+/// How long a client may take to say `Hello`.
+pub(super) const HELLO_LIMIT: Duration = Duration::from_secs(5);
+
+/// Carries the connection from its beginning to its end.
+pub(super) async fn carry(
+    socket: OwnedFd,
+    id: SessionId,
+    inputs: mpsc::Sender<Input>,
+    connections: Connections,
+) {
+    let tell = |event| inputs.send(Input::Session(id, event));
+    let refuse = async |socket: &OwnedFd, label: &'static str, why: String| {
+        tracing::info!(session = id.0, why, "connection refused");
+        if let Ok(bytes) = frame::encode_answer(&Answer::Refused { why }) {
+            let _ = wire::send(socket, &Packet { bytes, descriptor: None });
+        }
+        let _ = tell(Event::Refused(label)).await;
+    };
+    let peer = match Peer::of(&socket) {
+        Ok(peer) => peer,
+        Err(error) => return refuse(&socket, "unknown", error.to_string()).await,
+    };
+    let pid = peer.process.pid;
+    let Some(_counted) = connections.count(peer.process) else {
+        let why = format!("process {pid} has too many connections already");
+        return refuse(&socket, "too_many", why).await;
+    };
+    let Ok(socket) = wait_for(socket, Interest::READABLE | Interest::WRITABLE) else { return };
+    let mut buffer = vec![0; MAX_BYTES];
+    let hello = match tokio::time::timeout(HELLO_LIMIT, receive(&socket, &mut buffer)).await {
+        Err(_) => Err(End::Silent),
+        Ok(Err(end)) => Err(end),
+        Ok(Ok((length, descriptor))) => Ok((frame::decode_hello(&buffer[..length]), descriptor)),
+    };
+    let (hello, descriptor) = match hello {
+        Ok((Ok(hello), descriptor)) => (hello, descriptor),
+        Ok((Err(FrameError::Version { theirs }), _)) => {
+            let why = format!(
+                "the shim of process {pid} speaks protocol {theirs}, this agent ({}) {OLDEST} to {VERSION}: use one \
+                 release for both",
+                env!("CARGO_PKG_VERSION")
+            );
+            return refuse(socket.get_ref(), "version", why).await;
+        }
+        Ok((Err(error), _)) => return refuse(socket.get_ref(), "malformed", error.to_string()).await,
+        Err(end) => {
+            tracing::info!(session = id.0, pid, %end, "no session");
+            let _ = tell(Event::Refused(end.label())).await;
+            return;
+        }
+    };
+    let page = descriptor.ok_or(PageError::Absent).and_then(CounterPage::map);
+    let (packets, outgoing) = mpsc::channel(QUEUE);
+    let dismissed = Arc::new(Notify::new());
+    let outbox = Outbox { packets, dismissed: Arc::clone(&dismissed) };
+    let opened = Opened { peer, hello, page, outbox };
+    if tell(Event::Opened(Box::new(opened))).await.is_err() {
+        return;
+    }
+    let end = tokio::select! {
+        end = converse(&socket, &mut buffer, id, &inputs, outgoing) => end,
+        () = dismissed.notified() => End::Dismissed,
+    };
+    if let End::Malformed(_) = end {
+        tracing::warn!(session = id.0, pid, %end, "session closed");
+    } else {
+        tracing::debug!(session = id.0, pid, %end, "session closed");
+    }
+    let _ = tell(Event::Closed(end)).await;
+}
+
+/// Carries packets both ways until one side ends.
+async fn converse(
+    socket: &AsyncFd<OwnedFd>,
+    buffer: &mut [u8],
+    id: SessionId,
+    inputs: &mpsc::Sender<Input>,
+    mut outgoing: mpsc::Receiver<Packet>,
+) -> End {
+    // A client that does not read must still be heard (what it releases), and one that floods must still be answered.
+    let speak = async {
+        while let Some(packet) = outgoing.recv().await {
+            if let Err(end) = send(socket, &packet).await {
+                return end;
+            }
+        }
+        End::Dismissed
+    };
+    let hear = async {
+        loop {
+            let (length, descriptor) = match receive(socket, buffer).await {
+                Ok(received) => received,
+                Err(end) => return end,
+            };
+            match frame::decode(&buffer[..length]) {
+                Ok(message) => {
+                    let event = Event::Said(message, descriptor);
+                    if inputs.send(Input::Session(id, event)).await.is_err() {
+                        return End::Dismissed;
+                    }
+                }
+                Err(error) => return End::Malformed(error.to_string()),
+            }
+        }
+    };
+    tokio::select! {
+        end = hear => end,
+        end = speak => end,
+    }
+}
+
+async fn receive(socket: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> Result<(usize, Option<OwnedFd>), End> {
+    loop {
+        let mut ready = socket.readable().await.map_err(|error| End::Broken(error.to_string()))?;
+        match ready.try_io(|socket| Ok(retry_on_intr(|| wire::receive(socket, buffer))?)) {
+            Err(_) => {}
+            Ok(Ok(Received::Packet(length, descriptor))) => return Ok((length, descriptor)),
+            Ok(Ok(Received::TooLong)) => {
+                return Err(End::Malformed(format!("a packet of more than {MAX_BYTES} bytes")));
+            }
+            Ok(Ok(Received::End)) => return Err(End::Left),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => return Err(End::Left),
+            Ok(Err(error)) => return Err(End::Broken(error.to_string())),
+        }
+    }
+}
+
+async fn send(socket: &AsyncFd<OwnedFd>, packet: &Packet) -> Result<(), End> {
+    loop {
+        let mut ready = socket.writable().await.map_err(|error| End::Broken(error.to_string()))?;
+        match ready.try_io(|socket| Ok(retry_on_intr(|| wire::send(socket, packet))?)) {
+            Err(_) => {}
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => {
+                return Err(End::Left);
+            }
+            Ok(Err(error)) => return Err(End::Broken(error.to_string())),
+        }
+    }
+}
