@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{FlockOperation, flock, ftruncate};
 use rustix::mm::{MapFlags, ProtFlags};
@@ -16,7 +17,7 @@ use crate::lock::{Guard, SharedMutex};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"nvs-card");
 /// Changes with the layout of anything in the file.
-const LAYOUT: u64 = 1;
+const LAYOUT: u64 = 2;
 
 #[repr(C)]
 struct Header {
@@ -28,7 +29,7 @@ struct Header {
     totals: Totals,
     processes: [Process; MAX_PROCESSES],
     handles: [Handle; MAX_HANDLES],
-    // Follows: a `Block` for each block of each card.
+    // Follow: a `Block` for each block of each card, and a flag for each: it was faulted in.
 }
 
 /// Why the cards cannot be used.
@@ -189,6 +190,18 @@ impl Control {
         unsafe { &(*self.header.as_ptr()).clocks[card] }
     }
 
+    /// For each block of a card: whether it was faulted in.
+    pub(crate) fn prepared(&self, card: usize) -> &[AtomicBool] {
+        let config = self.config();
+        let (cards, blocks) = (config.cards as usize, config.blocks());
+        // SAFETY: as `file_bytes` says, the flags follow the blocks, which follow the header; only ever 0 or 1 is stored,
+        // and the mapping lasts.
+        unsafe {
+            let flags = self.header.as_ptr().add(1).cast::<Block>().add(cards * blocks).cast::<AtomicBool>();
+            std::slice::from_raw_parts(flags.add(card * blocks), blocks)
+        }
+    }
+
     pub(crate) fn lock(&self) -> Locked<'_> {
         let header = self.header.as_ptr();
         // SAFETY: the mutex was made before the block was published.
@@ -223,7 +236,8 @@ impl Locked<'_> {
 }
 
 fn file_bytes(config: &Config) -> u64 {
-    (size_of::<Header>() + config.cards as usize * config.blocks() * size_of::<Block>()) as u64
+    let blocks = config.cards as usize * config.blocks();
+    (size_of::<Header>() + blocks * (size_of::<Block>() + size_of::<AtomicBool>())) as u64
 }
 
 fn open(path: &Path) -> Result<File, OpenError> {

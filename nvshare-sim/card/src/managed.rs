@@ -75,11 +75,6 @@ impl Ledger<'_> {
         (entry.owner == MANAGED | slot as u32 && entry.next == range.first + page as u32).then_some(index)
     }
 
-    /// Whether the page is on a card.
-    pub(crate) fn is_resident(&self, slot: usize, range: &ManagedRange, page: usize) -> bool {
-        self.resident(slot, range, page).is_some()
-    }
-
     /// A kernel touches a page: it faults where it is not resident, evicting the page used longest ago on a full card.
     /// Where plain memory fills the card the page is read over the link and stays on the host.
     pub(crate) fn touch(&mut self, card: usize, slot: usize, range: &mut ManagedRange, page: usize) -> Moved {

@@ -143,9 +143,9 @@ impl Member {
         if held { Ok(id) } else { Err(ImportError::Gone) }
     }
 
-    /// Faults the run's bytes in where they are not yet, so that mapping them is quick.
+    /// Faults the run's bytes in where no process did so before, so that mapping them is quick.
     pub fn prepare(&self, card: usize, run: Run) {
-        self.memory[card].prepare(run);
+        self.memory[card].prepare(run, self.control.prepared(card));
     }
 
     /// The file that holds the card's bytes, for mapping pieces of it.
@@ -202,12 +202,6 @@ impl Member {
         }
         locked.unlock();
         self.migrate(card, Lane::ToHost, moved.to_host, slowdown, at)
-    }
-
-    /// How many of these pages are on a card now.
-    pub fn managed_resident(&self, range: &ManagedRange, pages: Range<usize>) -> usize {
-        let locked = self.control.lock();
-        pages.filter(|page| locked.ledger.is_resident(self.slot, range, *page)).count()
     }
 
     /// The range was freed.

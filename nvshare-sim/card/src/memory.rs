@@ -18,8 +18,6 @@ const MADV_COLLAPSE: i32 = 25;
 pub(crate) struct Memory {
     file: File,
     base: NonNull<u8>,
-    /// Blocks known to be in memory.
-    prepared: Box<[AtomicBool]>,
     /// Collapsing works here.
     collapse: AtomicBool,
 }
@@ -34,44 +32,52 @@ impl Memory {
         let path = directory.join(format!("memory-{card}"));
         let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed("open", &path))?;
         let base = map_aligned(&file, bytes as usize).map_err(|error| failed("map", &path)(error.into()))?;
-        Ok(Memory {
-            file,
-            base,
-            prepared: (0..bytes / BLOCK_BYTES).map(|_| AtomicBool::new(false)).collect(),
-            collapse: AtomicBool::new(true),
-        })
+        Ok(Memory { file, base, collapse: AtomicBool::new(true) })
     }
 
     pub(crate) fn file(&self) -> &File {
         &self.file
     }
 
-    /// Faults blocks in that this process did not see in memory yet. What they hold stays.
-    pub(crate) fn prepare(&self, run: Run) {
-        for block in run.first..run.first + run.blocks {
-            if !self.prepared[block as usize].swap(true, Ordering::Relaxed) {
-                self.prepare_block(block);
+    /// Faults in the blocks of a run that no process had faulted in before; `prepared` says so for each block of the
+    /// card. What they hold stays.
+    pub(crate) fn prepare(&self, run: Run, prepared: &[AtomicBool]) {
+        let (mut first, end) = (run.first, run.first + run.blocks);
+        let is_ready = |block: u32| prepared[block as usize].load(Ordering::Relaxed);
+        while first < end {
+            let count = (first..end).take_while(|block| !is_ready(*block)).count() as u32;
+            if count > 0 {
+                self.fault_in(first, count);
+                for block in first..first + count {
+                    prepared[block as usize].store(true, Ordering::Relaxed);
+                }
             }
+            first += count.max(1);
         }
     }
 
-    fn prepare_block(&self, block: u32) {
-        const BYTES: usize = BLOCK_BYTES as usize;
-        // SAFETY: the block lies within the mapping, which is as long as the file.
-        let address = unsafe { self.base.as_ptr().add(block as usize * BYTES) };
-        // SAFETY: advice on our own mapping, which changes no byte.
-        let advise = |bytes, advice| unsafe { libc::madvise(address.cast(), bytes, advice) == 0 };
+    /// All at once: the kernel empties every processor's page lists for each call.
+    fn fault_in(&self, first: u32, count: u32) {
+        const BLOCK: usize = BLOCK_BYTES as usize;
+        let advise = |offset: usize, bytes, advice| {
+            // SAFETY: advice, which changes no byte, on a part of our own mapping: it is as long as the file, and the
+            // blocks lie within the file.
+            unsafe { libc::madvise(self.base.as_ptr().add(offset).cast(), bytes, advice) == 0 }
+        };
+        let (start, bytes) = (first as usize * BLOCK, count as usize * BLOCK);
         // An empty block cannot be collapsed: its first page is made to exist. A kernel that knows neither advice leaves
         // the pages to be faulted in by their first use.
-        if self.collapse.load(Ordering::Relaxed) && advise(4096, MADV_POPULATE_WRITE) {
-            if advise(BYTES, MADV_COLLAPSE) {
+        let begun =
+            || (start..start + bytes).step_by(BLOCK).all(|block| advise(block, 4096, MADV_POPULATE_WRITE));
+        if self.collapse.load(Ordering::Relaxed) && begun() {
+            if advise(start, bytes, MADV_COLLAPSE) {
                 return;
             }
             if std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) {
                 self.collapse.store(false, Ordering::Relaxed);
             }
         }
-        advise(BYTES, MADV_POPULATE_WRITE);
+        advise(start, bytes, MADV_POPULATE_WRITE);
     }
 }
 

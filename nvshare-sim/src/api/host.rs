@@ -34,9 +34,9 @@ export! {
     }
 
     fn cuMemFreeHost(pointer: *mut c_void) |cx| {
-        let context = cx.context()?;
+        cx.context()?;
         crate::capture::unsafe_call()?;
-        host::free(&context, pointer as u64)
+        host::free(pointer as u64)
     }
 
     fn cuMemHostRegister_v2(pointer: *mut c_void, bytes: usize, flags: c_uint) |cx| {

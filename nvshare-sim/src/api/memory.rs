@@ -57,12 +57,12 @@ export! {
     }
 
     fn cuMemFree_v2(pointer: CUdeviceptr) |cx| {
-        let context = cx.context()?;
+        cx.context()?;
         if pointer == 0 {
             return Ok(());
         }
         crate::capture::unsafe_call()?;
-        plain::free(&context, pointer)
+        plain::free(pointer)
     }
 
     fn cuMemGetAddressRange_v2(start: *mut CUdeviceptr, bytes: *mut usize, address: CUdeviceptr) |cx| {

@@ -44,13 +44,13 @@ pub(crate) fn allocate(context: &Context, bytes: u64, flags: u32) -> Outcome<u64
 }
 
 /// `cuMemFreeHost`: waits as `cuMemFree` does.
-pub(crate) fn free(context: &Context, start: u64) -> Outcome {
+pub(crate) fn free(start: u64) -> Outcome {
     let area = space::find(start).filter(|area| area.start == start);
     let area = area.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
     if !matches!(&area.kind, Kind::Pinned(pinned) if !pinned.registered) {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
-    context.synchronize()?;
+    plain::wait_for_owner(&area)?;
     plain::remove(&area, "cuMemFreeHost")
 }
 

@@ -9,7 +9,7 @@ use nvshare_sim_card::{HandleId, Point};
 use super::pool::Pool;
 use super::space::{self, Area, Kind};
 use super::{GRANULARITY, address, piece};
-use crate::context::Context;
+use crate::context::{CONTEXTS, Context};
 use crate::device::card;
 use crate::export::Outcome;
 
@@ -149,15 +149,20 @@ pub(super) fn forget_context(context: u64) {
     chunks().small.retain(|(of, _), slabs| *of != context || !slabs.is_empty());
 }
 
-/// `cuMemFree`: waits for the work of the context, as the driver does, and for nobody else's.
-pub(crate) fn free(context: &Context, start: u64) -> Outcome {
+/// `cuMemFree`: waits for the work of the context that owns the memory, as the driver does, and for nobody else's.
+pub(crate) fn free(start: u64) -> Outcome {
     let area = space::find(start).filter(|area| area.start == start);
     let area = area.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
     if !matches!(area.kind, Kind::Plain(_) | Kind::Managed(_)) {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
-    context.synchronize()?;
+    wait_for_owner(&area)?;
     remove(&area, "cuMemFree")
+}
+
+/// Waits for all work of the context that an area belongs to.
+pub(super) fn wait_for_owner(area: &Area) -> Outcome {
+    CONTEXTS.find(|context| context.id == area.context).map_or(Ok(()), |context| context.synchronize())
 }
 
 /// Takes an area away. Under work that may touch it: a violation.
