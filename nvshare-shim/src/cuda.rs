@@ -31,6 +31,7 @@ impl CUresult {
     pub const CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: CUresult = CUresult(900);
     pub const CUDA_ERROR_STREAM_CAPTURE_IMPLICIT: CUresult = CUresult(906);
     pub const CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD: CUresult = CUresult(908);
+    pub const CUDA_ERROR_STREAM_DETACHED: CUresult = CUresult(917);
     pub const CUDA_ERROR_UNKNOWN: CUresult = CUresult(999);
 }
 
@@ -55,6 +56,7 @@ impl CUresult {
                 | Self::CUDA_ERROR_INVALID_CONTEXT
                 | Self::CUDA_ERROR_INVALID_HANDLE
                 | Self::CUDA_ERROR_CONTEXT_IS_DESTROYED
+                | Self::CUDA_ERROR_STREAM_DETACHED
         )
     }
 

@@ -30,7 +30,7 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
     (
         "partitions a device: work goes into streams, which are known",
         "cuDevResourceGenerateDesc cuDevSmResourceSplit cuDevSmResourceSplitByCount cuGreenCtxCreate \
-         cuGreenCtxDestroy cuGreenCtxGetDevResource cuGreenCtxGetId cuGreenCtxRecordEvent cuGreenCtxWaitEvent \
+         cuGreenCtxGetDevResource cuGreenCtxGetId cuGreenCtxRecordEvent cuGreenCtxWaitEvent \
          cuStreamGetDevResource cuStreamGetDevResource_ptsz cuStreamGetGreenCtx",
     ),
     (

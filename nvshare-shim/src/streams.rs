@@ -378,6 +378,15 @@ pub(crate) fn keep_in_sight(stream: CUstream) {
     }
 }
 
+/// Waits for all work submitted so far, as long as is bearable.
+pub(crate) fn wait_a_while() {
+    let mark = mark();
+    let limit = Instant::now() + LONGEST_WAIT;
+    while matches!(mark.unfinished(), Ok(1..)) && Instant::now() < limit {
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}
+
 /// No event can be had for what is in `stream`, so nothing can wait for it later: waits here, for a while.
 #[cold]
 fn wait_for(stream: CUstream, error: CUresult) {

@@ -363,6 +363,7 @@ functions! {
     [cuCtxAttach] (pctx: *mut CUcontext, flags: u32) => contexts::attach(pctx);
     [cuCtxDetach] (ctx: CUcontext) => contexts::detach(ctx);
     [cuCtxEnablePeerAccess] (peerContext: CUcontext, Flags: u32) => contexts::enable_peer(peerContext);
+    [cuGreenCtxDestroy] (hCtx: CUgreenCtx) => contexts::destroy_green(hCtx);
     [cuCtxFromGreenCtx] (pContext: *mut CUcontext, hCtx: CUgreenCtx) => contexts::from_green(pContext);
 
     // The driver takes memory for itself: asked again once after room was made.

@@ -3,13 +3,14 @@
 
 use std::ffi::{CString, c_int, c_long, c_void};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use nvshare::cuda::CUresult;
 use nvshare::cuda::sys::CUstream;
 use nvshare::drain::{Drained, Stalled, drain};
-use nvshare::gate;
+use nvshare::{gate, pace};
 
 mod programs;
 
@@ -240,6 +241,36 @@ fn with_work_in_a_default_stream_and_a_blocking_stream_captured_the_gate_stands_
     assert!(drain_shut(NEVER).is_ok());
     end_capture(captured);
     assert_eq!(script.violations(), 0);
+}
+
+#[test]
+fn a_paced_thread_waits_for_what_it_submitted_and_an_unpaced_one_does_not() {
+    const LAUNCHES: usize = 1000;
+    let (_guard, script) = script();
+    let stream = stream(true);
+    let launched = AtomicUsize::new(0);
+    let number = stream.expose_provenance();
+    let many = || {
+        for _ in 0..LAUNCHES {
+            launch(std::ptr::with_exposed_provenance_mut(number));
+            launched.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    many();
+    assert_eq!(launched.swap(0, Ordering::Relaxed), LAUNCHES);
+    script.finish(stream, LAUNCHES as c_long);
+    pace::set(true);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(many);
+        std::thread::sleep(SOON);
+        let submitted = launched.load(Ordering::Relaxed);
+        assert!(submitted < 16, "{submitted} launches are in flight and none is finished");
+        assert_eq!(gate::inside(), 0, "who waits for the device is outside the gate");
+        script.finish(stream, LAUNCHES as c_long);
+        thread.join().unwrap();
+    });
+    pace::set(false);
+    assert_eq!(launched.load(Ordering::Relaxed), LAUNCHES);
 }
 
 #[test]

@@ -17,7 +17,7 @@ fn gate(fenced: bool) -> &'static Gate {
 /// Threads pass as fast as they can while a closer shuts, checks that the memory they work on is theirs alone, and
 /// opens.
 fn stress(fenced: bool) {
-    const ROUNDS: usize = 300;
+    const ROUNDS: usize = 100;
     let gate = gate(fenced);
     let (gone, stop, passes) = (AtomicBool::new(false), AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {

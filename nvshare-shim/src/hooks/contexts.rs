@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Bare;
 use crate::cuda::CUresult;
-use crate::cuda::sys::{CUcontext, CUdevice};
+use crate::cuda::sys::{CUcontext, CUdevice, CUgreenCtx};
 use crate::driver::driver;
 use crate::memory;
 use crate::{start, streams};
@@ -90,6 +90,19 @@ fn go<F: Fn() -> CUresult>(bare: &Bare<F>, context: CUcontext, last: bool) -> CU
         streams::context_seen(context);
     }
     result
+}
+
+/// A green context's streams are detached with it, and can be asked nothing any more: they are waited for, a while.
+pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: CUgreenCtx) -> CUresult {
+    let mut context = std::ptr::null_mut();
+    // SAFETY: the application's handle, and a place for the answer.
+    let found = unsafe { driver().cuCtxFromGreenCtx(&raw mut context, green) };
+    if !start::active() || !found.ok() || context.is_null() {
+        return bare.call();
+    }
+    streams::wait_a_while();
+    streams::context_leaves(context);
+    bare.call()
 }
 
 /// Memory of the peer's device becomes reachable from the current context's: what is there now, and what will be.

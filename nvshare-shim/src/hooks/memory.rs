@@ -1,6 +1,7 @@
 //! Device memory: allocation, free, and questions about it, answered by the engine where the memory is its own.
 
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Bare;
 use crate::cuda::sys::CUdeviceptr;
@@ -169,7 +170,8 @@ fn known(at: CUdeviceptr) -> Option<memory::Described> {
 }
 
 /// Writes the attribute's value, for memory of ours; `None` leaves it to the driver. The driver knows the pieces that
-/// back an allocation, not the allocation, and of swapped memory it knows nothing.
+/// back an allocation, not the allocation, and of swapped memory it knows nothing. The buffer's number stands for its
+/// physical memory: it changes with every swap-in, and while there is none no two answers are the same.
 unsafe fn answer(
     found: &memory::Described,
     data: *mut c_void,
@@ -185,14 +187,65 @@ unsafe fn answer(
             4 => return Some(CUresult::CUDA_ERROR_INVALID_VALUE),               // HOST_POINTER: none
             8 | 10 => data.cast::<u8>().write(0), // IS_MANAGED, IS_LEGACY_CUDA_IPC_CAPABLE
             9 => data.cast::<i32>().write(found.device), // DEVICE_ORDINAL
-            11 => data.cast::<u64>().write(found.start), // RANGE_START_ADDR
-            12 => data.cast::<u64>().write(found.bytes), // RANGE_SIZE
+            11 | 19 => data.cast::<u64>().write(found.start), // RANGE_START_ADDR, MAPPING_BASE_ADDR
+            12 | 18 => data.cast::<u64>().write(found.bytes), // RANGE_SIZE, MAPPING_SIZE
             13 => data.cast::<u8>().write(1),     // MAPPED
             14 => data.cast::<u64>().write(0),    // ALLOWED_HANDLE_TYPES
             16 => data.cast::<u32>().write(3),    // ACCESS_FLAGS: read and write
             17 => data.cast::<usize>().write(0),  // MEMPOOL_HANDLE
+            // SYNC_MEMOPS, IS_GPU_DIRECT_RDMA_CAPABLE, IS_HW_DECOMPRESS_CAPABLE
+            6 | 15 | 21 if !found.resident => data.cast::<u8>().write(0),
+            7 | 20 if !found.resident => data.cast::<u64>().write(passing_number()), // BUFFER_ID, MEMORY_BLOCK_ID
             _ => return None,
         }
     }
     Some(CUresult::CUDA_SUCCESS)
+}
+
+/// A number that the driver gives to nothing and that is never given twice.
+fn passing_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1 << 63);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(found: &memory::Described, attribute: CEnum) -> (Option<CUresult>, u64) {
+        let mut value = 0_u64;
+        // SAFETY: no attribute is wider than the eight bytes of `value`.
+        let result = unsafe { answer(found, (&raw mut value).cast(), attribute, found.start + 7) };
+        (result, value)
+    }
+
+    #[test]
+    fn what_is_swapped_is_described_from_the_records_and_never_by_the_driver() {
+        let context = std::ptr::without_provenance_mut(0x77);
+        let mut found = memory::Described { start: 0x1000, bytes: 300, context, device: 2, resident: false };
+        let ok = Some(CUresult::CUDA_SUCCESS);
+        for (attribute, value) in [
+            (1, 0x77),
+            (2, 2),
+            (3, 0x1007),
+            (6, 0),
+            (8, 0),
+            (9, 2),
+            (11, 0x1000),
+            (12, 300),
+            (13, 1),
+            (16, 3),
+        ] {
+            assert_eq!(ask(&found, attribute), (ok, value), "attribute {attribute}");
+        }
+        assert_eq!(ask(&found, 4), (Some(CUresult::CUDA_ERROR_INVALID_VALUE), 0));
+        assert_ne!(
+            ask(&found, 7).1,
+            ask(&found, 7).1,
+            "nobody may keep the number of memory that is not there"
+        );
+        found.resident = true;
+        assert_eq!(ask(&found, 7), (None, 0));
+        assert_eq!(ask(&found, 12), (ok, 300));
+    }
 }
