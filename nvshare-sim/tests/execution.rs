@@ -518,3 +518,25 @@ fn a_queue_is_bounded_and_a_launch_waits_for_room() {
     thread.join().expect("the thread");
     ok!(cuStreamSynchronize(stream));
 }
+
+#[test]
+fn a_stream_writes_words_and_waits_for_them() {
+    let context = Context::new();
+    let (one, two, device) = (context.stream(1), context.stream(1), context.device(4096));
+    let flag = context.pinned(4096);
+    flag.fill(0);
+    let address = flag.as_ptr() as u64;
+    ok!(cuMemsetD8_v2(device, 0_u8, 4096_usize));
+    ok!(cuCtxSynchronize());
+    ok!(cuStreamWaitValue32_v2(one, address, 2_u32, 0_u32));
+    assert_eq!(context.launch(one, "nvshare_store", &[device, 1, 6]), 0);
+    ok!(cuStreamWriteValue32_v2(two, address, 1_u32, 0_u32));
+    ok!(cuStreamSynchronize(two));
+    assert_eq!(call!(cuStreamQuery(one)), NOT_READY);
+    ok!(cuStreamWriteValue64_v2(two, address, 3_u64, 0_u32));
+    ok!(cuStreamSynchronize(one));
+    let mut value = 0_u64;
+    ok!(cuMemcpyDtoH_v2(&raw mut value, device, 8_usize));
+    assert_eq!(value, 6);
+    assert_eq!(call!(cuStreamWaitValue32_v2(one, address + 2, 2_u32, 0_u32)), 1);
+}

@@ -7,6 +7,17 @@ use client::{Context, DRIVER};
 const ILLEGAL_ADDRESS: u32 = 700;
 const LAUNCH_FAILED: u32 = 719;
 
+/// `CUmemAllocationProp`.
+#[repr(C)]
+#[derive(Default)]
+struct Properties {
+    kind: u32,
+    handles: u32,
+    location: [u32; 2],
+    metadata: u64,
+    flags: [u8; 8],
+}
+
 #[test]
 fn a_kernel_that_touches_what_is_not_mapped_ends_its_context_and_no_other() {
     if !client::is_alone() {
@@ -94,15 +105,6 @@ fn unmapping_memory_under_a_kernel_is_a_violation_and_ends_the_work() {
     if !client::is_alone() {
         client::alone("unmapping_memory_under_a_kernel_is_a_violation_and_ends_the_work", &[]);
         return;
-    }
-    #[repr(C)]
-    #[derive(Default)]
-    struct Properties {
-        kind: u32,
-        handles: u32,
-        location: [u32; 2],
-        metadata: u64,
-        flags: [u8; 8],
     }
     let context = Context::new();
     let (stream, bytes) = (context.stream(1), 2_usize << 20);

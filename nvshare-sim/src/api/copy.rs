@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUcontext, CUdeviceptr, CUresult, CUstream};
 
 use crate::capture;
-use crate::export::{Call, Outcome, export};
+use crate::export::{Call, Outcome, export, put_if};
 use crate::memory::{self, Location};
 use crate::work::{self, Plane, Transfer, Work, device_end};
 
@@ -75,6 +75,29 @@ export! {
         crate::context::by_handle(from_context)?;
         let transfer = device_to_device(cx, to, from, bytes)?;
         asynchronous(cx, transfer, stream)
+    }
+
+    fn cuMemcpyBatchAsync / cuMemcpyBatchAsync_ptsz(
+        to: *const CUdeviceptr, from: *const CUdeviceptr, bytes: *const usize, count: usize,
+        attributes: *const c_void, indices: *const usize, attribute_count: usize, failed: *mut usize,
+        stream: CUstream,
+    ) |cx| {
+        // The default streams would give the copies of a batch an order; the driver refuses them.
+        if stream.is_null() || to.is_null() || from.is_null() || bytes.is_null() || count == 0 {
+            return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+        }
+        for index in 0..count {
+            // SAFETY: the caller's arrays of that many, and an optional out-parameter.
+            let copied = unsafe {
+                put_if(failed, index);
+                let (to, from) = (to.add(index).read(), from.add(index).read());
+                asynchronous(cx, Transfer::linear(to, from, bytes.add(index).read() as u64), stream)
+            };
+            copied?;
+        }
+        // SAFETY: an optional out-parameter.
+        unsafe { put_if(failed, usize::MAX) };
+        Ok(())
     }
 
     fn cuMemcpy2D_v2 / cuMemcpy2D_v2_ptds(copy: *const Rows) |cx| {

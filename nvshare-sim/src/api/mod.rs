@@ -21,6 +21,7 @@ mod pool;
 mod proc_address;
 pub(crate) mod stream;
 mod stubs;
+mod value;
 mod vmm;
 
 use crate::export::Export;
@@ -48,5 +49,6 @@ pub(crate) static TABLES: &[&[&[Export]]] = &[
     proc_address::EXPORTS,
     stream::EXPORTS,
     stubs::EXPORTS,
+    value::EXPORTS,
     vmm::EXPORTS,
 ];
