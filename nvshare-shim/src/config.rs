@@ -13,6 +13,10 @@ use crate::log::Level;
 /// The block: the unit of fingerprints, and what every extent is a multiple of.
 pub const BLOCK_BYTES: u64 = 2 << 20;
 
+/// The largest extent that is chosen by itself: handles of this size cost little per byte (on an H200 2 MiB
+/// ones cost twenty times as much), and the first and last one of a swap, which overlap with nothing, are still short.
+pub const LARGEST_EXTENT: u64 = 64 << 20;
+
 /// All settings of one process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -22,8 +26,9 @@ pub struct Config {
     pub socket: PathBuf,
     /// `NVSHARE_LOG`: what goes to stderr.
     pub log: Level,
-    /// `NVSHARE_EXTENT_BYTES`: the largest piece that moves at once.
-    pub extent_bytes: u64,
+    /// `NVSHARE_EXTENT_BYTES`: the largest piece that moves at once; else a share of the device, at most
+    /// [`LARGEST_EXTENT`].
+    pub extent_bytes: Option<u64>,
     /// `NVSHARE_DEBUG_SWAP_EVERY`: swap everything out and in this often; a test tool.
     pub debug_swap_every: Option<Duration>,
     /// `NVSHARE_AGENT_GONE_AFTER`: how long the agent may be away before a stopped client helps itself.
@@ -36,7 +41,7 @@ impl Default for Config {
             disabled: false,
             socket: protocol::SOCKET.into(),
             log: Level::Warn,
-            extent_bytes: 64 << 20,
+            extent_bytes: None,
             debug_swap_every: None,
             agent_gone_after: Duration::from_secs(30),
         }
@@ -87,7 +92,7 @@ impl Config {
         one("NVSHARE_EXTENT_BYTES", "a multiple of 2M from 2M to 1G, such as 64M", &mut |value| {
             let bytes = parse_bytes(value)?;
             let fits = bytes.is_multiple_of(BLOCK_BYTES) && (BLOCK_BYTES..=1 << 30).contains(&bytes);
-            config.extent_bytes = fits.then_some(bytes)?;
+            config.extent_bytes = Some(fits.then_some(bytes)?);
             Some(())
         });
         one("NVSHARE_DEBUG_SWAP_EVERY", "a time such as 50ms or 2s, at least 1ms", &mut |value| {
@@ -156,7 +161,7 @@ mod tests {
                 disabled: true,
                 socket: "/tmp/agent.sock".into(),
                 log: Level::Debug,
-                extent_bytes: 16 << 20,
+                extent_bytes: Some(16 << 20),
                 debug_swap_every: Some(Duration::from_millis(50)),
                 agent_gone_after: Duration::from_secs(2),
             }

@@ -151,6 +151,8 @@ fn run(tried: &Sender<()>) {
     let mut alone = Alone::new();
     let mut said = false;
     loop {
+        // What an earlier agent said of devices that are not in the `Hello` no longer counts.
+        EARLY.lock().unwrap_or_else(PoisonError::into_inner).clear();
         match Session::open() {
             Ok(mut session) => {
                 said = false;

@@ -12,7 +12,7 @@ use super::free::Quarantined;
 use super::ranges::Ranges;
 use super::space::Space;
 use super::vmm::Kind;
-use crate::config::BLOCK_BYTES;
+use crate::config::{BLOCK_BYTES, LARGEST_EXTENT};
 use crate::cuda::{CUresult, sys};
 use crate::driver::driver;
 use crate::swap::{self, Order};
@@ -221,7 +221,10 @@ impl Device {
             return Err(format!("its memory comes in units of {granularity} bytes, expected a power of two"));
         }
         let granularity = granularity.max(BLOCK_BYTES);
-        let extent_bytes = config::get().extent_bytes.next_multiple_of(granularity);
+        let mut total = 0;
+        // SAFETY: `total` is where the answer goes.
+        unsafe { driver().cuDeviceTotalMem_v2(&raw mut total, ordinal) }.result().map_err(name)?;
+        let extent_bytes = extent_bytes(total as u64).next_multiple_of(granularity);
         let counters = counters::page().device(id);
         if counters.is_none() {
             log::warning!("device {id} is one too many for the counter page: the agent sees nothing of it");
@@ -238,6 +241,12 @@ impl Device {
             counters,
         })
     }
+}
+
+/// The largest extent on a device of `total` bytes: a swap of much of it should have many.
+fn extent_bytes(total: u64) -> u64 {
+    let share = (total / 64 / BLOCK_BYTES * BLOCK_BYTES).clamp(BLOCK_BYTES, LARGEST_EXTENT);
+    config::get().extent_bytes.unwrap_or(share)
 }
 
 /// As the agent is told it.
