@@ -8,6 +8,8 @@ use std::{env, fs};
 
 fn main() {
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libcuda.so.1");
+    // Stream threads run its code: it stays when a program closes it.
+    println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=names.txt");
     println!("cargo:rerun-if-changed=src/api");

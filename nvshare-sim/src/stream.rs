@@ -1,8 +1,10 @@
 //! Streams: queues of work, each with a thread of its own that sleeps when there is none, and the waits between them.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::ThreadId;
 
 use cudarc::driver::sys::{CUresult, CUstream};
 use nvshare_sim_card::now;
@@ -140,8 +142,8 @@ impl Stream {
             queue.last = Some(Arc::clone(&done));
             return done;
         }
-        queue.last = Some(Arc::clone(&done));
         let job = Job::new(self, (work, effect), waits, Arc::clone(&done));
+        queue.last = Some(Arc::clone(&done));
         if here && free {
             queue.busy = true;
             drop(queue);
@@ -275,8 +277,42 @@ impl Stream {
     fn of_thread(context: &Arc<Context>) -> Arc<Stream> {
         let thread = std::thread::current().id();
         let mut streams = context.streams();
-        let stream =
-            streams.per_thread.entry(thread).or_insert_with(|| Stream::new(context, Kind::PerThread, 0, 0));
-        Arc::clone(stream)
+        if let Some(stream) = streams.per_thread.get(&thread) {
+            return Arc::clone(stream);
+        }
+        let stream = Stream::new(context, Kind::PerThread, 0, 0);
+        streams.per_thread.insert(thread, Arc::clone(&stream));
+        drop(streams);
+        // Where the thread is ending already nobody takes the stream away before the context goes.
+        let _ = OWN.try_with(|own| own.borrow_mut().push((thread, Arc::downgrade(context))));
+        stream
+    }
+}
+
+thread_local! {
+    static OWN: RefCell<Own> = const { RefCell::new(Own(Vec::new())) };
+}
+
+/// The contexts in which a thread has a default stream: it goes with the thread, after its work.
+struct Own(Vec<(ThreadId, Weak<Context>)>);
+
+impl Own {
+    fn push(&mut self, of: (ThreadId, Weak<Context>)) {
+        self.0.push(of);
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        for (thread, context) in &self.0 {
+            let Some(context) = context.upgrade() else { continue };
+            let mut streams = context.streams();
+            if let Some(stream) = streams.per_thread.remove(thread) {
+                // While it has work it is still waited for.
+                streams.keep(Arc::downgrade(&stream));
+                drop(streams);
+                stream.close();
+            }
+        }
     }
 }

@@ -540,3 +540,40 @@ fn a_stream_writes_words_and_waits_for_them() {
     assert_eq!(value, 6);
     assert_eq!(call!(cuStreamWaitValue32_v2(one, address + 2, 2_u32, 0_u32)), 1);
 }
+
+#[test]
+fn a_threads_default_stream_goes_with_the_thread_after_its_work() {
+    let threads = || std::fs::read_dir("/proc/self/task").expect("the threads of this process").count();
+    let context = Context::new();
+    let (handle, device) = (context.handle, context.device(4096));
+    ok!(cuMemsetD8_v2(device, 0_u8, 8_usize));
+    ok!(cuCtxSynchronize());
+    let before = threads();
+    let function = context.function("nvshare_store_late");
+    for round in 1..=20_u64 {
+        let thread = std::thread::spawn(move || {
+            ok!(cuCtxSetCurrent(handle));
+            let (one, late) = (1_u64, 1_000_000_u64);
+            let parameters = [&raw const device, &raw const one, &raw const round, &raw const late];
+            ok!(cuLaunchKernel_ptsz(
+                function,
+                1_u32,
+                1_u32,
+                1_u32,
+                1_u32,
+                1_u32,
+                1_u32,
+                0_u32,
+                0_u64,
+                parameters.as_ptr(),
+                0_u64
+            ));
+        });
+        thread.join().expect("the thread");
+        ok!(cuCtxSynchronize());
+        let mut value = 0_u64;
+        ok!(cuMemcpyDtoH_v2(&raw mut value, device, 8_usize));
+        assert_eq!(value, round, "the work is done although the thread is gone");
+    }
+    wait("the streams' threads are gone", || threads() <= before + 1);
+}

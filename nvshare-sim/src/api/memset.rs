@@ -73,7 +73,14 @@ export! {
 }
 
 fn row(to: CUdeviceptr, value: u32, element: u64, count: usize) -> Fill {
-    Fill { address: to, pitch: count as u64 * element, element, value, width: count as u64, height: 1 }
+    Fill {
+        address: to,
+        pitch: (count as u64).saturating_mul(element),
+        element,
+        value,
+        width: count as u64,
+        height: 1,
+    }
 }
 
 fn rows(to: CUdeviceptr, pitch: usize, (value, element): (u32, u64), width: usize, height: usize) -> Fill {
@@ -83,7 +90,7 @@ fn rows(to: CUdeviceptr, pitch: usize, (value, element): (u32, u64), width: usiz
 fn set(cx: &Call, fill: Fill, stream: CUstream) -> Outcome {
     let stream = cx.stream(stream)?;
     check(&fill)?;
-    if fill.width * fill.height == 0 {
+    if fill.bytes() == 0 {
         return Ok(());
     }
     work::submit(&stream, Work::Fill(fill)).map(|_| ())
@@ -91,10 +98,10 @@ fn set(cx: &Call, fill: Fill, stream: CUstream) -> Outcome {
 
 /// What the driver refuses at the call.
 pub(crate) fn check(fill: &Fill) -> Outcome {
-    if fill.width * fill.height == 0 {
+    if fill.bytes() == 0 {
         return Ok(());
     }
-    let narrow = fill.height > 1 && fill.pitch < fill.width * fill.element;
+    let narrow = fill.height > 1 && fill.pitch < fill.width.saturating_mul(fill.element);
     let askew = !fill.address.is_multiple_of(fill.element)
         || (fill.height > 1 && !fill.pitch.is_multiple_of(fill.element));
     if narrow || askew {

@@ -27,11 +27,16 @@ pub(crate) struct Fill {
 
 impl Fill {
     pub(super) fn describe(&self) -> String {
-        format!("a memset of {} bytes at {:#x}", self.row() * self.height, self.address)
+        format!("a memset of {} bytes at {:#x}", self.bytes(), self.address)
     }
 
     fn row(&self) -> u64 {
-        self.width * self.element
+        self.width.saturating_mul(self.element)
+    }
+
+    /// All bytes that are set.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.row().saturating_mul(self.height)
     }
 
     pub(super) fn touch(&self) -> Touch {
@@ -50,7 +55,7 @@ impl Fill {
             .map_err(|why| strict::illegal(timeline.context, &format!("{}: {why}", self.describe())))?;
         let managed = memory::classify(self.address) == Location::Managed;
         let row = self.row();
-        timeline.occupy(device, Lane::Compute, row * self.height, 1, |timeline, range| {
+        timeline.occupy(device, Lane::Compute, self.bytes(), 1, |timeline, range| {
             let mut at = range.start;
             while at < range.end {
                 let length = (row - at % row).min(range.end - at);

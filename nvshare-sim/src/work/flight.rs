@@ -40,7 +40,9 @@ pub(super) fn leave(ticket: Ticket) {
 
 impl Flying {
     fn touches(&self, start: u64, bytes: u64) -> bool {
-        self.touches.iter().any(|touch| touch.start < start + bytes && start < touch.start + touch.bytes)
+        self.touches.iter().any(|touch| {
+            touch.start < start.saturating_add(bytes) && start < touch.start.saturating_add(touch.bytes)
+        })
     }
 }
 

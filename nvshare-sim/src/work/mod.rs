@@ -6,6 +6,7 @@ mod flight;
 mod transfer;
 
 use std::ffi::c_void;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUresult;
@@ -185,10 +186,13 @@ impl Job {
         let before = self.waits.iter().map(|wait| wait.wait()).max().unwrap_or(0);
         let at = self.ready.max(before).max(self.stream.ended());
         let mut timeline = Timeline { context, at };
-        let outcome = timeline
-            .check()
-            .and_then(|()| faults::strike(self.effect, &mut timeline))
-            .and_then(|()| self.work.execute(&mut timeline));
+        // Whatever happens, the work is over in the end: others wait for it.
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            timeline.check()?;
+            faults::strike(self.effect, &mut timeline)?;
+            self.work.execute(&mut timeline)
+        }));
+        let outcome = outcome.unwrap_or(Err(CUresult::CUDA_ERROR_LAUNCH_FAILED));
         match outcome {
             Ok(()) => timeline.sleep(),
             Err(CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED) => {}

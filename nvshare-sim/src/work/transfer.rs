@@ -55,12 +55,13 @@ impl Transfer {
 
     /// All bytes that are copied.
     pub(crate) fn bytes(&self) -> u64 {
-        self.width * self.height * self.depth
+        self.width.saturating_mul(self.height).saturating_mul(self.depth)
     }
 
     /// From the first to the last byte of one end.
     fn extent(&self, plane: &Plane) -> u64 {
-        (self.depth - 1) * plane.slice + (self.height - 1) * plane.pitch + self.width
+        let slices = (self.depth - 1).saturating_mul(plane.slice);
+        slices.saturating_add((self.height - 1).saturating_mul(plane.pitch)).saturating_add(self.width)
     }
 
     pub(super) fn describe(&self) -> String {
