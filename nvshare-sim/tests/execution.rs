@@ -577,3 +577,30 @@ fn a_threads_default_stream_goes_with_the_thread_after_its_work() {
     }
     wait("the streams' threads are gone", || threads() <= before + 1);
 }
+
+#[test]
+fn bytes_move_between_two_cards() {
+    if !client::is_alone() {
+        client::alone("bytes_move_between_two_cards", &[("NVSHARE_SIM_CARDS", "2")]);
+        return;
+    }
+    let context = Context::new();
+    let (mut count, mut can, mut other) = (0, 0, 0_u64);
+    ok!(cuDeviceGetCount(&raw mut count));
+    ok!(cuDeviceCanAccessPeer(&raw mut can, 0_i32, 1_i32));
+    assert_eq!((count, can), (2, 1));
+    let here = context.device(MIB);
+    assert_eq!(context.launch(0, "nvshare_fill", &[here, words(MIB), 1, 0]), 0);
+    ok!(cuCtxSynchronize());
+    ok!(cuCtxCreate_v2(&raw mut other, 0_u32, 1_i32));
+    let there = context.device(MIB);
+    ok!(cuMemcpyPeer(there, other, here, context.handle, MIB));
+    let mut host = vec![0_u64; MIB / 8];
+    ok!(cuMemcpyDtoH_v2(host.as_mut_ptr(), there, MIB));
+    assert_eq!(host[0], 0x910A_2DEC_8902_5CC1, "splitmix64's first output for state 1");
+    ok!(cuCtxEnablePeerAccess(context.handle, 0_u32));
+    assert_eq!(call!(cuCtxEnablePeerAccess(context.handle, 0_u32)), 704);
+    ok!(cuCtxDisablePeerAccess(context.handle));
+    assert_eq!(call!(cuCtxDisablePeerAccess(context.handle)), 705);
+    ok!(cuCtxDestroy_v2(other));
+}

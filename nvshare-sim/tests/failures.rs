@@ -167,3 +167,43 @@ fn a_hung_kernel_does_not_keep_the_process_from_ending() {
     // The test's end comes before the context's.
     std::mem::forget(context);
 }
+
+#[test]
+fn pageable_memory_that_changes_while_a_copy_reads_it_is_a_violation() {
+    if !client::is_alone() {
+        client::alone("pageable_memory_that_changes_while_a_copy_reads_it_is_a_violation", &[]);
+        return;
+    }
+    let context = Context::new();
+    let (stream, bytes) = (context.stream(1), 16_usize << 20);
+    let device = context.device(bytes);
+    let host: Vec<std::sync::atomic::AtomicU64> = (0..bytes / 8).map(|_| 1.into()).collect();
+    // The copy takes 32 ms.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(8));
+            host.iter().for_each(|word| word.store(2, std::sync::atomic::Ordering::Relaxed));
+        });
+        ok!(cuMemcpyHtoDAsync_v2(device, host.as_ptr(), bytes, stream));
+    });
+    let violations = DRIVER.violations();
+    assert_eq!(violations.len(), 1, "{violations:?}");
+    assert!(violations[0].contains("cuMemcpyHtoDAsync_v2: pageable memory"), "{violations:?}");
+}
+
+#[test]
+fn the_driver_is_gone_for_what_runs_after_its_end() {
+    extern "C" fn last() {
+        let mut count = 0;
+        let gone = call!(cuDeviceGetCount(&raw mut count)) == 4;
+        // SAFETY: ends the process at once.
+        unsafe { libc::_exit(i32::from(!gone)) };
+    }
+    if !client::is_alone() {
+        client::alone("the_driver_is_gone_for_what_runs_after_its_end", &[]);
+        return;
+    }
+    // SAFETY: registered before the driver's own handler, so it is called after it.
+    unsafe { libc::atexit(last) };
+    ok!(cuInit(0_u32));
+}

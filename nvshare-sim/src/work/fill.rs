@@ -40,8 +40,8 @@ impl Fill {
     }
 
     pub(super) fn touch(&self) -> Touch {
-        let bytes =
-            if self.row() * self.height == 0 { 0 } else { (self.height - 1) * self.pitch + self.row() };
+        let rows = self.height.saturating_sub(1).saturating_mul(self.pitch);
+        let bytes = if self.bytes() == 0 { 0 } else { rows.saturating_add(self.row()) };
         Touch { start: self.address, bytes, write: true }
     }
 
