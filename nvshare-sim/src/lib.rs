@@ -1,14 +1,14 @@
 //! libcuda.so.1 for machines without a GPU: a strict simulator of the CUDA driver API.
 //!
-//! - [`export`]: how functions are exported; [`api`]: the functions, a file per family, thin. A caller's pointers end
+//! - `export`: how functions are exported; `api`: the functions, a file per family, thin. A caller's pointers end
 //!   there. What is not simulated answers `CUDA_ERROR_NOT_SUPPORTED`.
-//! - [`init`], [`device`]: the process and its cards. [`context`], [`primary`]: contexts. [`handles`]: what the
+//! - `init`, `device`: the process and its cards. `context`, `primary`: contexts. `handles`: what the
 //!   application holds of all these.
-//! - [`stream`], [`event`], [`completion`]: queues of work, their threads, and waiting. [`work`]: everything that a stream
-//!   executes, and what of it is in flight. [`timeline`]: the card's time that it takes.
-//! - [`module`], [`ptx`], [`kernel`], [`builtin`]: code. [`graph`], [`capture`]: graphs.
-//! - [`memory`]: addresses and what is behind them.
-//! - [`strict`], [`faults`]: what the simulator punishes, and what it breaks on demand.
+//! - `stream`, `event`, `completion`: queues of work, their threads, and waiting. `work`: everything that a stream
+//!   executes, and what of it is in flight. `timeline`: the card's time that it takes.
+//! - `module`, `ptx`, `kernel`, `builtin`: code. `graph`, `capture`: graphs.
+//! - `memory`: addresses and what is behind them.
+//! - `strict`, `faults`: what the simulator punishes, and what it breaks on demand.
 
 mod api;
 mod builtin;

@@ -182,7 +182,9 @@ fn pageable_memory_that_changes_while_a_copy_reads_it_is_a_violation() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(std::time::Duration::from_millis(8));
-            host.iter().for_each(|word| word.store(2, std::sync::atomic::Ordering::Relaxed));
+            for word in &host {
+                word.store(2, std::sync::atomic::Ordering::Relaxed);
+            }
         });
         ok!(cuMemcpyHtoDAsync_v2(device, host.as_ptr(), bytes, stream));
     });
