@@ -11,6 +11,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
@@ -24,6 +25,9 @@ use tracing::warn;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::snapshot::State;
+
+/// The conductor publishes every few seconds even if nothing happens; silent for this long, it hangs.
+const SILENCE: Duration = Duration::from_secs(30);
 
 const INDEX: &str =
     "nvshare-agent: processes share a GPU whose memory is smaller than the sum of what they use
@@ -50,6 +54,8 @@ struct Pages {
     state: watch::Receiver<Arc<State>>,
     health: Health,
     metrics: Arc<Metrics>,
+    /// When the conductor began, as far as these pages know.
+    began: Instant,
 }
 
 /// Listens on `address`.
@@ -60,7 +66,7 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
 /// Serves the pages until dropped.
 pub async fn serve(listener: TcpListener, state: watch::Receiver<Arc<State>>, health: Health) {
     let metrics = Arc::new(Metrics::new(state.clone(), health.clone()));
-    let routes = routes(Pages { state, health, metrics });
+    let routes = routes(Pages { state, health, metrics, began: Instant::now() });
     // Errors of single connections are axum's; this ends only where accepting is impossible for good.
     if let Err(error) = axum::serve(listener, routes).await {
         warn!(%error, "the HTTP pages are gone");
@@ -86,12 +92,17 @@ async fn metrics(Shared(pages): Shared<Pages>) -> Response {
     }
 }
 
-async fn livez(Shared(pages): Shared<Pages>) -> (StatusCode, &'static str) {
+async fn livez(Shared(pages): Shared<Pages>) -> (StatusCode, String) {
+    let dead = |why: String| (StatusCode::SERVICE_UNAVAILABLE, why);
     // The conductor owns the sending half: it is gone only when the conductor is.
     if pages.state.has_changed().is_err() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the conductor ended\n");
+        return dead("the conductor ended\n".to_owned());
     }
-    (StatusCode::OK, "alive\n")
+    let silence = pages.began.elapsed().as_secs_f64() - pages.state.borrow().up_seconds;
+    if silence > SILENCE.as_secs_f64() {
+        return dead(format!("the conductor has published nothing for {silence:.0} s\n"));
+    }
+    (StatusCode::OK, "alive\n".to_owned())
 }
 
 async fn readyz(Shared(pages): Shared<Pages>) -> Response {
@@ -176,6 +187,19 @@ mod tests {
         assert_eq!(agent.get("/livez").await.0, 200);
         agent.state = None;
         assert_eq!(agent.get("/livez").await.0, 503);
+    }
+
+    #[tokio::test]
+    async fn a_conductor_that_hangs_is_not_alive() {
+        let (publish, state) = watch::channel(Arc::new(State::default()));
+        let (health, began) = (Health::new(), Instant::now().checked_sub(2 * SILENCE).unwrap());
+        let metrics = Arc::new(Metrics::new(state.clone(), health.clone()));
+        let pages = Pages { state, health, metrics, began };
+        let (status, why) = livez(Shared(pages.clone())).await;
+        assert!(status == StatusCode::SERVICE_UNAVAILABLE && why.contains("for 60 s"), "{why}");
+        let up_seconds = began.elapsed().as_secs_f64();
+        publish.send_replace(Arc::new(State { up_seconds, ..State::default() }));
+        assert_eq!(livez(Shared(pages)).await.0, StatusCode::OK);
     }
 
     #[tokio::test]
