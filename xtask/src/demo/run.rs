@@ -14,7 +14,8 @@ use super::{Mode, Options};
 const QUANTUM: &str = "1s";
 /// In how many allocations each process holds its memory.
 const BUFFERS: &str = "16";
-/// How many times a step goes over each of them: what a process computes on a byte once it is there.
+/// How many times a step goes over each of them: what a process computes on a byte once it is there. It waits
+/// for each buffer, as programs that serve requests do: a switch has to let what was submitted run to its end.
 const PASSES: &str = "4";
 
 /// Runs the processes in one mode on a fresh node.
@@ -35,7 +36,7 @@ pub(crate) fn run(
                 client = client.with_shim();
             }
             client.args(["--json", "--progress", "--bytes", &bytes_each.to_string()]);
-            client.args(["--buffers", BUFFERS, "--passes", PASSES]);
+            client.args(["--buffers", BUFFERS, "--passes", PASSES, "--queue", PASSES]);
             client.args(["--iterations", &options.iterations.to_string()]);
             client.args(["--seed", &(number + 1).to_string()]);
             client

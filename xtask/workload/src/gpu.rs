@@ -1,9 +1,10 @@
 //! The device as the workload uses it: a context, a stream, kernels, buffers. Plain driver API calls, nothing clever.
 
+use std::cell::Cell;
 use std::ffi::{CString, c_void};
 
 use anyhow::{Context, Result};
-use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUfunction, CUmodule, CUstream};
 
 use crate::options::Memory;
@@ -18,6 +19,9 @@ pub(crate) struct Gpu {
     module: CUmodule,
     /// A blocking one: copies, which run in the legacy stream, wait for kernels and kernels for copies.
     stream: CUstream,
+    /// After how many launches to wait, and how many there were since.
+    queue: u64,
+    launched: Cell<u64>,
     fill: CUfunction,
     step: CUfunction,
     verify: CUfunction,
@@ -30,8 +34,8 @@ pub(crate) struct Buffer {
 }
 
 impl Gpu {
-    /// Takes the device's primary context into use in this thread.
-    pub(crate) fn open(ordinal: i32) -> Result<Gpu> {
+    /// Takes the device's primary context into use in this thread. It waits after every `queue` launches, if not 0.
+    pub(crate) fn open(ordinal: i32, queue: u64) -> Result<Gpu> {
         result::init().context("cuInit")?;
         let device = result::device::get(ordinal).with_context(|| format!("there is no device {ordinal}"))?;
         // SAFETY: `device` came from the driver.
@@ -52,6 +56,8 @@ impl Gpu {
             device,
             module,
             stream: result::stream::create(result::stream::StreamKind::Default)?,
+            queue,
+            launched: Cell::new(0),
             fill: function("nvshare_fill")?,
             step: function("nvshare_step")?,
             verify: function("nvshare_verify")?,
@@ -94,6 +100,7 @@ impl Gpu {
 
     /// Waits for everything submitted.
     pub(crate) fn synchronize(&self) -> Result<()> {
+        self.launched.set(0);
         // SAFETY: the stream lives as long as `self`.
         unsafe { result::stream::synchronize(self.stream) }.context("the device's work failed")
     }
@@ -110,13 +117,18 @@ impl Gpu {
         unsafe { result::memcpy_htod_sync(address, words) }.context("cannot copy to the device")
     }
 
-    fn launch(&self, function: CUfunction, parameters: &[u64]) -> Result<(), DriverError> {
+    fn launch(&self, function: CUfunction, parameters: &[u64]) -> Result<()> {
         let mut pointers: Vec<*mut c_void> =
             parameters.iter().map(|value| std::ptr::from_ref(value).cast_mut().cast()).collect();
         // SAFETY: the kernels take exactly these 64-bit parameters; the driver copies them before it returns.
         unsafe {
             result::launch_kernel(function, (BLOCKS, 1, 1), (THREADS, 1, 1), 0, self.stream, &mut pointers)
+        }?;
+        self.launched.set(self.launched.get() + 1);
+        if self.queue > 0 && self.launched.get() >= self.queue {
+            self.synchronize()?;
         }
+        Ok(())
     }
 }
 

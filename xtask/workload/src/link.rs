@@ -9,8 +9,8 @@ use serde::Serialize;
 use crate::gpu::{Buffer, Gpu};
 use crate::options::Memory;
 
-const BYTES: u64 = 256 << 20;
-const ROUNDS: u64 = 8;
+const BYTES: u64 = 64 << 20;
+const ROUNDS: u64 = 32;
 
 /// What is found.
 #[derive(Serialize)]
@@ -23,7 +23,7 @@ pub(crate) struct Link {
 
 /// Measures the link of a device.
 pub(crate) fn measure(ordinal: i32) -> Result<Link> {
-    let gpu = Gpu::open(ordinal)?;
+    let gpu = Gpu::open(ordinal, 0)?;
     let (free, _) = result::mem_get_info()?;
     let buffers = [Buffer::allocate(BYTES, Memory::Device)?, Buffer::allocate(BYTES, Memory::Device)?];
     let host = [Pinned::allocate()?, Pinned::allocate()?];

@@ -27,6 +27,9 @@ pub(crate) struct Options {
     /// How many times a step goes over each buffer before it goes on to the next.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) passes: u64,
+    /// After how many launches the host waits for the device; 0: only when it needs a result.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) queue: u64,
     /// What the host does between two iterations: nothing (`0`), pause for a time (`20ms`), or idle for a share of the
     /// time (`50%`), measured by the fastest iteration so far.
     #[arg(long, default_value = "0")]

@@ -103,7 +103,7 @@ fn progress(options: &Options, what: &str) {
 
 impl Work<'_> {
     fn fill(options: &Options) -> Result<Work<'_>> {
-        let gpu = Gpu::open(options.device)?;
+        let gpu = Gpu::open(options.device, options.queue)?;
         let results = Buffer::allocate(8 * options.buffers, options.memory)?;
         let words = (options.bytes / 8 / options.buffers).max(1);
         let read_only = (options.read_only_share * options.buffers as f64).round() as u64;
