@@ -182,10 +182,11 @@ fn devices_are_found_when_nvml_appears_while_the_agent_runs() {
     missing(true);
     std::fs::copy(Artifacts::find().nvml(), home.nvml()).unwrap();
     missing(false);
-    let devices = wait_for("the devices are published", LIMIT, || {
+    let mut devices = wait_for("the devices are published", LIMIT, || {
         let state: Value = serde_json::from_str(&agent.get("/api/v1/state").1).unwrap();
         state["devices"].as_array().filter(|devices| devices.len() == 2).cloned()
     });
+    devices.sort_by_key(|device| device["index"].as_u64());
     for (index, device) in devices.iter().enumerate() {
         assert_eq!((device["index"].as_u64(), device["total"].as_u64()), (Some(index as u64), Some(1 << 30)));
         let series = format!("nvshare_device_memory_bytes{{gpu={}}} 1073741824\n", device["uuid"]);
@@ -256,10 +257,18 @@ fn top_prints_tables_until_it_has_printed_enough() {
 }
 
 #[test]
-fn an_agent_that_cannot_be_seen_does_not_run() {
+fn an_agent_that_cannot_be_seen_or_reached_does_not_run() {
     let home = Home::new();
     let running = home.start();
-    let output = home.command(&["--listen", &running.address.to_string()]).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("--listen"), "{output:?}");
+    let address = running.address.to_string();
+    let unseen = Home::new().command(&["--listen", &address]).output().unwrap();
+    assert_eq!(unseen.status.code(), Some(1));
+    assert!(text(&unseen.stderr).contains("--listen"), "{unseen:?}");
+    let unreached = home.command(&["--listen", "127.0.0.1:0"]).output().unwrap();
+    assert_eq!(unreached.status.code(), Some(1));
+    let said = text(&unreached.stderr);
+    assert!(said.contains("another agent") && said.contains("--socket"), "{said}");
+    // The one that runs is as it was.
+    assert!(home.ask("status", &[]).status.success());
+    assert_eq!(running.get("/livez").0, 200);
 }

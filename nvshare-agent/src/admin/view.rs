@@ -97,7 +97,9 @@ fn devices(devices: &[Device]) -> String {
         return "no devices\n".to_owned();
     }
     let head = ["GPU", "PRODUCT", "CAPACITY", "NEEDED", "RESIDENT", "SWAPPED", "FOREIGN", "FREE", "", "UUID"];
-    let rows = devices.iter().map(|device| {
+    let mut devices: Vec<&Device> = devices.iter().collect();
+    devices.sort_by_key(|device| device.index);
+    let rows = devices.into_iter().map(|device| {
         [
             device.index.to_string(),
             device.name.clone(),
