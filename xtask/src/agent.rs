@@ -24,7 +24,8 @@ pub(crate) struct Options {
 
 /// Whether this machine has a GPU with NVIDIA's driver.
 pub(crate) fn has_gpu() -> bool {
-    Path::new("/dev/nvidiactl").exists()
+    // The kernel module's list. Device files prove nothing: NVIDIA's library makes them wherever root loads it.
+    std::fs::read_dir("/proc/driver/nvidia/gpus").is_ok_and(|mut cards| cards.next().is_some())
 }
 
 /// Builds the agent and becomes it.
