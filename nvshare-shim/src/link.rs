@@ -3,7 +3,7 @@
 //!
 //! Lock order: the session's before a device's, never the other way round.
 
-mod alone;
+pub(crate) mod alone;
 mod session;
 
 use std::collections::HashMap;
@@ -169,10 +169,13 @@ fn run(tried: &Sender<()>) {
                 log::warning!("the agent refused this process, which runs without it: {why}");
                 let _ = tried.send(());
                 // It will not be asked again; what is not resident comes back as soon as there is room.
-                alone.lost_for_good();
-                while !alone.help() {
-                    Alone::pause();
+                if alone.lost_for_good() {
+                    while !alone.help() {
+                        Alone::pause();
+                    }
                 }
+                session::unmanaged();
+                standing::give_lease();
                 return;
             }
             Err(end) => {
@@ -182,7 +185,7 @@ fn run(tried: &Sender<()>) {
                 let _ = tried.send(());
             }
         }
-        if alone.is_due() && !alone.help() {
+        if alone.needs_help() && !alone.help() {
             Alone::pause();
         } else {
             std::thread::sleep(RECONNECT);

@@ -4,6 +4,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,18 @@ use crate::{config, log};
 
 /// The shortest and longest pause between two tries.
 const PAUSE_MS: (u64, u64) = (100, 900);
+
+/// The stall of a drain before everything is put out.
+const STALL: Duration = Duration::from_secs(2);
+
+/// There was an agent, and it stayed away. Others like this client live beside it: where the device has no room for an
+/// allocation it must wait for them, holding nothing, instead of failing as without nvshare.
+static ORPHAN: AtomicBool = AtomicBool::new(false);
+
+/// See [`ORPHAN`].
+pub(crate) fn is_orphan() -> bool {
+    ORPHAN.load(Ordering::Acquire)
+}
 
 /// How long the agent has been away, and what was done about it.
 #[derive(Debug)]
@@ -33,6 +46,7 @@ impl Alone {
     /// It is there.
     pub(super) fn forget(&mut self) {
         self.since = None;
+        ORPHAN.store(false, Ordering::Release);
     }
 
     /// It went away just now.
@@ -40,10 +54,11 @@ impl Alone {
         self.since = Some(Instant::now());
     }
 
-    /// It does not want this client.
-    pub(super) fn lost_for_good(&mut self) {
+    /// It does not want this client. Says whether that leaves the client without its memory.
+    pub(super) fn lost_for_good(&mut self) -> bool {
         self.patience = Duration::ZERO;
         self.lost();
+        !standing::holds_lease() || standing::missing() > 0
     }
 
     /// Whether it has been away for too long.
@@ -61,11 +76,24 @@ impl Alone {
         std::thread::sleep(Duration::from_millis(millis));
     }
 
+    /// Whether this client needs help: it lost its agent for too long, or lives without it and found no room.
+    pub(super) fn needs_help(&self) -> bool {
+        self.is_due() || (ORPHAN.load(Ordering::Acquire) && self.since.is_none() && standing::missing() > 0)
+    }
+
     /// One try to bring everything back; says whether the application runs now.
     pub(super) fn help(&mut self) -> bool {
-        if self.since.is_none() || standing::is_dead() {
+        if standing::is_dead() {
             return true;
         }
+        // If it does not all fit, it all goes out again: for that nothing may run.
+        let _held = match standing::hold_back(STALL) {
+            Ok(held) => Some(held),
+            Err(why) => {
+                log::debug!("restoring while the application runs: {why}");
+                None
+            }
+        };
         let mut devices = device::all();
         devices.sort_unstable_by_key(|device| device.id);
         let mut locks = Vec::new();
@@ -91,6 +119,7 @@ impl Alone {
         }
         log::info!("the agent stayed away: running without it");
         self.since = None;
+        ORPHAN.store(true, Ordering::Release);
         session::unmanaged();
         standing::give_lease();
         true

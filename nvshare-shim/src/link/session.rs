@@ -90,6 +90,10 @@ pub(super) fn is_managed() -> bool {
 /// There is no agent any more, and nothing that one granted counts.
 pub(super) fn unmanaged() {
     shared().managed = false;
+    for device in device::all() {
+        device.state().space.set_terms(|terms| terms.unlimited = true);
+        device.wake();
+    }
 }
 
 /// Sends a message if there is a session.
@@ -147,12 +151,8 @@ impl Session {
             }
             Err(end) => {
                 session.close();
-                shared().managed = before;
                 if !before {
-                    for device in device::all() {
-                        device.state().space.set_terms(|terms| terms.unlimited = true);
-                        device.wake();
-                    }
+                    unmanaged();
                 }
                 Err(end)
             }

@@ -35,6 +35,8 @@ pub struct Device {
     pub granularity: u64,
     /// The largest extent.
     pub extent_bytes: u64,
+    /// All memory that the device has.
+    pub total: u64,
     state: Mutex<State>,
     changed: Condvar,
     counters: Option<&'static DeviceCounters>,
@@ -236,6 +238,7 @@ impl Device {
             kind,
             granularity,
             extent_bytes,
+            total: total as u64,
             state: Mutex::new(state),
             changed: Condvar::new(),
             counters,

@@ -204,7 +204,9 @@ fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64,
     let (extents, unlimited) = {
         let mut state = device.state();
         let accounts = state.space.accounts();
-        let (exceeds, unlimited) = (accounts.exceeds_limit(bytes), accounts.unlimited);
+        let unlimited = accounts.unlimited;
+        let exceeds = accounts.exceeds_limit(bytes)
+            || (link::alone::is_orphan() && accounts.needed().saturating_add(bytes) > device.total);
         if exceeds {
             drop(state);
             // SAFETY: nobody has seen these addresses.
@@ -218,7 +220,9 @@ fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64,
         match back(device, id) {
             Backed::Yes => device.state().space.finish_arrival(id, None),
             Backed::NotMissing => {}
-            Backed::Refused(code) if unlimited || code != CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            Backed::Refused(code)
+                if code != CUresult::CUDA_ERROR_OUT_OF_MEMORY || (unlimited && !link::alone::is_orphan()) =>
+            {
                 let remains = device.state().space.remove_span(start);
                 bury(device, remains);
                 return Err(code);

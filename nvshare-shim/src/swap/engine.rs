@@ -1,7 +1,6 @@
 //! The swap thread of one device: obeys orders one by one, and between them brings in what is missing as far as the grant
 //! reaches.
 
-use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
@@ -37,14 +36,7 @@ const RELEASED_GROUP: u64 = 16 << 20;
 pub fn run(device: &'static Device) {
     // For the life of the thread: nothing it does may break a capture of the application.
     let _relaxed = Relaxed::new();
-    let mut engine = Engine {
-        device,
-        shop: None,
-        inward: Inward::default(),
-        no_room_until: None,
-        seen: 0,
-        restored: Vec::new(),
-    };
+    let mut engine = Engine { device, shop: None, inward: Inward::default(), no_room_until: None, seen: 0 };
     loop {
         // A mistake of ours must not take the thread away: what it has not done yet it can still do.
         if catch_unwind(AssertUnwindSafe(|| engine.turn())).is_err() {
@@ -62,8 +54,6 @@ struct Engine {
     no_room_until: Option<Instant>,
     /// How much news this thread has seen.
     seen: u64,
-    /// What the last `Restore` brought in.
-    restored: Vec<ExtentId>,
 }
 
 impl Engine {
@@ -284,9 +274,9 @@ impl Engine {
         let Some(shop) = &self.shop else {
             return if need == 0 { Ok(()) } else { Err("no context to work in".to_owned()) };
         };
-        let (need_blocks, free) = (need / BLOCK_BYTES, shadow::free_blocks());
-        if need_blocks > free {
-            shadow::make_own((need_blocks - free) * BLOCK_BYTES)?;
+        let (lacking, free) = (blocks_without_shadow(self.device), shadow::free_blocks());
+        if lacking > free {
+            shadow::make_own((lacking - free) * BLOCK_BYTES)?;
         }
         while shadow::register_one(shop.context) {}
         match self.out(u64::MAX, &[], |_| ()).failure {
@@ -297,7 +287,6 @@ impl Engine {
 
     /// All or nothing: two clients that hold half each would wait for one another for ever.
     fn restore(&mut self, answer: &Sender<bool>) {
-        let before: HashSet<ExtentId> = resident(self.device).collect();
         self.device.state().space.set_terms(|terms| terms.unlimited = true);
         while let Some(shop) = &mut self.shop {
             if self.inward.begin_one(self.device, shop) != Step::Began {
@@ -308,7 +297,6 @@ impl Engine {
             }
         }
         self.finish_arrivals();
-        self.restored = resident(self.device).filter(|id| !before.contains(id)).collect();
         let all = self.device.state().space.accounts().missing == 0;
         if !all {
             self.withdraw();
@@ -316,30 +304,25 @@ impl Engine {
         let _ = answer.send(all);
     }
 
-    /// What came in is untouched and goes without a copy.
+    /// Leaves the device to others. What came in just before is untouched and goes without a copy.
     fn withdraw(&mut self) {
-        let restored = std::mem::take(&mut self.restored);
-        if let Some(shop) = &mut self.shop
-            && standing::is_drained()
-        {
-            Outward::new(self.device, shop).run(&restored, |_| ());
-        }
         self.device.state().space.set_terms(|terms| {
             terms.unlimited = false;
             terms.granted = terms.resident + terms.unswappable;
         });
+        if let Err(why) = self.everything() {
+            log::debug!("not everything left {}: {why}", self.device.id);
+        }
+        // What was freed meanwhile is nobody's grant.
+        self.device.state().space.give_up_slack();
     }
 }
 
-fn resident(device: &Device) -> impl Iterator<Item = ExtentId> {
+/// How many blocks on the device have no place in host memory yet.
+fn blocks_without_shadow(device: &Device) -> u64 {
     let state = device.state();
-    let ids: Vec<ExtentId> = state
-        .space
-        .extents()
-        .filter(|(_, extent)| extent.presence() == Presence::Resident)
-        .map(|(id, _)| id)
-        .collect();
-    ids.into_iter()
+    let resident = state.space.extents().filter(|(_, extent)| extent.presence() == Presence::Resident);
+    resident.map(|(_, extent)| (extent.blocks.len() - extent.slots().count()) as u64).sum()
 }
 
 /// What could leave, and what that would probably cost.

@@ -42,7 +42,7 @@ pub enum Order {
     Everything(Sender<Result<(), String>>),
     /// There is no agent: bring in everything; if it does not fit, put it all out again. Answers whether it fitted.
     Restore(Sender<bool>),
-    /// Put out again what the last `Restore` brought in: another device of this process had no room.
+    /// Put everything out, as after a `Restore` that failed: another device of this process had no room.
     Withdraw,
     /// Give up host memory.
     Trim {
