@@ -74,7 +74,7 @@ impl Core {
 
     /// A session begins.
     pub fn hello(&mut self, process: Process, session: SessionId, hello: &Hello, now: Moment) -> ClientId {
-        self.ledger.hello(process, session, hello, &self.settings, now)
+        self.ledger.hello(process, session, hello, now)
     }
 
     /// A message came on `session`. One of an older session of the client is void: `Hello` has said how things stand.
@@ -232,7 +232,7 @@ impl Core {
             if let Some(wanted) = wanted {
                 self.waiting_seconds.record(now.since(wanted).as_secs_f64());
             }
-            self.switches.swapped_in(client, Bytes::ZERO, Some(now));
+            self.switches.looks_arrived(client, now);
         }
     }
 
@@ -304,7 +304,12 @@ impl Core {
             }
             Decision::Stop { client, gains } => {
                 let ticket = self.ledger.ticket();
-                self.ledger.client_mut(client)?.stopping(ticket, now);
+                let stops = self.ledger.client(client)?;
+                let ran = stops.lease.and_then(|lease| lease.began).map(|began| now.since(began));
+                let quiet = now.since(stops.active_at);
+                tracing::debug!(client = client.0, gains = gains.map(|gains| gains.0), ?ran, ?quiet, lease = ?stops.lease, budget = ?self.ledger.devices().values().map(|d| d.budget()>>20).collect::<Vec<_>>(), "stop");
+                let stops = self.ledger.client_mut(client)?;
+                stops.stopping(ticket, now);
                 self.switches.stop(ticket, gains, now);
                 let stall_ms = u32::try_from(self.settings.stall.as_millis()).unwrap_or(u32::MAX);
                 (client, ToShim::Stop { ticket, stall_ms, pace: true })

@@ -327,7 +327,7 @@ impl Conductor {
             | O::Uvm { process, .. }
             | O::ContextDestroyed { process }
             | O::Exec { process }
-            | O::Exited { process } => *process,
+            | O::Exited { process } => self.known(*process),
         };
         let client = self.core.ledger.client_of(process);
         if let Some(observed) = self.core.ledger.observed_mut(process) {
@@ -355,12 +355,20 @@ impl Conductor {
                 self.core.ledger.client_mut(client).map(|client| client.heat.clear());
             }
             (O::Exited { .. }, _) => {
-                if client.is_none() {
+                // A client's counts are kept until it is buried.
+                if !self.core.ledger.clients().values().any(|client| client.process == process) {
                     self.core.ledger.observed_gone(process);
                 }
             }
             _ => {}
         }
+    }
+
+    /// A process that was reaped before the observer looked has no start: it is the client with that pid.
+    fn known(&self, process: Process) -> Process {
+        let same = |other: &Process| other.pid == process.pid && process.start == 0;
+        let clients = self.core.ledger.clients().values().map(|client| client.process);
+        clients.filter(same).last().unwrap_or(process)
     }
 
     /// The uprobes counted a client's calls. They were read before the page, and the shim counts before it calls: more
@@ -482,6 +490,7 @@ impl Conductor {
     }
 
     fn ended(&mut self, client: &Client) {
+        let totals = self.totals(client);
         self.pages.remove(&client.id);
         self.ended_count += 1;
         if self.ended.len() == crate::snapshot::ENDED
@@ -493,7 +502,7 @@ impl Conductor {
             client: client.id,
             process: client.process,
             name: client.name.clone(),
-            totals: self.totals(client),
+            totals,
         });
         self.core.ledger.observed_gone(client.process);
     }

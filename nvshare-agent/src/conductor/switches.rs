@@ -24,6 +24,8 @@ struct Open {
     began: Moment,
     drained: Moment,
     arrived: Option<Moment>,
+    /// When its counters said so; its message, with the bytes, is on the way.
+    looked: Option<Moment>,
     /// Commands for it without an end yet.
     pending: BTreeSet<Ticket>,
     /// All commands for it.
@@ -50,6 +52,7 @@ impl Switchboard {
             began: now,
             drained: now,
             arrived: None,
+            looked: None,
             pending: BTreeSet::new(),
             tickets: BTreeSet::new(),
             out: Bytes::ZERO,
@@ -85,6 +88,13 @@ impl Switchboard {
         }
     }
 
+    /// The client's counters say that everything is resident.
+    pub fn looks_arrived(&mut self, client: ClientId, now: Moment) {
+        if let Some(open) = self.open.get_mut(&client) {
+            open.looked.get_or_insert(now);
+        }
+    }
+
     /// The client is gone.
     pub fn forget(&mut self, client: ClientId) {
         self.open.remove(&client);
@@ -101,7 +111,7 @@ impl Switchboard {
         let mut took = Vec::new();
         for client in done {
             let Some(open) = self.open.remove(&client) else { continue };
-            let Some(arrived) = open.arrived else { continue };
+            let Some(arrived) = open.arrived.or(open.looked) else { continue };
             self.count += 1;
             let whole = arrived.since(open.began);
             self.seconds.record(whole.as_secs_f64());

@@ -16,6 +16,8 @@ use crate::settings::Settings;
 const MOST: Bytes = Bytes(1 << 48);
 /// How many samples of what a client holds are kept, to know what it held when NVML was read.
 const SAMPLES: usize = 16;
+/// The most that driver and counters are believed to differ by while memory moves: two of the largest extents.
+const STEP: u64 = 128 << 20;
 /// How many recent pauses are remembered.
 const PAUSES: usize = 8;
 /// A gap between two signs of work that counts as a pause.
@@ -42,6 +44,14 @@ pub struct Lease {
     pub cost: Duration,
     /// It ends at this moment at the latest: it was given while somebody else's turn was near.
     pub cap: Option<Moment>,
+    /// It began a second time, because its holder had to wait for memory.
+    pub renewed: bool,
+}
+
+impl Lease {
+    fn given(now: Moment, began: Option<Moment>, cap: Option<Moment>) -> Lease {
+        Lease { given: now, began, cost: Duration::ZERO, cap, renewed: false }
+    }
 }
 
 /// A `Stop` without an answer yet.
@@ -244,7 +254,7 @@ impl Client {
         }
     }
 
-    pub(super) fn begin(&mut self, session: SessionId, hello: &Hello, settings: &Settings, now: Moment) {
+    pub(super) fn begin(&mut self, session: SessionId, hello: &Hello, now: Moment) {
         self.session = Some(session);
         self.disconnected = None;
         self.shim = hello.release.chars().filter(|c| !c.is_control()).take(64).collect();
@@ -253,14 +263,7 @@ impl Client {
         self.arenas.clear();
         self.limits.clear();
         self.host_exhausted = false;
-        // What ran before it met this agent has had its lease: it does not begin anew with each agent.
-        let began = now - settings.lease_ceiling;
-        self.lease = hello.running.then_some(Lease {
-            given: began,
-            began: Some(began),
-            cost: Duration::ZERO,
-            cap: None,
-        });
+        self.lease = hello.running.then_some(Lease::given(now, Some(now), None));
         self.active(now);
         let mut before = std::mem::take(&mut self.devices);
         for held in hello.devices.iter().take(MAX_DEVICES) {
@@ -336,7 +339,7 @@ impl Client {
     /// `Run` was sent.
     pub fn run(&mut self, cap: Option<Moment>, now: Moment) {
         let began = self.complete().then_some(now);
-        self.lease = Some(Lease { given: now, began, cost: Duration::ZERO, cap });
+        self.lease = Some(Lease::given(now, began, cap));
         self.accounted = now;
         if began.is_some() {
             self.wants = None;
@@ -394,12 +397,15 @@ impl Client {
             return false;
         }
         if let Some(lease) = &mut self.lease {
-            self.wants = None;
-            if lease.began.is_none() {
+            // Once only: who allocates all the time would run for ever.
+            let waited = self.wants.take().filter(|_| !std::mem::replace(&mut lease.renewed, true));
+            if lease.began.is_none() || waited.is_some() {
+                lease.cost =
+                    now.since(if lease.began.is_none() { lease.given } else { waited.unwrap_or(now) });
                 lease.began = Some(now);
-                lease.cost = now.since(lease.given);
                 self.accounted = now;
-                self.active(now);
+                // It was made to wait: that was no pause of its own.
+                self.active_at = self.active_at.max(now);
                 return true;
             }
         }
@@ -588,7 +594,7 @@ impl Holding {
     }
 
     /// The least and the most it can have held while NVML was read from `began` on until the last sample. It cannot have
-    /// held more than NVML `measured` of its process.
+    /// held more than NVML `measured` of its process. While it moves memory, driver and counters differ by a step or two.
     pub(super) fn between(&mut self, began: Moment, measured: Option<Bytes>, paged: bool) -> (Bytes, Bytes) {
         self.measured = measured;
         if !paged {
@@ -601,7 +607,16 @@ impl Holding {
         let (low, high) = held.fold((None, Bytes::ZERO), |(low, high): (Option<Bytes>, Bytes), bytes| {
             (Some(low.map_or(bytes, |low| low.min(bytes))), high.max(bytes))
         });
+        let low = low.unwrap_or_default();
+        let steps = self.samples.iter().zip(self.samples.iter().skip(1));
+        let step = steps.map(|((_, one), (_, next))| one.0.abs_diff(next.0)).max().unwrap_or_default();
+        let step = if low == high && !self.moving() { 0 } else { step.min(STEP) };
         let most = measured.unwrap_or(MOST);
-        (low.unwrap_or_default().min(most), high.min(most))
+        (Bytes(low.0.saturating_sub(step)).min(most), (high + Bytes(step)).min(most))
+    }
+
+    /// It swaps in or out, as far as messages tell.
+    fn moving(&self) -> bool {
+        self.outgoing.is_some() || (!self.complete && self.unused() > Bytes::ZERO)
     }
 }

@@ -107,14 +107,7 @@ impl Ledger {
 
     /// A shim said `Hello`. The same process again is the same client; what it says of its grants is the truth, because
     /// its previous session is over.
-    pub fn hello(
-        &mut self,
-        process: Process,
-        session: SessionId,
-        hello: &Hello,
-        settings: &Settings,
-        now: Moment,
-    ) -> ClientId {
+    pub fn hello(&mut self, process: Process, session: SessionId, hello: &Hello, now: Moment) -> ClientId {
         let id = self.by_process.get(&process).copied().unwrap_or_else(|| {
             self.last_client += 1;
             ClientId(self.last_client)
@@ -124,7 +117,7 @@ impl Ledger {
         self.by_process.insert(process, id);
         let before: Vec<(DeviceId, Bytes)> =
             client.devices.iter().map(|(device, holding)| (*device, holding.booked())).collect();
-        client.begin(session, hello, settings, now);
+        client.begin(session, hello, now);
         for (device, before) in before {
             let after = client.devices.get(&device).map(Holding::booked).unwrap_or_default();
             if let Some(device) = self.devices.get_mut(&device) {

@@ -126,17 +126,12 @@ fn role(ledger: &Ledger, settings: &Settings, members: &[&Client], now: Moment) 
     if members.iter().any(|client| client.unyielding.is_some() || client.bypass) {
         return Role::Protected(Moment(u64::MAX));
     }
-    let complete = members.iter().all(|client| client.complete());
     let retry = members.iter().map(|client| client.retry_at).max().unwrap_or_default();
     if retry > now {
         return Role::Protected(retry);
     }
-    if complete {
-        if members.iter().all(|client| idle(ledger, client, now)) {
-            return Role::Idle;
-        }
-    } else if !wants && !members.iter().any(|client| arriving(client)) {
-        // It allocated and does not use it yet: it gets its memory when that costs nobody anything.
+    // One that allocated and does not use it yet is idle too: it gets its memory when that costs nobody anything.
+    if !wants && members.iter().all(|client| !arriving(client) && idle(ledger, client, now)) {
         return Role::Idle;
     }
     let until = members.iter().map(|client| lease_end(settings, client)).max().unwrap_or_default();
