@@ -18,8 +18,10 @@ impl Artifacts {
             return Artifacts::at(directory);
         }
         let executable = std::env::current_exe().expect("the path of the running executable");
-        let directory =
-            executable.ancestors().skip(1).find(|directory| directory.join("libcuda.so").is_file());
+        // Cargo links some of them into `deps` as well, but not all.
+        let complete =
+            |directory: &&Path| directory.join("libcuda.so").is_file() && !directory.ends_with("deps");
+        let directory = executable.ancestors().skip(1).find(complete);
         let Some(directory) = directory else {
             panic!("no libcuda.so in any directory above {}: run `cargo xtask build`", executable.display())
         };
