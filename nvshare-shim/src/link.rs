@@ -19,6 +19,7 @@ use nvshare_common::units::{Bytes, DeviceId, Ticket};
 
 use self::alone::Alone;
 use self::session::{End, Incoming, Session};
+use crate::cuda::sys;
 use crate::memory::device::{self, Device};
 use crate::swap::{self, Order, shadow, standing};
 use crate::{config, log, pace, start as threads};
@@ -27,8 +28,8 @@ use crate::{config, log, pace, start as threads};
 const FIRST_ANSWER: Duration = Duration::from_secs(1);
 /// How often a lost agent is looked for.
 const RECONNECT: Duration = Duration::from_secs(1);
-/// How long a driver call that failed for lack of memory waits for room.
-const ROOM_LIMIT: Duration = Duration::from_secs(1);
+/// How long a driver call that failed for lack of memory waits for room: somebody may have to be stopped and swapped out.
+const ROOM_LIMIT: Duration = Duration::from_secs(15);
 /// What such a call is assumed to need.
 const ROOM_BYTES: Bytes = Bytes(64 << 20);
 /// The stall of a drain that nobody asked for (debugging).
@@ -102,14 +103,18 @@ pub fn runs() {
     WAITING.store(false, Ordering::Release);
 }
 
-/// A driver call failed for lack of memory. Asks the agent for room on the current context's device, waits for the answer,
-/// at most a second, and says whether trying again is worth it.
-pub fn want_room() -> bool {
+/// A driver call failed for lack of memory. Asks the agent for room on the device of that number, or of the current context,
+/// waits for the answer, and says whether trying again is worth it.
+pub fn want_room(ordinal: Option<sys::CUdevice>) -> bool {
     static TICKETS: AtomicU64 = AtomicU64::new(1);
-    let Ok(Some((device, _))) = device::current() else { return false };
     if !session::is_open() {
         return false;
     }
+    let device = match ordinal {
+        Some(ordinal) => device::of_ordinal(ordinal),
+        None => device::current().ok().flatten().map(|(device, _)| device),
+    };
+    let Some(device) = device else { return false };
     let ticket = TICKETS.fetch_add(1, Ordering::Relaxed);
     let (answer, told) = channel();
     let waiters = || ROOM.lock().unwrap_or_else(PoisonError::into_inner);

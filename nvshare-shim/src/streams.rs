@@ -28,6 +28,9 @@ static KNOWN: Mutex<Known> = Mutex::new(Known::new());
 /// Held for reading while handles of contexts are used, for writing while a context leaves the table: before it is
 /// destroyed nobody uses it any more.
 static IN_USE: RwLock<()> = RwLock::new(());
+/// Held for reading between the question whether a stream is being captured and the record of an event in it, for
+/// writing while a capture begins or spreads: an event of ours in a capture would invalidate it as soon as it is asked.
+static CAPTURING: RwLock<()> = RwLock::new(());
 /// Whether a default stream was used since the last mark that covered them was complete.
 static DEFAULTS_USED: AtomicBool = AtomicBool::new(false);
 /// How many captures are going on.
@@ -286,20 +289,31 @@ fn sweep_loose() -> Vec<Arc<Event>> {
 }
 
 fn mark_stream(mark: &mut Mark, context: usize, stream: CUstream) {
-    let recorded = match capture_status(stream) {
-        Ok(CAPTURE_STATUS_NONE) => Event::record(context, stream),
+    match record_outside_captures(context, stream) {
+        Ok(Some(event)) => mark.events.push(Arc::new(event)),
         // It is being captured: what it held before has an event of its own.
-        Ok(_) => return,
-        Err(error) => Err(error),
-    };
-    match recorded {
-        Ok(event) => mark.events.push(Arc::new(event)),
+        Ok(None) => {}
         // Asked of the legacy stream while a blocking stream is captured.
         Err(CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) => {
             mark.behind_capture |= DEFAULTS_USED.load(Ordering::Acquire);
         }
         Err(error) => mark.miss(&format!("stream {stream:p}"), error),
     }
+}
+
+/// Records an event in `stream`, in the current context; `None` where the stream is being captured.
+fn record_outside_captures(context: usize, stream: CUstream) -> Result<Option<Event>, CUresult> {
+    let _none_begins = CAPTURING.read().unwrap_or_else(PoisonError::into_inner);
+    match capture_status(stream)? {
+        CAPTURE_STATUS_NONE => Event::record(context, stream).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Runs `begin`, by which a capture begins or reaches another stream, while no event of ours is being recorded.
+pub(crate) fn while_nothing_is_marked<T>(begin: impl FnOnce() -> T) -> T {
+    let _no_marks = CAPTURING.write().unwrap_or_else(PoisonError::into_inner);
+    begin()
 }
 
 /// The default streams' work is known to be finished, and the gate has been shut since before it was marked.
@@ -362,8 +376,9 @@ pub(crate) fn keep_in_sight(stream: CUstream) {
     }
     let _in_use = in_use();
     let Some(context) = context_of(stream) else { return };
-    let event = match in_context(context, || Event::record(context, stream)) {
-        Ok(event) => event,
+    let event = match in_context(context, || record_outside_captures(context, stream)) {
+        Ok(Some(event)) => event,
+        Ok(None) => return,
         Err(error) if error.is_gone() => return,
         Err(error) => return wait_for(stream, error),
     };
@@ -492,7 +507,7 @@ pub(crate) fn mark_one(stream: CUstream) -> Option<Mark> {
     }
     let _in_use = in_use();
     let context = context_of(stream)?;
-    let event = in_context(context, || Event::record(context, stream)).ok()?;
+    let event = in_context(context, || record_outside_captures(context, stream)).ok()??;
     context_seen(std::ptr::with_exposed_provenance_mut(context));
     Some(Mark { events: vec![Arc::new(event)], ..Mark::default() })
 }

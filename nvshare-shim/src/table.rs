@@ -349,10 +349,10 @@ functions! {
     [cuCtxSynchronize_v2] (ctx: CUcontext) => waiting::wait();
 
     // Contexts.
-    [cuCtxCreate] (pctx: *mut CUcontext, flags: u32, dev: CUdevice) => contexts::create(pctx);
-    [cuCtxCreate_v2] (pctx: *mut CUcontext, flags: u32, dev: CUdevice) => contexts::create(pctx);
-    [cuCtxCreate_v3] (pctx: *mut CUcontext, paramsArray: *mut c_void, numParams: i32, flags: u32, dev: CUdevice) => contexts::create(pctx);
-    [cuCtxCreate_v4] (pctx: *mut CUcontext, ctxCreateParams: *mut c_void, flags: u32, dev: CUdevice) => contexts::create(pctx);
+    [cuCtxCreate] (pctx: *mut CUcontext, flags: u32, dev: CUdevice) => contexts::create(pctx, dev);
+    [cuCtxCreate_v2] (pctx: *mut CUcontext, flags: u32, dev: CUdevice) => contexts::create(pctx, dev);
+    [cuCtxCreate_v3] (pctx: *mut CUcontext, paramsArray: *mut c_void, numParams: i32, flags: u32, dev: CUdevice) => contexts::create(pctx, dev);
+    [cuCtxCreate_v4] (pctx: *mut CUcontext, ctxCreateParams: *mut c_void, flags: u32, dev: CUdevice) => contexts::create(pctx, dev);
     [cuDevicePrimaryCtxRetain] (pctx: *mut CUcontext, dev: CUdevice) => contexts::retain(pctx, dev);
     [cuDevicePrimaryCtxRelease] (dev: CUdevice) => contexts::release(dev);
     [cuDevicePrimaryCtxRelease_v2] (dev: CUdevice) => contexts::release(dev);

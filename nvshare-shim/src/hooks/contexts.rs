@@ -10,9 +10,13 @@ use crate::driver::driver;
 use crate::memory;
 use crate::{start, streams};
 
-pub(crate) unsafe fn create<F: Fn() -> CUresult>(bare: &Bare<F>, context: *mut CUcontext) -> CUresult {
+pub(crate) unsafe fn create<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    context: *mut CUcontext,
+    device: CUdevice,
+) -> CUresult {
     start::first_use();
-    let result = super::room::retry(bare);
+    let result = super::room::retry_on(bare, Some(device));
     // SAFETY: the driver has just stored the new handle there.
     unsafe { held(result, context) }
 }
@@ -23,7 +27,7 @@ pub(crate) unsafe fn retain<F: Fn() -> CUresult>(
     device: CUdevice,
 ) -> CUresult {
     start::first_use();
-    let result = super::room::retry(bare);
+    let result = super::room::retry_on(bare, Some(device));
     if result.ok() && !context.is_null() {
         // SAFETY: the driver has just stored the handle there.
         let primary = unsafe { context.read() }.expose_provenance();

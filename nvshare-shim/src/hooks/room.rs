@@ -3,6 +3,7 @@
 
 use super::Bare;
 use crate::cuda::CUresult;
+use crate::cuda::sys::CUdevice;
 use crate::link;
 use crate::start;
 
@@ -11,8 +12,13 @@ pub(crate) unsafe fn retried<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
 }
 
 pub(crate) fn retry<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
+    retry_on(bare, None)
+}
+
+/// As [`retry`], for a call that makes a context on `device`: there may be no current one to tell the device by.
+pub(crate) fn retry_on<F: Fn() -> CUresult>(bare: &Bare<F>, device: Option<CUdevice>) -> CUresult {
     let result = bare.call();
-    if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY && start::active() && link::want_room() {
+    if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY && start::active() && link::want_room(device) {
         crate::log::debug!("{} is tried again after room was made", bare.symbol().name());
         return bare.call();
     }

@@ -29,7 +29,7 @@ pub(crate) unsafe fn begin_capture<F: Fn() -> CUresult>(bare: &Bare<F>, stream: 
     let stream = bare.stream(stream);
     let _pass = gate::pass();
     streams::keep_in_sight(stream);
-    let result = bare.call();
+    let result = streams::while_nothing_is_marked(|| bare.call());
     if result.ok() {
         streams::capture_began(stream);
     }
@@ -54,6 +54,7 @@ pub(crate) unsafe fn wait_event<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUs
     let _pass = gate::pass_into(stream);
     if streams::capturing() {
         streams::keep_in_sight(stream);
+        return streams::while_nothing_is_marked(|| bare.call());
     }
     bare.call()
 }
