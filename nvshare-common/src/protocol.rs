@@ -188,8 +188,12 @@ pub enum ToShim {
         ticket: Ticket,
         /// After how long without a single completion the drain counts as stalled, in milliseconds.
         stall_ms: u32,
-        /// Somebody waits: until the drain is over, and after a stall, keep the work in flight short.
-        pace: bool,
+    },
+    /// Whether somebody waits for the card: while that is so, keep the work in flight short, so that a drain does not
+    /// have to wait for a queue of a thousand kernels.
+    Pace {
+        /// From now on.
+        on: bool,
     },
     /// Give `bytes` of the grant back: what is not used first, then by swapping out. The client is stopped.
     SwapOut {

@@ -167,6 +167,7 @@ fn run(tried: &Sender<()>) {
                 want_what_is_missing();
                 let end = serve(&mut session);
                 session.close();
+                pace::set(false);
                 log::info!("the agent is gone: {end}");
                 alone.lost();
             }
@@ -231,7 +232,8 @@ fn obey(message: ToShim, descriptor: Option<OwnedFd>) {
         ToShim::Limit { device, bytes } => on_device(device, Term::Limit(bytes.0)),
         ToShim::Grant { device, bytes } => on_device(device, Term::Grant(bytes.0)),
         ToShim::Run => run_again(),
-        ToShim::Stop { ticket, stall_ms, pace } => stop(ticket, Duration::from_millis(stall_ms.into()), pace),
+        ToShim::Stop { ticket, stall_ms } => stop(ticket, Duration::from_millis(stall_ms.into())),
+        ToShim::Pace { on } => pace::set(on),
         ToShim::SwapOut { ticket, device, bytes, coldest } => match device::by_id(device) {
             Some(device) => device.order(Order::SwapOut { ticket, bytes: bytes.0, coldest }),
             None => send(&ToAgent::SwapFailed { ticket, why: "nothing is held on that device".into() }),
@@ -269,7 +271,6 @@ fn on_device(id: DeviceId, term: Term) {
 }
 
 fn run_again() {
-    pace::set(false);
     standing::give_lease();
     for device in device::all() {
         let state = device.state();
@@ -281,12 +282,10 @@ fn run_again() {
     }
 }
 
-fn stop(ticket: Ticket, stall: Duration, pace: bool) {
-    pace::set(pace);
+fn stop(ticket: Ticket, stall: Duration) {
     let began = Instant::now();
     match standing::stop(stall) {
         Ok(()) => {
-            pace::set(false);
             log::debug!("stopped within {:?}", began.elapsed());
             send(&ToAgent::Stopped { ticket });
             if WAITING.load(Ordering::Acquire) {

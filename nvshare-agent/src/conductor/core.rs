@@ -283,6 +283,7 @@ impl Core {
                 other => outcome.commands.extend(self.book(other, now)),
             }
         }
+        outcome.commands.extend(self.paces());
         self.hindered =
             decisions.hindered.into_iter().map(|hindrance| (hindrance.client, hindrance.why)).collect();
         debug_assert_eq!(self.ledger.check(), Ok(()));
@@ -312,7 +313,7 @@ impl Core {
                 stops.stopping(ticket, now);
                 self.switches.stop(ticket, gains, now);
                 let stall_ms = u32::try_from(self.settings.stall.as_millis()).unwrap_or(u32::MAX);
-                (client, ToShim::Stop { ticket, stall_ms, pace: true })
+                (client, ToShim::Stop { ticket, stall_ms })
             }
             Decision::Grant { client, device, bytes } => {
                 self.ledger.grant(client, device, bytes, now);
@@ -341,6 +342,28 @@ impl Core {
             Decision::Read => return None,
         };
         self.command(client, message)
+    }
+
+    /// Who runs keeps its work short while somebody else waits.
+    fn paces(&mut self) -> Vec<Command> {
+        let waiting =
+            self.ledger.clients().values().filter(|client| client.wants.is_some() && client.lease.is_none());
+        let waiting: Vec<ClientId> = waiting.map(|client| client.id).collect();
+        let changed: Vec<(ClientId, bool)> = self
+            .ledger
+            .clients()
+            .values()
+            .filter(|client| client.commandable())
+            .map(|client| (client.id, waiting.iter().any(|id| *id != client.id)))
+            .filter(|(id, on)| self.ledger.client(*id).is_some_and(|client| client.paced != *on))
+            .collect();
+        changed
+            .into_iter()
+            .filter_map(|(id, on)| {
+                self.ledger.client_mut(id)?.paced = on;
+                self.command(id, ToShim::Pace { on })
+            })
+            .collect()
     }
 
     fn command(&self, client: ClientId, message: ToShim) -> Option<Command> {

@@ -173,6 +173,8 @@ pub struct Client {
     pub wants: Option<Moment>,
     /// The right to run.
     pub lease: Option<Lease>,
+    /// It was told to keep its work in flight short.
+    pub paced: bool,
     /// It is being stopped.
     pub stop: Option<Stop>,
     /// It is not to be stopped before: its last drain stalled.
@@ -232,6 +234,7 @@ impl Client {
             paged: false,
             wants: None,
             lease: None,
+            paced: false,
             stop: None,
             retry_at: Moment::NEVER,
             stalls: 0,
@@ -259,6 +262,7 @@ impl Client {
         self.disconnected = None;
         self.shim = hello.release.chars().filter(|c| !c.is_control()).take(64).collect();
         self.stop = None;
+        self.paced = false;
         self.wants = None;
         self.arenas.clear();
         self.limits.clear();

@@ -479,7 +479,7 @@ impl World {
             ToShim::Room { ticket, made } => {
                 self.shims[index].rooms.insert(ticket.0, Some(made));
             }
-            ToShim::Arena { .. } | ToShim::Trim { .. } => {}
+            ToShim::Arena { .. } | ToShim::Trim { .. } | ToShim::Pace { .. } => {}
         }
     }
 

@@ -96,7 +96,7 @@ impl Agent {
     /// Stops the client; the drain must succeed.
     pub(crate) fn stop(&mut self) {
         let ticket = self.ticket();
-        self.send(&ToShim::Stop { ticket, stall_ms: 5000, pace: false });
+        self.send(&ToShim::Stop { ticket, stall_ms: 5000 });
         self.until("Stopped", |message| (*message == ToAgent::Stopped { ticket }).then_some(()));
     }
 

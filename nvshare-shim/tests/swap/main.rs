@@ -367,7 +367,7 @@ fn a_kernel_that_does_not_end_stalls_the_drain_and_the_client_goes_on() {
     let (mut client, _listener, mut agent, device) = led(&node, client(&node, "scripted"), 4 * MIB, 2);
     assert_eq!(client.ask("spin 1500000000"), "spinning");
     let ticket = agent.ticket();
-    agent.send(&ToShim::Stop { ticket, stall_ms: 200, pace: false });
+    agent.send(&ToShim::Stop { ticket, stall_ms: 200 });
     agent.until("DrainStalled", |message| (*message == ToAgent::DrainStalled { ticket }).then_some(()));
     let (released, last) = agent.swap_out(device, 4 * MIB);
     assert_eq!(released, 0);
