@@ -28,10 +28,13 @@ use crate::{config, log, pace, start as threads};
 const FIRST_ANSWER: Duration = Duration::from_secs(1);
 /// How often a lost agent is looked for.
 const RECONNECT: Duration = Duration::from_secs(1);
-/// How long a driver call that failed for lack of memory waits for room: somebody may have to be stopped and swapped out.
-const ROOM_LIMIT: Duration = Duration::from_secs(15);
+/// How long a driver call that failed for lack of memory waits for room: somebody may have to be stopped and swapped out. The
+/// agent gives up a little earlier.
+const ROOM_LIMIT: Duration = Duration::from_secs(35);
 /// What such a call is assumed to need.
 const ROOM_BYTES: Bytes = Bytes(64 << 20);
+/// How often it looks whether a new agent is there.
+const ROOM_PAUSE: Duration = Duration::from_millis(100);
 /// The stall of a drain that nobody asked for (debugging).
 const DEBUG_STALL: Duration = Duration::from_secs(2);
 
@@ -107,8 +110,13 @@ pub fn runs() {
 /// waits for the answer, and says whether trying again is worth it.
 pub fn want_room(ordinal: Option<sys::CUdevice>) -> bool {
     static TICKETS: AtomicU64 = AtomicU64::new(1);
-    if !session::is_open() {
-        return false;
+    let deadline = Instant::now() + ROOM_LIMIT;
+    while !session::is_open() {
+        // An agent that is being replaced is back soon, and nobody else can make room.
+        if !(session::is_managed() || alone::is_orphan()) || Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(ROOM_PAUSE);
     }
     let device = match ordinal {
         Some(ordinal) => device::of_ordinal(ordinal),
@@ -185,6 +193,9 @@ fn run(tried: &Sender<()>) {
                 return;
             }
             Err(end) => {
+                if end.leaves_orphans() {
+                    Alone::left_behind();
+                }
                 if !std::mem::replace(&mut said, true) {
                     log::info!("no agent: {end}; looking for one every second");
                 }

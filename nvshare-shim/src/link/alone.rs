@@ -21,8 +21,8 @@ const PAUSE_MS: (u64, u64) = (100, 900);
 /// The stall of a drain before everything is put out.
 const STALL: Duration = Duration::from_secs(2);
 
-/// There was an agent, and it stayed away. Others like this client live beside it: where the device has no room for an
-/// allocation it must wait for them, holding nothing, instead of failing as without nvshare.
+/// There was an agent on this node, and it is not there now. Others like this client live beside it: where the device has no
+/// room for an allocation it must wait for them, holding nothing, instead of failing as without nvshare.
 static ORPHAN: AtomicBool = AtomicBool::new(false);
 
 /// See [`ORPHAN`].
@@ -47,6 +47,11 @@ impl Alone {
     pub(super) fn forget(&mut self) {
         self.since = None;
         ORPHAN.store(false, Ordering::Release);
+    }
+
+    /// It seems to have died: nobody answers at its socket.
+    pub(super) fn left_behind() {
+        ORPHAN.store(true, Ordering::Release);
     }
 
     /// It went away just now.

@@ -40,6 +40,17 @@ pub(super) enum End {
     Closed(String),
 }
 
+impl End {
+    /// Whether it looks as if an agent had been there and died, rather than as if there was none.
+    pub(super) const fn leaves_orphans(&self) -> bool {
+        match self {
+            End::Connect(error) => error.raw_os_error() == Errno::CONNREFUSED.raw_os_error(),
+            End::Refused(_) => false,
+            End::Closed(_) => true,
+        }
+    }
+}
+
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

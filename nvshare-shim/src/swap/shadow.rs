@@ -21,8 +21,8 @@ use crate::{link, log};
 const PORTABLE: u32 = 1;
 /// The slots of neighbouring arenas are apart, so that no run of blocks crosses from one into the next.
 const GAP: u64 = 1;
-/// The size of arenas of our own.
-const OWN_ARENA: u64 = 256 << 20;
+/// The least size of arenas of our own.
+const OWN_ARENA: u64 = 64 << 20;
 
 #[derive(Debug)]
 struct Arena {
