@@ -66,6 +66,9 @@ fn wait_until_outside(patience: &mut Patience) -> Result<(), Stalled> {
 }
 
 fn dead(error: CUresult) -> Stalled {
+    if !crate::swap::is_final(error) {
+        return Stalled::NoProgress(format!("events that cannot be asked: {}", driver().error_name(error)));
+    }
     gate::open_for_good();
     crate::swap::on_device_error(error);
     Stalled::Dead(error)

@@ -10,13 +10,15 @@ use crate::streams;
 
 /// How much work may be in flight, by the time it takes.
 const IN_FLIGHT: Duration = Duration::from_millis(10);
+/// How long a thread waits at most: what it submitted may itself wait for what the thread does next.
+const PATIENCE: Duration = Duration::from_millis(100);
 /// How many launches may be in flight at most, however short they are.
 const MOST_LAUNCHES: u32 = 256;
 
 static ON: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    static PACE: Pace = const { Pace { since_wait: Cell::new(0), batch: Cell::new(8) } };
+    static PACE: Pace = const { Pace { since_wait: Cell::new(0), batch: Cell::new(8), in_vain: Cell::new(1) } };
 }
 
 struct Pace {
@@ -24,6 +26,8 @@ struct Pace {
     since_wait: Cell<u32>,
     /// How many launches to let go between waits.
     batch: Cell<u32>,
+    /// How many launches go unpaced after the next wait in vain.
+    in_vain: Cell<u32>,
 }
 
 /// Turns pacing on or off.
@@ -51,8 +55,15 @@ fn wait_now_and_then(stream: CUstream) {
         let Some(mark) = streams::mark_one(stream) else { return };
         let start = Instant::now();
         while ON.load(Ordering::Relaxed) && matches!(mark.unfinished(), Ok(1..)) {
+            if start.elapsed() > PATIENCE {
+                let unpaced = (pace.in_vain.get() * 2).min(MOST_LAUNCHES);
+                pace.in_vain.set(unpaced);
+                pace.batch.set(unpaced);
+                return;
+            }
             std::thread::sleep(Duration::from_micros(50));
         }
+        pace.in_vain.set(1);
         pace.batch.set(next_batch(launches, start.elapsed()));
     });
 }

@@ -187,7 +187,9 @@ impl Mark {
         match self.unfinished() {
             Ok(unfinished) => unfinished == 0,
             Err(error) => {
-                crate::swap::on_device_error(error);
+                if crate::swap::is_final(error) {
+                    crate::swap::on_device_error(error);
+                }
                 false
             }
         }
@@ -361,6 +363,8 @@ pub(crate) fn created(stream: CUstream) {
 /// A stream is about to be destroyed: its work goes on, and is kept in sight.
 pub(crate) fn destroying(stream: CUstream) {
     keep_in_sight(stream);
+    // Whoever marks streams now is done with this one when it leaves the table.
+    let _alone = IN_USE.write().unwrap_or_else(PoisonError::into_inner);
     let mut known = known();
     known.streams.remove(&stream.expose_provenance());
     if known.captures.remove(&stream.expose_provenance()) {

@@ -101,13 +101,13 @@ impl Gate {
     }
 
     /// Enters with `slot`. `pass_shut` decides, where the gate is shut, whether this call may pass all the same;
-    /// `waiting` is called once before the thread waits.
+    /// `waiting` is called each time before the thread waits.
     #[inline]
     pub(crate) fn enter(
         &self,
         slot: &'static Slot,
         pass_shut: impl FnOnce() -> bool,
-        waiting: impl FnOnce(),
+        waiting: impl FnMut(),
     ) -> Pass {
         let outer = slot.depth.load(Ordering::Relaxed);
         slot.depth.store(outer + 1, Ordering::Relaxed);
@@ -119,14 +119,16 @@ impl Gate {
     }
 
     #[cold]
-    fn enter_slowly(&self, slot: &Slot, pass_shut: impl FnOnce() -> bool, waiting: impl FnOnce()) {
+    fn enter_slowly(&self, slot: &Slot, pass_shut: impl FnOnce() -> bool, mut waiting: impl FnMut()) {
         fence(Ordering::SeqCst);
         if self.passable() || pass_shut() {
             return;
         }
         slot.depth.store(0, Ordering::Release);
-        waiting();
         loop {
+            // Said again each time: the gate may have opened and shut while this thread slept, and whoever shut it then
+            // believes that nobody waits.
+            waiting();
             let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
             while !self.passable() {
                 guard = self.opened.wait(guard).unwrap_or_else(PoisonError::into_inner);

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use nvshare_common::units::{DeviceRange, Ticket};
 
-pub use self::standing::{is_dead, on_device_error};
+pub use self::standing::{is_dead, is_final, on_device_error};
 use crate::memory::device::{self, Device};
 use crate::{log, start as threads};
 
