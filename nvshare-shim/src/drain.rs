@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::cuda::CUresult;
+use crate::driver::driver;
 use crate::{gate, streams};
 
 /// Proof that nothing of the application ran when it was made; while the gate stays shut nothing does.

@@ -10,7 +10,8 @@ mod ebpf;
 mod setup;
 mod test;
 
-use anyhow::Result;
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -45,8 +46,8 @@ enum Run {
     Demo(demo::Options),
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().task {
+fn main() -> ExitCode {
+    let done = match Arguments::parse().task {
         Task::Build(options) => build::run(&options).map(drop),
         Task::Run(Run::Agent(options)) => agent::run(&options),
         Task::Run(Run::Demo(options)) => demo::run(&options),
@@ -54,5 +55,12 @@ fn main() -> Result<()> {
         Task::Bench => bench::run(),
         Task::Ci(options) => ci::run(&options),
         Task::Setup => setup::run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
