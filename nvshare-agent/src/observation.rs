@@ -19,9 +19,9 @@ pub struct Process {
 impl Process {
     /// The process that has `pid` now; `None` if there is none.
     pub fn of(pid: u32) -> Option<Process> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name, in parentheses, may hold anything: fields are counted behind the last one.
-        let start = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()?;
+        let start = status.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()?;
         Some(Process { pid, start })
     }
 }

@@ -44,12 +44,12 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             lease_floor: Duration::from_millis(500),
-            lease_ceiling: Duration::from_secs(60),
+            lease_ceiling: Duration::from_mins(1),
             lease_factor: 40.0,
             stall: Duration::from_secs(10),
             stalls_until_unyielding: 3,
             command_deadline: Duration::from_secs(30),
-            unyielding_retry: Duration::from_secs(60),
+            unyielding_retry: Duration::from_mins(1),
             reserve: Bytes(64 << 20),
             capacity: None,
             host_memory: Bytes::ZERO,

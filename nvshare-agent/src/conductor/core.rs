@@ -127,18 +127,16 @@ impl Core {
         let Some(sender) = self.ledger.client_mut(client) else { return };
         match message {
             ToAgent::Stopped { ticket } => {
-                if sender.stopped(ticket) {
+                let was_stopping = sender.stopped(ticket);
+                if was_stopping {
                     self.switches.drained(ticket, now);
                 }
             }
             ToAgent::DrainStalled { ticket } => {
-                if sender.stalled(ticket, &self.settings, now) {
-                    tracing::info!(
-                        client = client.0,
-                        pid = sender.process.pid,
-                        stalls = sender.stalls,
-                        "drain stalled"
-                    );
+                let was_stopping = sender.stalled(ticket, &self.settings, now);
+                if was_stopping {
+                    let (pid, stalls) = (sender.process.pid, sender.stalls);
+                    tracing::info!(client = client.0, pid, stalls, "drain stalled");
                     self.switches.drained(ticket, now);
                 }
             }

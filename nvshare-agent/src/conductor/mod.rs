@@ -173,7 +173,7 @@ impl Conductor {
         match input {
             Input::Session(session, Event::Opened(opened)) => self.opened(session, *opened, now),
             Input::Session(session, Event::Said(message, descriptor)) => {
-                self.said(session, message, descriptor, now)
+                self.said(session, message, descriptor, now);
             }
             Input::Session(session, Event::Closed(end)) => {
                 *self.sessions.closed.entry(end.label().to_owned()).or_default() += 1;
@@ -342,33 +342,37 @@ impl Conductor {
                 self.seen(client, counts, *last_launch)
             }
             (O::Activity { counts, lost, .. }, None) => self.seen_of_the_dead(process, counts, *lost),
-            (O::Mapped { range, .. } | O::Allocated { range, .. }, Some(client)) => {
-                self.core.ledger.client_mut(client).map(|client| client.heat.mapped(*range, now));
-            }
-            (O::Launched { parameters, at, .. }, Some(client)) => {
-                self.core.ledger.client_mut(client).map(|client| client.heat.launched(parameters, *at));
-            }
-            (O::Freed { address, .. }, Some(client)) => {
-                self.core.ledger.client_mut(client).map(|client| client.heat.freed(*address));
-            }
-            (O::Exec { .. }, Some(client)) => {
-                self.core.ledger.client_mut(client).map(|client| client.heat.clear());
-            }
-            (O::Exited { .. }, _) => {
-                // A client's counts are kept until it is buried.
-                if !self.core.ledger.clients().values().any(|client| client.process == process) {
-                    self.core.ledger.observed_gone(process);
-                }
-            }
+            (O::Exited { .. }, _) => self.gone(process),
+            (observation, Some(client)) => self.warm(client, observation, now),
             _ => {}
+        }
+    }
+
+    /// What an observation says of which memory of `client` is in use.
+    fn warm(&mut self, client: ClientId, observation: &Observation, now: Moment) {
+        use Observation as O;
+        let Some(client) = self.core.ledger.client_mut(client) else { return };
+        match observation {
+            O::Mapped { range, .. } | O::Allocated { range, .. } => client.heat.mapped(*range, now),
+            O::Launched { parameters, at, .. } => client.heat.launched(parameters, *at),
+            O::Freed { address, .. } => client.heat.freed(*address),
+            O::Exec { .. } => client.heat.clear(),
+            _ => {}
+        }
+    }
+
+    /// A process ended. A client's counts are kept until it is buried.
+    fn gone(&mut self, process: Process) {
+        if !self.core.ledger.clients().values().any(|client| client.process == process) {
+            self.core.ledger.observed_gone(process);
         }
     }
 
     /// A process that was reaped before the observer looked has no start: it is the client with that pid.
     fn known(&self, process: Process) -> Process {
         let same = |other: &Process| other.pid == process.pid && process.start == 0;
-        let clients = self.core.ledger.clients().values().map(|client| client.process);
-        clients.filter(same).last().unwrap_or(process)
+        let mut clients = self.core.ledger.clients().values().map(|client| client.process);
+        clients.rfind(same).unwrap_or(process)
     }
 
     /// The uprobes counted a client's calls. They were read before the page, and the shim counts before it calls: more
