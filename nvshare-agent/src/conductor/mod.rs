@@ -338,9 +338,7 @@ impl Conductor {
             }
         }
         match (&observation, client) {
-            (O::Activity { counts, last_launch, .. }, Some(client)) => {
-                self.seen(client, counts, *last_launch)
-            }
+            (O::Activity { counts, last_launch: at, .. }, Some(client)) => self.seen(client, counts, *at),
             (O::Activity { counts, lost, .. }, None) => self.seen_of_the_dead(process, counts, *lost),
             (O::Exited { .. }, _) => self.gone(process),
             (observation, Some(client)) => self.warm(client, observation, now),

@@ -30,14 +30,6 @@ impl Client {
         self.child.id()
     }
 
-    /// Whether it still runs.
-    ///
-    /// # Panics
-    /// Never, as long as nobody else waits for children.
-    pub fn runs(&mut self) -> bool {
-        self.child.try_wait().expect("the state of a client").is_none()
-    }
-
     /// `kill -9`, and waits for the end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();

@@ -38,6 +38,10 @@ fn held(client: &Value, what: &str) -> u64 {
 /// one that merely lent a part of its room.
 fn in_the_middle_of_a_switch(agent: &Agent) -> Option<u32> {
     let state = agent.state();
+    // Before the first switch a client that is only beginning looks the same.
+    if state["switches"]["count"].as_u64() == Some(0) {
+        return None;
+    }
     let moving = clients(&state).iter().find(|client| {
         let (resident, swapped) = (held(client, "resident"), held(client, "swapped"));
         resident > 0 && swapped > 0 && matches!(client["activity"].as_str(), Some("waiting" | "stopping"))
@@ -57,8 +61,10 @@ fn no_violations(node: &Node) {
 fn clients_that_fit_together_are_never_stopped() {
     let node = node();
     let agent = node.agent(LEASES);
+    // Buffers of 10 MiB lie in whole pieces of 2 MiB: with a piece for small memory, a client has 42 MiB of 86.
     let start = |seed| {
-        Client::start(&mut node.workload(&format!("--bytes 40M --iterations 4 --seed {seed}")).with_shim())
+        let flags = format!("--bytes 40M --buffers 4 --iterations 4 --seed {seed}");
+        Client::start(&mut node.workload(&flags).with_shim())
     };
     let mut clients = [start(1), start(2)];
     for client in &mut clients {
@@ -85,10 +91,11 @@ fn clients_that_do_not_fit_take_turns_and_find_their_bytes() {
 fn a_client_killed_in_the_middle_of_a_switch_leaves_the_card_to_the_others() {
     let node = node();
     let agent = node.agent(LEASES);
-    let mut clients = [1, 2, 3, 4].map(|seed| client(&node, seed, "--seconds 12"));
+    let mut clients = Vec::from([1, 2, 3, 4].map(|seed| client(&node, seed, "--seconds 12")));
     for _ in 0..2 {
         let victim = wait_for("a switch is under way", LIMIT, || in_the_middle_of_a_switch(&agent));
-        let victim = clients.iter_mut().find(|client| client.id() == victim).expect("one of ours");
+        let victim = clients.iter().position(|client| client.id() == victim).expect("one of ours");
+        let mut victim = clients.swap_remove(victim);
         victim.kill();
         wait_for("the agent sees the death", LIMIT, || {
             self::clients(&agent.state())
@@ -97,14 +104,10 @@ fn a_client_killed_in_the_middle_of_a_switch_leaves_the_card_to_the_others() {
                 .then_some(())
         });
     }
-    let (mut finished, before) = (0, switches(&agent));
+    let before = switches(&agent);
     for client in &mut clients {
-        if client.runs() {
-            client.succeed();
-            finished += 1;
-        }
+        client.succeed();
     }
-    assert_eq!(finished, 2, "two were killed, two must finish");
     assert!(switches(&agent) > before, "the others go on taking turns");
     no_violations(&node);
 }
