@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod moment;
 pub mod observation;
 pub mod observer;
+pub mod order;
 pub mod policy;
 pub mod settings;
 pub mod snapshot;
