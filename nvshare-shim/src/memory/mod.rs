@@ -2,7 +2,7 @@
 //!
 //! - [`map`]: every allocation by address; [`space`]: spans, extents and accounts of one device, pure; [`ranges`]: free
 //!   pieces of slabs (and blocks of arenas), pure; [`extent`]: one extent.
-//! - [`device`]: the devices in use; [`vmm`]: the driver calls; [`back`]: putting memory behind an extent; [`free`].
+//! - [`device`]: the devices in use; [`vmm`]: the driver calls; [`mod@back`]: putting memory behind an extent; [`mod@free`].
 //!
 //! An allocation never waits for the agent. What the grant does not cover stays absent, the gate is shut, and the swap
 //! thread backs it when grants come. Locks: [`standing`]'s before a device's, never the other way round, and none is held
