@@ -337,6 +337,8 @@ fn swap_everything_once() {
         device.order(Order::Everything(answer));
         match told.recv() {
             Ok(Ok(())) => {}
+            // The process ends, most likely.
+            Ok(Err(_)) if standing::is_dead() => return,
             Ok(Err(why)) => log::warning!("a forced swap-out of {} was not complete: {why}", device.id),
             Err(_) => return,
         }

@@ -460,7 +460,7 @@ impl Conductor {
         self.awaited.retain(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists());
         let over = now.since(self.began) >= TAKEOVER;
         if self.awaited.is_empty() || over {
-            self.core.held_back = false;
+            self.core.begin_granting(now);
             if over {
                 tracing::info!(
                     missing = self.awaited.len(),

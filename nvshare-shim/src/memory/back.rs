@@ -79,6 +79,11 @@ pub fn bury(device: &Device, remains: Option<Remains>) {
         // SAFETY: the span is out of the records, so nobody else unmaps it, and whoever freed it waited for the work
         // that could reach it (S5).
         let unmapped = unsafe { vmm::unmap(start, bytes) };
+        if unmapped == Err(CUresult::CUDA_ERROR_DEINITIALIZED) {
+            // The process ends, and the driver has taken everything back already.
+            standing::on_device_error(CUresult::CUDA_ERROR_DEINITIALIZED);
+            return;
+        }
         if let Err(code) = unmapped {
             log::warning!("cannot unmap freed memory at {start:#x}: {}", driver().error_name(code));
             whole = false;

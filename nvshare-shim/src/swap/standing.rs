@@ -155,13 +155,15 @@ pub const fn is_final(code: CUresult) -> bool {
 /// A call returned a sticky error: the gate opens for good, so that the application sees its own error; nothing is
 /// released or retried any more.
 pub fn on_device_error(code: CUresult) {
-    if DEAD.swap(true, Ordering::AcqRel) || code == CUresult::CUDA_ERROR_DEINITIALIZED {
-        // Said already; or the process is ending, and there is nobody to tell.
+    if DEAD.swap(true, Ordering::AcqRel) {
         return;
     }
-    let name = driver().error_name(code);
-    log::warning!("{name}: every further CUDA call of this process will fail; nothing is moved any more");
-    link::send(&ToAgent::Dead { why: name });
+    // Where the process is only ending, there is nobody to tell; but its last calls must not wait at the gate.
+    if code != CUresult::CUDA_ERROR_DEINITIALIZED {
+        let name = driver().error_name(code);
+        log::warning!("{name}: every further CUDA call of this process will fail; nothing is moved any more");
+        link::send(&ToAgent::Dead { why: name });
+    }
     gate::open_for_good();
     reconsider();
     for device in device::all() {
