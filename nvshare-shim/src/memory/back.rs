@@ -52,6 +52,13 @@ pub fn back(device: &Device, id: ExtentId) -> Backed {
     match made {
         Ok(handle) => {
             state.space.extent_mut(id).handle = handle;
+            let now = device.readers(&state);
+            // A peer came meanwhile, and found this extent without memory.
+            if now != readers
+                && let Err(code) = vmm::set_access(start, bytes, &now)
+            {
+                log::warning!("cannot let a peer reach {start:#x}: {}", driver().error_name(code));
+            }
             device.publish(&state);
             Backed::Yes
         }

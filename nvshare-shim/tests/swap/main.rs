@@ -95,6 +95,12 @@ fn memory_freed_while_a_kernel_still_writes_it_is_reused_by_nobody_until_that_ke
 }
 
 #[test]
+fn plain_memory_may_be_freed_in_the_order_of_a_stream() {
+    let node = node();
+    run(&node, client(&node, "ordered"));
+}
+
+#[test]
 fn a_free_during_a_capture_does_not_wait_and_gives_the_memory_to_nobody() {
     let node = node();
     run(&node, client(&node, "quarantine"));
