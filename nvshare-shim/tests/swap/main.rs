@@ -313,6 +313,36 @@ fn a_swap_in_without_room_keeps_the_shadow_and_tries_again() {
 }
 
 #[test]
+fn a_copy_into_a_captured_stream_waits_for_its_memory_as_the_replay_does() {
+    let node = node();
+    let (mut client, _listener, mut agent, device) = led(&node, client(&node, "scripted"), 8 * MIB, 8);
+    assert_ne!(client.ask(&format!("alloc {}", 8 * MIB)), "out of memory");
+    agent.grant(device, 8 * MIB);
+    agent.resident();
+    assert_eq!(client.ask("store 0 5"), "stored");
+    assert_eq!(client.ask("capture"), "captures");
+    agent.stop();
+    assert_eq!(agent.swap_out(device, 16 * MIB).0, 16 * MIB);
+    client.say("copy 0 1");
+    agent.until("a Want for work", |message| matches!(message, ToAgent::Want { .. }).then_some(()));
+    agent.send(&ToShim::Run);
+    agent.grant(device, 16 * MIB);
+    agent.resident();
+    assert_eq!(client.answer(), "copied");
+    agent.stop();
+    assert_eq!(agent.swap_out(device, 16 * MIB).0, 16 * MIB);
+    client.say("replay");
+    agent.until("a Want for work", |message| matches!(message, ToAgent::Want { .. }).then_some(()));
+    agent.send(&ToShim::Run);
+    agent.grant(device, 16 * MIB);
+    agent.resident();
+    assert_eq!(client.answer(), "replayed");
+    assert_eq!(client.ask("wrong 1 5"), "0");
+    client.end();
+    no_violations(&node);
+}
+
+#[test]
 fn without_host_memory_a_swap_out_is_refused_and_nothing_is_lost() {
     let node = node();
     let (mut client, _listener, mut agent, device) = led(&node, client(&node, "scripted"), 8 * MIB, 2);

@@ -413,6 +413,26 @@ fn scripted() {
                 gpu.launch("nvshare_spin", stream, &[number(1)]);
                 say("spinning");
             }
+            "capture" => {
+                cu!(cuStreamBeginCapture_v2(
+                    stream,
+                    sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED
+                ));
+                say("captures");
+            }
+            "copy" => {
+                let ((from, bytes), (to, _)) = (buffers[number(1) as usize], buffers[number(2) as usize]);
+                cu!(cuMemcpyDtoDAsync_v2(to, from, bytes, stream));
+                say("copied");
+            }
+            "replay" => {
+                let (mut graph, mut executable) = (std::ptr::null_mut(), std::ptr::null_mut());
+                cu!(cuStreamEndCapture(stream, &raw mut graph));
+                cu!(cuGraphInstantiateWithFlags(&raw mut executable, graph, 0));
+                cu!(cuGraphLaunch(executable, stream));
+                synchronize(stream);
+                say("replayed");
+            }
             "info" => {
                 let (mut free, mut total) = (0_usize, 0_usize);
                 cu!(cuMemGetInfo_v2(&raw mut free, &raw mut total));
