@@ -18,7 +18,7 @@ use clap::Args;
 use rustix::fs::{FlockOperation, flock};
 
 /// Where the directory of a release appears in pods; `ld.so.preload` names the library there.
-pub const IN_PODS: &str = "/var/lib/nvshare";
+pub const IN_PODS: &str = "/var/lib/nvshare/current";
 /// The library's name, on the node and in pods.
 pub const LIBRARY: &str = "libnvshare.so";
 /// The file that pods mount as `/etc/ld.so.preload`.

@@ -66,7 +66,7 @@ fn the_library_is_found_in_every_way_a_loader_may_look_for_it() {
     }
     assert_eq!(
         fs::read_to_string(place.at("1.2.3/ld.so.preload")).unwrap(),
-        "/var/lib/nvshare/libnvshare.so\n"
+        "/var/lib/nvshare/current/libnvshare.so\n"
     );
     assert_eq!(fs::read_link(place.at("current")).unwrap(), Path::new("1.2.3"));
     assert_eq!(fs::metadata(place.at("1.2.3/libnvshare.so")).unwrap().mode() & 0o7777, 0o644);
@@ -149,7 +149,7 @@ fn a_full_disk_is_said_and_leaves_nothing_half_written() {
         eprintln!("SKIPPED: no small file system to fill: mounting one needs root");
         return;
     }
-    place.release(&[7; 256 << 10]);
+    place.release(&vec![7; 256 << 10]);
     let args =
         InstallArgs { to: small.join("nvshare"), from: place.args.from.clone(), in_pods: IN_PODS.into() };
     let error = install(&args, "1.2.3").unwrap_err();
