@@ -59,34 +59,34 @@ fn render(options: &Render) -> Result<String> {
     // Kustomize takes no absolute paths.
     let mut kustomization = format!(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n\
-         bases: [../../../deploy/overlays/{}]\npatchesStrategicMerge: [version.yaml]\nimages:\n",
+         bases: [../../../deploy/overlays/{}]\npatchesStrategicMerge: [version.yaml]\n",
         options.overlay
     );
-    let names = match &options.image {
-        Some(_) => images(&kustomize(&root().join("deploy/overlays").join(&options.overlay))?),
-        None => BTreeSet::from([IMAGE.to_owned()]),
-    };
-    for name in names {
-        kustomization += &format!("- name: {name}\n{}", replacement(options));
+    if options.image.is_none() {
+        // An overlay that names an image of its own keeps it.
+        kustomization += &format!("images: [{{name: {IMAGE}, newTag: \"{}\"}}]\n", options.version);
     }
     fs::write(directory.path().join("kustomization.yaml"), kustomization)?;
-    let label = format!("{{app.kubernetes.io/version: \"{}\"}}", options.version);
-    let patch = format!(
-        "apiVersion: apps/v1\nkind: DaemonSet\nmetadata:\n  name: nvshare-agent\n  namespace: nvshare-system\n  \
-         labels: {label}\nspec:\n  template:\n    metadata:\n      labels: {label}\n"
-    );
-    fs::write(directory.path().join("version.yaml"), patch)?;
+    fs::write(directory.path().join("version.yaml"), patch(options))?;
     kustomize(directory.path())
 }
 
-/// The fields of kustomize's `images` entry.
-fn replacement(options: &Render) -> String {
-    let Some(image) = &options.image else { return format!("  newTag: \"{}\"\n", options.version) };
-    if let Some((name, digest)) = image.split_once('@') {
-        return format!("  newName: {name}\n  digest: {digest}\n");
+/// What is changed in the DaemonSet. The image too: old kustomize's `images` finds none that has a digest.
+fn patch(options: &Render) -> String {
+    let label = format!("{{app.kubernetes.io/version: \"{}\"}}", options.version);
+    let mut patch = format!(
+        "apiVersion: apps/v1\nkind: DaemonSet\nmetadata:\n  name: nvshare-agent\n  namespace: nvshare-system\n  \
+         labels: {label}\nspec:\n  template:\n    metadata:\n      labels: {label}\n"
+    );
+    if let Some(image) = &options.image {
+        let exact = image.contains('@') || split_tag(image).1.is_some();
+        let image = if exact { image.clone() } else { format!("{image}:{}", options.version) };
+        patch += &format!(
+            "    spec:\n      initContainers:\n      - {{name: install-shim, image: \"{image}\"}}\n      containers:\n      \
+             - {{name: agent, image: \"{image}\"}}\n"
+        );
     }
-    let (name, tag) = split_tag(image);
-    format!("  newName: {name}\n  newTag: \"{}\"\n", tag.unwrap_or(&options.version))
+    patch
 }
 
 /// Name and tag. A colon before the last slash is that of the registry's port.
@@ -95,17 +95,6 @@ fn split_tag(image: &str) -> (&str, Option<&str>) {
         Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
         _ => (image, None),
     }
-}
-
-/// The names of the images in rendered manifests.
-fn images(manifests: &str) -> BTreeSet<String> {
-    let values = manifests.lines().filter_map(|line| {
-        line.trim_start()
-            .trim_start_matches("- ")
-            .strip_prefix("image: ")
-            .map(|value| value.trim_matches('"'))
-    });
-    values.map(|value| split_tag(value.split('@').next().unwrap_or(value)).0.to_owned()).collect()
 }
 
 /// The overlays there are.
