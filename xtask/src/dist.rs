@@ -2,7 +2,7 @@
 //! the shim is loaded into every process of every pod, whatever its image is made of.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -150,10 +150,9 @@ mod tests {
     #[test]
     fn a_program_built_for_this_machine_is_found_to_need_its_glibc() {
         // Rust's standard library finds newer functions by weak symbols, but whatever links here is newer than 2012's.
-        let data = fs::read(std::env::current_exe().unwrap()).unwrap();
-        let above = above_floor(&data).unwrap();
+        let path = std::env::current_exe().unwrap();
+        let above = above_floor(&fs::read(&path).unwrap()).unwrap();
         assert!(above.iter().any(|symbol| symbol.contains("@GLIBC_2.")), "{above:?}");
-        let path: PathBuf = std::env::current_exe().unwrap();
         let error = check_floor(&path).unwrap_err().to_string();
         assert!(error.contains("newer glibc than 2.17") && error.contains(&above[0]), "{error}");
     }

@@ -56,16 +56,17 @@ fn render(options: &Render) -> Result<String> {
     let directory = root().join("target/deploy");
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let directory = tempfile::tempdir_in(&directory)?;
+    // An overlay that names an image of its own keeps it.
+    let images = match options.image {
+        None => format!("images: [{{name: {IMAGE}, newTag: \"{}\"}}]\n", options.version),
+        Some(_) => String::new(),
+    };
     // Kustomize takes no absolute paths.
-    let mut kustomization = format!(
+    let kustomization = format!(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n\
-         bases: [../../../deploy/overlays/{}]\npatchesStrategicMerge: [version.yaml]\n",
+         bases: [../../../deploy/overlays/{}]\npatchesStrategicMerge: [version.yaml]\n{images}",
         options.overlay
     );
-    if options.image.is_none() {
-        // An overlay that names an image of its own keeps it.
-        kustomization += &format!("images: [{{name: {IMAGE}, newTag: \"{}\"}}]\n", options.version);
-    }
     fs::write(directory.path().join("kustomization.yaml"), kustomization)?;
     fs::write(directory.path().join("version.yaml"), patch(options))?;
     kustomize(directory.path())
@@ -74,19 +75,18 @@ fn render(options: &Render) -> Result<String> {
 /// What is changed in the DaemonSet. The image too: old kustomize's `images` finds none that has a digest.
 fn patch(options: &Render) -> String {
     let label = format!("{{app.kubernetes.io/version: \"{}\"}}", options.version);
-    let mut patch = format!(
-        "apiVersion: apps/v1\nkind: DaemonSet\nmetadata:\n  name: nvshare-agent\n  namespace: nvshare-system\n  \
-         labels: {label}\nspec:\n  template:\n    metadata:\n      labels: {label}\n"
-    );
-    if let Some(image) = &options.image {
+    let containers = options.image.as_ref().map_or(String::new(), |image| {
         let exact = image.contains('@') || split_tag(image).1.is_some();
         let image = if exact { image.clone() } else { format!("{image}:{}", options.version) };
-        patch += &format!(
+        format!(
             "    spec:\n      initContainers:\n      - {{name: install-shim, image: \"{image}\"}}\n      containers:\n      \
              - {{name: agent, image: \"{image}\"}}\n"
-        );
-    }
-    patch
+        )
+    });
+    format!(
+        "apiVersion: apps/v1\nkind: DaemonSet\nmetadata:\n  name: nvshare-agent\n  namespace: nvshare-system\n  \
+         labels: {label}\nspec:\n  template:\n    metadata:\n      labels: {label}\n{containers}"
+    )
 }
 
 /// Name and tag. A colon before the last slash is that of the registry's port.

@@ -21,7 +21,7 @@ fn capabilities() -> Vec<String> {
     let manifest = fs::read_to_string(MANIFEST).expect("the overlay");
     let added = manifest.lines().skip_while(|line| line.trim() != "add:").skip(1).map(str::trim);
     let added = added.take_while(|line| line.starts_with("- ") || line.starts_with('#'));
-    added.filter_map(|line| line.strip_prefix("- ")).map(|name| name.to_lowercase()).collect()
+    added.filter_map(|line| line.strip_prefix("- ")).map(str::to_lowercase).collect()
 }
 
 /// Why it cannot be tried here.
@@ -51,9 +51,9 @@ fn artifacts_with(capabilities: &[String]) -> (TempDir, Artifacts) {
     for path in [real.libcuda(), real.nvml(), real.shim(), real.workload(), real.ebpf().expect("built")] {
         symlink(&path, directory.path().join(path.file_name().expect("a name"))).expect("a link");
     }
-    let set: String = capabilities.iter().map(|name| format!(",+{name}")).collect();
+    let set = [&["-all".to_owned()], capabilities].concat().join(",+");
     let script = format!(
-        "#!/bin/sh\nexec setpriv --no-new-privs --bounding-set=-all{set} --inh-caps=-all{set} {} \"$@\"\n",
+        "#!/bin/sh\nexec setpriv --no-new-privs --bounding-set={set} --inh-caps={set} {} \"$@\"\n",
         real.agent().display()
     );
     let path = directory.path().join("nvshare-agent");
