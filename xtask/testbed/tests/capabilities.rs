@@ -137,6 +137,24 @@ fn signal(pid: u32, signal: libc::c_int) {
 }
 
 #[test]
+fn an_agent_that_may_not_attach_says_which_capability_is_missing() {
+    if let Some(why) = impossible() {
+        eprintln!("SKIPPED: an agent without CAP_PERFMON is not tried: {why}");
+        return;
+    }
+    let (_directory, artifacts) = artifacts_with(&["bpf".to_owned()]);
+    let node = Node::builder().artifacts(artifacts).build();
+    let agent = node.agent([""; 0]);
+    let why = wait_for("the agent says what is missing", Duration::from_secs(30), || {
+        let (_, answer) = agent.get("/readyz").ok()?;
+        let answer: Value = serde_json::from_str(&answer).ok()?;
+        let missing = answer["missing"].as_array()?.iter().find(|missing| missing["part"] == "uprobes")?;
+        missing["why"].as_str().map(str::to_owned)
+    });
+    assert!(why.contains("CAP_PERFMON"), "{why}");
+}
+
+#[test]
 fn the_capabilities_of_the_unprivileged_overlay_suffice_and_none_is_too_much() {
     if let Some(why) = impossible() {
         eprintln!("SKIPPED: the unprivileged agent is not tried: {why}");
