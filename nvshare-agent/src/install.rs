@@ -9,9 +9,9 @@
 //!                                                          what the loader makes of $LIB, as links
 //! ```
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -26,11 +26,11 @@ pub const PRELOAD: &str = "ld.so.preload";
 /// The link to the directory of the release that new pods get.
 pub const CURRENT: &str = "current";
 
-/// What `$LIB` is: on Debian and its like, on Red Hat's and SUSE's, on Arch's.
+/// What `$LIB` is, and the way back: on Arch, on Debian and its like, on Red Hat and SUSE.
 const LIB: [(&str, &str); 3] = [
+    ("lib", "../libnvshare.so"),
     ("lib/x86_64-linux-gnu", "../../libnvshare.so"),
     ("lib64", "../libnvshare.so"),
-    ("lib", "../libnvshare.so"),
 ];
 /// How names of files begin that are not finished.
 const UNFINISHED: &str = ".unfinished-";
@@ -131,6 +131,7 @@ pub fn install(args: &InstallArgs, release: &str) -> Result<Installed, InstallEr
         return Err(InstallError::NoLibrary(args.from.clone()));
     }
     let directory = args.to.join(release);
+    make_directory(&args.to)?;
     make_directory(&directory)?;
     // Two of us at a time would take each other's unfinished files for leftovers. Held until the end.
     let lock = File::open(&args.to).map_err(|source| system("open", &args.to, source))?;
@@ -164,12 +165,13 @@ pub fn install(args: &InstallArgs, release: &str) -> Result<Installed, InstallEr
     Ok(Installed { directory, was_there })
 }
 
-/// Makes a directory that everybody can read, and those above it.
+/// Makes a directory, and those above it, that everybody can read, whatever the umask is.
 fn make_directory(path: &Path) -> Result<(), InstallError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(path)
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(path)
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
         .map_err(|source| failed("make the directory", path, source))
 }
 

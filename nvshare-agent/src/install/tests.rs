@@ -70,6 +70,9 @@ fn the_library_is_found_in_every_way_a_loader_may_look_for_it() {
     );
     assert_eq!(fs::read_link(place.at("current")).unwrap(), Path::new("1.2.3"));
     assert_eq!(fs::metadata(place.at("1.2.3/libnvshare.so")).unwrap().mode() & 0o7777, 0o644);
+    for directory in ["", "1.2.3", "1.2.3/lib", "1.2.3/lib/x86_64-linux-gnu", "1.2.3/lib64"] {
+        assert_eq!(fs::metadata(place.at(directory)).unwrap().mode() & 0o7777, 0o755, "{directory}");
+    }
     assert_eq!(place.names("1.2.3"), ["ld.so.preload", "lib", "lib64", "libnvshare.so"]);
 }
 

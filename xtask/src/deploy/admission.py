@@ -68,11 +68,11 @@ def main():
             for part in (prefix + name, "'" + value + "'", "expected", *said):
                 assert part in messages[0], (part, messages)
 
-    for value in ("8Gi", "8G", "1.5Gi", "8589934592", "512Mi", "4k", "1", "2Ti", "0.5Mi"):
+    for value in ("8Gi", "8G", "1.5Gi", "8589934592", "512Mi", "2Mi", "+8Gi", "4e9", "2Ti", "8589934592000m"):
         check("memory-limit", value, True)
-    for value in ("0", "0Gi", "-1Gi", "+1Gi", "lots", "", "8GB", "8 Gi", "1e9", "500m", "0.4", "Gi", "8gi", "1,5Gi",
-                  "0x10"):
-        check("memory-limit", value, False, "8Gi")
+    for value in ("0", "0Gi", "-1Gi", "lots", "", "8", "8Ki", "8GB", "8 Gi", "500m", "Gi", "8gi", "1,5Gi", "0x10",
+                  "2Pi", "8e99"):
+        check("memory-limit", value, False, "8Gi", "at least 2Mi")
     for value in ("high", "normal", "low"):
         check("priority", value, True)
     for value in ("High", "urgent", "", "0", "high "):
@@ -81,6 +81,10 @@ def main():
         check("weight", value, True)
     for value in ("0", "0.009", "100.1", "-1", "NaN", "inf", "much", "", "1e2", "1.", "1 "):
         check("weight", value, False, "0.01 to 100")
+
+    for name in ("memory", "Priority", "memory-limits", ""):
+        [message] = verdict(spec, {prefix + name: "1", prefix + "weight": "2"})
+        assert prefix + name + ":" in message and "nvshare.com/memory-limit" in message, message
 
     # All that is wrong is said at once.
     wrong = {prefix + "memory-limit": "0", prefix + "priority": "x", prefix + "weight": "x", "other": "x"}
