@@ -80,6 +80,9 @@ fn version_and_image_are_filled_in_wherever_they_belong() {
     }
     let Some(manifests) = rendered(&options("default")) else { return };
     assert_eq!(manifests.matches("image: nvshare-agent:9.8.7").count(), 2);
+    // Applied as it lies here, the base wants the release that is built here.
+    let base = kustomize(&root().join("deploy/base")).unwrap();
+    assert_eq!(base.matches(&format!("image: nvshare-agent:{}\n", dist::version())).count(), 2, "{base}");
     let Some(manifests) = rendered(&options("production")) else { return };
     assert_eq!(
         manifests.matches("image: registry.example.com/nvshare-agent@sha256:").count(),

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 const MANIFEST: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/overlays/unprivileged/unprivileged.yaml");
+const UNIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/systemd/nvshare-agent.service");
 /// Somebody who is not root.
 const OWNER: u32 = 1000;
 
@@ -134,6 +135,16 @@ fn totals(agent: &Agent, pid: u32) -> Option<(u64, u64)> {
 fn signal(pid: u32, signal: libc::c_int) {
     // SAFETY: the client was not waited for yet, so its id names it and nothing else.
     assert_eq!(unsafe { libc::kill(pid as libc::pid_t, signal) }, 0, "{pid}");
+}
+
+#[test]
+fn the_systemd_unit_keeps_the_same_capabilities() {
+    let unit = fs::read_to_string(UNIT).expect("the unit");
+    let kept =
+        unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("a bounding set");
+    let kept: Vec<String> =
+        kept.split(' ').map(|name| name.trim_start_matches("CAP_").to_lowercase()).collect();
+    assert_eq!(kept, capabilities());
 }
 
 #[test]
