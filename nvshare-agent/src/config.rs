@@ -11,6 +11,7 @@ use nvshare_common::protocol;
 use nvshare_common::units::Bytes;
 
 use crate::change::Change;
+use crate::install::InstallArgs;
 use crate::settings::Settings;
 use crate::value;
 
@@ -46,6 +47,8 @@ pub enum Command {
     Set(SetArgs),
     /// Show devices and clients of the running agent as a table, again and again
     Top(TopArgs),
+    /// Put the library for clients on the node, where pods get it from
+    InstallShim(InstallArgs),
 }
 
 /// Where the running agent is.

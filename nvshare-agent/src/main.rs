@@ -10,6 +10,7 @@ use clap::Parser;
 use nvshare_agent::admin::command;
 use nvshare_agent::agent::Agent;
 use nvshare_agent::config::{Cli, Command, Config, EXIT_USAGE, LogFormat};
+use nvshare_agent::install;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Some(Command::Status(args)) => end(command::status(&args)),
         Some(Command::Set(args)) => end(command::set(&args)),
         Some(Command::Top(args)) => end(command::top(&args)),
+        Some(Command::InstallShim(args)) => end(install::command(&args)),
     }
 }
 
