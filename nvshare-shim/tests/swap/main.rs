@@ -343,6 +343,37 @@ fn a_copy_into_a_captured_stream_waits_for_its_memory_as_the_replay_does() {
 }
 
 #[test]
+fn memory_whose_handle_somebody_holds_stays_on_the_device_and_is_reported() {
+    let node = node();
+    let (mut client, _listener, mut agent, device) = led(&node, client(&node, "scripted"), 4 * MIB, 8);
+    assert_ne!(client.ask(&format!("alloc {}", 8 * MIB)), "out of memory");
+    agent.grant(device, 8 * MIB);
+    agent.resident();
+    assert_eq!(client.ask("store 0 5"), "stored");
+    client.say("share 0");
+    let kept = agent.until("Unswappable", |message| match message {
+        ToAgent::Unswappable { bytes, reason, .. } if reason == "exported" => Some(bytes.0),
+        _ => None,
+    });
+    assert_eq!(kept, 4 * MIB);
+    assert_eq!(client.answer(), "shared");
+    agent.stop();
+    let (released, last) = agent.swap_out(device, 12 * MIB);
+    assert_eq!(released, 8 * MIB, "{last:?}");
+    agent.grant(device, 8 * MIB);
+    agent.send(&ToShim::Run);
+    agent.resident();
+    assert_eq!(client.ask("wrong 0 5"), "0");
+    client.say("free 0");
+    agent.until("nothing unswappable", |message| match message {
+        ToAgent::Unswappable { bytes, reason, .. } if reason == "exported" && bytes.0 == 0 => Some(()),
+        _ => None,
+    });
+    assert_eq!(client.answer(), "freed");
+    client.end();
+}
+
+#[test]
 fn without_host_memory_a_swap_out_is_refused_and_nothing_is_lost() {
     let node = node();
     let (mut client, _listener, mut agent, device) = led(&node, client(&node, "scripted"), 8 * MIB, 2);

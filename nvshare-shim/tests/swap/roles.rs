@@ -433,6 +433,13 @@ fn scripted() {
                 synchronize(stream);
                 say("replayed");
             }
+            "share" => {
+                // Whoever has the handle has the memory.
+                let mut handle = 0;
+                let pointer = std::ptr::with_exposed_provenance_mut(buffers[number(1) as usize].0 as usize);
+                cu!(cuMemRetainAllocationHandle(&raw mut handle, pointer));
+                say("shared");
+            }
             "info" => {
                 let (mut free, mut total) = (0_usize, 0_usize);
                 cu!(cuMemGetInfo_v2(&raw mut free, &raw mut total));
