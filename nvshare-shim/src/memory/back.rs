@@ -102,7 +102,9 @@ pub fn bury(device: &Device, remains: Option<Remains>) {
     }
     if whole {
         // SAFETY: nothing is mapped in it now, and its addresses are in no record.
-        if let Err(code) = unsafe { vmm::unreserve(remains.start, remains.bytes) } {
+        if let Err(code) = unsafe { vmm::unreserve(remains.start, remains.bytes) }
+            && code != CUresult::CUDA_ERROR_DEINITIALIZED
+        {
             log::warning!(
                 "cannot give back the addresses at {:#x}: {}",
                 remains.start,

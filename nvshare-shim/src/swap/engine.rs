@@ -235,6 +235,8 @@ impl Engine {
             None => {
                 ToAgent::SwapFailed { ticket, why: "everything that can be moved is out already".to_owned() }
             }
+            // The process ends; the driver has taken everything back.
+            Some(why) if standing::is_dead() => ToAgent::SwapFailed { ticket, why },
             Some(why) => {
                 log::warning!("a swap-out of {} ended early: {why}", Bytes(need));
                 ToAgent::SwapFailed { ticket, why }
