@@ -55,11 +55,11 @@ pub(crate) fn variables(dashboard: &Value) -> Vec<(String, String)> {
 pub(crate) fn series() -> BTreeSet<String> {
     let source = text("nvshare-agent/src/metrics/series.rs");
     let words: Vec<&str> = source.split_whitespace().collect();
-    let named = words.windows(2).filter(|pair| matches!(pair[0], "GAUGE" | "COUNTER" | "HISTOGRAM"));
-    let names = named.filter_map(|pair| pair[1].strip_prefix('"')?.strip_suffix('"'));
-    let names: BTreeSet<String> = names.map(|name| format!("nvshare_{name}")).collect();
-    assert!(names.len() > 50, "the table of series looks different: {names:?}");
-    names
+    let entries = words.windows(2).filter(|pair| matches!(pair[0], "GAUGE" | "COUNTER" | "HISTOGRAM"));
+    let literals = entries.filter_map(|pair| pair[1].strip_prefix('"')?.strip_suffix('"'));
+    let series: BTreeSet<String> = literals.map(|name| format!("nvshare_{name}")).collect();
+    assert!(series.len() > 50, "the table of series looks different: {series:?}");
+    series
 }
 
 /// The series that a text names, without what Prometheus appends to the names of histograms.
