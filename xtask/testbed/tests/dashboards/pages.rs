@@ -42,7 +42,7 @@ pub(crate) fn variables(dashboard: &Value) -> Vec<(String, String)> {
     let list = dashboard["templating"]["list"].as_array().expect("variables");
     let questions = list.iter().filter(|variable| variable["type"] == "query");
     let parts = questions.map(|variable| {
-        let question = variable["query"]["query"].as_str().expect("a question");
+        let question = variable["query"].as_str().expect("a question");
         let inner = question.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')'));
         let (expression, label) =
             inner.and_then(|inner| inner.rsplit_once(", ")).expect("label_values(EXPR, LABEL)");
