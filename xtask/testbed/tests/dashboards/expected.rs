@@ -17,6 +17,23 @@ pub(crate) const AWAITED: [&str; 8] = [
     "nvshare_switch_bytes_total",
 ];
 
+/// Labels of what Prometheus makes by itself, and those that other parts of the agent are about to give their series.
+pub(crate) const OTHER_LABELS: [&str; 13] = [
+    "instance",
+    "job",
+    "le",
+    "alertname",
+    "alertstate",
+    "severity", //
+    "namespace",
+    "pod",
+    "container",
+    "UUID",
+    "shim",
+    "priority",
+    "product",
+];
+
 /// Commands that the runbook names and that other parts of the agent are about to have.
 pub(crate) const AWAITED_COMMANDS: [&str; 4] = ["pin", "probes", "swap", "unpin"];
 
@@ -29,10 +46,6 @@ pub(crate) const EMPTY: [(&str, &str); 6] = [
     ("activity=~\"disconnected", "nobody is gone"),
     ("ALERTS", "no alert is near on a node that is well"),
 ];
-
-/// Alerts whose condition may hold in the demo, and why.
-pub(crate) const LOUD: [(&str, &str); 1] =
-    [("NvshareThrashing", "leases are so short that a test of seconds sees many switches")];
 
 /// The names of [`AWAITED`] that are not exported yet, and of the recorded series that are made from them.
 pub(crate) fn awaited(series: &BTreeSet<String>, rules: &[Value]) -> BTreeSet<String> {

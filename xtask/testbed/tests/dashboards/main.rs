@@ -2,17 +2,16 @@
 //! Prometheus which scrapes a running node finds data for every expression.
 
 mod expected;
+mod live;
 mod pages;
 mod prometheus;
 
 use std::collections::BTreeSet;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use nvshare_testbed::{Artifacts, Client, Node};
+use nvshare_testbed::Artifacts;
 use pages::{DASHBOARDS, dashboard, expressions, panels, path, text};
-use prometheus::{Prometheus, promtool};
-use serde_json::Value;
+use prometheus::promtool;
 
 const RULES: &str = "dashboards/alerts.yaml";
 const RUNBOOK: &str = "docs/runbook.md";
@@ -86,6 +85,18 @@ fn every_series_that_is_named_exists() {
 }
 
 #[test]
+fn every_label_that_is_named_exists() {
+    let mut labels = pages::labels();
+    labels.extend(expected::OTHER_LABELS.map(str::to_owned));
+    let files = DASHBOARDS.map(|name| format!("dashboards/{name}.json"));
+    for file in files.iter().chain([&RULES.to_owned()]) {
+        for label in pages::labels_in(&text(file)) {
+            assert!(labels.contains(&label), "{file} names the label {label}, which no series has");
+        }
+    }
+}
+
+#[test]
 fn every_series_is_drawn_watched_or_explained() {
     let drawn = DASHBOARDS.map(|name| text(&format!("dashboards/{name}.json"))).concat();
     let used = pages::series_in(&(drawn + &text(RULES) + &text("dashboards/README.md")));
@@ -118,11 +129,21 @@ fn every_alert_has_a_section_of_the_runbook_and_tests_that_it_fires_and_that_it_
 }
 
 #[test]
-fn the_runbook_begins_and_ends_with_what_to_do_at_night_and_names_commands_that_exist() {
+fn the_runbook_begins_and_ends_with_a_stuck_node_and_names_sections_and_commands_that_exist() {
     let runbook = text(RUNBOOK);
     let sections: Vec<&str> = runbook.lines().filter_map(|line| line.strip_prefix("## ")).collect();
     assert_eq!(sections.first(), Some(&"A stuck node at 3 a.m."));
     assert_eq!(sections.last(), Some(&"When nothing helped"));
+
+    let anchors: BTreeSet<String> = sections
+        .iter()
+        .map(|title| {
+            title.to_lowercase().replace(' ', "-").replace(|c: char| !c.is_alphanumeric() && c != '-', "")
+        })
+        .collect();
+    for link in runbook.split("](#").skip(1).filter_map(|rest| rest.split(')').next()) {
+        assert!(anchors.contains(link), "{RUNBOOK} leads to {link}, which is no section of it");
+    }
 
     let after = runbook.split("nvshare-agent ").skip(1);
     let commands: BTreeSet<&str> =
@@ -143,108 +164,4 @@ fn promtool_accepts_the_rules_and_their_tests() {
     let directory = path("dashboards");
     promtool(&["check", "rules", "--lint=all", "--lint-fatal", "alerts.yaml"], &directory, "");
     promtool(&["test", "rules", "alerts_test.yaml"], &directory, "");
-}
-
-/// Something that is asked of Prometheus until it has an answer.
-struct Question {
-    asked_by: String,
-    expression: String,
-    /// The label that must be there, for variables.
-    label: Option<String>,
-}
-
-impl Question {
-    fn new(asked_by: &str, expression: &str, instance: &str) -> Question {
-        let expression =
-            expression.replace("$__rate_interval", "15s").replace("$node", instance).replace("$gpu", ".*");
-        assert!(
-            !expression.contains('$'),
-            "{asked_by}: a variable that this test does not know: {expression}"
-        );
-        Question { asked_by: asked_by.to_owned(), expression, label: None }
-    }
-
-    /// Data means numbers: a quantile of nothing is not one.
-    fn is_answered(&self, prometheus: &Prometheus) -> bool {
-        let samples =
-            prometheus.query(&self.expression).unwrap_or_else(|error| panic!("{}: {error:#}", self.asked_by));
-        let labelled = |labels: &Value| self.label.as_ref().is_none_or(|label| labels[label].is_string());
-        samples.iter().any(|(labels, value)| !value.is_nan() && labelled(labels))
-    }
-}
-
-/// Of every panel, variable, recorded series and alert; of an alert only what it looks at: on a node that is well its
-/// condition does not hold.
-fn questions(instance: &str, rules: &[Value]) -> Vec<Question> {
-    let mut questions = Vec::new();
-    for name in DASHBOARDS {
-        let board = dashboard(name);
-        for (expression, label) in pages::variables(&board) {
-            let question = Question::new(&format!("{name}, variable"), &expression, instance);
-            questions.push(Question { label: Some(label), ..question });
-        }
-        for panel in panels(&board) {
-            let asked_by = format!("{name}, {}", panel["title"]);
-            questions.extend(expressions(&panel).iter().map(|expr| Question::new(&asked_by, expr, instance)));
-        }
-    }
-    for rule in rules {
-        let name = rule["name"].as_str().expect("the name of a rule");
-        let expression = rule["query"].as_str().expect("the expression of a rule");
-        if rule["type"] == "recording" {
-            questions.push(Question::new(name, expression, instance));
-        }
-        questions.extend(pages::selectors(expression).iter().map(|part| Question::new(name, part, instance)));
-    }
-    questions
-}
-
-#[test]
-fn every_expression_has_data_while_a_node_is_at_work() {
-    if !prometheus::is_installed("every_expression_has_data_while_a_node_is_at_work") {
-        return;
-    }
-    let node = Node::builder()
-        .env("NVSHARE_SIM_CARD_BYTES", "96M")
-        .env("NVSHARE_SIM_LINK_BYTES_PER_SECOND", "400000000")
-        .env("NVSHARE_EXTENT_BYTES", "4M")
-        .build();
-    let agent = node.agent(["--lease-floor", "1s", "--lease-ceiling", "1s", "--reserve", "2M"]);
-    let start = |seed| {
-        let flags = format!("--bytes 64M --buffers 4 --seed {seed} --seconds 150 --read-only-share 0.5");
-        Client::start(&mut node.workload(&flags).with_shim())
-    };
-    let _clients = [1, 2, 3].map(start);
-    let prometheus = Prometheus::start(&node, &agent, &path(RULES));
-    let rules = prometheus.rules();
-    let series = pages::series();
-    let awaited = expected::awaited(&series, &rules);
-
-    let mut open = questions(&agent.address().to_string(), &rules);
-    open.retain(|question| !expected::may_be_empty(&question.expression, &awaited));
-    let end = Instant::now() + Duration::from_mins(2);
-    while !open.is_empty() && Instant::now() < end {
-        open.retain(|question| !question.is_answered(&prometheus));
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    let left: Vec<String> =
-        open.iter().map(|question| format!("{}: {}", question.asked_by, question.expression)).collect();
-    assert!(left.is_empty(), "no data for\n{}", left.join("\n"));
-
-    for rule in prometheus.rules() {
-        assert_eq!(rule["health"], "ok", "{}: {}", rule["name"], rule["lastError"]);
-        let name = rule["name"].as_str().expect("the name of a rule");
-        if rule["type"] == "alerting" && !expected::LOUD.iter().any(|(alert, _)| *alert == name) {
-            let holds = prometheus.query(rule["query"].as_str().expect("an expression")).expect("an answer");
-            assert!(holds.is_empty(), "{name} is about to wake somebody on a node that is well: {holds:?}");
-        }
-    }
-
-    let (status, page) = agent.get("/metrics").expect("the series");
-    assert_eq!(status, 200);
-    promtool(&["check", "metrics"], node.path(), &page);
-    for line in page.lines().filter(|line| !line.starts_with('#')) {
-        let names = pages::series_in(line.split(['{', ' ']).next().unwrap_or_default());
-        assert!(names.iter().all(|name| series.contains(name)), "{line} is not in the table of series");
-    }
 }

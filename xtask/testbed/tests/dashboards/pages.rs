@@ -62,6 +62,41 @@ pub(crate) fn series() -> BTreeSet<String> {
     series
 }
 
+/// The labels in that table.
+pub(crate) fn labels() -> BTreeSet<String> {
+    let source = text("nvshare-agent/src/metrics/series.rs");
+    let table = source
+        .lines()
+        .filter(|line| [" GAUGE ", " COUNTER ", " HISTOGRAM "].iter().any(|kind| line.contains(kind)));
+    let lists = table.filter_map(|line| Some(line.split_once('[')?.1.split_once(']')?.0.to_owned()));
+    lists
+        .flat_map(|list| list.split(", ").map(|label| label.trim_matches('"').to_owned()).collect::<Vec<_>>())
+        .collect()
+}
+
+/// Where labels are named: in expressions, legends and annotations.
+const LABELS_BETWEEN: [(&str, &str); 6] = [
+    (" by (", ")"),
+    (" without (", ")"),
+    (" on (", ")"),
+    (" group_left (", ")"),
+    ("{{", "}}"),
+    ("$labels.", " "),
+];
+
+/// The labels that a text names.
+pub(crate) fn labels_in(text: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for (before, after) in LABELS_BETWEEN {
+        let lists = text.split(before).skip(1).filter_map(|rest| rest.split(after).next());
+        // What else stands in the braces of an annotation has spaces around it.
+        let labels =
+            lists.flat_map(|list| list.split(", ")).filter(|label| !label.is_empty() && !label.contains(' '));
+        found.extend(labels.map(str::to_owned));
+    }
+    found
+}
+
 /// The series that a text names, without what Prometheus appends to the names of histograms.
 pub(crate) fn series_in(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'));
