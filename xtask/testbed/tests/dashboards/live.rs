@@ -2,12 +2,21 @@
 
 use std::time::{Duration, Instant};
 
-use nvshare_testbed::{Client, Node};
+use nvshare_testbed::{Client, Node, wait_for};
 use serde_json::Value;
 
 use crate::pages::{DASHBOARDS, dashboard, expressions, panels, path};
 use crate::prometheus::{self, Prometheus, promtool};
 use crate::{RULES, expected, pages};
+
+/// A card of 96 MiB behind a link on which a switch lasts a fifth of a second.
+fn node() -> Node {
+    Node::builder()
+        .env("NVSHARE_SIM_CARD_BYTES", "96M")
+        .env("NVSHARE_SIM_LINK_BYTES_PER_SECOND", "400000000")
+        .env("NVSHARE_EXTENT_BYTES", "4M")
+        .build()
+}
 
 /// Something that is asked of Prometheus until it has an answer.
 struct Question {
@@ -68,11 +77,7 @@ fn every_expression_has_data_while_a_node_is_at_work() {
     if !prometheus::is_installed("every_expression_has_data_while_a_node_is_at_work") {
         return;
     }
-    let node = Node::builder()
-        .env("NVSHARE_SIM_CARD_BYTES", "96M")
-        .env("NVSHARE_SIM_LINK_BYTES_PER_SECOND", "400000000")
-        .env("NVSHARE_EXTENT_BYTES", "4M")
-        .build();
+    let node = node();
     let agent = node.agent(["--lease-floor", "1s", "--lease-ceiling", "1s", "--reserve", "2M"]);
     let start = |seed| {
         let flags = format!("--bytes 64M --buffers 4 --seed {seed} --seconds 150 --read-only-share 0.5");
@@ -105,4 +110,34 @@ fn every_expression_has_data_while_a_node_is_at_work() {
     let (status, page) = agent.get("/metrics").expect("the series");
     assert_eq!(status, 200);
     promtool(&["check", "metrics"], node.path(), &page);
+}
+
+/// That the condition of an alert is met by what a node really exports. The time for which it must hold is another matter.
+fn wait_until_it_holds(prometheus: &Prometheus, rules: &[Value], alert: &str) {
+    let rule = rules.iter().find(|rule| rule["name"] == alert).unwrap_or_else(|| panic!("no alert {alert}"));
+    let condition = rule["query"].as_str().expect("an expression");
+    wait_for(alert, Duration::from_mins(1), || {
+        let holds = prometheus.query(condition).unwrap_or_else(|error| panic!("{alert}: {error:#}"));
+        (!holds.is_empty()).then_some(())
+    });
+}
+
+#[test]
+fn alerts_hold_where_memory_cannot_be_moved_and_where_the_agent_is_gone() {
+    if !prometheus::is_installed("alerts_hold_where_memory_cannot_be_moved_and_where_the_agent_is_gone") {
+        return;
+    }
+    let node = node();
+    let mut agent = node.agent(["--lease-ceiling", "1s", "--reserve", "2M", "--host-memory", "16M"]);
+    // A third of the card for good, and two who want half of it each with nowhere to go.
+    let flags = ["--bytes 32M --memory managed", "--bytes 40M --seed 2", "--bytes 40M --seed 3"];
+    let _clients = flags.map(|flags| {
+        Client::start(&mut node.workload(&format!("{flags} --buffers 4 --seconds 100")).with_shim())
+    });
+    let prometheus = Prometheus::start(&node, &agent, &path(RULES));
+    let rules = prometheus.rules();
+    wait_until_it_holds(&prometheus, &rules, "NvshareUnswappableMemory");
+    wait_until_it_holds(&prometheus, &rules, "NvshareHostMemoryExhausted");
+    agent.kill();
+    wait_until_it_holds(&prometheus, &rules, "NvshareAgentAbsent");
 }
