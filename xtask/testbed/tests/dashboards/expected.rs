@@ -38,12 +38,13 @@ pub(crate) const OTHER_LABELS: [&str; 13] = [
 pub(crate) const AWAITED_COMMANDS: [&str; 4] = ["pin", "probes", "swap", "unpin"];
 
 /// Parts of expressions, and why nothing may come of an expression that has them.
-pub(crate) const EMPTY: [(&str, &str); 6] = [
+pub(crate) const EMPTY: [(&str, &str); 7] = [
     ("nvshare_link_bytes_per_second", "the agent exports it only where it knows the link of the card"),
     ("unswappable_bytes", "the workload's memory can all be moved"),
     ("nvshare_sessions_refused_total", "nobody is refused"),
     ("nvshare_sessions_closed_total", "nobody has left yet"),
     ("activity=~\"disconnected", "nobody is gone"),
+    ("priority=\"low\"", "everybody is of normal priority"),
     ("ALERTS", "no alert is near on a node that is well"),
 ];
 
