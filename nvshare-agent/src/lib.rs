@@ -20,6 +20,7 @@ pub mod moment;
 pub mod observation;
 pub mod observer;
 pub mod order;
+pub mod plugin;
 pub mod policy;
 pub mod settings;
 pub mod snapshot;
