@@ -49,10 +49,7 @@ pub fn check(hand: &Hand) -> Result<(), LibraryError> {
 }
 
 fn regular(path: &Path) -> io::Result<()> {
-    match std::fs::metadata(path)?.is_file() {
-        true => Ok(()),
-        false => Err(io::Error::other("it is no file")),
-    }
+    if std::fs::metadata(path)?.is_file() { Ok(()) } else { Err(io::Error::other("it is no file")) }
 }
 
 #[cfg(test)]

@@ -77,10 +77,10 @@ pub struct Options {
 
 /// Paths go to the kubelet, which has another working directory.
 fn directory(text: &str) -> Result<PathBuf, String> {
-    match text.starts_with('/') {
-        true => Ok(text.into()),
-        false => Err("expected the absolute path of a directory".to_owned()),
+    if !text.starts_with('/') {
+        return Err("expected the absolute path of a directory".to_owned());
     }
+    Ok(text.into())
 }
 
 fn kubelet_directory(text: &str) -> Result<PathBuf, String> {

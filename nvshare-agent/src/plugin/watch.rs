@@ -73,9 +73,9 @@ mod tests {
         let file = directory.path().join("kubelet.sock");
         for change in ["create", "remove"] {
             if change == "create" {
-                std::fs::write(&file, "").unwrap()
+                std::fs::write(&file, "").unwrap();
             } else {
-                std::fs::remove_file(&file).unwrap()
+                std::fs::remove_file(&file).unwrap();
             }
             tokio::time::timeout(Duration::from_secs(10), watch.changed()).await.expect(change);
             assert!(silent(&watch).await);
