@@ -28,7 +28,7 @@ use crate::health::Health;
 use crate::snapshot::State;
 
 /// Time between two looks at everything while nothing happens.
-const CALM: Duration = Duration::from_secs(30);
+const CALM: Duration = Duration::from_secs(10);
 /// The same while something is wrong.
 const UNEASY: Duration = Duration::from_secs(2);
 /// How long a node may take to show its first GPU before that is reported.
@@ -226,5 +226,37 @@ async fn changed(watch: Option<&Watch>) {
     match watch {
         Some(watch) => watch.changed().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::config::Cli;
+    use crate::health::Part;
+
+    /// What health says of the plugin after a moment: nothing yet, works or is off, or is missing.
+    async fn standing(flags: &[&str]) -> Option<Option<String>> {
+        let line = ["nvshare-agent", "--kubelet-dir=/nowhere"].iter().chain(flags);
+        let options = Cli::try_parse_from(line).unwrap().config.plugin;
+        let health = Health::new();
+        let (_publish, state) = watch::channel(Arc::default());
+        let run = run(options, "/run/nvshare/agent.sock".into(), state, health.clone());
+        let _ = tokio::time::timeout(Duration::from_millis(20), run).await;
+        let missing = health.readiness().missing.into_iter().find(|missing| missing.part == Part::Plugin);
+        match missing {
+            None => Some(None),
+            Some(missing) if missing.needed => None,
+            Some(missing) => Some(Some(missing.why)),
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_kubelet_the_plugin_is_off_and_nobody_waits_for_it() {
+        assert_eq!(standing(&["--device-plugin=off"]).await, Some(None));
+        assert_eq!(standing(&[]).await, Some(None));
+        assert_eq!(standing(&["--device-plugin=on"]).await, None, "it waits for a GPU first");
     }
 }

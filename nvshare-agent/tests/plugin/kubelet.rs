@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nvshare_agent::plugin::api::device_plugin_client::DevicePluginClient;
@@ -17,6 +17,7 @@ use nvshare_testbed::wait_for;
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
@@ -36,6 +37,8 @@ struct Heard {
     registrations: watch::Sender<Vec<RegisterRequest>>,
     /// The last list of the plugin that registered last; none once its stream has broken.
     devices: watch::Sender<Option<Vec<Device>>>,
+    /// Those who follow them.
+    followers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Kubelet {
@@ -51,6 +54,7 @@ impl Kubelet {
             directory: directory.into(),
             registrations: watch::Sender::default(),
             devices: watch::Sender::default(),
+            followers: Mutex::default(),
         });
         let service = RegistrationServer::from_arc(Arc::new(Ear(Arc::clone(&heard))));
         let listener =
@@ -79,6 +83,11 @@ impl Kubelet {
             let fit = devices.iter().filter(|device| device.health == "Healthy").count();
             ((devices.len(), fit) == (all, healthy)).then_some(devices)
         })
+    }
+
+    /// Breaks off every conversation, as when a connection breaks; the kubelet does not begin another.
+    pub(crate) fn lose_sight(&self) {
+        self.heard.followers.lock().unwrap().drain(..).for_each(|follower| follower.abort());
     }
 
     /// What the plugin says it can do.
@@ -138,13 +147,14 @@ impl Registration for Ear {
         self.0.devices.send_replace(None);
         self.0.registrations.send_modify(|all| all.push(request));
         let heard = Arc::clone(&self.0);
-        tokio::spawn(async move {
+        let follower = tokio::spawn(async move {
             let mut lists = connect(&socket).await.list_and_watch(Empty {}).await.unwrap().into_inner();
             while let Ok(Some(list)) = lists.message().await {
                 heard.devices.send_replace(Some(list.devices));
             }
             heard.devices.send_replace(None);
         });
+        self.0.followers.lock().unwrap().push(follower);
         Ok(Response::new(Empty {}))
     }
 }

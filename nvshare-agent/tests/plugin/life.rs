@@ -95,6 +95,18 @@ fn the_plugin_comes_back_when_the_kubelet_restarts_or_its_own_socket_is_removed(
     wait_until_well(&agent);
 }
 
+#[test]
+fn a_kubelet_that_lost_sight_of_the_plugin_is_reminded() {
+    let node = KubernetesNode::new(1);
+    node.install();
+    let kubelet = Kubelet::start(&node.kubelet());
+    let _agent = node.agent(&[]);
+    kubelet.devices(3, 3);
+    kubelet.lose_sight();
+    kubelet.registration(2);
+    kubelet.devices(3, 3);
+}
+
 /// A kubelet that just started, once it knows the plugin and follows its devices.
 fn kubelet_of(node: &KubernetesNode, registration: usize) -> Kubelet {
     let kubelet = Kubelet::start(&node.kubelet());
