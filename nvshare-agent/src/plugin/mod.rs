@@ -3,7 +3,7 @@
 //! [`devices`] says what there is, [`prefer`] which of it a pod should get, [`allocate`] what goes into its containers
 //! ([`cdi`] says the same to a container runtime, [`library`] looks whether it is there); all of these are pure but for
 //! the files they name. [`service`] answers the kubelet with them, [`registration`] introduces the plugin to it, and
-//! [`life`] does so again whenever the kubelet restarts.
+//! [`run`] does so again whenever the kubelet restarts.
 
 pub mod allocate;
 pub mod api;

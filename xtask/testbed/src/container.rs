@@ -4,7 +4,9 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -40,12 +42,14 @@ pub struct ContainerBuilder {
     cgroup: Option<String>,
 }
 
-/// A container that was started. It is killed and deleted with this value.
+/// A container that was started. It is killed and deleted with this value, and when this process dies.
 pub struct Container {
     name: String,
     bundle: TempDir,
     runc: Child,
     status: Option<ExitStatus>,
+    /// Deletes it.
+    undertaker: Child,
 }
 
 /// Whether there is `runc` to make containers with, and this user may. Says loudly what to do where not.
@@ -162,8 +166,9 @@ impl ContainerBuilder {
             .arg(bundle.path().join("pid"));
         command.arg(&name).stdin(Stdio::null()).stdout(file("stdout")).stderr(file("stderr"));
         die_with_parent(&mut command);
+        let undertaker = undertaker(bundle.path(), &name);
         let runc = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
-        let mut container = Container { name, bundle, runc, status: None };
+        let mut container = Container { name, bundle, runc, status: None, undertaker };
         wait_for("the container starts", LIMIT, || {
             let ended = container.ended();
             if container.read("pid").trim().parse::<u32>().is_ok() {
@@ -280,8 +285,10 @@ impl Container {
 
     /// `kill -9`, and waits for the end.
     pub fn kill(&mut self) {
-        let _ =
-            runc(self.bundle.path()).args(["delete", "--force", &self.name]).stderr(Stdio::null()).status();
+        if let Some(mut order) = self.undertaker.stdin.take() {
+            let _ = order.write_all(b"\n");
+        }
+        let _ = self.undertaker.wait();
         let _ = self.runc.wait();
     }
 
@@ -307,6 +314,18 @@ impl Drop for Container {
             eprintln!("{} wrote:\n{}{}", self.name, self.output(), self.errors());
         }
     }
+}
+
+/// A process that deletes the container when it is told to, or when this process dies, in whatever way: then it removes
+/// what is left of the bundle too.
+fn undertaker(bundle: &Path, name: &str) -> Child {
+    const SCRIPT: &str = "read -r order; told=$?; runc --root \"$1/state\" delete --force \"$2\" 2>/dev/null; \
+                          test $told = 0 || rm -rf \"$1\"";
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", SCRIPT, "undertaker"]).arg(bundle).arg(name);
+    // A group of its own: what ends the tests at a terminal does not end it.
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"))
 }
 
 /// runc with a directory of its own for what it remembers: nothing of this machine's is touched.

@@ -58,3 +58,35 @@ fn a_container_ends_with_its_value() {
         (!Path::new(&process).exists()).then_some(())
     });
 }
+
+/// Not a test: what the next one kills. It says where its container is and waits.
+#[test]
+#[ignore = "killed by another test"]
+fn a_test_that_is_killed() {
+    let Some(report) = std::env::var_os("NVSHARE_TEST_REPORT") else { return };
+    let container = shell("sleep 1000").start();
+    std::fs::write(report, container.id().to_string()).unwrap();
+    std::thread::sleep(Duration::from_mins(10));
+}
+
+#[test]
+fn a_container_ends_with_the_process_that_made_it_even_when_that_is_killed() {
+    if !containers_work() {
+        return;
+    }
+    let report = tempfile::NamedTempFile::new().unwrap();
+    let mut maker = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "a_test_that_is_killed"])
+        .env("NVSHARE_TEST_REPORT", report.path())
+        .spawn()
+        .unwrap();
+    let id = wait_for("the container starts", Duration::from_secs(20), || {
+        std::fs::read_to_string(report.path()).unwrap().parse::<u32>().ok()
+    });
+    maker.kill().unwrap();
+    maker.wait().unwrap();
+    let process = format!("/proc/{id}");
+    wait_for("its process is gone", Duration::from_secs(10), || {
+        (!Path::new(&process).exists()).then_some(())
+    });
+}
