@@ -19,6 +19,7 @@ use crate::device::{self, Poll, Report};
 use crate::health::{Health, Part};
 use crate::http;
 use crate::observer::{self, Observer};
+use crate::plugin;
 use crate::snapshot::State;
 
 /// Why an agent cannot run at all.
@@ -71,7 +72,9 @@ impl Agent {
 
         let pages = tokio::spawn(http::serve(pages, state.clone(), health.clone()));
         let standing = tokio::spawn(report(state.clone(), health.clone(), config.no_uprobes));
-        let mut others = vec![("clients", clients), ("standing", standing)];
+        let plugin = plugin::run(config.plugin.clone(), config.socket.clone(), state.clone(), health.clone());
+        let plugin = tokio::spawn(plugin);
+        let mut others = vec![("plugin", plugin), ("clients", clients), ("standing", standing)];
         match Server::bind(&config.admin_socket) {
             Ok(server) => {
                 health.works(Part::Admin);

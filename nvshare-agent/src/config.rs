@@ -12,6 +12,7 @@ use nvshare_common::units::Bytes;
 
 use crate::change::Change;
 use crate::install::InstallArgs;
+use crate::plugin;
 use crate::settings::Settings;
 use crate::value;
 
@@ -173,6 +174,10 @@ pub struct Config {
         value_parser = value::duration)]
     pub stall: Duration,
 
+    /// The kubelet's device plugin.
+    #[command(flatten)]
+    pub plugin: plugin::Options,
+
     /// Which log lines: error, warn, info, debug, trace, or a filter such as info,nvshare_agent::policy=debug
     #[arg(long, value_name = "FILTER", env = "NVSHARE_AGENT_LOG", default_value = "info", value_parser = log_filter)]
     pub log: String,
@@ -314,6 +319,10 @@ mod tests {
             (&["--listen", "9430"], "--listen", "9430", "0.0.0.0:9430"),
             (&["--socket", "agent.sock"], "--socket", "agent.sock", "absolute path"),
             (&["--log-format", "xml"], "--log-format", "xml", "json"),
+            (&["--shares", "0"], "--shares", "'0'", "1..=1000"),
+            (&["--device-plugin", "maybe"], "--device-plugin", "maybe", "auto"),
+            (&["--kubelet-dir", "kubelet"], "--kubelet-dir", "kubelet", "absolute path"),
+            (&["--preload", "magic"], "--preload", "magic", "ld-so-preload"),
             (&["--log", "info,=="], "--log", "info,==", "warn"),
             (&["run", "--host-memory", "lots"], "--host-memory", "lots", "16G"),
             (&["--lease-floor", "2s", "--lease-ceiling", "1s"], "--lease-floor", "2s", "floor <= ceiling"),

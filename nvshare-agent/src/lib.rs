@@ -21,6 +21,7 @@ pub mod moment;
 pub mod observation;
 pub mod observer;
 pub mod order;
+pub mod plugin;
 pub mod policy;
 pub mod settings;
 pub mod snapshot;

@@ -20,6 +20,8 @@ fn agent() -> Command {
             command.env_remove(name);
         }
     }
+    // The machine's own kubelet must not hear of it.
+    command.env("NVSHARE_AGENT_DEVICE_PLUGIN", "off");
     command.stdin(Stdio::null());
     command
 }

@@ -20,6 +20,8 @@ pub struct Member {
     cards: Cards,
     slot: usize,
     identity: process::Identity,
+    /// This process as it knows itself, to recognise a forked child by.
+    pid: u32,
     memory: Vec<Memory>,
     faults: FaultPlan,
     next_page: AtomicU32,
@@ -61,14 +63,22 @@ impl Cards {
         let memory: Result<_, _> = (0..self.config().cards as usize)
             .map(|card| Memory::open(self.directory(), card, bytes))
             .collect();
-        Ok(Member { memory: memory?, cards: self, slot, identity, faults, next_page: AtomicU32::new(0) })
+        Ok(Member {
+            memory: memory?,
+            cards: self,
+            slot,
+            identity,
+            pid: std::process::id(),
+            faults,
+            next_page: AtomicU32::new(0),
+        })
     }
 }
 
 impl Member {
     /// Gives everything back. Does nothing in a forked child.
     pub fn leave(&self) {
-        if self.identity.pid == std::process::id() {
+        if self.pid == std::process::id() {
             let mut locked = self.control.lock();
             if locked.ledger.processes[self.slot].identity == self.identity {
                 locked.ledger.remove_process(self.slot);

@@ -1,6 +1,12 @@
 //! Who a process is and whether it still lives: its id and start time, so that an id used again is somebody else.
+//!
+//! All processes that use a card have to mean the same by an id, as the real driver does, which knows the ids of the
+//! whole machine. In a container with a pid namespace of its own `NVSHARE_SIM_PROC` names the machine's `/proc`, mounted
+//! there for the simulator: what that shows as `self` is the id outside.
 
 use std::fs;
+use std::path::PathBuf;
+use std::sync::OnceLock;
 
 /// A process for as long as the machine runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -14,8 +20,15 @@ pub struct Identity {
 
 /// The identity of this process.
 pub fn this() -> Identity {
-    let pid = std::process::id();
+    let pid = fs::read_link(procfs().join("self")).ok().and_then(|name| name.to_str()?.parse().ok());
+    let pid = pid.unwrap_or_else(std::process::id);
     Identity { pid, start: living(pid).unwrap_or(0) }
+}
+
+/// Where processes are looked up.
+fn procfs() -> &'static PathBuf {
+    static PROCFS: OnceLock<PathBuf> = OnceLock::new();
+    PROCFS.get_or_init(|| std::env::var_os("NVSHARE_SIM_PROC").unwrap_or_else(|| "/proc".into()).into())
 }
 
 /// Whether the process still runs. A zombie no longer holds anything, except one whose other threads run on.
@@ -25,7 +38,7 @@ pub fn is_alive(identity: Identity) -> bool {
 
 /// The start time of a process that runs.
 fn living(pid: u32) -> Option<u64> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    parse_stat(&fs::read_to_string(procfs().join(format!("{pid}/stat"))).ok()?)
 }
 
 fn parse_stat(stat: &str) -> Option<u64> {
@@ -44,7 +57,7 @@ mod tests {
     #[test]
     fn this_process_lives_and_one_with_another_start_does_not() {
         let me = this();
-        assert!(me.start > 0 && is_alive(me));
+        assert!(me.start > 0 && me.pid == std::process::id() && is_alive(me));
         assert!(!is_alive(Identity { start: me.start - 1, ..me }));
     }
 

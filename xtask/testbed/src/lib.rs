@@ -6,6 +6,7 @@
 mod agent;
 mod artifacts;
 mod client;
+mod container;
 mod node;
 mod nvidia;
 mod running;
@@ -14,6 +15,7 @@ mod wait;
 pub use agent::Agent;
 pub use artifacts::Artifacts;
 pub use client::ClientCommand;
+pub use container::{Container, ContainerBuilder, containers_work};
 pub use node::{Node, NodeBuilder};
 pub use nvidia::{NvidiaLibrary, nvidia_libraries, static_cudart};
 pub use running::Client;

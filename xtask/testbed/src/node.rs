@@ -9,7 +9,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::client::die_with_parent;
-use crate::{Agent, Artifacts, ClientCommand};
+use crate::{Agent, Artifacts, ClientCommand, ContainerBuilder};
 
 /// A node of its own. Dropping it removes its directories; drop agents and clients first.
 pub struct Node {
@@ -143,6 +143,35 @@ impl Node {
         client
     }
 
+    /// Shows a container what stands for this node's driver and card, and gives it the environment that both need.
+    ///
+    /// # Panics
+    /// On a real node, whose driver a container runtime would have to add.
+    #[must_use]
+    pub fn card_in(&self, container: ContainerBuilder) -> ContainerBuilder {
+        let card = self.card().expect("a simulated card");
+        let container = container
+            .mount_read_only(self.path().join("lib"), "/opt/driver")
+            // A simulated card's UUID comes from its path.
+            .mount(card, card)
+            // The simulator knows processes by their ids outside, as the real driver does.
+            .mount_read_only("/proc", "/opt/proc")
+            .env("LD_LIBRARY_PATH", "/opt/driver")
+            .env("NVSHARE_SIM_DIR", card.to_string_lossy())
+            .env("NVSHARE_SIM_PROC", "/opt/proc");
+        self.environment.iter().fold(container, |container, (name, value)| {
+            container.env(name.to_string_lossy(), value.to_string_lossy())
+        })
+    }
+
+    /// A container that will run a workload with these flags (separated by spaces) and report in JSON.
+    #[must_use]
+    pub fn workload_container(&self, flags: &str) -> ContainerBuilder {
+        const PROGRAM: &str = "/opt/nvshare-workload";
+        let arguments = [PROGRAM, "--json"].into_iter().chain(flags.split_whitespace());
+        self.card_in(ContainerBuilder::new(arguments)).mount_read_only(self.artifacts.workload(), PROGRAM)
+    }
+
     /// Starts the agent and waits until it is ready.
     ///
     /// # Panics
@@ -159,6 +188,8 @@ impl Node {
     /// Where it cannot be started.
     pub fn start_agent<A: AsRef<OsStr>>(&self, flags: impl IntoIterator<Item = A>) -> Agent {
         let mut command = self.command(self.artifacts.agent());
+        // A kubelet of the machine must not hear of this node, unless a flag says otherwise.
+        command.env("NVSHARE_AGENT_DEVICE_PLUGIN", "off");
         command.arg("--socket").arg(self.socket()).arg("--admin-socket").arg(self.admin_socket());
         if self.card.is_some() {
             command.arg("--nvml").arg(self.nvml()).arg("--libcuda").arg(self.libcuda());

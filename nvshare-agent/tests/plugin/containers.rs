@@ -1,0 +1,128 @@
+//! Containers made of what the plugin returned and nothing else: the library is in their programs, the agent knows them,
+//! and they share a card.
+
+use std::time::Duration;
+
+use nvshare_agent::plugin::api::ContainerAllocateResponse;
+use nvshare_testbed::{Agent, Container, ContainerBuilder, containers_work, wait_for};
+use serde_json::Value;
+
+use crate::kubelet::Kubelet;
+use crate::node::KubernetesNode;
+
+const LIMIT: Duration = Duration::from_mins(2);
+
+/// What the kubelet and the container runtime make of an allocation.
+fn with(
+    given: &ContainerAllocateResponse,
+    cdi: Option<&Value>,
+    mut container: ContainerBuilder,
+) -> ContainerBuilder {
+    for (name, value) in &given.envs {
+        container = container.env(name, value);
+    }
+    for mount in &given.mounts {
+        assert!(mount.read_only, "{mount:?}");
+        container = container.mount_read_only(&mount.host_path, &mount.container_path);
+    }
+    for device in &given.cdi_devices {
+        let (kind, name) = device.name.split_once('=').expect("a qualified name");
+        let specification = cdi.expect("a CDI specification");
+        assert_eq!(specification["kind"], kind);
+        let devices = specification["devices"].as_array().expect("devices");
+        let device = devices.iter().find(|device| device["name"] == name).expect("the device");
+        for mount in device["containerEdits"]["mounts"].as_array().expect("mounts") {
+            let path = |what: &str| mount[what].as_str().expect("a path").to_owned();
+            container = container.mount_read_only(path("hostPath"), path("containerPath"));
+        }
+    }
+    container
+}
+
+/// The pids of the agent's clients.
+fn clients(agent: &Agent) -> Vec<u32> {
+    let state = agent.state();
+    let clients = state["clients"].as_array().expect("clients");
+    clients.iter().filter_map(|client| client["process"]["pid"].as_u64()).map(|pid| pid as u32).collect()
+}
+
+fn wait_until_client(agent: &Agent, container: &Container) {
+    wait_for("the container is a client of the agent", LIMIT, || {
+        clients(agent).contains(&container.id()).then_some(())
+    });
+}
+
+fn share(kubelet: &Kubelet, number: usize) -> ContainerAllocateResponse {
+    let devices: Vec<String> = kubelet.devices(3, 3).into_iter().map(|device| device.id).collect();
+    kubelet.allocate(&devices[number..=number]).unwrap()
+}
+
+#[test]
+fn two_containers_with_shares_of_one_card_take_turns_on_it() {
+    if !containers_work() {
+        return;
+    }
+    let node = KubernetesNode::new(1);
+    node.install();
+    let kubelet = Kubelet::start(&node.kubelet());
+    let agent = node.agent(&[]);
+    let mut containers = [0, 1].map(|number| {
+        let flags = format!("--bytes 64M --buffers 4 --seconds 8 --seed {}", number + 1);
+        with(&share(&kubelet, number), None, node.node.workload_container(&flags)).start()
+    });
+    for container in &containers {
+        wait_until_client(&agent, container);
+    }
+    for container in &mut containers {
+        let report = container.succeed();
+        assert!(report["iterations"].as_u64() >= Some(2), "a container hardly ran: {report}");
+    }
+    let switches = agent.state()["switches"]["count"].as_u64();
+    assert!(switches >= Some(2), "they did not take turns: {switches:?}");
+    assert_eq!(node.node.violations(), Vec::<String>::new());
+}
+
+#[test]
+fn every_way_of_preloading_makes_a_container_a_client_unless_it_opts_out() {
+    if !containers_work() {
+        return;
+    }
+    for preload in ["ld-so-preload", "env", "cdi"] {
+        let node = KubernetesNode::new(1);
+        node.install();
+        let kubelet = Kubelet::start(&node.kubelet());
+        let agent = node.agent(&["--preload", preload]);
+        let given = share(&kubelet, 0);
+        let cdi = std::fs::read(node.cdi().join("nvshare.com-gpu.json")).ok();
+        let cdi: Option<Value> = cdi.map(|text| serde_json::from_slice(&text).unwrap());
+        assert_eq!(cdi.is_some(), preload == "cdi");
+        let container = || node.node.workload_container("--bytes 16M --seconds 3");
+        let mut client = with(&given, cdi.as_ref(), container()).start();
+        wait_until_client(&agent, &client);
+        client.succeed();
+        let mut other = with(&given, cdi.as_ref(), container()).env("NVSHARE_DISABLE", "1").start();
+        other.succeed();
+        // Of the two the first alone was ever a client.
+        let opened = agent.state()["sessions"]["opened"].as_u64();
+        assert_eq!(opened, Some(1), "with {preload}: a container that opted out is a client");
+        assert_eq!(node.node.violations(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_container_cannot_write_where_the_agent_listens() {
+    if !containers_work() {
+        return;
+    }
+    let node = KubernetesNode::new(1);
+    node.install();
+    let kubelet = Kubelet::start(&node.kubelet());
+    let _agent = node.agent(&[]);
+    let script = "for path in /run/nvshare /var/lib/nvshare/current; do \
+                  test -d $path && ! touch $path/mine || exit 9; done; \
+                  test -S /run/nvshare/agent.sock && cat /etc/ld.so.preload";
+    let mut container =
+        with(&share(&kubelet, 0), None, ContainerBuilder::new(["/bin/sh", "-c", script])).start();
+    assert!(container.end().success(), "{}", container.errors());
+    assert_eq!(container.output(), "/var/lib/nvshare/current/libnvshare.so\n");
+}
