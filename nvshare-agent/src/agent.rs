@@ -19,6 +19,7 @@ use crate::device::{self, Poll, Report};
 use crate::health::{Health, Part};
 use crate::http;
 use crate::observer::{self, Observer};
+use crate::pods::{self, directory::Directory};
 use crate::snapshot::State;
 
 /// Why an agent cannot run at all.
@@ -69,9 +70,16 @@ impl Agent {
 
         let observer = if config.no_uprobes { None } else { Some(observe(config, inputs.clone())?) };
 
+        let (directory, keeper) = pods::start(pods::Options::of(config), health.clone());
+        let attribution = tokio::spawn(attribute(directory, inputs.clone()));
         let pages = tokio::spawn(http::serve(pages, state.clone(), health.clone()));
         let standing = tokio::spawn(report(state.clone(), health.clone(), config.no_uprobes));
-        let mut others = vec![("clients", clients), ("standing", standing)];
+        let mut others = vec![
+            ("clients", clients),
+            ("standing", standing),
+            ("attribution", attribution),
+            ("pods", keeper),
+        ];
         match Server::bind(&config.admin_socket) {
             Ok(server) => {
                 health.works(Part::Admin);
@@ -168,6 +176,16 @@ async fn report(mut state: watch::Receiver<Arc<State>>, health: Health, no_uprob
             (false, true) => {}
             (true, true) => health.works(Part::Uprobes),
             (_, false) => health.missing(Part::Uprobes, &problems.join("; ")),
+        }
+    }
+}
+
+/// Tells the conductor of each new directory of pods. One that comes while the last is on its way replaces it.
+async fn attribute(mut directory: watch::Receiver<Arc<Directory>>, inputs: mpsc::Sender<Input>) {
+    while directory.changed().await.is_ok() {
+        let latest = Arc::clone(&directory.borrow_and_update());
+        if inputs.send(Input::Pods(latest)).await.is_err() {
+            return;
         }
     }
 }

@@ -11,6 +11,7 @@ use nvshare_common::protocol;
 use nvshare_common::units::Bytes;
 
 use crate::change::Change;
+use crate::pods;
 use crate::settings::Settings;
 use crate::value;
 
@@ -170,6 +171,23 @@ pub struct Config {
         value_parser = value::duration)]
     pub stall: Duration,
 
+    /// The name of this node in Kubernetes: whose pods are watched
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", value_parser = value::node_name)]
+    pub node_name: Option<String>,
+
+    /// Do not find out to which pods clients belong; their annotations then do nothing
+    #[arg(long, env = "NVSHARE_AGENT_NO_PODS")]
+    pub no_pods: bool,
+
+    /// The kubelet's pod-resources socket: tells whose a client is without the API server
+    #[arg(long, value_name = "PATH", env = "NVSHARE_AGENT_POD_RESOURCES", default_value = pods::POD_RESOURCES,
+        value_parser = value::socket_path)]
+    pub pod_resources: PathBuf,
+
+    /// The API server, without an account, as by `kubectl proxy` [default: by the service account, in a cluster]
+    #[arg(long, value_name = "URL", env = "NVSHARE_AGENT_KUBE_API", value_parser = value::server)]
+    pub kube_api: Option<axum::http::Uri>,
+
     /// Which log lines: error, warn, info, debug, trace, or a filter such as info,nvshare_agent::policy=debug
     #[arg(long, value_name = "FILTER", env = "NVSHARE_AGENT_LOG", default_value = "info", value_parser = log_filter)]
     pub log: String,
@@ -310,6 +328,9 @@ mod tests {
             (&["--lease-factor", "0"], "--lease-factor", "'0'", "from 1 to 10000"),
             (&["--listen", "9430"], "--listen", "9430", "0.0.0.0:9430"),
             (&["--socket", "agent.sock"], "--socket", "agent.sock", "absolute path"),
+            (&["--node-name", "Node 1"], "--node-name", "Node 1", "spec.nodeName"),
+            (&["--kube-api", "localhost"], "--kube-api", "localhost", "http://127.0.0.1:8001"),
+            (&["--pod-resources", "kubelet.sock"], "--pod-resources", "kubelet.sock", "absolute path"),
             (&["--log-format", "xml"], "--log-format", "xml", "json"),
             (&["--log", "info,=="], "--log", "info,==", "warn"),
             (&["run", "--host-memory", "lots"], "--host-memory", "lots", "16G"),

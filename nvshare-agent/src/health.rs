@@ -19,13 +19,16 @@ pub enum Part {
     Devices,
     /// Host memory for shadows.
     HostMemory,
+    /// To which pods processes belong.
+    Pods,
     /// The uprobes on the CUDA driver.
     Uprobes,
 }
 
 impl Part {
     /// All of them.
-    pub const ALL: [Part; 5] = [Part::Admin, Part::Clients, Part::Devices, Part::HostMemory, Part::Uprobes];
+    pub const ALL: [Part; 6] =
+        [Part::Admin, Part::Clients, Part::Devices, Part::HostMemory, Part::Pods, Part::Uprobes];
 
     /// The part as a metric label.
     pub const fn name(self) -> &'static str {
@@ -34,6 +37,7 @@ impl Part {
             Part::Clients => "clients",
             Part::Devices => "devices",
             Part::HostMemory => "host_memory",
+            Part::Pods => "pods",
             Part::Uprobes => "uprobes",
         }
     }

@@ -2,6 +2,7 @@
 //! [`State`]. The conductor publishes a new one after each change; readers cannot change anything.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use nvshare_common::probe::Call;
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
@@ -153,6 +154,29 @@ impl Activity {
     }
 }
 
+/// To whom a process belongs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Owner {
+    /// The pod's namespace; empty outside of Kubernetes.
+    pub namespace: String,
+    /// The pod; empty outside of Kubernetes.
+    pub pod: String,
+    /// The container; where its name is not known, the first 12 digits of its id; empty outside of one.
+    pub container: String,
+}
+
+impl fmt::Display for Owner {
+    /// `namespace/pod/container`, the container alone outside of Kubernetes, or `-`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.pod.as_str(), self.container.as_str()) {
+            ("", "") => f.pad("-"),
+            ("", container) => f.pad(container),
+            (pod, container) => f.pad(&format!("{}/{pod}/{container}", self.namespace)),
+        }
+    }
+}
+
 /// One client.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Client {
@@ -164,6 +188,9 @@ pub struct Client {
     pub name: String,
     /// Its cgroup, by which pod and container are recognised.
     pub cgroup: String,
+    /// To whom it belongs.
+    #[serde(default)]
+    pub owner: Owner,
     /// The shim's release.
     pub shim: String,
     /// What it is doing.
@@ -297,6 +324,9 @@ pub struct Foreign {
     pub process: Process,
     /// Its name.
     pub name: String,
+    /// To whom it belongs.
+    #[serde(default)]
+    pub owner: Owner,
     /// What NVML says it holds, on all devices.
     pub measured: Bytes,
     /// Device memory it allocated and has not freed, as far as it was seen.
@@ -334,6 +364,12 @@ pub struct Switches {
     pub count: u64,
     /// The latest, oldest first, at most [`SWITCHES`].
     pub recent: Vec<Switch>,
+    /// Bytes that all of them copied to the host.
+    #[serde(default)]
+    pub bytes_out: Bytes,
+    /// Bytes that all of them copied to the devices.
+    #[serde(default)]
+    pub bytes_in: Bytes,
     /// How long they took.
     pub seconds: Histogram,
     /// How long of that was drain.

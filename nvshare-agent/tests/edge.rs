@@ -189,7 +189,8 @@ fn devices_are_found_when_nvml_appears_while_the_agent_runs() {
     devices.sort_by_key(|device| device["index"].as_u64());
     for (index, device) in devices.iter().enumerate() {
         assert_eq!((device["index"].as_u64(), device["total"].as_u64()), (Some(index as u64), Some(1 << 30)));
-        let series = format!("nvshare_device_memory_bytes{{gpu={}}} 1073741824\n", device["uuid"]);
+        let series =
+            format!("nvshare_device_memory_bytes{{gpu=\"{index}\",UUID={}}} 1073741824\n", device["uuid"]);
         assert!(agent.get("/metrics").1.contains(&series), "no {series}");
     }
     assert_ne!(devices[0]["uuid"], devices[1]["uuid"]);

@@ -6,7 +6,6 @@ use std::time::Duration;
 use nvshare_common::units::Bytes;
 
 use crate::health::Readiness;
-use crate::metrics::container;
 use crate::snapshot::{Client, Device, State};
 use crate::value;
 
@@ -124,7 +123,7 @@ fn clients(state: &State) -> String {
         "CLIENT",
         "PID",
         "NAME",
-        "CONTAINER",
+        "POD",
         "ACTIVITY",
         "FOR",
         "LEASE",
@@ -151,7 +150,7 @@ fn client(client: &Client) -> [String; 11] {
         client.client.0.to_string(),
         client.process.pid.to_string(),
         printable(&client.name),
-        container(&client.cgroup).unwrap_or("-").to_owned(),
+        client.owner.to_string(),
         client.activity.name().to_owned(),
         if lasts > 0.0 { age(lasts) } else { "-".to_owned() },
         client.lease_seconds.map_or("-".to_owned(), |left| format!("{left:.1}s")),

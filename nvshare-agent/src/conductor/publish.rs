@@ -103,6 +103,7 @@ impl Conductor {
             process: client.process,
             name: client.name.clone(),
             cgroup: client.cgroup.clone(),
+            owner: self.owners.owner(client.process),
             shim: client.shim.clone(),
             activity: activity(client, now),
             waiting_seconds: client.wants.map_or(0.0, |since| now.since(since).as_secs_f64()),
@@ -140,6 +141,7 @@ impl Conductor {
         if client.host_exhausted {
             notes.push("no more host memory for its shadows".to_owned());
         }
+        notes.extend(self.owners.notes(client.process));
         if client.swap_failures > 0 {
             notes.extend(client.swap_problem.as_ref().map(|why| format!("its last swap out failed: {why}")));
         }
@@ -176,6 +178,7 @@ impl Conductor {
         snapshot::Foreign {
             process,
             name: observed.name.clone(),
+            owner: self.owners.owner(process),
             measured: devices.filter_map(|device| device.per_process.get(&process.pid).copied()).sum(),
             allocated: observed.allocated,
             managed: observed.managed,
