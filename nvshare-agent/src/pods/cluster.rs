@@ -127,8 +127,8 @@ fn read(pod: &api::Pod) -> Option<(PodUid, Pod)> {
         kinds.into_iter().flatten().flatten()
     });
     let ended = |status: &api::ContainerStatus| {
-        let states = [status.state.as_ref(), status.last_state.as_ref()].into_iter().flatten();
-        let ids = states.filter_map(|state| state.terminated.as_ref()?.container_id.clone());
+        let ends = [status.state.as_ref(), status.last_state.as_ref()].into_iter().flatten();
+        let ids = ends.filter_map(|state| state.terminated.as_ref()?.container_id.clone());
         ids.collect::<Vec<_>>()
     };
     let containers = statuses.flat_map(|status| {

@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 use crate::api::{Api, NODE, pod};
 use crate::kubelet;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 const UID: &str = "4a6f2d3c-11aa-4f0e-9d7b-5f8f6c0b1e22";
 /// Tells the test binary that it is to be a client, and where the agent is.
 const CLIENT: &str = "NVSHARE_TEST_CLIENT";
@@ -136,7 +136,8 @@ struct Cgroup(Vec<PathBuf>);
 impl Cgroup {
     /// Below any hierarchy that lets us; `None` where no one does.
     fn make(path: &str) -> Option<Cgroup> {
-        let hierarchies = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/pids", "/sys/fs/cgroup/memory"];
+        let hierarchies =
+            ["/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/pids", "/sys/fs/cgroup/memory"];
         hierarchies.into_iter().find_map(|hierarchy| {
             if !Path::new(hierarchy).join("cgroup.procs").exists() {
                 return None;
@@ -193,7 +194,9 @@ fn a_client_in_a_pods_cgroup_has_the_pods_labels_until_it_ends() {
     assert!(metrics.contains("nvshare_part_missing{part=\"pods\"} 0"), "{metrics}");
 
     drop(client);
-    wait_for("the series vanish with the client", LIMIT, || (!agent.get("/metrics").contains(labels)).then_some(()));
+    wait_for("the series vanish with the client", LIMIT, || {
+        (!agent.get("/metrics").contains(labels)).then_some(())
+    });
     drop(cgroup);
 }
 

@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 /// The one node that there is.
-pub const NODE: &str = "gpu-node-1";
+pub(crate) const NODE: &str = "gpu-node-1";
 
 #[derive(Default)]
 struct Cluster {
@@ -33,14 +33,14 @@ struct Cluster {
 
 /// The server; it ends with the test's runtime.
 #[derive(Clone)]
-pub struct Api {
+pub(crate) struct Api {
     address: SocketAddr,
     cluster: Arc<Mutex<Cluster>>,
     changed: watch::Sender<u64>,
 }
 
 /// A pod as the API server shows it.
-pub fn pod(name: &str, uid: &str, container: Option<(&str, &str)>, annotations: Value) -> Value {
+pub(crate) fn pod(name: &str, uid: &str, container: Option<(&str, &str)>, annotations: Value) -> Value {
     let status = |(name, id): (&str, &str)| {
         json!({"name": name, "containerID": format!("containerd://{id}"), "image": "", "imageID": "", "ready": true,
             "restartCount": 0})
@@ -54,7 +54,7 @@ pub fn pod(name: &str, uid: &str, container: Option<(&str, &str)>, annotations: 
 
 impl Api {
     /// Begins to serve on `listener`.
-    pub fn start(listener: TcpListener) -> Api {
+    pub(crate) fn start(listener: TcpListener) -> Api {
         let address = listener.local_addr().unwrap();
         let api = Api { address, cluster: Arc::default(), changed: watch::channel(0).0 };
         let routes = Router::new()
@@ -66,12 +66,12 @@ impl Api {
     }
 
     /// Where it is.
-    pub fn url(&self) -> Uri {
+    pub(crate) fn url(&self) -> Uri {
         format!("http://{}", self.address).parse().unwrap()
     }
 
     /// There is this pod, as it is now.
-    pub fn put(&self, pod: Value) {
+    pub(crate) fn put(&self, pod: Value) {
         self.change(|cluster| {
             let uid = pod["metadata"]["uid"].as_str().unwrap().to_owned();
             let kind = if cluster.pods.contains_key(&uid) { "MODIFIED" } else { "ADDED" };
@@ -82,7 +82,7 @@ impl Api {
     }
 
     /// The pod is gone.
-    pub fn delete(&self, uid: &str) {
+    pub(crate) fn delete(&self, uid: &str) {
         self.change(|cluster| {
             let pod = stamped(cluster.pods.remove(uid).unwrap(), cluster.version);
             cluster.history.push((cluster.version, json!({"type": "DELETED", "object": pod})));
@@ -90,7 +90,7 @@ impl Api {
     }
 
     /// The pod is gone, and a watch has missed it: versions until now are forgotten.
-    pub fn delete_and_forget(&self, uid: &str) {
+    pub(crate) fn delete_and_forget(&self, uid: &str) {
         self.change(|cluster| {
             cluster.pods.remove(uid).unwrap();
             cluster.history.clear();
@@ -99,17 +99,17 @@ impl Api {
     }
 
     /// Whether everything is refused.
-    pub fn deny(&self, denied: bool) {
+    pub(crate) fn deny(&self, denied: bool) {
         self.change(|cluster| cluster.denied = denied);
     }
 
     /// The events that were posted.
-    pub fn events(&self) -> Vec<Value> {
+    pub(crate) fn events(&self) -> Vec<Value> {
         self.cluster.lock().unwrap().events.clone()
     }
 
     /// How often the pods were listed.
-    pub fn lists(&self) -> u64 {
+    pub(crate) fn lists(&self) -> u64 {
         self.cluster.lock().unwrap().lists
     }
 
@@ -132,7 +132,8 @@ fn failure(code: u16, message: &str) -> Value {
 }
 
 fn refused() -> Response {
-    (StatusCode::FORBIDDEN, Json(failure(403, "pods is forbidden: User \"agent\" cannot list"))).into_response()
+    (StatusCode::FORBIDDEN, Json(failure(403, "pods is forbidden: User \"agent\" cannot list")))
+        .into_response()
 }
 
 async fn pods(State(api): State<Api>, uri: Uri) -> Response {

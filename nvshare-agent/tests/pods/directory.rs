@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use crate::api::{Api, NODE, pod};
 use crate::kubelet;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 const UID: &str = "4a6f2d3c-11aa-4f0e-9d7b-5f8f6c0b1e22";
 const OTHER: &str = "5b6f2d3c-11aa-4f0e-9d7b-5f8f6c0b1e22";
 
@@ -133,7 +133,8 @@ async fn without_an_api_server_the_kubelet_tells_by_device_ids_until_there_is_on
     let socket = home.path().join("kubelet.sock");
     let url = format!("http://{address}").parse().unwrap();
     let mut kept = Kept::start(Options { pod_resources: Some(socket.clone()), ..options(url) });
-    kept.says(&["cannot reach the API server", "refused", "no pod-resources socket", "--pod-resources"]).await;
+    kept.says(&["cannot reach the API server", "refused", "no pod-resources socket", "--pod-resources"])
+        .await;
 
     kubelet::serve(&socket, "GPU-1::3");
     kept.owner(&cgroup(UID, "a"), &["GPU-1::3"], "ml/infer/server").await;
@@ -149,7 +150,8 @@ async fn without_an_api_server_the_kubelet_tells_by_device_ids_until_there_is_on
 #[tokio::test(flavor = "multi_thread")]
 async fn outside_of_kubernetes_nothing_is_missing_and_in_it_a_node_needs_its_name() {
     Kept::start(Options::default()).says(&[]).await;
-    let nameless = Options { node: None, pod_resources: None, ..options("http://127.0.0.1:1".parse().unwrap()) };
+    let nameless =
+        Options { node: None, pod_resources: None, ..options("http://127.0.0.1:1".parse().unwrap()) };
     Kept::start(nameless).says(&["NODE_NAME", "spec.nodeName", "--node-name"]).await;
     let kubelet_only = Options { api: None, node: None, ..options("http://127.0.0.1:1".parse().unwrap()) };
     Kept::start(kubelet_only).says(&["/nowhere/kubelet.sock", "--pod-resources"]).await;
@@ -191,7 +193,12 @@ async fn two_hundred_pods_leave_nothing_behind() {
     for number in 0..200 {
         let uid = format!("4a6f2d3c-11aa-4f0e-9d7b-{number:012}");
         let container = format!("{number:064x}");
-        api.put(pod(&format!("job-{number}"), &uid, Some(("main", &container)), json!({"nvshare.com/weight": "?"})));
+        api.put(pod(
+            &format!("job-{number}"),
+            &uid,
+            Some(("main", &container)),
+            json!({"nvshare.com/weight": "?"}),
+        ));
         if number >= 10 {
             api.delete(&format!("4a6f2d3c-11aa-4f0e-9d7b-{:012}", number - 10));
         }
