@@ -290,13 +290,8 @@ impl Core {
 
     fn book(&mut self, decision: Decision, now: Moment) -> Option<Command> {
         let (client, message) = match decision {
-            Decision::Run { client, cap } => {
-                let runs = self.ledger.client_mut(client)?;
-                let wanted = runs.wants;
-                runs.run(cap, now);
-                if runs.wants.is_none()
-                    && let Some(wanted) = wanted
-                {
+            Decision::Run { client, cap, favoured } => {
+                if let Some(wanted) = self.ledger.run(client, cap, favoured, now) {
                     self.waiting_seconds.record(now.since(wanted).as_secs_f64());
                 }
                 (client, ToShim::Run)
@@ -344,8 +339,8 @@ impl Core {
 
     /// Who runs keeps its work short while somebody else waits.
     fn paces(&mut self) -> Vec<Command> {
-        let waiting =
-            self.ledger.clients().values().filter(|client| client.wants.is_some() && client.lease.is_none());
+        let waits = |client: &&Client| client.wants.is_some() && client.lease.is_none() && !client.held_out();
+        let waiting = self.ledger.clients().values().filter(waits);
         let waiting: Vec<ClientId> = waiting.map(|client| client.id).collect();
         let changed: Vec<(ClientId, bool)> = self
             .ledger

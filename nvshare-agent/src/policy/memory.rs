@@ -1,6 +1,7 @@
 //! Whose memory moves. The chosen units lack some; that much, no more, is taken: first what is granted and not used, then
 //! from units that were not chosen: idle ones first, longest idle first, then those that will run again last. (They take
-//! turns, so the one that just ran comes last, and is the best victim.) A victim that has the lease is stopped first.
+//! turns, so the one that just ran comes last, and is the best victim.) A victim that has the lease is stopped first. What
+//! is pinned is nobody's victim; who is held out by order gives all it can, whoever needs it or not.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,7 +31,15 @@ struct Lack {
 }
 
 pub(super) fn arrange(ledger: &Ledger, units: &[Unit], chosen: Chosen, now: Moment) -> Decisions {
-    let mut plan = Plan { ledger, units, now, stopping: BTreeSet::new(), out: Decisions::default() };
+    let mut plan = Plan {
+        ledger,
+        units,
+        now,
+        stopping: BTreeSet::new(),
+        leaving: BTreeMap::new(),
+        out: Decisions::default(),
+    };
+    plan.hold_out();
     let victims = plan.victims(&chosen);
     let running: Vec<usize> = chosen.running.iter().map(|(index, _)| *index).collect();
     let mut reads = false;
@@ -70,6 +79,8 @@ struct Plan<'a> {
     units: &'a [Unit<'a>],
     now: Moment,
     stopping: BTreeSet<ClientId>,
+    /// What clients that are held out were told to give just now.
+    leaving: BTreeMap<DeviceId, i64>,
     out: Decisions,
 }
 
@@ -85,7 +96,7 @@ impl Plan<'_> {
             chosen.running.iter().map(|(index, _)| *index).chain(chosen.resting.iter().copied()).collect();
         let place = |index: usize| chosen.waiting.iter().position(|waiting| *waiting == index);
         let mut victims: Vec<usize> = (0..self.units.len())
-            .filter(|index| self.units[*index].role != Role::Fixed)
+            .filter(|index| !matches!(self.units[*index].role, Role::Fixed | Role::HeldOut))
             .filter(|index| !keeps.contains(index) || chosen.resting.contains(index))
             .collect();
         victims.sort_by_key(|index| {
@@ -121,8 +132,36 @@ impl Plan<'_> {
         missing
     }
 
+    /// Stops and swaps out, wholly, whoever is held out.
+    fn hold_out(&mut self) {
+        let units = self.units;
+        for unit in units.iter().filter(|unit| unit.role == Role::HeldOut) {
+            let leased = unit.members.iter().any(|client| client.lease.is_some());
+            if leased {
+                self.stop(unit, None);
+            }
+            for device in unit.needs.keys() {
+                let gives: Bytes = unit.members.iter().map(|client| takeable(client, *device)).sum();
+                if gives == Bytes::ZERO || !(leased || self.willing(unit, *device, gives.0 as i64)) {
+                    continue;
+                }
+                let mut out = 0;
+                for client in &unit.members {
+                    let all = takeable(client, *device);
+                    out += if leased {
+                        all.0 as i64
+                    } else {
+                        self.swap_out(client, *device, all.0 as i64, None)
+                    };
+                }
+                *self.leaving.entry(*device).or_default() += out;
+            }
+        }
+    }
+
     /// Takes what is missing from victims.
     fn take(&mut self, device: DeviceId, mut missing: i64, victims: &[usize], gains: Option<ClientId>) {
+        missing -= self.leaving.get(&device).copied().unwrap_or_default();
         // What is under way already counts, whoever gives it.
         for (client, holding) in self.ledger.holdings(device) {
             if !client.movable() {
@@ -240,7 +279,8 @@ impl Plan<'_> {
         for (index, cap) in &chosen.running {
             for client in &self.units[*index].members {
                 if client.lease.is_none() {
-                    self.out.todo.push(Decision::Run { client: client.id, cap: *cap });
+                    let favoured = chosen.favoured == Some(*index);
+                    self.out.todo.push(Decision::Run { client: client.id, cap: *cap, favoured });
                 }
             }
         }
@@ -260,7 +300,7 @@ impl Plan<'_> {
                 *left.entry(*device).or_default() -= lack(device);
             }
             for client in unit.members.iter().filter(|client| client.lease.is_none()) {
-                self.out.todo.push(Decision::Run { client: client.id, cap: None });
+                self.out.todo.push(Decision::Run { client: client.id, cap: None, favoured: false });
             }
         }
     }
