@@ -290,11 +290,15 @@ impl Core {
 
     fn book(&mut self, decision: Decision, now: Moment) -> Option<Command> {
         let (client, message) = match decision {
-            Decision::Run { client, cap, favoured } => {
-                if let Some(wanted) = self.ledger.run(client, cap, favoured, now) {
+            Decision::Run { client, cap } => {
+                if let Some(wanted) = self.ledger.run(client, cap, now) {
                     self.waiting_seconds.record(now.since(wanted).as_secs_f64());
                 }
                 (client, ToShim::Run)
+            }
+            Decision::Favour { client } => {
+                self.ledger.favour(client, now);
+                return None;
             }
             Decision::Stop { client, gains } => {
                 let ticket = self.ledger.ticket();

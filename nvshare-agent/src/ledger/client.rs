@@ -352,9 +352,9 @@ impl Client {
     }
 
     /// `Run` was sent.
-    pub fn run(&mut self, cap: Option<Moment>, favoured: bool, now: Moment) {
+    pub fn run(&mut self, cap: Option<Moment>, now: Moment) {
         let began = self.complete().then_some(now);
-        self.lease = Some(Lease { favoured, ..Lease::given(now, began, cap) });
+        self.lease = Some(Lease::given(now, began, cap));
         self.accounted = now;
         if began.is_some() {
             self.wants = None;

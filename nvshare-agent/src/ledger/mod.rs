@@ -99,20 +99,21 @@ impl Ledger {
     }
 
     /// `Run` was sent to `client`. Says since when it had wanted that, if it runs at once.
-    pub fn run(
-        &mut self,
-        client: ClientId,
-        cap: Option<Moment>,
-        favoured: bool,
-        now: Moment,
-    ) -> Option<Moment> {
-        if favoured {
-            self.favoured_at = now;
-        }
+    pub fn run(&mut self, client: ClientId, cap: Option<Moment>, now: Moment) -> Option<Moment> {
         let runs = self.clients.get_mut(&client)?;
         let wanted = runs.wants;
-        runs.run(cap, favoured, now);
+        runs.run(cap, now);
         wanted.filter(|_| runs.wants.is_none())
+    }
+
+    /// The lease of `client` is given out of turn, now.
+    pub fn favour(&mut self, client: ClientId, now: Moment) {
+        self.favoured_at = now;
+        let Some(client) = self.clients.get_mut(&client) else { return };
+        let began = client.complete().then_some(now);
+        if let Some(lease) = &mut client.lease {
+            (lease.given, lease.began, lease.favoured) = (now, began, true);
+        }
     }
 
     /// Books an order that can be done. It holds for the client's gang.

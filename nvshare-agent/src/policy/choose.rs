@@ -44,7 +44,6 @@ pub(super) struct Chosen {
 }
 
 /// What is left of each device.
-#[derive(Clone)]
 struct Room {
     left: BTreeMap<DeviceId, i64>,
     /// What drivers want. It comes before whoever has no lease.
@@ -128,7 +127,7 @@ impl Field {
             leased.sort_by_key(|index| {
                 let unit = &units[*index];
                 let complete = unit.members.iter().all(|client| client.complete());
-                (Reverse(unit.rank), !complete, unit.runtime, unit.id())
+                (!complete, Reverse(unit.rank), unit.runtime, unit.id())
             });
         }
         field.idle.sort_by_key(|index| (Reverse(units[*index].active_at), units[*index].id()));
@@ -138,7 +137,7 @@ impl Field {
 
 pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: Moment) -> Chosen {
     let mut room = Room::new(ledger, units);
-    let empty = room.clone();
+    let most = Most::new(ledger, units);
     let mut chosen = Chosen::default();
     let mut field = Field::new(ledger, units, now);
     let mut protected = Vec::new();
@@ -151,12 +150,11 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: 
             contenders.push(index);
         }
     }
-    chosen.favoured = favoured(ledger, settings, units, &empty, now);
+    chosen.favoured = favoured(ledger, settings, units, &most, now);
     let rank = |index: usize| {
         let unit = &units[index];
         if chosen.favoured == Some(index) { unit.rank.max(Rank::Priority(Priority::High)) } else { unit.rank }
     };
-    let beside_pinned = BesidePinned::new(&empty, units);
     let mut blocked = false;
     let mut horizon = Moment::NEVER;
     let ranks = [
@@ -185,9 +183,7 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: 
             let in_time = !blocked || !starts || now + settings.lease_floor <= horizon;
             if in_time && room.take(unit, !unit.pinned()) {
                 chosen.running.push((index, (blocked && starts).then_some(horizon)));
-            } else if let Some(why) =
-                never(&empty, unit).or_else(|| beside_pinned.as_ref().and_then(|pinned| pinned.never(unit)))
-            {
+            } else if let Some(why) = most.never(unit) {
                 chosen.hindered.push(Hindrance { client: unit.id(), why });
             } else {
                 if !blocked {
@@ -223,13 +219,7 @@ fn ends(unit: &Unit, rank: Rank) -> Moment {
 }
 
 /// Whose turn it is because of its long wait, if anybody's.
-fn favoured(
-    ledger: &Ledger,
-    settings: &Settings,
-    units: &[Unit],
-    empty: &Room,
-    now: Moment,
-) -> Option<usize> {
+fn favoured(ledger: &Ledger, settings: &Settings, units: &[Unit], most: &Most, now: Moment) -> Option<usize> {
     let mut highest: BTreeMap<DeviceId, Rank> = BTreeMap::new();
     let contend = |unit: &&Unit| matches!(unit.role, Role::Protected { .. } | Role::Expired | Role::Waiting);
     for unit in units.iter().filter(contend).filter(|unit| !unit.pinned()) {
@@ -240,55 +230,70 @@ fn favoured(
     }
     let long = settings.lease_ceiling * FAVOUR;
     let longest = units.iter().enumerate().filter_map(|(index, unit)| {
-        let wants = unit.wants.filter(|_| unit.role == Role::Waiting)?;
+        // One that has had the lease since before anybody was there may wait for memory.
+        let waits = matches!(unit.role, Role::Waiting | Role::Expired);
+        let wants = unit.wants.filter(|_| waits)?;
         let lower =
             || unit.needs.keys().any(|device| highest.get(device).is_some_and(|rank| *rank > unit.rank));
         let long = now.since(wants.max(ledger.favoured_at())) >= long;
-        (long && lower() && never(empty, unit).is_none()).then_some((wants, unit.id(), index))
+        (long && lower() && most.never(unit).is_none()).then_some((wants, unit.id(), index))
     });
     longest.min().map(|(_, _, index)| index)
 }
 
-/// What pinned units leave, and who they are.
-struct BesidePinned {
-    room: Room,
-    pinned: Vec<ClientId>,
+/// What there is for a unit at best.
+struct Most {
+    /// Of each device, beside what stays there anyway; pinned units not counted.
+    left: BTreeMap<DeviceId, i64>,
+    /// What pinned units need.
+    pinned: BTreeMap<DeviceId, i64>,
+    who: Vec<ClientId>,
 }
 
-impl BesidePinned {
-    /// None when nobody is pinned.
-    fn new(empty: &Room, units: &[Unit]) -> Option<BesidePinned> {
-        let mut room = empty.clone();
-        let pinned = units.iter().filter(|unit| unit.pinned());
-        let pinned: Vec<ClientId> =
-            pinned.filter(|unit| room.take(unit, false)).map(Unit::id).collect();
-        (!pinned.is_empty()).then_some(BesidePinned { room, pinned })
-    }
-
-    /// Why the unit would not run as long as these are pinned.
-    fn never(&self, unit: &Unit) -> Option<String> {
-        if self.pinned.contains(&unit.id()) || self.room.fits(unit, false) {
-            return None;
+impl Most {
+    fn new(ledger: &Ledger, units: &[Unit]) -> Most {
+        let left = ledger.devices().iter().map(|(id, device)| (*id, device.budget())).collect();
+        let mut most = Most { left, pinned: BTreeMap::new(), who: Vec::new() };
+        for unit in units {
+            for (device, need) in &unit.needs {
+                if unit.pinned() {
+                    *most.pinned.entry(*device).or_default() += need.needed.0 as i64;
+                } else {
+                    *most.left.entry(*device).or_default() -= need.floor.0 as i64;
+                }
+            }
+            if unit.pinned() {
+                most.who.push(unit.id());
+            }
         }
-        let pinned: Vec<String> = self.pinned.iter().map(|client| client.0.to_string()).collect();
-        Some(format!(
-            "does not fit beside what is pinned (client {}): `nvshare-agent unpin` one of these, or free memory there",
-            pinned.join(", ")
-        ))
+        most
     }
-}
 
-/// Why the unit would not run even if it were alone.
-fn never(empty: &Room, unit: &Unit) -> Option<String> {
-    unit.needs.iter().find_map(|(device, need)| {
-        let most = empty.left.get(device).copied().unwrap_or_default() + need.floor.0 as i64;
-        let most = Bytes(most.max(0) as u64);
-        (need.needed > most && need.needed > need.floor).then(|| {
-            format!(
-                "needs {} on {device}, where it can have at most {most} beside what cannot be moved: free memory there, \
-                 or raise --capacity or --host-memory",
-                need.needed
-            )
+    /// Why the unit would not run even if nobody else contended.
+    fn never(&self, unit: &Unit) -> Option<String> {
+        unit.needs.iter().filter(|(_, need)| need.more() > 0).find_map(|(device, need)| {
+            let own = |bytes: Bytes, counts: bool| if counts { bytes.0 as i64 } else { 0 };
+            let left = self.left.get(device).copied().unwrap_or_default() + own(need.floor, !unit.pinned());
+            let pinned = self.pinned.get(device).copied().unwrap_or_default() - own(need.needed, unit.pinned());
+            let needed = need.needed.0 as i64;
+            if needed > left {
+                let most = Bytes(left.max(0) as u64);
+                return Some(format!(
+                    "needs {} on {device}, where it can have at most {most} beside what cannot be moved: free memory \
+                     there, or raise --capacity or --host-memory",
+                    need.needed
+                ));
+            }
+            (needed > left - pinned).then(|| {
+                let who: Vec<String> =
+                    self.who.iter().filter(|who| **who != unit.id()).map(|who| who.0.to_string()).collect();
+                format!(
+                    "needs {} on {device}, and does not fit there beside what is pinned (client {}): \
+                     `nvshare-agent unpin` one of these, or free memory there",
+                    need.needed,
+                    who.join(", ")
+                )
+            })
         })
-    })
+    }
 }

@@ -279,8 +279,10 @@ impl Plan<'_> {
         for (index, cap) in &chosen.running {
             for client in &self.units[*index].members {
                 if client.lease.is_none() {
-                    let favoured = chosen.favoured == Some(*index);
-                    self.out.todo.push(Decision::Run { client: client.id, cap: *cap, favoured });
+                    self.out.todo.push(Decision::Run { client: client.id, cap: *cap });
+                }
+                if chosen.favoured == Some(*index) {
+                    self.out.todo.push(Decision::Favour { client: client.id });
                 }
             }
         }
@@ -300,7 +302,7 @@ impl Plan<'_> {
                 *left.entry(*device).or_default() -= lack(device);
             }
             for client in unit.members.iter().filter(|client| client.lease.is_none()) {
-                self.out.todo.push(Decision::Run { client: client.id, cap: None, favoured: false });
+                self.out.todo.push(Decision::Run { client: client.id, cap: None });
             }
         }
     }

@@ -27,8 +27,11 @@ pub enum Decision {
         client: ClientId,
         /// The lease ends at this moment at the latest: somebody's turn is near.
         cap: Option<Moment>,
-        /// It runs out of turn, after a long wait.
-        favoured: bool,
+    },
+    /// The lease that the client has, or just gets, is out of turn, after a long wait: it begins now.
+    Favour {
+        /// Who.
+        client: ClientId,
     },
     /// The client gives up the lease.
     Stop {

@@ -12,6 +12,7 @@ use nvshare_agent::device::{Reading, Report};
 use nvshare_agent::ledger::{Page, SessionId};
 use nvshare_agent::moment::Moment;
 use nvshare_agent::observation::Process;
+use nvshare_agent::order::{Order, What};
 use nvshare_agent::settings::Settings;
 use nvshare_common::counters::Holdings;
 use nvshare_common::probe::Call;
@@ -245,6 +246,17 @@ impl World {
         self.say(index, ToAgent::WantRoom { ticket: Ticket(ticket), device: card(0), bytes: Bytes(bytes) });
     }
 
+    /// Orders something for a client.
+    pub(crate) fn order(&mut self, index: usize, what: What) -> Result<(), String> {
+        let now = self.moment();
+        self.core.order(Order { client: self.shims[index].id, what }, now)
+    }
+
+    /// Bytes of the client on that card.
+    pub(crate) fn resident(&self, index: usize, device: u8) -> u64 {
+        self.shims[index].resident.get(&card(device)).copied().unwrap_or_default()
+    }
+
     fn say(&mut self, index: usize, message: ToAgent) {
         let at = self.now + 200;
         let shim = &mut self.shims[index];
@@ -389,6 +401,7 @@ impl World {
                 let held = Holdings {
                     resident: Bytes(resident),
                     swapped: Bytes(total - resident),
+                    shadow: Bytes(total - resident),
                     ..Holdings::default()
                 };
                 page.holdings.push((*device, held));
