@@ -137,3 +137,39 @@ pub(super) fn notes(client: &Client, now: Moment) -> Vec<String> {
     }
     notes
 }
+
+#[cfg(test)]
+mod tests {
+    use nvshare_common::protocol::{Held, Hello};
+
+    use super::*;
+    use crate::ledger::SessionId;
+    use crate::observation::Process;
+    use crate::settings::Settings;
+
+    #[test]
+    fn who_waits_by_order_hears_who_ordered_it_and_how_to_undo_it() {
+        let mut core = Core::new(Settings::default());
+        let device = DeviceId([1; 16]);
+        let held = Held { device, granted: Bytes::GIB, resident: Bytes::GIB, total: Bytes::GIB };
+        let hello = Hello { release: "0".to_owned(), running: true, devices: vec![held], arenas: 0 };
+        let id = core.hello(Process { pid: 7, start: 1 }, SessionId(1), &hello, Moment(1));
+        let notes_of = |core: &Core, now| notes(core.ledger.client(id).unwrap(), now);
+        assert_eq!(notes_of(&core, Moment(2)), Vec::<String>::new());
+
+        core.order(Order { client: id, what: What::SwapOut }, Moment(1)).unwrap();
+        core.ledger.wants(id, Moment(1));
+        let said = notes_of(&core, Moment(90_000_000_001));
+        assert_eq!(said.len(), 1);
+        for part in ["administrator", "90 s ago", "wants to run", "`nvshare-agent swap in 1`"] {
+            assert!(said[0].contains(part), "`{}` says nothing of {part}", said[0]);
+        }
+
+        core.order(Order { client: id, what: What::Limit(Some(Bytes::MIB)) }, Moment(2)).unwrap();
+        let said = notes_of(&core, Moment(2));
+        assert!(said[1].contains("1 GiB") && said[1].contains("set limit 1 none"), "{said:?}");
+        core.order(Order { client: id, what: What::SwapIn }, Moment(3)).unwrap();
+        core.order(Order { client: id, what: What::Limit(None) }, Moment(3)).unwrap();
+        assert_eq!(notes_of(&core, Moment(4)), Vec::<String>::new());
+    }
+}

@@ -37,6 +37,7 @@ pub(super) fn arrange(ledger: &Ledger, units: &[Unit], chosen: Chosen, now: Mome
         now,
         stopping: BTreeSet::new(),
         leaving: BTreeMap::new(),
+        free: BTreeMap::new(),
         out: Decisions::default(),
     };
     plan.hold_out();
@@ -47,7 +48,9 @@ pub(super) fn arrange(ledger: &Ledger, units: &[Unit], chosen: Chosen, now: Mome
     for (id, device) in ledger.devices() {
         let lacks = plan.lacks(*id, &running);
         let lacking: i64 = lacks.iter().map(|lack| lack.bytes.0 as i64).sum();
-        let mut missing = lacking + device.room().0 as i64 - ledger.free(*id);
+        let free = ledger.free(*id);
+        plan.free.insert(*id, free);
+        let mut missing = lacking + device.room().0 as i64 - free;
         if missing > 0 {
             missing = plan.reclaim(*id, missing, &running);
         }
@@ -59,7 +62,7 @@ pub(super) fn arrange(ledger: &Ledger, units: &[Unit], chosen: Chosen, now: Mome
         reads |= room_waits && unseen;
         plan.out.pressing |= room_waits || !lacks.is_empty();
         let left = plan.grant(*id, device, &lacks);
-        reads |= unseen && ledger.free(*id) > 0 && !lacks.is_empty();
+        reads |= unseen && free > 0 && !lacks.is_empty();
         spare.insert(*id, (left, lacks.is_empty()));
     }
     plan.run(&chosen, &spare);
@@ -81,6 +84,8 @@ struct Plan<'a> {
     stopping: BTreeSet<ClientId>,
     /// What clients that are held out were told to give just now.
     leaving: BTreeMap<DeviceId, i64>,
+    /// What could be granted before anything of this is done.
+    free: BTreeMap<DeviceId, i64>,
     out: Decisions,
 }
 
@@ -92,14 +97,15 @@ impl Plan<'_> {
 
     /// The units that may lose memory, best victim first.
     fn victims(&self, chosen: &Chosen) -> Vec<usize> {
-        let keeps: BTreeSet<usize> =
-            chosen.running.iter().map(|(index, _)| *index).chain(chosen.resting.iter().copied()).collect();
-        let place = |index: usize| chosen.waiting.iter().position(|waiting| *waiting == index);
+        let runs: BTreeSet<usize> = chosen.running.iter().map(|(index, _)| *index).collect();
+        let places: BTreeMap<usize, usize> =
+            chosen.waiting.iter().enumerate().map(|(place, index)| (*index, place)).collect();
+        let place = |index: usize| places.get(&index).copied();
         let mut victims: Vec<usize> = (0..self.units.len())
             .filter(|index| !matches!(self.units[*index].role, Role::Fixed | Role::HeldOut))
-            .filter(|index| !keeps.contains(index) || chosen.resting.contains(index))
+            .filter(|index| !runs.contains(index))
             .collect();
-        victims.sort_by_key(|index| {
+        victims.sort_by_cached_key(|index| {
             let unit = &self.units[*index];
             // One that is being stopped just ran, unless it was stopped for doing nothing.
             let last = if unit.role == Role::Leaving { usize::MAX } else { place(*index).unwrap_or(0) };
@@ -321,7 +327,8 @@ impl Plan<'_> {
                     *left -= bytes.0 as i64;
                     self.out.todo.push(Decision::Grant { client: lack.client, device: *device, bytes });
                 } else {
-                    reads |= self.ledger.free(*device) - left.unwrap_or_default() >= PIECE as i64;
+                    let free = self.free.get(device).copied().unwrap_or_default();
+                    reads |= free - left.unwrap_or_default() >= PIECE as i64;
                 }
             }
         }

@@ -91,6 +91,8 @@ pub(crate) struct World {
     pub arena: u64,
     sessions: u64,
     next_decision: u64,
+    /// What pinned clients had moved out when they were pinned: never more.
+    pinned: BTreeMap<usize, u64>,
     /// Whether it is an error when a card is too full (not while foreigners come).
     pub strict: bool,
 }
@@ -108,6 +110,7 @@ impl World {
             arena: 1 << 40,
             sessions: 0,
             next_decision: 0,
+            pinned: BTreeMap::new(),
             strict: true,
         };
         world.run(10);
@@ -364,6 +367,7 @@ impl World {
             self.readings.push_back((self.now + 2000, report));
         }
         self.check();
+        self.check_pinned();
     }
 
     fn report(&self) -> Report {
@@ -571,6 +575,24 @@ impl World {
             let total = shim.total.clone();
             for (device, total) in total {
                 self.say(index, ToAgent::Want { device, total: Bytes(total), purpose: Purpose::Work });
+            }
+        }
+    }
+
+    /// From the moment when nothing is under way any more, a pinned client loses nothing.
+    fn check_pinned(&mut self) {
+        for (index, shim) in self.shims.iter().enumerate() {
+            let client = self.core.ledger.client(shim.id).filter(|client| shim.alive && client.orders.pinned);
+            let Some(client) = client else {
+                self.pinned.remove(&index);
+                continue;
+            };
+            let under_way =
+                !shim.outs.is_empty() || client.devices.values().any(|holding| holding.outgoing.is_some());
+            if let Some(before) = self.pinned.get(&index) {
+                assert_eq!(shim.moved_out, *before, "client {index} is pinned and was swapped out");
+            } else if !under_way {
+                self.pinned.insert(index, shim.moved_out);
             }
         }
     }
