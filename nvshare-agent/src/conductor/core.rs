@@ -370,7 +370,8 @@ impl Core {
 
     /// The limits that clients have to be told (again).
     pub fn limits(&mut self) -> Vec<Command> {
-        let devices: Vec<DeviceId> = self.ledger.devices().keys().copied().collect();
+        let devices: Vec<(DeviceId, Bytes)> =
+            self.ledger.devices().keys().map(|device| (*device, self.ledger.stays(*device))).collect();
         let mut commands = Vec::new();
         let clients: Vec<ClientId> = self
             .ledger
@@ -380,8 +381,8 @@ impl Core {
             .map(|client| client.id)
             .collect();
         for client in clients {
-            for device in &devices {
-                let bytes = self.ledger.limit(client, *device);
+            for (device, stays) in &devices {
+                let bytes = self.ledger.limit(client, *device, *stays);
                 let Some(told) = self.ledger.client_mut(client) else { continue };
                 let old = told.limits.get(device).copied();
                 if old.is_none_or(|old| old.0.abs_diff(bytes.0) >= LIMIT_STEP || (bytes < old)) {

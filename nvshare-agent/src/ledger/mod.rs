@@ -350,18 +350,23 @@ impl Ledger {
         self.clients.values_mut().filter_map(late).collect()
     }
 
-    /// The most that `client` can have on `device`: all but what is reserved, foreign, or held by others for good; and
-    /// what was ordered, if that is less.
-    pub fn limit(&self, client: ClientId, device: DeviceId) -> Bytes {
-        let Some(at) = self.devices.get(&device) else { return Bytes::ZERO };
-        let others = self.holdings(device).filter(|(other, _)| other.id != client);
-        let stays: Bytes = others
-            .map(|(other, holding)| if other.orders.pinned { holding.claimed() } else { holding.immovable() })
-            .sum();
-        let most = Bytes((at.budget() - stays.0 as i64).max(0) as u64 / (2 << 20) * (2 << 20));
-        let Some(client) = self.clients.get(&client) else { return most };
-        let needed = client.devices.get(&device).map(|holding| holding.needed).unwrap_or_default();
-        // Below what it uses, too: then it can only give back.
+    /// What all clients together hold on `device` for good.
+    pub fn stays(&self, device: DeviceId) -> Bytes {
+        self.holdings(device).map(|(client, holding)| client.keeps(holding)).sum()
+    }
+
+    /// The most that `client` can have on `device`: all but what is reserved, foreign, or held by others for good (all
+    /// clients hold `stays`); and what was ordered, if that is less.
+    pub fn limit(&self, client: ClientId, device: DeviceId, stays: Bytes) -> Bytes {
+        let (Some(at), Some(client)) = (self.devices.get(&device), self.clients.get(&client)) else {
+            return Bytes::ZERO;
+        };
+        let holding = client.devices.get(&device);
+        let own = holding.map(|holding| client.keeps(holding)).unwrap_or_default();
+        let left = at.budget() - stays.saturating_sub(own).0 as i64;
+        let most = Bytes(left.max(0) as u64 / (2 << 20) * (2 << 20));
+        let needed = holding.map(|holding| holding.needed).unwrap_or_default();
+        // An order may be below what it uses: then it can only give back.
         most.max(needed).min(client.orders.limit.unwrap_or(Bytes(u64::MAX)))
     }
 

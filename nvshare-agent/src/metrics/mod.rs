@@ -382,15 +382,15 @@ mod tests {
         state.clients[0].held_out = true;
         let samples = samples(&scrape(state));
         let of = |name: &str, client: &str| {
-            let samples = samples[name].iter().filter(|(labels, _)| labels.contains(client));
-            samples.cloned().collect::<Vec<_>>()
+            let values = samples[name].iter().filter(|(labels, _)| labels.contains(client));
+            values.map(|(_, value)| *value).collect::<Vec<_>>()
         };
-        assert_eq!(of("nvshare_client_weight", "client=\"17\"")[0].1, 2.5);
-        assert_eq!(of("nvshare_client_weight", "client=\"18\"")[0].1, 1.0);
-        let priority = of("nvshare_client_priority", "client=\"17\"");
-        assert!(priority.len() == 1 && priority[0].0.contains("priority=\"high\""), "{priority:?}");
-        assert_eq!(of("nvshare_client_held_out", "client=\"17\"")[0].1, 1.0);
-        assert_eq!(of("nvshare_client_pinned", "client=\"17\"")[0].1, 0.0);
+        assert_eq!(of("nvshare_client_weight", "client=\"17\""), [2.5]);
+        assert_eq!(of("nvshare_client_weight", "client=\"18\""), [1.0]);
+        assert_eq!(of("nvshare_client_priority", "priority=\"high\""), [1.0]);
+        assert_eq!(of("nvshare_client_priority", "client=\"17\""), [1.0]);
+        assert_eq!(of("nvshare_client_held_out", "client=\"17\""), [1.0]);
+        assert_eq!(of("nvshare_client_pinned", "client=\"17\""), [0.0]);
     }
 
     #[test]

@@ -232,11 +232,11 @@ fn favoured(ledger: &Ledger, settings: &Settings, units: &[Unit], most: &Most, n
     let longest = units.iter().enumerate().filter_map(|(index, unit)| {
         // One that has had the lease since before anybody was there may wait for memory.
         let waits = matches!(unit.role, Role::Waiting | Role::Expired);
-        let wants = unit.wants.filter(|_| waits)?;
+        let since = unit.wants.filter(|_| waits)?;
         let lower =
             || unit.needs.keys().any(|device| highest.get(device).is_some_and(|rank| *rank > unit.rank));
-        let long = now.since(wants.max(ledger.favoured_at())) >= long;
-        (long && lower() && most.never(unit).is_none()).then_some((wants, unit.id(), index))
+        let long = now.since(since.max(ledger.favoured_at())) >= long;
+        (long && lower() && most.never(unit).is_none()).then_some((since, unit.id(), index))
     });
     longest.min().map(|(_, _, index)| index)
 }

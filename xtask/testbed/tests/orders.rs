@@ -64,8 +64,8 @@ fn a_client_swapped_out_by_order_waits_says_why_and_finds_its_bytes() {
         })
     });
     assert!(held(&seen_out, "swapped") >= 32 << 20, "{seen_out}");
-    let note = seen_out["notes"][0].as_str().expect("a note");
-    assert!(note.contains("administrator") && note.contains("nvshare-agent swap in"), "{note}");
+    let why = seen_out["notes"][0].as_str().expect("a reason");
+    assert!(why.contains("administrator") && why.contains("nvshare-agent swap in"), "{why}");
     let status = ask(&node, "status");
     assert!(String::from_utf8_lossy(&status.stdout).contains("held out"), "{status:?}");
     // The card is empty and it stays out.
