@@ -19,6 +19,7 @@ use crate::device::{self, Poll, Report};
 use crate::health::{Health, Part};
 use crate::http;
 use crate::observer::{self, Observer};
+use crate::order::Order;
 use crate::pods::{self, directory::Directory};
 use crate::snapshot::State;
 
@@ -217,6 +218,18 @@ fn administrator(
                             Response::Settings { settings: serde_json::json!(settings) }
                         }
                         Ok(Err(error)) => failed(error.to_string()),
+                        Err(_) => failed("the agent is stopping".to_owned()),
+                    }
+                }
+                Request::Order { client, order } => {
+                    let (answer, answered) = oneshot::channel();
+                    let order = Order { client, what: order };
+                    if inputs.send(Input::Order(order, answer)).await.is_err() {
+                        return failed("the agent is stopping".to_owned());
+                    }
+                    match answered.await {
+                        Ok(Ok(())) => Response::Ordered,
+                        Ok(Err(why)) => failed(why),
                         Err(_) => failed("the agent is stopping".to_owned()),
                     }
                 }

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use nvshare_common::protocol;
 use nvshare_common::units::Bytes;
 
+use crate::admin::orders::{self, PinArgs, SetWhat, SwapArgs};
 use crate::change::Change;
 use crate::pods;
 use crate::settings::Settings;
@@ -20,6 +21,10 @@ pub const ADMIN_SOCKET: &str = "/run/nvshare-admin/admin.sock";
 
 /// The exit status after a configuration that makes no sense (`EX_USAGE` of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
+
+/// What scripts can tell from the exit status of a command that asks the running agent.
+pub const EXIT_STATUSES: &str = "Exit status: 0 done, 1 refused or failed, 2 no such client, 3 the agent cannot be \
+                                 reached, 64 the command line makes no sense.";
 
 /// Lets processes share a GPU whose memory is smaller than the sum of what they use.
 ///
@@ -43,8 +48,14 @@ pub enum Command {
     Run(Box<Config>),
     /// Show devices, clients and settings of the running agent
     Status(StatusArgs),
-    /// Change settings of the running agent, until it restarts
+    /// Change settings of the running agent, or of one client, until it restarts
     Set(SetArgs),
+    /// Swap a client out by order, or let it take its turns again
+    Swap(SwapArgs),
+    /// Never swap a client out: it runs whenever it wants to
+    Pin(PinArgs),
+    /// Undo `pin`
+    Unpin(PinArgs),
     /// Show devices and clients of the running agent as a table, again and again
     Top(TopArgs),
 }
@@ -54,7 +65,7 @@ pub enum Command {
 pub struct AdminArgs {
     /// The administrator's socket of the running agent
     #[arg(long, value_name = "PATH", env = "NVSHARE_AGENT_ADMIN_SOCKET", default_value = ADMIN_SOCKET,
-        value_parser = value::socket_path)]
+        value_parser = value::socket_path, global = true)]
     pub admin_socket: PathBuf,
 }
 
@@ -71,6 +82,13 @@ pub struct StatusArgs {
 
 /// `set`.
 #[derive(Debug, Args)]
+#[command(subcommand_negates_reqs = true, after_help = orders::examples(&[
+    ("nvshare-agent set lease-floor=200ms lease-ceiling=30s", "all of them or none"),
+    ("nvshare-agent set lease floor=200ms", "the same in other words"),
+    ("nvshare-agent set priority 3 high", "for client 3"),
+    ("nvshare-agent set weight 3 2", "twice the time of others"),
+    ("nvshare-agent set limit 3 8G", "at most 8 GiB of each device"),
+]))]
 pub struct SetArgs {
     /// Where the agent is.
     #[command(flatten)]
@@ -78,6 +96,9 @@ pub struct SetArgs {
     /// What to change: lease-floor=200ms, lease-ceiling=60s, lease-factor=40, reserve=256M, host-memory=64G
     #[arg(required = true, value_name = "NAME=VALUE")]
     pub changes: Vec<Change>,
+    /// What else to set.
+    #[command(subcommand)]
+    pub what: Option<SetWhat>,
 }
 
 /// `top`.

@@ -9,6 +9,7 @@ use nvshare_common::units::{Bytes, ClientId, DeviceId};
 use serde::{Deserialize, Serialize};
 
 use crate::observation::{Health, Process};
+use crate::order::Priority;
 use crate::settings::Settings;
 
 /// The whole agent at one moment.
@@ -193,6 +194,21 @@ pub struct Client {
     pub owner: Owner,
     /// The shim's release.
     pub shim: String,
+    /// Its priority.
+    #[serde(default)]
+    pub priority: Priority,
+    /// Its share of the time among clients of its priority; 1 is usual.
+    #[serde(default = "one")]
+    pub weight: f64,
+    /// It is never swapped out.
+    #[serde(default)]
+    pub pinned: bool,
+    /// It is swapped out by order, until further orders.
+    #[serde(default)]
+    pub held_out: bool,
+    /// The most it may have of each device, by order.
+    #[serde(default)]
+    pub ordered_limit: Option<Bytes>,
     /// What it is doing.
     pub activity: Activity,
     /// Since when it waits, in seconds.
@@ -215,6 +231,31 @@ pub struct Client {
     pub arena_bytes: Bytes,
     /// What it did.
     pub totals: Totals,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+impl Client {
+    /// What was ordered for it that is not usual, for people: `high, weight 2, pinned`. Empty when nothing was.
+    pub fn orders(&self) -> String {
+        let mut orders = Vec::new();
+        if self.held_out {
+            orders.push("held out".to_owned());
+        }
+        if self.pinned {
+            orders.push("pinned".to_owned());
+        }
+        if self.priority != Priority::default() {
+            orders.push(self.priority.to_string());
+        }
+        if (self.weight - 1.0).abs() > f64::EPSILON {
+            orders.push(format!("weight {}", self.weight));
+        }
+        orders.extend(self.ordered_limit.map(|limit| format!("at most {limit}")));
+        orders.join(", ")
+    }
 }
 
 /// What a client holds on one device.

@@ -3,6 +3,7 @@
 
 pub mod core;
 mod host;
+mod orders;
 mod owners;
 mod publish;
 pub mod switches;
@@ -29,6 +30,7 @@ use crate::hostmem::Made;
 use crate::ledger::{Client, Page, SessionId};
 use crate::moment::Moment;
 use crate::observation::{Counts, Health, Observation, Process};
+use crate::order::Order;
 use crate::pods;
 use crate::settings::{Settings, SettingsError};
 use crate::snapshot::{Ended, State, Totals};
@@ -68,6 +70,8 @@ pub enum Input {
         /// The settings from now on, or why nothing was changed.
         answer: oneshot::Sender<Result<Settings, SettingsError>>,
     },
+    /// Something is ordered for one client; the answer says why it cannot be done, if so.
+    Order(Order, oneshot::Sender<Result<(), String>>),
     /// Pods came, changed or went.
     Pods(Arc<pods::directory::Directory>),
     /// The device ids in the environment of a process.
@@ -215,6 +219,11 @@ impl Conductor {
                     self.core.ledger.set(settings);
                 }
                 let _ = answer.send(result);
+                self.published = Moment::NEVER;
+            }
+            Input::Order(order, answer) => {
+                // Whoever asked may be gone.
+                let _ = answer.send(self.core.order(order, now));
                 self.published = Moment::NEVER;
             }
             Input::Pods(directory) => self.pods(directory, now),

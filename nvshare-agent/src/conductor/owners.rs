@@ -148,7 +148,10 @@ impl Conductor {
         let clients = self.core.ledger.clients().values().map(|client| (client.process, client.id));
         for (process, client) in clients.collect::<Vec<_>>() {
             for order in self.owners.orders(process, client) {
-                self.pod_orders(order, now);
+                // Limits, priorities and weights are refused only of a client that has ended.
+                if let Err(why) = self.core.order(order, now) {
+                    tracing::debug!(client = client.0, why, "its pod's annotations come too late");
+                }
             }
         }
         for process in self.owners.unread() {
@@ -166,11 +169,6 @@ impl Conductor {
                 known.devices = Devices::Asked;
             }
         }
-    }
-
-    /// A pod's annotation orders something for its client.
-    fn pod_orders(&mut self, order: Order, _now: Moment) {
-        tracing::debug!(client = order.client.0, what = ?order.what, "its pod's annotations order");
     }
 }
 

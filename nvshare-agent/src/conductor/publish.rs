@@ -105,13 +105,18 @@ impl Conductor {
             cgroup: client.cgroup.clone(),
             owner: self.owners.owner(client.process),
             shim: client.shim.clone(),
+            priority: client.orders.priority,
+            weight: client.orders.weight.value(),
+            pinned: client.orders.pinned,
+            held_out: client.held_out(),
+            ordered_limit: client.orders.limit,
             activity: activity(client, now),
             waiting_seconds: client.wants.map_or(0.0, |since| now.since(since).as_secs_f64()),
             idle_seconds: now.since(client.active_at).as_secs_f64(),
             lease_seconds: lease,
             virtual_runtime_seconds: client.runtime.as_secs_f64(),
             stalls: client.stalls,
-            notes: self.notes(client),
+            notes: self.notes(client, now),
             devices: devices.collect(),
             arenas: client.arenas.len() as u64,
             arena_bytes: client.arena_bytes(),
@@ -120,8 +125,8 @@ impl Conductor {
     }
 
     /// Why it cannot run, be stopped or be moved.
-    fn notes(&self, client: &Client) -> Vec<String> {
-        let mut notes = Vec::new();
+    fn notes(&self, client: &Client, now: Moment) -> Vec<String> {
+        let mut notes = super::orders::notes(client, now);
         notes.extend(self.core.hindered.get(&client.id).cloned());
         notes.extend(
             client

@@ -134,6 +134,10 @@ fn one_client(page: &mut Page, client: &Client, devices: &[Device]) {
     if let Some(left) = client.lease_seconds {
         page.put(Series::ClientLease, &who, left);
     }
+    page.put(Series::ClientWeight, &who, client.weight);
+    page.put(Series::ClientPriority, &with(who, [client.priority.name()]), 1.0);
+    page.put(Series::ClientPinned, &who, flag(client.pinned));
+    page.put(Series::ClientHeldOut, &who, flag(client.held_out));
     page.put(Series::ClientArenas, &who, bytes(client.arena_bytes));
     for held in &client.devices {
         let device = devices.iter().find(|device| device.uuid == held.uuid);
@@ -378,6 +382,25 @@ mod tests {
         state.clients.pop();
         let text = scrape(state);
         assert!(text.contains("client=\"17\"") && !text.contains("client=\"18\""), "{text}");
+    }
+
+    #[test]
+    fn what_was_ordered_for_a_client_can_be_asked_for() {
+        let mut state = full();
+        state.clients[0].priority = crate::order::Priority::High;
+        state.clients[0].weight = 2.5;
+        state.clients[0].held_out = true;
+        let samples = samples(&scrape(state));
+        let of = |name: &str, client: &str| {
+            let values = samples[name].iter().filter(|(labels, _)| labels.contains(client));
+            values.map(|(_, value)| *value).collect::<Vec<_>>()
+        };
+        assert_eq!(of("nvshare_client_weight", "client=\"17\""), [2.5]);
+        assert_eq!(of("nvshare_client_weight", "client=\"18\""), [1.0]);
+        assert_eq!(of("nvshare_client_priority", "priority=\"high\""), [1.0]);
+        assert_eq!(of("nvshare_client_priority", "client=\"17\""), [1.0]);
+        assert_eq!(of("nvshare_client_held_out", "client=\"17\""), [1.0]);
+        assert_eq!(of("nvshare_client_pinned", "client=\"17\""), [0.0]);
     }
 
     #[test]

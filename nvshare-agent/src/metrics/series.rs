@@ -79,6 +79,10 @@ series! {
     ClientWaiting GAUGE "client_waiting_seconds" ["client", "namespace", "pod", "container", "process"] "For how long the client has been waiting to run; 0 when it is not.";
     ClientIdle GAUGE "client_idle_seconds" ["client", "namespace", "pod", "container", "process"] "For how long the client has done nothing on its devices.";
     ClientLease GAUGE "client_lease_seconds" ["client", "namespace", "pod", "container", "process"] "What is left of the client's lease; negative when nobody else needs the memory; absent without a lease.";
+    ClientWeight GAUGE "client_weight" ["client", "namespace", "pod", "container", "process"] "The client's share of the time among clients of its priority; 1 is usual.";
+    ClientPriority GAUGE "client_priority" ["client", "namespace", "pod", "container", "process", "priority"] "1 for the client's priority: high, normal or low.";
+    ClientPinned GAUGE "client_pinned" ["client", "namespace", "pod", "container", "process"] "1 when the client is never swapped out, by order.";
+    ClientHeldOut GAUGE "client_held_out" ["client", "namespace", "pod", "container", "process"] "1 when the client is swapped out by order, and waits for another.";
     ClientArenas GAUGE "client_arena_bytes" ["client", "namespace", "pod", "container", "process"] "Host memory handed to the client for shadows.";
     ClientCalls COUNTER "client_calls_total" ["client", "namespace", "pod", "container", "process", "call"] "Driver calls by the client's application, as its shim counts them.";
     ClientCopied COUNTER "client_swap_bytes_total" ["client", "namespace", "pod", "container", "process", "direction"] "Bytes that swapping copied for the client.";

@@ -169,7 +169,7 @@ impl Drop for Cgroup {
 }
 
 #[test]
-fn a_client_in_a_pods_cgroup_has_the_pods_labels_until_it_ends() {
+fn a_client_in_a_pods_cgroup_has_the_pods_labels_and_obeys_its_annotations_until_it_ends() {
     let id = "a".repeat(64);
     let Some(cgroup) = Cgroup::make(&format!("kubepods/burstable/pod{UID}/{id}")) else {
         eprintln!("SKIPPED: no cgroup can be made here; run as root with a writable /sys/fs/cgroup");
@@ -177,7 +177,7 @@ fn a_client_in_a_pods_cgroup_has_the_pods_labels_until_it_ends() {
     };
     let runtime = Runtime::new().unwrap();
     let api = runtime.block_on(async { Api::start(TcpListener::bind("127.0.0.1:0").await.unwrap()) });
-    let annotations = json!({"nvshare.com/priority": "urgent"});
+    let annotations = json!({"nvshare.com/priority": "urgent", "nvshare.com/weight": "2", "nvshare.com/memory-limit": "8Gi"});
     api.put(pod("train-0", UID, None, annotations.clone()));
     let agent = Agent::start(&["--kube-api", &api.url().to_string()]);
     let mut client = Client::new(&agent.socket(), "");
@@ -188,10 +188,19 @@ fn a_client_in_a_pods_cgroup_has_the_pods_labels_until_it_ends() {
     let known = agent.client_of(["ml", "train-0", "trainer"]);
     let notes = known["notes"].to_string();
     assert!(notes.contains("nvshare.com/priority") && notes.contains("high, normal or low"), "{notes}");
+    assert_eq!((&known["weight"], &known["priority"]), (&json!(2.0), &json!("normal")));
+    assert_eq!(known["ordered_limit"], json!(8_u64 << 30));
     let labels = "namespace=\"ml\",pod=\"train-0\",container=\"trainer\"";
     let metrics = agent.get("/metrics");
     assert!(metrics.contains(labels), "{metrics}");
     assert!(metrics.contains("nvshare_part_missing{part=\"pods\"} 0"), "{metrics}");
+
+    api.put(pod("train-0", UID, Some(("trainer", &id)), json!({"nvshare.com/priority": "low"})));
+    wait_for("the client obeys the new annotations", LIMIT, || {
+        let known = agent.client_of(["ml", "train-0", "trainer"]);
+        let defaults = known["weight"] == json!(1.0) && known["ordered_limit"].is_null();
+        (known["priority"] == "low" && defaults && known["notes"] == json!([])).then_some(())
+    });
 
     drop(client);
     wait_for("the series vanish with the client", LIMIT, || {
