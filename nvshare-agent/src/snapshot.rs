@@ -73,6 +73,9 @@ pub struct Device {
     pub name: String,
     /// All of its memory.
     pub total: Bytes,
+    /// What its PCIe link can carry each way, in bytes per second, where NVML tells.
+    #[serde(default)]
+    pub link_bytes_per_second: Option<u64>,
     /// What the agent may use of it: the smaller of the memory and the configured capacity.
     pub capacity: Bytes,
     /// What is in use, by NVML.

@@ -64,6 +64,7 @@ impl Conductor {
             index: device.index,
             name: device.name.clone(),
             total: device.total,
+            link_bytes_per_second: device.link,
             capacity: device.capacity,
             used: device.used,
             reserve: device.reserve,

@@ -109,6 +109,10 @@ fn devices(page: &mut Page, state: &State) {
         }
         page.put(Series::DeviceContended, &gpu, flag(device.contended));
         page.put(Series::DeviceReadingAge, &gpu, device.reading_age_seconds);
+        if let Some(link) = device.link_bytes_per_second {
+            page.put(Series::Link, &[gpu[0], gpu[1], "out"], link as f64);
+            page.put(Series::Link, &[gpu[0], gpu[1], "in"], link as f64);
+        }
 
         let mut reasons: BTreeMap<String, Bytes> = BTreeMap::new();
         for (reason, amount) in held().flat_map(|held| few(&held.unswappable_reasons)) {
@@ -295,8 +299,13 @@ mod tests {
     fn full() -> State {
         let mut state =
             State { release: "0.1.0".to_owned(), clients: vec![client(17), client(18)], ..State::default() };
-        state.devices =
-            vec![Device { uuid: GPU.to_owned(), index: 1, total: Bytes(1 << 30), ..Device::default() }];
+        state.devices = vec![Device {
+            uuid: GPU.to_owned(),
+            index: 1,
+            link_bytes_per_second: Some(15 << 30),
+            total: Bytes(1 << 30),
+            ..Device::default()
+        }];
         state.ended_totals.copied_out = Bytes(1000);
         state.sessions.refused.insert("version".to_owned(), 1);
         state.sessions.closed.insert("malformed".to_owned(), 1);

@@ -64,6 +64,7 @@ series! {
     DeviceExcess GAUGE "device_excess_bytes" ["gpu", "UUID"] "Grants above what there is: the agent is taking back.";
     DeviceContended GAUGE "device_contended" ["gpu", "UUID"] "1 while clients take turns.";
     DeviceReadingAge GAUGE "device_reading_age_seconds" ["gpu", "UUID"] "Age of the last reading from NVML.";
+    Link GAUGE "link_bytes_per_second" ["gpu", "UUID", "direction"] "What the device's PCIe link can carry; absent where NVML cannot tell.";
 
     Clients GAUGE "clients" ["activity"] "Clients by what they are doing; waiting: want to run and must not, or their memory is on the way.";
     ClientsEnded COUNTER "clients_ended_total" [] "Clients that ended.";

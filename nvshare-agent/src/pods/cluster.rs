@@ -151,6 +151,17 @@ mod tests {
     use super::*;
     use crate::pods::cgroup::Place;
     use crate::pods::directory::Directory;
+    use crate::pods::trouble::Kind;
+
+    #[tokio::test]
+    async fn a_server_that_is_asked_over_tls_and_is_not_there_is_reported() {
+        let url = "https://127.0.0.1:1".parse().unwrap();
+        let config = kube::Config { root_cert: Some(Vec::new()), ..kube::Config::new(url) };
+        let error = kube::Client::try_from(config).unwrap().apiserver_version().await.unwrap_err();
+        let trouble = Trouble::of_api(&error);
+        assert_eq!(trouble.kind, Kind::Unreached);
+        assert!(trouble.why.contains("Connection refused"), "{}", trouble.why);
+    }
 
     #[test]
     fn containers_of_all_kinds_are_known_and_those_before_a_restart() {

@@ -101,7 +101,9 @@ mod tests {
         let hold = Arc::new(std::sync::Mutex::new(hold));
         for _ in 0..AT_ONCE {
             let hold = Arc::clone(&hold);
-            assert!(reader.read(this, move |_| drop(hold.lock().unwrap().recv())));
+            assert!(reader.read(this, move |_| {
+                let _ = hold.lock().unwrap().recv();
+            }));
         }
         assert!(!reader.read(this, |_| {}));
         drop(release);

@@ -2,7 +2,7 @@
 //!
 //! A process is joined with its pod by its [`cgroup`], which the kernel keeps and the process cannot choose, and the
 //! [`directory`] of this node's pods, which the API server keeps. Without the API server the device ids in the process'
-//! environment ([`environ`]) are looked up at the kubelet ([`kubelet`]). The [`keeper`] task owns the directory and
+//! environment (`environ`) are looked up at the kubelet ([`kubelet`]). The `keeper` task owns the directory and
 //! publishes it; the conductor looks owners up in it when a process is first seen and when the directory changes.
 //! [`annotations`] become orders to the conductor; one that makes no sense is told to its pod's owner ([`events`]).
 

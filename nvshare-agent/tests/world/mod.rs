@@ -381,6 +381,7 @@ impl World {
                 name: "card".into(),
                 total: Bytes(*total),
                 used: Bytes(self.used(*device)),
+                link: None,
                 per_process: self
                     .shims
                     .iter()
