@@ -24,6 +24,7 @@ fn client(number: u64) -> Client {
     let totals = Totals { application_calls: Totals::named(&[number + 1; _]), ..Totals::default() };
     serde_json::from_value(json!({
         "client": number, "process": {"pid": number, "start": 1}, "name": "python3", "cgroup": "/", "shim": "0.1.0",
+        "owner": {"namespace": "default", "pod": format!("train-{number}-0"), "container": "trainer"},
         "activity": "running", "waiting_seconds": 0.0, "idle_seconds": 0.0, "lease_seconds": 2.0,
         "virtual_runtime_seconds": 3.0, "stalls": 0, "notes": [], "arenas": 1, "arena_bytes": 64,
         "devices": [held], "totals": totals,

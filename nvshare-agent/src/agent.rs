@@ -19,7 +19,9 @@ use crate::device::{self, Poll, Report};
 use crate::health::{Health, Part};
 use crate::http;
 use crate::observer::{self, Observer};
+use crate::order::Order;
 use crate::plugin;
+use crate::pods::{self, directory::Directory};
 use crate::snapshot::State;
 
 /// Why an agent cannot run at all.
@@ -70,11 +72,19 @@ impl Agent {
 
         let observer = if config.no_uprobes { None } else { Some(observe(config, inputs.clone())?) };
 
+        let (directory, keeper) = pods::start(pods::Options::of(config), health.clone());
+        let attribution = tokio::spawn(attribute(directory, inputs.clone()));
         let pages = tokio::spawn(http::serve(pages, state.clone(), health.clone()));
         let standing = tokio::spawn(report(state.clone(), health.clone(), config.no_uprobes));
         let plugin = plugin::run(config.plugin.clone(), config.socket.clone(), state.clone(), health.clone());
         let plugin = tokio::spawn(plugin);
-        let mut others = vec![("plugin", plugin), ("clients", clients), ("standing", standing)];
+        let mut others = vec![
+            ("plugin", plugin),
+            ("clients", clients),
+            ("standing", standing),
+            ("attribution", attribution),
+            ("pods", keeper),
+        ];
         match Server::bind(&config.admin_socket) {
             Ok(server) => {
                 health.works(Part::Admin);
@@ -175,6 +185,16 @@ async fn report(mut state: watch::Receiver<Arc<State>>, health: Health, no_uprob
     }
 }
 
+/// Tells the conductor of each new directory of pods. One that comes while the last is on its way replaces it.
+async fn attribute(mut directory: watch::Receiver<Arc<Directory>>, inputs: mpsc::Sender<Input>) {
+    while directory.changed().await.is_ok() {
+        let latest = Arc::clone(&directory.borrow_and_update());
+        if inputs.send(Input::Pods(latest)).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// What the administrator's socket answers.
 fn administrator(
     inputs: mpsc::Sender<Input>,
@@ -202,6 +222,18 @@ fn administrator(
                             Response::Settings { settings: serde_json::json!(settings) }
                         }
                         Ok(Err(error)) => failed(error.to_string()),
+                        Err(_) => failed("the agent is stopping".to_owned()),
+                    }
+                }
+                Request::Order { client, order } => {
+                    let (answer, answered) = oneshot::channel();
+                    let order = Order { client, what: order };
+                    if inputs.send(Input::Order(order, answer)).await.is_err() {
+                        return failed("the agent is stopping".to_owned());
+                    }
+                    match answered.await {
+                        Ok(Ok(())) => Response::Ordered,
+                        Ok(Err(why)) => failed(why),
                         Err(_) => failed("the agent is stopping".to_owned()),
                     }
                 }

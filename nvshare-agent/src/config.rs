@@ -10,9 +10,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use nvshare_common::protocol;
 use nvshare_common::units::Bytes;
 
+use crate::admin::orders::{self, PinArgs, SetWhat, SwapArgs};
 use crate::change::Change;
 use crate::install::InstallArgs;
 use crate::plugin;
+use crate::pods;
 use crate::settings::Settings;
 use crate::value;
 
@@ -21,6 +23,10 @@ pub const ADMIN_SOCKET: &str = "/run/nvshare-admin/admin.sock";
 
 /// The exit status after a configuration that makes no sense (`EX_USAGE` of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
+
+/// What scripts can tell from the exit status of a command that asks the running agent.
+pub const EXIT_STATUSES: &str = "Exit status: 0 done, 1 refused or failed, 2 no such client, 3 the agent cannot be \
+                                 reached, 64 the command line makes no sense.";
 
 /// Lets processes share a GPU whose memory is smaller than the sum of what they use.
 ///
@@ -44,8 +50,14 @@ pub enum Command {
     Run(Box<Config>),
     /// Show devices, clients and settings of the running agent
     Status(StatusArgs),
-    /// Change settings of the running agent, until it restarts
+    /// Change settings of the running agent, or of one client, until it restarts
     Set(SetArgs),
+    /// Swap a client out by order, or let it take its turns again
+    Swap(SwapArgs),
+    /// Never swap a client out: it runs whenever it wants to
+    Pin(PinArgs),
+    /// Undo `pin`
+    Unpin(PinArgs),
     /// Show devices and clients of the running agent as a table, again and again
     Top(TopArgs),
     /// Put the library for clients on the node, where pods get it from
@@ -57,7 +69,7 @@ pub enum Command {
 pub struct AdminArgs {
     /// The administrator's socket of the running agent
     #[arg(long, value_name = "PATH", env = "NVSHARE_AGENT_ADMIN_SOCKET", default_value = ADMIN_SOCKET,
-        value_parser = value::socket_path)]
+        value_parser = value::socket_path, global = true)]
     pub admin_socket: PathBuf,
 }
 
@@ -74,6 +86,13 @@ pub struct StatusArgs {
 
 /// `set`.
 #[derive(Debug, Args)]
+#[command(subcommand_negates_reqs = true, after_help = orders::examples(&[
+    ("nvshare-agent set lease-floor=200ms lease-ceiling=30s", "all of them or none"),
+    ("nvshare-agent set lease floor=200ms", "the same in other words"),
+    ("nvshare-agent set priority 3 high", "for client 3"),
+    ("nvshare-agent set weight 3 2", "twice the time of others"),
+    ("nvshare-agent set limit 3 8G", "at most 8 GiB of each device"),
+]))]
 pub struct SetArgs {
     /// Where the agent is.
     #[command(flatten)]
@@ -81,6 +100,9 @@ pub struct SetArgs {
     /// What to change: lease-floor=200ms, lease-ceiling=60s, lease-factor=40, reserve=256M, host-memory=64G
     #[arg(required = true, value_name = "NAME=VALUE")]
     pub changes: Vec<Change>,
+    /// What else to set.
+    #[command(subcommand)]
+    pub what: Option<SetWhat>,
 }
 
 /// `top`.
@@ -177,6 +199,22 @@ pub struct Config {
     /// The kubelet's device plugin.
     #[command(flatten)]
     pub plugin: plugin::Options,
+    /// The name of this node in Kubernetes: whose pods are watched
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", value_parser = value::node_name)]
+    pub node_name: Option<String>,
+
+    /// Do not find out to which pods clients belong; their annotations then do nothing
+    #[arg(long, env = "NVSHARE_AGENT_NO_PODS")]
+    pub no_pods: bool,
+
+    /// The kubelet's pod-resources socket: tells whose a client is without the API server
+    #[arg(long, value_name = "PATH", env = "NVSHARE_AGENT_POD_RESOURCES", default_value = pods::POD_RESOURCES,
+        value_parser = value::socket_path)]
+    pub pod_resources: PathBuf,
+
+    /// The API server, without an account, as by `kubectl proxy` [default: by the service account, in a cluster]
+    #[arg(long, value_name = "URL", env = "NVSHARE_AGENT_KUBE_API", value_parser = value::server)]
+    pub kube_api: Option<axum::http::Uri>,
 
     /// Which log lines: error, warn, info, debug, trace, or a filter such as info,nvshare_agent::policy=debug
     #[arg(long, value_name = "FILTER", env = "NVSHARE_AGENT_LOG", default_value = "info", value_parser = log_filter)]
@@ -318,6 +356,9 @@ mod tests {
             (&["--lease-factor", "0"], "--lease-factor", "'0'", "from 1 to 10000"),
             (&["--listen", "9430"], "--listen", "9430", "0.0.0.0:9430"),
             (&["--socket", "agent.sock"], "--socket", "agent.sock", "absolute path"),
+            (&["--node-name", "Node 1"], "--node-name", "Node 1", "spec.nodeName"),
+            (&["--kube-api", "localhost"], "--kube-api", "localhost", "http://127.0.0.1:8001"),
+            (&["--pod-resources", "kubelet.sock"], "--pod-resources", "kubelet.sock", "absolute path"),
             (&["--log-format", "xml"], "--log-format", "xml", "json"),
             (&["--shares", "0"], "--shares", "'0'", "1..=1000"),
             (&["--device-plugin", "maybe"], "--device-plugin", "maybe", "auto"),

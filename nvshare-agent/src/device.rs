@@ -34,6 +34,9 @@ pub struct Reading {
     pub total: Bytes,
     /// What is not free: processes, and what the driver keeps for itself.
     pub used: Bytes,
+    /// What its PCIe link can carry each way, in bytes per second; none where NVML cannot tell.
+    #[serde(default)]
+    pub link: Option<u64>,
     /// What each process holds, by host pid. Processes whose share NVML cannot tell are absent.
     pub per_process: BTreeMap<u32, Bytes>,
 }
@@ -204,8 +207,24 @@ fn reading(nvml: &Nvml, index: u32) -> Result<Reading, DeviceError> {
         name: device.name().map_err(failed)?,
         total: Bytes(memory.total),
         used: Bytes(memory.total.saturating_sub(memory.free)),
+        link: link(device.max_pcie_link_gen().ok(), device.max_pcie_link_width().ok()),
         per_process: by_process(compute.into_iter().chain(graphics)),
     })
+}
+
+/// What a PCIe link of a generation and a number of lanes carries each way, with its encoding taken off: 8b/10b, from the
+/// third generation on 128b/130b, from the sixth on 242 of 256 bytes.
+fn link(generation: Option<u32>, lanes: Option<u32>) -> Option<u64> {
+    let lane = match generation? {
+        1 => 250_000_000,
+        2 => 500_000_000,
+        3 => 984_615_384,
+        4 => 1_969_230_769,
+        5 => 3_938_461_538,
+        6 => 7_562_500_000,
+        _ => return None,
+    };
+    Some(lane * u64::from(lanes?)).filter(|bytes| *bytes > 0)
 }
 
 /// A process that computes and renders is listed twice, with the same figure; one with several contexts on slices of a
@@ -227,6 +246,17 @@ mod tests {
 
     fn info(pid: u32, used_gpu_memory: UsedGpuMemory) -> ProcessInfo {
         ProcessInfo { pid, used_gpu_memory, gpu_instance_id: None, compute_instance_id: None }
+    }
+
+    #[test]
+    fn a_links_speed_follows_from_its_generation_and_lanes() {
+        assert_eq!(link(Some(3), Some(16)), Some(15_753_846_144));
+        assert_eq!(link(Some(1), Some(1)), Some(250_000_000));
+        for (generation, lanes) in
+            [(None, Some(16)), (Some(3), None), (Some(3), Some(0)), (Some(99), Some(16))]
+        {
+            assert_eq!(link(generation, lanes), None, "{generation:?} {lanes:?}");
+        }
     }
 
     #[test]

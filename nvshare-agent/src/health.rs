@@ -21,14 +21,23 @@ pub enum Part {
     HostMemory,
     /// The kubelet's device plugin.
     Plugin,
+    /// To which pods processes belong.
+    Pods,
     /// The uprobes on the CUDA driver.
     Uprobes,
 }
 
 impl Part {
     /// All of them.
-    pub const ALL: [Part; 6] =
-        [Part::Admin, Part::Clients, Part::Devices, Part::HostMemory, Part::Plugin, Part::Uprobes];
+    pub const ALL: [Part; 7] = [
+        Part::Admin,
+        Part::Clients,
+        Part::Devices,
+        Part::HostMemory,
+        Part::Plugin,
+        Part::Pods,
+        Part::Uprobes,
+    ];
 
     /// The part as a metric label.
     pub const fn name(self) -> &'static str {
@@ -38,6 +47,7 @@ impl Part {
             Part::Devices => "devices",
             Part::HostMemory => "host_memory",
             Part::Plugin => "plugin",
+            Part::Pods => "pods",
             Part::Uprobes => "uprobes",
         }
     }

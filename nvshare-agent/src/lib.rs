@@ -1,7 +1,7 @@
 //! The node agent: decides who holds a GPU's memory, from what uprobes see and shims say.
 //!
 //! Data flows one way: [`observer`] and [`control`] feed the [`conductor`], the one task that owns the [`ledger`] and
-//! asks the [`policy`] what to do; its commands go back through `control`. Everything anybody else may know is in the
+//! asks the [`policy`] what to do; its commands go back through `control`. [`pods`] tells it to whom processes belong. Everything anybody else may know is in the
 //! [`snapshot`], published after each change; [`metrics`], [`http`] and [`admin`] only read it.
 
 pub mod admin;
@@ -22,6 +22,7 @@ pub mod observation;
 pub mod observer;
 pub mod order;
 pub mod plugin;
+pub mod pods;
 pub mod policy;
 pub mod settings;
 pub mod snapshot;

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use nvshare_agent::admin::command;
+use nvshare_agent::admin::command::{self, CommandError};
+use nvshare_agent::admin::orders;
 use nvshare_agent::agent::Agent;
 use nvshare_agent::config::{Cli, Command, Config, EXIT_USAGE, LogFormat};
 use nvshare_agent::install;
@@ -29,10 +30,13 @@ fn main() -> ExitCode {
     match cli.command {
         None => run(&cli.config),
         Some(Command::Run(config)) => run(&config),
-        Some(Command::Status(args)) => end(command::status(&args)),
-        Some(Command::Set(args)) => end(command::set(&args)),
-        Some(Command::Top(args)) => end(command::top(&args)),
         Some(Command::InstallShim(args)) => end(install::command(&args)),
+        Some(Command::Status(args)) => answer(command::status(&args)),
+        Some(Command::Set(args)) => answer(command::set(&args)),
+        Some(Command::Top(args)) => answer(command::top(&args)),
+        Some(Command::Swap(args)) => answer(orders::swap(&args)),
+        Some(Command::Pin(args)) => answer(orders::pin(&args, true)),
+        Some(Command::Unpin(args)) => answer(orders::pin(&args, false)),
     }
 }
 
@@ -88,6 +92,13 @@ fn log(config: &Config) {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => lines.json().init(),
     }
+}
+
+/// The end of a command that asked the running agent.
+fn answer(result: Result<(), CommandError>) -> ExitCode {
+    let Err(why) = result else { return ExitCode::SUCCESS };
+    eprintln!("nvshare-agent: {why}");
+    ExitCode::from(why.exit_status())
 }
 
 fn end<E: Display>(result: Result<(), E>) -> ExitCode {

@@ -2,12 +2,14 @@
 //! [`State`]. The conductor publishes a new one after each change; readers cannot change anything.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use nvshare_common::probe::Call;
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
 use serde::{Deserialize, Serialize};
 
 use crate::observation::{Health, Process};
+use crate::order::Priority;
 use crate::settings::Settings;
 
 /// The whole agent at one moment.
@@ -71,6 +73,9 @@ pub struct Device {
     pub name: String,
     /// All of its memory.
     pub total: Bytes,
+    /// What its PCIe link can carry each way, in bytes per second, where NVML tells.
+    #[serde(default)]
+    pub link_bytes_per_second: Option<u64>,
     /// What the agent may use of it: the smaller of the memory and the configured capacity.
     pub capacity: Bytes,
     /// What is in use, by NVML.
@@ -153,6 +158,29 @@ impl Activity {
     }
 }
 
+/// To whom a process belongs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Owner {
+    /// The pod's namespace; empty outside of Kubernetes.
+    pub namespace: String,
+    /// The pod; empty outside of Kubernetes.
+    pub pod: String,
+    /// The container; where its name is not known, the first 12 digits of its id; empty outside of one.
+    pub container: String,
+}
+
+impl fmt::Display for Owner {
+    /// `namespace/pod/container`, the container alone outside of Kubernetes, or `-`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.pod.as_str(), self.container.as_str()) {
+            ("", "") => f.pad("-"),
+            ("", container) => f.pad(container),
+            (pod, container) => f.pad(&format!("{}/{pod}/{container}", self.namespace)),
+        }
+    }
+}
+
 /// One client.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Client {
@@ -164,8 +192,26 @@ pub struct Client {
     pub name: String,
     /// Its cgroup, by which pod and container are recognised.
     pub cgroup: String,
+    /// To whom it belongs.
+    #[serde(default)]
+    pub owner: Owner,
     /// The shim's release.
     pub shim: String,
+    /// Its priority.
+    #[serde(default)]
+    pub priority: Priority,
+    /// Its share of the time among clients of its priority; 1 is usual.
+    #[serde(default = "one")]
+    pub weight: f64,
+    /// It is never swapped out.
+    #[serde(default)]
+    pub pinned: bool,
+    /// It is swapped out by order, until further orders.
+    #[serde(default)]
+    pub held_out: bool,
+    /// The most it may have of each device, by order.
+    #[serde(default)]
+    pub ordered_limit: Option<Bytes>,
     /// What it is doing.
     pub activity: Activity,
     /// Since when it waits, in seconds.
@@ -188,6 +234,31 @@ pub struct Client {
     pub arena_bytes: Bytes,
     /// What it did.
     pub totals: Totals,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+impl Client {
+    /// What was ordered for it that is not usual, for people: `high, weight 2, pinned`. Empty when nothing was.
+    pub fn orders(&self) -> String {
+        let mut orders = Vec::new();
+        if self.held_out {
+            orders.push("held out".to_owned());
+        }
+        if self.pinned {
+            orders.push("pinned".to_owned());
+        }
+        if self.priority != Priority::default() {
+            orders.push(self.priority.to_string());
+        }
+        if (self.weight - 1.0).abs() > f64::EPSILON {
+            orders.push(format!("weight {}", self.weight));
+        }
+        orders.extend(self.ordered_limit.map(|limit| format!("at most {limit}")));
+        orders.join(", ")
+    }
 }
 
 /// What a client holds on one device.
@@ -297,6 +368,9 @@ pub struct Foreign {
     pub process: Process,
     /// Its name.
     pub name: String,
+    /// To whom it belongs.
+    #[serde(default)]
+    pub owner: Owner,
     /// What NVML says it holds, on all devices.
     pub measured: Bytes,
     /// Device memory it allocated and has not freed, as far as it was seen.
@@ -334,6 +408,12 @@ pub struct Switches {
     pub count: u64,
     /// The latest, oldest first, at most [`SWITCHES`].
     pub recent: Vec<Switch>,
+    /// Bytes that all of them copied to the host.
+    #[serde(default)]
+    pub bytes_out: Bytes,
+    /// Bytes that all of them copied to the devices.
+    #[serde(default)]
+    pub bytes_in: Bytes,
     /// How long they took.
     pub seconds: Histogram,
     /// How long of that was drain.

@@ -91,6 +91,26 @@ pub fn socket_path(text: &str) -> Result<PathBuf, String> {
     Ok(path)
 }
 
+/// The name of a node in Kubernetes: it becomes part of a request.
+pub fn node_name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+    if text.is_empty() || text.len() > 253 || !text.chars().all(fits) {
+        return Err(
+            "expected the name of this node as Kubernetes has it (spec.nodeName of its pods), such as \
+                    gpu-node-1.example.com"
+                .to_owned(),
+        );
+    }
+    Ok(text.to_owned())
+}
+
+/// The address of an API server.
+pub fn server(text: &str) -> Result<axum::http::Uri, String> {
+    let uri = text.parse::<axum::http::Uri>().ok();
+    uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some())
+        .ok_or_else(|| "expected a URL such as http://127.0.0.1:8001".to_owned())
+}
+
 /// A duration as [`duration()`] reads it.
 pub fn show(duration: Duration) -> String {
     match duration.as_secs_f64() {

@@ -191,7 +191,8 @@ fn devices_are_found_when_nvml_appears_while_the_agent_runs() {
     devices.sort_by_key(|device| device["index"].as_u64());
     for (index, device) in devices.iter().enumerate() {
         assert_eq!((device["index"].as_u64(), device["total"].as_u64()), (Some(index as u64), Some(1 << 30)));
-        let series = format!("nvshare_device_memory_bytes{{gpu={}}} 1073741824\n", device["uuid"]);
+        let series =
+            format!("nvshare_device_memory_bytes{{gpu=\"{index}\",UUID={}}} 1073741824\n", device["uuid"]);
         assert!(agent.get("/metrics").1.contains(&series), "no {series}");
     }
     assert_ne!(devices[0]["uuid"], devices[1]["uuid"]);
@@ -213,6 +214,11 @@ fn settings_change_while_the_agent_runs_all_or_none() {
     let output = home.ask("status", &["--json"]);
     let status: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(status["state"]["settings"]["lease_factor"], 12.0);
+    let output = home.ask("set", &["lease", "floor=300ms", "factor=20"]);
+    assert!(output.status.success(), "{output:?}");
+    let output = home.ask("status", &["--json"]);
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(status["state"]["settings"]["lease_factor"], 20.0);
     let output = home.ask("set", &["socket=/run/x"]);
     assert_eq!(output.status.code(), Some(64));
 }
@@ -233,8 +239,81 @@ fn a_killed_agent_can_be_started_again_and_a_stopped_one_leaves_no_socket() {
     assert!(status.success(), "{status}");
     assert!(!home.admin_socket().exists());
     let output = home.ask("status", &[]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(3));
     assert!(text(&output.stderr).contains("Is the agent running"), "{output:?}");
+}
+
+#[test]
+fn orders_for_nobody_end_with_2_and_without_an_agent_with_3() {
+    let home = Home::new();
+    let orders = [
+        ("swap", &["out", "7"][..]),
+        ("swap", &["in", "pid:7"]),
+        ("pin", &["7"]),
+        ("unpin", &["7"]),
+        ("set", &["priority", "7", "high"]),
+        ("set", &["weight", "7", "2"]),
+        ("set", &["limit", "7", "8G"]),
+        ("set", &["limit", "pid:7", "none"]),
+    ];
+    for (command, words) in orders {
+        let output = home.ask(command, words);
+        assert_eq!(output.status.code(), Some(3), "{command} {words:?}");
+        assert!(text(&output.stderr).contains("Is the agent running"), "{output:?}");
+    }
+    let _agent = home.start();
+    for (command, words) in orders {
+        let output = home.ask(command, words);
+        assert_eq!(output.status.code(), Some(2), "{command} {words:?}");
+        let said = text(&output.stderr);
+        assert!(said.contains("7: no client is connected") && output.stdout.is_empty(), "{said}");
+    }
+}
+
+#[test]
+fn orders_that_make_no_sense_end_with_64_and_say_what_was_expected() {
+    let home = Home::new();
+    for (command, words, parts) in [
+        ("swap", &[][..], ["out", "in"]),
+        ("swap", &["away", "7"], ["'away'", "Usage"]),
+        ("swap", &["out"], ["CLIENT", "Usage"]),
+        ("swap", &["out", "python"], ["'python'", "pid:1234"]),
+        ("pin", &["pid:x"], ["'pid:x'", "pid:1234"]),
+        ("set", &[], ["NAME=VALUE", "Usage"]),
+        ("set", &["priority", "7", "urgent"], ["'urgent'", "high, normal or low"]),
+        ("set", &["weight", "7", "0"], ["'0'", "0.01 to 100"]),
+        ("set", &["limit", "7", "8X"], ["'8X'", "or none"]),
+        ("set", &["lease", "reserve=1G"], ["'reserve=1G'", "ceiling=60s"]),
+        ("set", &["lease-floor=1s", "weight", "7", "2"], ["'weight'", "NAME=VALUE"]),
+    ] {
+        let output = home.ask(command, words);
+        assert_eq!(output.status.code(), Some(64), "{command} {words:?}: {output:?}");
+        let said = text(&output.stderr);
+        assert!(parts.iter().all(|part| said.contains(part)), "{command} {words:?}: {said}");
+    }
+}
+
+#[test]
+fn each_command_that_orders_explains_itself_with_examples_and_exit_statuses() {
+    for words in [
+        &["swap", "--help"][..],
+        &["swap", "out", "--help"],
+        &["swap", "in", "--help"],
+        &["pin", "--help"],
+        &["unpin", "--help"],
+        &["set", "--help"],
+        &["set", "lease", "--help"],
+        &["set", "priority", "--help"],
+        &["set", "weight", "--help"],
+        &["set", "limit", "--help"],
+    ] {
+        let output = agent().args(words).output().unwrap();
+        assert!(output.status.success(), "{words:?}");
+        let help = text(&output.stdout);
+        for part in ["Examples:", "  nvshare-agent ", "2 no such client", "3 the agent cannot be"] {
+            assert!(help.contains(part), "{words:?} says nothing of {part}: {help}");
+        }
+    }
 }
 
 #[test]

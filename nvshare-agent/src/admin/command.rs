@@ -6,7 +6,9 @@ use std::thread;
 use std::time::Instant;
 
 use super::client::{AskError, Client};
+use super::orders;
 use super::view::{self, Since};
+use super::who::NoSuchClient;
 use super::{Request, Response};
 use crate::change::Change;
 use crate::config::{SetArgs, StatusArgs, TopArgs};
@@ -25,9 +27,25 @@ pub enum CommandError {
     /// The answer is not one to this question, or of another release.
     #[error("the agent's answer makes no sense to this release: {0}; use the agent's own binary")]
     Answer(String),
+    /// Nobody is meant.
+    #[error(transparent)]
+    NoClient(#[from] NoSuchClient),
     /// Nobody reads the output.
     #[error("cannot write the answer: {0}")]
     Output(#[from] io::Error),
+}
+
+impl CommandError {
+    /// The exit status that scripts see: [`crate::config::EXIT_STATUSES`].
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            CommandError::NoClient(_) => 2,
+            CommandError::Ask(
+                AskError::NoAgent { .. } | AskError::Forbidden { .. } | AskError::Silent { .. },
+            ) => 3,
+            _ => 1,
+        }
+    }
 }
 
 /// `nvshare-agent status`.
@@ -44,10 +62,17 @@ pub fn status(args: &StatusArgs) -> Result<(), CommandError> {
 
 /// `nvshare-agent set`.
 pub fn set(args: &SetArgs) -> Result<(), CommandError> {
+    let changes = match &args.what {
+        Some(what) => orders::set(&args.admin, what)?,
+        None => &args.changes,
+    };
+    if changes.is_empty() {
+        return Ok(());
+    }
     let mut client = Client::connect(&args.admin.admin_socket)?;
-    match client.ask(&Request::Set { changes: args.changes.clone() })? {
+    match client.ask(&Request::Set { changes: changes.to_vec() })? {
         Response::Settings { .. } => {
-            let changes: Vec<String> = args.changes.iter().map(Change::to_string).collect();
+            let changes: Vec<String> = changes.iter().map(Change::to_string).collect();
             print(&format!("{}; this holds until the agent restarts\n", changes.join(", ")))
         }
         other => Err(CommandError::Answer(format!("{other:?}"))),
@@ -92,7 +117,7 @@ fn look(path: &Path, client: &mut Option<Client>) -> Result<(State, Readiness), 
     ask(client)
 }
 
-fn ask(client: &mut Client) -> Result<(State, Readiness), CommandError> {
+pub(super) fn ask(client: &mut Client) -> Result<(State, Readiness), CommandError> {
     let (state, readiness) = raw(client)?;
     let state = serde_json::from_value(state).map_err(|error| CommandError::Answer(error.to_string()))?;
     Ok((state, readiness))
@@ -106,7 +131,7 @@ fn raw(client: &mut Client) -> Result<(serde_json::Value, Readiness), CommandErr
 }
 
 /// A closed pipe (`status | head`) is no error.
-fn print(text: &str) -> Result<(), CommandError> {
+pub(super) fn print(text: &str) -> Result<(), CommandError> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),

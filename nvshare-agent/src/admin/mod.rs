@@ -2,12 +2,15 @@
 //! directory that is never mounted into a container, because root there is root here as far as uids go.
 //!
 //! `{"request":"status"}` answers `{"answer":"state",...}`; `{"request":"set","changes":["lease-floor=200ms"]}` answers
-//! `{"answer":"settings",...}`; anything else answers `{"answer":"error","why":...}`.
+//! `{"answer":"settings",...}`; `{"request":"order","client":3,"order":"swap_out"}` answers `{"answer":"ordered"}`; anything
+//! else answers `{"answer":"error","why":...}`.
 
 pub mod client;
 pub mod command;
+pub mod orders;
 pub mod server;
 mod view;
+pub mod who;
 mod wire;
 
 pub use wire::{MAX_LINE_BYTES, Request, Response};

@@ -193,7 +193,8 @@ where
             Ok(request) => answer(request).await,
             Err(error) => Response::Error {
                 why: format!(
-                    "{error}; expected {{\"request\":\"status\"}} or {{\"request\":\"set\",\"changes\":[\"lease-floor=200ms\"]}}"
+                    "{error}; expected {{\"request\":\"status\"}}, {{\"request\":\"set\",\"changes\":[\"lease-floor=200ms\"]}} or \
+                     {{\"request\":\"order\",\"client\":3,\"order\":\"swap_out\"}}"
                 ),
             },
         };
@@ -224,6 +225,7 @@ mod tests {
                 readiness: Readiness { ready: true, missing: vec![] },
             },
             Request::Set { changes } => Response::Settings { settings: serde_json::json!(changes) },
+            Request::Order { .. } => Response::Ordered,
         }
     }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 use nvshare_common::units::Bytes;
 
 use crate::health::Readiness;
-use crate::metrics::container;
 use crate::snapshot::{Client, Device, State};
 use crate::value;
 
@@ -124,10 +123,11 @@ fn clients(state: &State) -> String {
         "CLIENT",
         "PID",
         "NAME",
-        "CONTAINER",
+        "POD",
         "ACTIVITY",
         "FOR",
         "LEASE",
+        "ORDERS",
         "NEEDED",
         "RESIDENT",
         "SWAPPED",
@@ -142,19 +142,21 @@ fn clients(state: &State) -> String {
     text
 }
 
-fn client(client: &Client) -> [String; 11] {
+fn client(client: &Client) -> [String; 12] {
     let sum = |of: fn(&crate::snapshot::ClientDevice) -> Bytes| {
         Bytes(client.devices.iter().fold(0, |sum, held| of(held).0.saturating_add(sum))).to_string()
     };
+    let orders = client.orders();
     let lasts = client.waiting_seconds.max(client.idle_seconds);
     [
         client.client.0.to_string(),
         client.process.pid.to_string(),
         printable(&client.name),
-        container(&client.cgroup).unwrap_or("-").to_owned(),
+        client.owner.to_string(),
         client.activity.name().to_owned(),
         if lasts > 0.0 { age(lasts) } else { "-".to_owned() },
         client.lease_seconds.map_or("-".to_owned(), |left| format!("{left:.1}s")),
+        if orders.is_empty() { "-".to_owned() } else { orders },
         sum(|held| held.needed),
         sum(|held| held.resident),
         sum(|held| held.swapped),
@@ -231,6 +233,21 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn what_was_ordered_for_a_client_is_shown() {
+        let mut state = state();
+        let readiness = Readiness { ready: true, missing: vec![] };
+        assert!(!text(&state, &readiness, None).contains("pinned"));
+        let client = &mut state.clients[0];
+        client.priority = crate::order::Priority::High;
+        client.weight = 0.5;
+        client.pinned = true;
+        assert!(text(&state, &readiness, None).contains("pinned, high, weight 0.5"));
+        state.clients[0].pinned = false;
+        state.clients[0].held_out = true;
+        assert!(text(&state, &readiness, None).contains("held out, high"));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! What is said on the administrator's socket.
 
+use nvshare_common::units::ClientId;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::change::Change;
 use crate::health::Readiness;
+use crate::order::What;
 
 /// The longest request.
 pub const MAX_LINE_BYTES: usize = 64 << 10;
@@ -19,6 +21,13 @@ pub enum Request {
     Set {
         /// As on the command line: `lease-floor=200ms`.
         changes: Vec<Change>,
+    },
+    /// Order something for one client.
+    Order {
+        /// The agent's number for it.
+        client: ClientId,
+        /// `"swap_out"`, `"swap_in"`, `{"pin":true}`, `{"priority":"high"}`, `{"weight":2.0}` or `{"limit":null}`.
+        order: What,
     },
 }
 
@@ -38,6 +47,8 @@ pub enum Response {
         /// What `/api/v1/state` shows under `settings`.
         settings: Value,
     },
+    /// To `Order`: it is booked, and obeyed from now on.
+    Ordered,
     /// The request was refused; nothing was changed.
     Error {
         /// The reason, and what was expected.
@@ -57,5 +68,21 @@ mod tests {
         assert_eq!(serde_json::to_string(&request).unwrap(), set);
         let error = serde_json::from_str::<Request>(r#"{"request":"set","changes":["x=1"]}"#).unwrap_err();
         assert!(error.to_string().contains("lease-ceiling"), "{error}");
+        for order in [
+            r#""swap_out""#,
+            r#""swap_in""#,
+            r#"{"pin":true}"#,
+            r#"{"priority":"high"}"#,
+            r#"{"weight":2.0}"#,
+            r#"{"limit":null}"#,
+            r#"{"limit":4096}"#,
+        ] {
+            let line = format!(r#"{{"request":"order","client":3,"order":{order}}}"#);
+            let request: Request = serde_json::from_str(&line).unwrap();
+            assert_eq!(serde_json::to_string(&request).unwrap(), line);
+        }
+        let wrong = r#"{"request":"order","client":3,"order":{"weight":0.0}}"#;
+        let error = serde_json::from_str::<Request>(wrong).unwrap_err();
+        assert!(error.to_string().contains("0.01 to 100"), "{error}");
     }
 }

@@ -297,15 +297,14 @@ impl Core {
     fn book(&mut self, decision: Decision, now: Moment) -> Option<Command> {
         let (client, message) = match decision {
             Decision::Run { client, cap } => {
-                let runs = self.ledger.client_mut(client)?;
-                let wanted = runs.wants;
-                runs.run(cap, now);
-                if runs.wants.is_none()
-                    && let Some(wanted) = wanted
-                {
+                if let Some(wanted) = self.ledger.run(client, cap, now) {
                     self.waiting_seconds.record(now.since(wanted).as_secs_f64());
                 }
                 (client, ToShim::Run)
+            }
+            Decision::Favour { client } => {
+                self.ledger.favour(client, now);
+                return None;
             }
             Decision::Stop { client, gains } => {
                 let ticket = self.ledger.ticket();
@@ -350,8 +349,8 @@ impl Core {
 
     /// Who runs keeps its work short while somebody else waits.
     fn paces(&mut self) -> Vec<Command> {
-        let waiting =
-            self.ledger.clients().values().filter(|client| client.wants.is_some() && client.lease.is_none());
+        let waits = |client: &&Client| client.wants.is_some() && client.lease.is_none() && !client.held_out();
+        let waiting = self.ledger.clients().values().filter(waits);
         let waiting: Vec<ClientId> = waiting.map(|client| client.id).collect();
         let changed: Vec<(ClientId, bool)> = self
             .ledger
@@ -377,7 +376,8 @@ impl Core {
 
     /// The limits that clients have to be told (again).
     pub fn limits(&mut self) -> Vec<Command> {
-        let devices: Vec<DeviceId> = self.ledger.devices().keys().copied().collect();
+        let devices: Vec<(DeviceId, Bytes)> =
+            self.ledger.devices().keys().map(|device| (*device, self.ledger.stays(*device))).collect();
         let mut commands = Vec::new();
         let clients: Vec<ClientId> = self
             .ledger
@@ -387,8 +387,8 @@ impl Core {
             .map(|client| client.id)
             .collect();
         for client in clients {
-            for device in &devices {
-                let bytes = self.ledger.limit(client, *device);
+            for (device, stays) in &devices {
+                let bytes = self.ledger.limit(client, *device, *stays);
                 let Some(told) = self.ledger.client_mut(client) else { continue };
                 let old = told.limits.get(device).copied();
                 if old.is_none_or(|old| old.0.abs_diff(bytes.0) >= LIMIT_STEP || (bytes < old)) {

@@ -180,7 +180,9 @@ impl HostMemory {
 
 /// The devices on which clients need more than there is.
 pub(super) fn contended(core: &Core) -> Vec<DeviceId> {
-    let needs = |id: DeviceId| -> u64 { core.ledger.holdings(id).map(|(_, holding)| holding.needed.0).sum() };
+    // Who is swapped out by order takes no turns.
+    let turns = |id| core.ledger.holdings(id).filter(|(client, _)| !client.held_out());
+    let needs = |id: DeviceId| -> u64 { turns(id).map(|(_, holding)| holding.needed.0).sum() };
     let devices = core.ledger.devices().iter();
     devices
         .filter(|(id, device)| needs(**id) as i64 + device.room().0 as i64 > device.budget())
@@ -193,7 +195,7 @@ fn target(client: &Client, contended: &[DeviceId]) -> Bytes {
     if !client.commandable() || client.bypass {
         return Bytes::ZERO;
     }
-    let movable = client.devices.iter().filter(|(id, _)| contended.contains(id));
+    let movable = client.devices.iter().filter(|(id, _)| contended.contains(id) || client.held_out());
     let bytes: u64 = movable.map(|(_, holding)| holding.needed.saturating_sub(holding.immovable()).0).sum();
     if bytes == 0 {
         return Bytes::ZERO;

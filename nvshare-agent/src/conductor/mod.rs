@@ -3,6 +3,8 @@
 
 pub mod core;
 mod host;
+mod orders;
+mod owners;
 mod publish;
 pub mod switches;
 mod takeover;
@@ -20,6 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use self::core::{Command, Core};
 use self::host::HostMemory;
+use self::owners::Owners;
 use crate::change::Change;
 use crate::control::{CounterPage, Event, Opened, Outbox, wait_for};
 use crate::device::{Poll, Report};
@@ -27,6 +30,8 @@ use crate::hostmem::Made;
 use crate::ledger::{Client, Page, SessionId};
 use crate::moment::Moment;
 use crate::observation::{Counts, Health, Observation, Process};
+use crate::order::Order;
+use crate::pods;
 use crate::settings::{Settings, SettingsError};
 use crate::snapshot::{Ended, State, Totals};
 
@@ -65,6 +70,12 @@ pub enum Input {
         /// The settings from now on, or why nothing was changed.
         answer: oneshot::Sender<Result<Settings, SettingsError>>,
     },
+    /// Something is ordered for one client; the answer says why it cannot be done, if so.
+    Order(Order, oneshot::Sender<Result<(), String>>),
+    /// Pods came, changed or went.
+    Pods(Arc<pods::directory::Directory>),
+    /// The device ids in the environment of a process.
+    DeviceIds(Process, Vec<String>),
 }
 
 /// The way to the conductor, and its end.
@@ -89,6 +100,7 @@ pub struct Conductor {
     pages: BTreeMap<ClientId, CounterPage>,
     sessions: crate::snapshot::Sessions,
     observer: Health,
+    owners: Owners,
     ended: VecDeque<Ended>,
     ended_totals: Totals,
     ended_count: u64,
@@ -132,6 +144,7 @@ impl Conductor {
             pages: BTreeMap::new(),
             sessions: crate::snapshot::Sessions::default(),
             observer: Health::default(),
+            owners: Owners::default(),
             ended: VecDeque::new(),
             ended_totals: Totals::default(),
             ended_count: 0,
@@ -208,6 +221,13 @@ impl Conductor {
                 let _ = answer.send(result);
                 self.published = Moment::NEVER;
             }
+            Input::Order(order, answer) => {
+                // Whoever asked may be gone.
+                let _ = answer.send(self.core.order(order, now));
+                self.published = Moment::NEVER;
+            }
+            Input::Pods(directory) => self.pods(directory, now),
+            Input::DeviceIds(process, ids) => self.device_ids(process, ids),
         }
     }
 
@@ -218,8 +238,9 @@ impl Conductor {
         let client = self.core.hello(peer.process, session, &hello, now);
         if let Some(client) = self.core.ledger.client_mut(client) {
             client.name = peer.name;
-            client.cgroup = peer.cgroup;
+            client.cgroup.clone_from(&peer.cgroup);
         }
+        self.meet(peer.process, &peer.cgroup, now);
         tracing::info!(
             client = client.0,
             pid = peer.process.pid,
@@ -333,8 +354,12 @@ impl Conductor {
         if let Some(observed) = self.core.ledger.observed_mut(process) {
             observed.book(&observation);
             if observed.name.is_empty() {
-                observed.name = std::fs::read_to_string(format!("/proc/{}/comm", process.pid))
-                    .map_or_else(|_| "?".to_owned(), |name| name.trim_end().to_owned());
+                let read = |file| std::fs::read_to_string(format!("/proc/{}/{file}", process.pid));
+                observed.name =
+                    read("comm").map_or_else(|_| "?".to_owned(), |name| name.trim_end().to_owned());
+                if client.is_none() {
+                    self.meet(process, pods::cgroup::path(&read("cgroup").unwrap_or_default()), now);
+                }
             }
         }
         match (&observation, client) {
@@ -362,7 +387,7 @@ impl Conductor {
     /// A process ended. A client's counts are kept until it is buried.
     fn gone(&mut self, process: Process) {
         if !self.core.ledger.clients().values().any(|client| client.process == process) {
-            self.core.ledger.observed_gone(process);
+            self.forget(process);
         }
     }
 
@@ -406,7 +431,7 @@ impl Conductor {
             ended.totals.application_seen = Totals::named(&counts.application);
             ended.totals.engine_seen = Totals::named(&counts.engine);
             ended.totals.lost = lost;
-            self.core.ledger.observed_gone(process);
+            self.forget(process);
         }
     }
 
@@ -506,7 +531,7 @@ impl Conductor {
             name: client.name.clone(),
             totals,
         });
-        self.core.ledger.observed_gone(client.process);
+        self.forget(client.process);
     }
 
     /// Files on which clients without an agent take turns: they cannot create them in a read-only mount.

@@ -64,6 +64,7 @@ impl Conductor {
             index: device.index,
             name: device.name.clone(),
             total: device.total,
+            link_bytes_per_second: device.link,
             capacity: device.capacity,
             used: device.used,
             reserve: device.reserve,
@@ -103,14 +104,20 @@ impl Conductor {
             process: client.process,
             name: client.name.clone(),
             cgroup: client.cgroup.clone(),
+            owner: self.owners.owner(client.process),
             shim: client.shim.clone(),
+            priority: client.orders.priority,
+            weight: client.orders.weight.value(),
+            pinned: client.orders.pinned,
+            held_out: client.held_out(),
+            ordered_limit: client.orders.limit,
             activity: activity(client, now),
             waiting_seconds: client.wants.map_or(0.0, |since| now.since(since).as_secs_f64()),
             idle_seconds: now.since(client.active_at).as_secs_f64(),
             lease_seconds: lease,
             virtual_runtime_seconds: client.runtime.as_secs_f64(),
             stalls: client.stalls,
-            notes: self.notes(client),
+            notes: self.notes(client, now),
             devices: devices.collect(),
             arenas: client.arenas.len() as u64,
             arena_bytes: client.arena_bytes(),
@@ -119,8 +126,8 @@ impl Conductor {
     }
 
     /// Why it cannot run, be stopped or be moved.
-    fn notes(&self, client: &Client) -> Vec<String> {
-        let mut notes = Vec::new();
+    fn notes(&self, client: &Client, now: Moment) -> Vec<String> {
+        let mut notes = super::orders::notes(client, now);
         notes.extend(self.core.hindered.get(&client.id).cloned());
         notes.extend(
             client
@@ -140,6 +147,7 @@ impl Conductor {
         if client.host_exhausted {
             notes.push("no more host memory for its shadows".to_owned());
         }
+        notes.extend(self.owners.notes(client.process));
         if client.swap_failures > 0 {
             notes.extend(client.swap_problem.as_ref().map(|why| format!("its last swap out failed: {why}")));
         }
@@ -176,6 +184,7 @@ impl Conductor {
         snapshot::Foreign {
             process,
             name: observed.name.clone(),
+            owner: self.owners.owner(process),
             measured: devices.filter_map(|device| device.per_process.get(&process.pid).copied()).sum(),
             allocated: observed.allocated,
             managed: observed.managed,

@@ -15,6 +15,8 @@ pub struct Switchboard {
     open: BTreeMap<ClientId, Open>,
     count: u64,
     recent: VecDeque<snapshot::Switch>,
+    out: Bytes,
+    into: Bytes,
     seconds: Histogram,
     drain_seconds: Histogram,
 }
@@ -113,6 +115,8 @@ impl Switchboard {
             let Some(open) = self.open.remove(&client) else { continue };
             let Some(arrived) = open.arrived.or(open.looked) else { continue };
             self.count += 1;
+            self.out.0 = self.out.0.saturating_add(open.out.0);
+            self.into.0 = self.into.0.saturating_add(open.into.0);
             let whole = arrived.since(open.began);
             self.seconds.record(whole.as_secs_f64());
             self.drain_seconds.record(open.drained.since(open.began).as_secs_f64());
@@ -139,6 +143,8 @@ impl Switchboard {
         snapshot::Switches {
             count: self.count,
             recent: self.recent.iter().cloned().collect(),
+            bytes_out: self.out,
+            bytes_in: self.into,
             seconds: self.seconds.clone(),
             drain_seconds: self.drain_seconds.clone(),
         }

@@ -35,7 +35,7 @@ const QUEUE: usize = 512;
 /// How many connections one process may have: its own, and an old one that has not ended yet.
 const PER_PROCESS: usize = 4;
 /// How many connections there may be in all.
-const CONNECTIONS: usize = 8192;
+pub(crate) const CONNECTIONS: usize = 8192;
 
 /// What happens on a session, in order.
 #[derive(Debug)]

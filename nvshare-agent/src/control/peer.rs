@@ -6,6 +6,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::page;
 use crate::observation::Process;
+use crate::pods::cgroup;
 
 /// A process that connected.
 #[derive(Debug)]
@@ -58,12 +59,7 @@ impl Peer {
         }
         let read = |file: &str| std::fs::read_to_string(format!("/proc/{number}/{file}")).unwrap_or_default();
         let name = read("comm").trim_end().to_owned();
-        let cgroup = read("cgroup")
-            .lines()
-            .last()
-            .and_then(|line| line.splitn(3, ':').nth(2))
-            .unwrap_or("")
-            .to_owned();
+        let cgroup = cgroup::path(&read("cgroup")).to_owned();
         Ok(Peer { process, pidfd, name, cgroup })
     }
 }

@@ -8,6 +8,7 @@ use nvshare_common::protocol::Hello;
 use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId, Ticket};
 
 use super::heat::Heat;
+use super::orders::Orders;
 use crate::moment::Moment;
 use crate::observation::{Counts, Process};
 use crate::settings::Settings;
@@ -46,11 +47,13 @@ pub struct Lease {
     pub cap: Option<Moment>,
     /// It began a second time, because its holder had to wait for memory.
     pub renewed: bool,
+    /// It was given out of turn, after a long wait: no priority ends it early.
+    pub favoured: bool,
 }
 
 impl Lease {
     fn given(now: Moment, began: Option<Moment>, cap: Option<Moment>) -> Lease {
-        Lease { given: now, began, cost: Duration::ZERO, cap, renewed: false }
+        Lease { given: now, began, cost: Duration::ZERO, cap, renewed: false, favoured: false }
     }
 }
 
@@ -151,6 +154,8 @@ pub struct Client {
     pub shim: String,
     /// With whom it runs.
     pub gang: GangId,
+    /// What was ordered for it.
+    pub orders: Orders,
     /// Its session, while there is one.
     pub session: Option<SessionId>,
     /// When it lost its session.
@@ -193,7 +198,7 @@ pub struct Client {
     pub active_at: Moment,
     /// Its latest pauses.
     pauses: VecDeque<Duration>,
-    /// How long it has run.
+    /// How long it has run, divided by its weight.
     pub runtime: Duration,
     accounted: Moment,
     /// Its arenas.
@@ -223,6 +228,7 @@ impl Client {
             cgroup: String::new(),
             shim: String::new(),
             gang: GangId(id.0),
+            orders: Orders::default(),
             session: None,
             disconnected: None,
             exited: None,
@@ -308,6 +314,16 @@ impl Client {
     /// Whether its memory can be taken.
     pub fn movable(&self) -> bool {
         self.commandable() && self.unyielding.is_none() && !self.bypass
+    }
+
+    /// What nobody else can have of a device as long as it lives, or is pinned.
+    pub(super) fn keeps(&self, holding: &Holding) -> Bytes {
+        if self.orders.pinned { holding.claimed() } else { holding.immovable() }
+    }
+
+    /// It is swapped out by order.
+    pub fn held_out(&self) -> bool {
+        self.orders.held_out.is_some()
     }
 
     /// The holding on `device`, begun if there is none yet; `None` when it uses too many devices already.
@@ -509,7 +525,7 @@ impl Client {
         let ran = now.since(self.accounted);
         let runs = self.lease.is_some_and(|lease| lease.began.is_some()) && self.complete();
         if runs && self.busy(now) && self.accounted != Moment::NEVER {
-            self.runtime += ran;
+            self.runtime += ran.div_f64(self.orders.weight.value());
         }
         self.accounted = now;
     }
@@ -547,6 +563,11 @@ impl Holding {
     pub fn immovable(&self) -> Bytes {
         let reported: Bytes = self.unswappable.values().copied().sum();
         reported.max(self.page.unswappable).min(self.booked())
+    }
+
+    /// What it takes on the device to run without ever giving anything back.
+    pub fn claimed(&self) -> Bytes {
+        self.needed.max(self.held())
     }
 
     /// Granted and not used.

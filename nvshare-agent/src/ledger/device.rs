@@ -23,6 +23,8 @@ pub struct Device {
     pub name: String,
     /// All memory.
     pub total: Bytes,
+    /// What its link can carry each way, in bytes per second.
+    pub link: Option<u64>,
     /// What the agent may use: the smaller of `total` and the configured capacity.
     pub capacity: Bytes,
     /// Never granted.
@@ -108,6 +110,7 @@ impl Device {
         self.name.clone_from(&reading.name);
         self.total = reading.total;
         self.used = reading.used;
+        self.link = reading.link;
         self.per_process.clone_from(&reading.per_process);
         self.read_began = began;
         self.unconfirmed.retain(|(at, _)| *at >= began);

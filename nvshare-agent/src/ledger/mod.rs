@@ -7,6 +7,7 @@ mod client;
 mod device;
 mod heat;
 mod observed;
+mod orders;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -18,10 +19,12 @@ pub use client::{Arena, Client, GangId, Holding, Lease, Outgoing, Page, Reclaimi
 pub use device::{Device, Room};
 pub use heat::Heat;
 pub use observed::Observed;
+pub use orders::Orders;
 
 use crate::device::Reading;
 use crate::moment::Moment;
 use crate::observation::Process;
+use crate::order::{Order, Priority};
 use crate::settings::Settings;
 
 /// All of it.
@@ -37,6 +40,18 @@ pub struct Ledger {
     switch_cost: Duration,
     /// No reading that began before this is a reason to grant anything.
     granting_from: Moment,
+    /// When somebody last ran out of turn.
+    favoured_at: Moment,
+}
+
+/// By priority: only equals are compared by their runtimes.
+#[derive(Clone, Copy)]
+struct LeastRuntimes([Duration; 3]);
+
+impl LeastRuntimes {
+    fn of(self, priority: Priority) -> Duration {
+        self.0[priority as usize]
+    }
 }
 
 impl Ledger {
@@ -80,6 +95,48 @@ impl Ledger {
         self.switch_cost
     }
 
+    /// When somebody last ran out of turn, after a long wait.
+    pub fn favoured_at(&self) -> Moment {
+        self.favoured_at
+    }
+
+    /// `Run` was sent to `client`. Says since when it had wanted that, if it runs at once.
+    pub fn run(&mut self, client: ClientId, cap: Option<Moment>, now: Moment) -> Option<Moment> {
+        let runs = self.clients.get_mut(&client)?;
+        let wanted = runs.wants;
+        runs.run(cap, now);
+        wanted.filter(|_| runs.wants.is_none())
+    }
+
+    /// The lease of `client` is given out of turn, now.
+    pub fn favour(&mut self, client: ClientId, now: Moment) {
+        self.favoured_at = now;
+        let Some(client) = self.clients.get_mut(&client) else { return };
+        let began = client.complete().then_some(now);
+        if let Some(lease) = &mut client.lease {
+            (lease.given, lease.began, lease.favoured) = (now, began, true);
+        }
+    }
+
+    /// Books an order that can be done. It holds for the client's gang.
+    pub fn order(&mut self, order: Order, now: Moment) {
+        let Some(gang) = self.client(order.client).map(|client| client.gang) else { return };
+        let least = self.least_runtimes(now);
+        for client in self.clients.values_mut().filter(|client| client.gang == gang) {
+            let before = client.orders;
+            client.orders.book(order.what, now);
+            let after = client.orders;
+            // It was kept from running: that was no waiting for its turn.
+            if before.held_out.is_some() && after.held_out.is_none() {
+                client.wants = client.wants.map(|_| now);
+                client.runtime = client.runtime.max(least.of(after.priority));
+            }
+            if before.priority != after.priority {
+                client.runtime = client.runtime.max(least.of(after.priority));
+            }
+        }
+    }
+
     /// A number for a command.
     pub fn ticket(&mut self) -> Ticket {
         self.last_ticket += 1;
@@ -114,7 +171,7 @@ impl Ledger {
             self.last_client += 1;
             ClientId(self.last_client)
         });
-        let least = self.least_runtime(now);
+        let least = self.least_runtimes(now).of(Priority::default());
         let client = self.clients.entry(id).or_insert_with(|| Client::new(id, process, least));
         self.by_process.insert(process, id);
         let before: Vec<(DeviceId, Bytes)> =
@@ -291,9 +348,10 @@ impl Ledger {
         for client in self.clients.values_mut() {
             client.account(now);
         }
-        let most = self.least_runtime(now) + 2 * settings.lease_ceiling;
+        let least = self.least_runtimes(now);
         for client in self.clients.values_mut() {
-            client.runtime = client.runtime.min(most);
+            let ahead = (2 * settings.lease_ceiling).div_f64(client.orders.weight.value());
+            client.runtime = client.runtime.min(least.of(client.orders.priority) + ahead);
         }
     }
 
@@ -303,37 +361,51 @@ impl Ledger {
         self.clients.values_mut().filter_map(late).collect()
     }
 
-    /// The most that `client` can have on `device`: all but what is reserved, foreign, or held by others for good.
-    pub fn limit(&self, client: ClientId, device: DeviceId) -> Bytes {
-        let Some(at) = self.devices.get(&device) else { return Bytes::ZERO };
-        let others = self.holdings(device).filter(|(other, _)| other.id != client);
-        let stays: Bytes = others.map(|(_, holding)| holding.immovable()).sum();
-        let most = Bytes((at.budget() - stays.0 as i64).max(0) as u64 / (2 << 20) * (2 << 20));
-        let needed = self.clients.get(&client).and_then(|client| Some(client.devices.get(&device)?.needed));
-        most.max(needed.unwrap_or_default())
+    /// What all clients together hold on `device` for good.
+    pub fn stays(&self, device: DeviceId) -> Bytes {
+        self.holdings(device).map(|(client, holding)| client.keeps(holding)).sum()
+    }
+
+    /// The most that `client` can have on `device`: all but what is reserved, foreign, or held by others for good (all
+    /// clients hold `stays`); and what was ordered, if that is less.
+    pub fn limit(&self, client: ClientId, device: DeviceId, stays: Bytes) -> Bytes {
+        let (Some(at), Some(client)) = (self.devices.get(&device), self.clients.get(&client)) else {
+            return Bytes::ZERO;
+        };
+        let holding = client.devices.get(&device);
+        let own = holding.map(|holding| client.keeps(holding)).unwrap_or_default();
+        let left = at.budget() - stays.saturating_sub(own).0 as i64;
+        let most = Bytes(left.max(0) as u64 / (2 << 20) * (2 << 20));
+        let needed = holding.map(|holding| holding.needed).unwrap_or_default();
+        // An order may be below what it uses: then it can only give back.
+        most.max(needed).min(client.orders.limit.unwrap_or(Bytes(u64::MAX)))
     }
 
     /// The client wants to run: one that comes back after a long pause begins level with the others.
     pub fn wants(&mut self, client: ClientId, now: Moment) {
-        let least = self.least_runtime(now);
+        let least = self.least_runtimes(now);
         if let Some(client) = self.clients.get_mut(&client) {
             if client.wants.is_none() {
                 client.wants = Some(now);
-                client.runtime = client.runtime.max(least);
+                client.runtime = client.runtime.max(least.of(client.orders.priority));
             }
             client.active(now);
         }
     }
 
-    /// The smallest runtime of those who run or want to.
-    fn least_runtime(&self, now: Moment) -> Duration {
-        let contenders = self.clients.values().filter(|client| {
-            client.commandable() && (client.wants.is_some() || (client.lease.is_some() && client.busy(now)))
-        });
-        contenders
-            .map(|client| client.runtime)
-            .min()
-            .unwrap_or(self.clients.values().map(|client| client.runtime).max().unwrap_or_default())
+    /// The smallest runtimes of those who run or want to.
+    fn least_runtimes(&self, now: Moment) -> LeastRuntimes {
+        let (mut least, mut most) = ([None; 3], [Duration::ZERO; 3]);
+        for client in self.clients.values() {
+            let class = client.orders.priority as usize;
+            most[class] = most[class].max(client.runtime);
+            let contends = client.wants.is_some() || (client.lease.is_some() && client.busy(now));
+            if client.commandable() && !client.held_out() && contends {
+                let smallest = least[class].get_or_insert(client.runtime);
+                *smallest = client.runtime.min(*smallest);
+            }
+        }
+        LeastRuntimes(std::array::from_fn(|class| least[class].unwrap_or(most[class])))
     }
 
     /// Takes two clients as one from now on: they run together or not at all.

@@ -10,12 +10,16 @@ use nvshare_common::units::Bytes;
 use prometheus::TextEncoder;
 use tokio::sync::watch;
 
+use crate::control::CONNECTIONS;
 use crate::health::{Health, Readiness};
-use crate::snapshot::{Activity, Client, State, Totals};
+use crate::snapshot::{Activity, Client, Device, State, Totals};
 use series::{Page, Series};
 
 /// Reasons for unswappable memory that one client may have a label for; the rest is `other`. Shims choose these texts.
 const REASONS: usize = 16;
+/// The most clients that have series of their own: as many as can be connected. Those that left their sessions and live
+/// on could be more.
+const CLIENTS: usize = CONNECTIONS;
 /// The most characters of a label that comes from a client.
 const LABEL_CHARS: usize = 32;
 
@@ -43,8 +47,8 @@ fn page(state: &State, readiness: &Readiness) -> Page {
     let mut page = Page::new();
     agent(&mut page, state, readiness);
     devices(&mut page, state);
-    for client in &state.clients {
-        one_client(&mut page, client);
+    for client in state.clients.iter().take(CLIENTS) {
+        one_client(&mut page, client, &state.devices);
     }
     all_clients(&mut page, state);
     observer(&mut page, state);
@@ -81,9 +85,11 @@ fn agent(page: &mut Page, state: &State, readiness: &Readiness) {
 
 fn devices(page: &mut Page, state: &State) {
     for device in &state.devices {
-        let gpu = device.uuid.as_str();
-        let held = || state.clients.iter().flat_map(|client| &client.devices).filter(|held| held.uuid == gpu);
-        page.put(Series::DeviceInfo, &[gpu, &device.index.to_string(), &device.name], 1.0);
+        let (index, uuid) = (device.index.to_string(), device.uuid.as_str());
+        let gpu = [index.as_str(), uuid];
+        let held =
+            || state.clients.iter().flat_map(|client| &client.devices).filter(|held| held.uuid == uuid);
+        page.put(Series::DeviceInfo, &[gpu[0], gpu[1], &device.name], 1.0);
         let figures = [
             (Series::DeviceTotal, device.total),
             (Series::DeviceCapacity, device.capacity),
@@ -99,10 +105,14 @@ fn devices(page: &mut Page, state: &State) {
             (Series::DeviceExcess, device.excess),
         ];
         for (series, figure) in figures {
-            page.put(series, &[gpu], bytes(figure));
+            page.put(series, &gpu, bytes(figure));
         }
-        page.put(Series::DeviceContended, &[gpu], flag(device.contended));
-        page.put(Series::DeviceReadingAge, &[gpu], device.reading_age_seconds);
+        page.put(Series::DeviceContended, &gpu, flag(device.contended));
+        page.put(Series::DeviceReadingAge, &gpu, device.reading_age_seconds);
+        if let Some(link) = device.link_bytes_per_second {
+            page.put(Series::Link, &[gpu[0], gpu[1], "out"], link as f64);
+            page.put(Series::Link, &[gpu[0], gpu[1], "in"], link as f64);
+        }
 
         let mut reasons: BTreeMap<String, Bytes> = BTreeMap::new();
         for (reason, amount) in held().flat_map(|held| few(&held.unswappable_reasons)) {
@@ -110,25 +120,34 @@ fn devices(page: &mut Page, state: &State) {
             sum.0 = sum.0.saturating_add(amount.0);
         }
         for (reason, amount) in reasons {
-            page.put(Series::DeviceUnswappable, &[gpu, &reason], bytes(amount));
+            page.put(Series::DeviceUnswappable, &[gpu[0], gpu[1], &reason], bytes(amount));
         }
     }
 }
 
-fn one_client(page: &mut Page, client: &Client) {
-    let (number, name) = (client.client.0.to_string(), label(&client.name));
-    let container = container(&client.cgroup).unwrap_or_default();
-    let who = [number.as_str(), container, name.as_str()];
-    let with = |more: &'_ str| [number.clone(), container.to_owned(), name.clone(), more.to_owned()];
+fn one_client(page: &mut Page, client: &Client, devices: &[Device]) {
+    let (number, name, shim) = (client.client.0.to_string(), label(&client.name), label(&client.shim));
+    let owner = &client.owner;
+    let who = [number.as_str(), &owner.namespace, &owner.pod, &owner.container, name.as_str()];
 
-    page.put(Series::ClientActivity, &with(client.activity.name()).each_ref().map(String::as_str), 1.0);
+    page.put(Series::ClientInfo, &with(who, [shim.as_str()]), 1.0);
+    page.put(Series::ClientActivity, &with(who, [client.activity.name()]), 1.0);
+    page.put(Series::ClientUnyielding, &who, flag(client.activity == Activity::Unyielding));
     page.put(Series::ClientWaiting, &who, client.waiting_seconds);
     page.put(Series::ClientIdle, &who, client.idle_seconds);
     if let Some(left) = client.lease_seconds {
         page.put(Series::ClientLease, &who, left);
     }
+    page.put(Series::ClientWeight, &who, client.weight);
+    page.put(Series::ClientPriority, &with(who, [client.priority.name()]), 1.0);
+    page.put(Series::ClientPinned, &who, flag(client.pinned));
+    page.put(Series::ClientHeldOut, &who, flag(client.held_out));
     page.put(Series::ClientArenas, &who, bytes(client.arena_bytes));
     for held in &client.devices {
+        let device = devices.iter().find(|device| device.uuid == held.uuid);
+        // Empty once NVML does not list it any more.
+        let index = device.map(|device| device.index.to_string()).unwrap_or_default();
+        let gpu = [index.as_str(), &held.uuid];
         let figures = [
             (Series::ClientResident, held.resident),
             (Series::ClientSwapped, held.swapped),
@@ -137,18 +156,22 @@ fn one_client(page: &mut Page, client: &Client) {
             (Series::ClientNeeded, held.needed),
         ];
         for (series, figure) in figures {
-            page.put(series, &with(&held.uuid).each_ref().map(String::as_str), bytes(figure));
+            page.put(series, &with(who, gpu), bytes(figure));
         }
         for (reason, amount) in few(&held.unswappable_reasons) {
-            let labels = [who[0], who[1], who[2], &held.uuid, &reason];
-            page.put(Series::ClientUnswappable, &labels, bytes(amount));
+            page.put(Series::ClientUnswappable, &with(who, [gpu[0], gpu[1], &reason]), bytes(amount));
         }
     }
     for (call, count) in client.totals.application_calls.iter().filter(|(_, count)| **count > 0) {
-        page.put(Series::ClientCalls, &[who[0], who[1], who[2], call], *count as f64);
+        page.put(Series::ClientCalls, &with(who, [call.as_str()]), *count as f64);
     }
-    page.put(Series::ClientCopied, &[who[0], who[1], who[2], "out"], bytes(client.totals.copied_out));
-    page.put(Series::ClientCopied, &[who[0], who[1], who[2], "in"], bytes(client.totals.copied_in));
+    page.put(Series::ClientCopied, &with(who, ["out"]), bytes(client.totals.copied_out));
+    page.put(Series::ClientCopied, &with(who, ["in"]), bytes(client.totals.copied_in));
+}
+
+/// The labels of a client, and more.
+fn with<'a, const N: usize>(who: [&'a str; 5], more: [&'a str; N]) -> Vec<&'a str> {
+    who.into_iter().chain(more).collect()
 }
 
 /// What clients did together, those that ended too: these never go back while the agent runs.
@@ -161,6 +184,8 @@ fn all_clients(page: &mut Page, state: &State) {
 
     page.distribution(Series::Switches, &[], &state.switches.seconds);
     page.distribution(Series::SwitchDrain, &[], &state.switches.drain_seconds);
+    page.put(Series::SwitchBytes, &["out"], bytes(state.switches.bytes_out));
+    page.put(Series::SwitchBytes, &["in"], bytes(state.switches.bytes_in));
     page.distribution(Series::Waits, &[], &state.waiting_seconds);
     page.distribution(Series::Swaps, &["out"], &state.swap_out_seconds);
     page.distribution(Series::Swaps, &["in"], &state.swap_in_seconds);
@@ -217,15 +242,6 @@ fn observer(page: &mut Page, state: &State) {
     page.put(Series::CallsUnattributed, &[], observer.unattributed as f64);
 }
 
-/// The first characters of the id of the container whose cgroup this is; none outside of containers. Runtimes name the
-/// last directory `<id>`, `docker-<id>.scope`, `cri-containerd-<id>.scope` or `crio-<id>.scope`, the id being 64 hex
-/// digits.
-pub fn container(cgroup: &str) -> Option<&str> {
-    let id = |part: &'_ str| part.len() == 64 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let directories = cgroup.rsplit('/').map(|name| name.strip_suffix(".scope").unwrap_or(name));
-    directories.flat_map(|name| name.rsplit(['-', ':'])).find(|part| id(part)).map(|id| &id[..12])
-}
-
 /// A text that a client chose, as a label.
 fn label(text: &str) -> String {
     text.chars().take(LABEL_CHARS).map(|c| if c.is_control() { '?' } else { c }).collect()
@@ -268,6 +284,7 @@ mod tests {
         serde_json::from_value(serde_json::json!({
             "client": number, "process": {"pid": 4_242_424, "start": 1}, "name": "python3",
             "cgroup": format!("/kubepods.slice/cri-containerd-{}.scope", "ab".repeat(32)), "shim": "0.1.0",
+            "owner": {"namespace": "ml", "pod": "train-0", "container": "trainer"},
             "activity": "waiting", "waiting_seconds": 1.5, "idle_seconds": 0.0, "lease_seconds": 2.0,
             "virtual_runtime_seconds": 3.0, "stalls": 0, "notes": [], "arenas": 1, "arena_bytes": 64,
             "devices": [ClientDevice {
@@ -282,7 +299,13 @@ mod tests {
     fn full() -> State {
         let mut state =
             State { release: "0.1.0".to_owned(), clients: vec![client(17), client(18)], ..State::default() };
-        state.devices = vec![Device { uuid: GPU.to_owned(), total: Bytes(1 << 30), ..Device::default() }];
+        state.devices = vec![Device {
+            uuid: GPU.to_owned(),
+            index: 1,
+            link_bytes_per_second: Some(15 << 30),
+            total: Bytes(1 << 30),
+            ..Device::default()
+        }];
         state.ended_totals.copied_out = Bytes(1000);
         state.sessions.refused.insert("version".to_owned(), 1);
         state.sessions.closed.insert("malformed".to_owned(), 1);
@@ -371,6 +394,25 @@ mod tests {
     }
 
     #[test]
+    fn what_was_ordered_for_a_client_can_be_asked_for() {
+        let mut state = full();
+        state.clients[0].priority = crate::order::Priority::High;
+        state.clients[0].weight = 2.5;
+        state.clients[0].held_out = true;
+        let samples = samples(&scrape(state));
+        let of = |name: &str, client: &str| {
+            let values = samples[name].iter().filter(|(labels, _)| labels.contains(client));
+            values.map(|(_, value)| *value).collect::<Vec<_>>()
+        };
+        assert_eq!(of("nvshare_client_weight", "client=\"17\""), [2.5]);
+        assert_eq!(of("nvshare_client_weight", "client=\"18\""), [1.0]);
+        assert_eq!(of("nvshare_client_priority", "priority=\"high\""), [1.0]);
+        assert_eq!(of("nvshare_client_priority", "client=\"17\""), [1.0]);
+        assert_eq!(of("nvshare_client_held_out", "client=\"17\""), [1.0]);
+        assert_eq!(of("nvshare_client_pinned", "client=\"17\""), [0.0]);
+    }
+
+    #[test]
     fn what_clients_did_together_does_not_go_back_when_one_ends() {
         let mut state = full();
         let copied = |state: &State| samples(&scrape(state.clone()))["nvshare_swap_bytes_total"].clone();
@@ -395,18 +437,35 @@ mod tests {
     }
 
     #[test]
-    fn containers_are_recognised_in_the_cgroups_of_usual_runtimes() {
-        let id = "0123456789abcdef".repeat(4);
-        let pod = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice";
-        for cgroup in [
-            format!("{pod}/cri-containerd-{id}.scope"),
-            format!("{pod}/crio-{id}.scope/container"),
-            format!("/system.slice/docker-{id}.scope"),
-            format!("/kubepods/burstable/pod1-2/{id}"),
-            format!("/system.slice/containerd.service/kubepods-pod1.slice:cri-containerd:{id}"),
-        ] {
-            assert_eq!(container(&cgroup), Some("0123456789ab"), "{cgroup}");
+    fn labels_join_with_those_of_other_exporters() {
+        let samples = samples(&scrape(full()));
+        let device = format!("gpu=\"1\",UUID=\"{GPU}\"");
+        assert_eq!(samples["nvshare_device_memory_bytes"][0].0, format!("{device}}}"));
+        let client =
+            "client=\"17\",namespace=\"ml\",pod=\"train-0\",container=\"trainer\",process=\"python3\"";
+        assert_eq!(samples["nvshare_client_waiting_seconds"][0].0, format!("{client}}}"));
+        assert_eq!(samples["nvshare_client_resident_bytes"][0], (format!("{client},{device}}}"), 100.0));
+        assert_eq!(samples["nvshare_client_info"][0].0, format!("{client},shim=\"0.1.0\"}}"));
+    }
+
+    #[test]
+    fn a_device_that_nvml_does_not_list_any_more_keeps_its_name_and_loses_its_number() {
+        let mut state = full();
+        state.devices.clear();
+        let resident = &samples(&scrape(state))["nvshare_client_resident_bytes"];
+        assert!(resident[0].0.contains(&format!("gpu=\"\",UUID=\"{GPU}\"")), "{resident:?}");
+    }
+
+    #[test]
+    fn clients_that_live_on_without_a_session_cannot_add_series_without_bound() {
+        let mut state = full();
+        state.clients = (0..CLIENTS as u64 + 10).map(client).collect();
+        for client in &mut state.clients {
+            (client.devices, client.totals) = (Vec::new(), Totals::default());
         }
-        assert_eq!(container("/user.slice/user-1000.slice/session-2.scope"), None);
+        let samples = samples(&scrape(state));
+        assert_eq!(samples["nvshare_client_info"].len(), CLIENTS);
+        let waiting = ("activity=\"waiting\"}".to_owned(), (CLIENTS + 10) as f64);
+        assert!(samples["nvshare_clients"].contains(&waiting), "all are counted together");
     }
 }

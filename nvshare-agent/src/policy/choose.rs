@@ -1,18 +1,33 @@
-//! Which units run. Those whose lease still protects them go on; then, least runtime first, whoever fits beside the
-//! chosen ones; then idle ones that can stay. A unit runs with all of its memory on all of its devices or not at all.
+//! Which units run. Those whose lease still protects them go on; then, the highest rank first and within it least runtime
+//! first, whoever fits beside the chosen ones; then idle ones that can stay. A unit runs with all of its memory on all of
+//! its devices or not at all.
 //!
 //! The first unit that waits and does not fit is the head: after it, others start only if their lease ends before the
 //! head could start anyway, so that small ones cannot keep a large one waiting for ever.
+//!
+//! The rule of ranks: pinned units come before high, normal and low priority. Against its own rank and lower ones a lease
+//! protects its holder until its end, against a higher rank only until the lease floor. So a client of a high priority
+//! waits for the floor and the switch; that its turns may then be shorter than 40 times the switch is what its priority
+//! costs. Lower ranks run in a bounded time all the same: among the units that wait while a higher priority contends for a
+//! device of theirs, the one that has waited longest is favoured once it has waited for [`FAVOUR`] lease ceilings and
+//! nobody was favoured for as long. It is next, before everybody of high priority, and keeps a whole lease. So lower
+//! priorities together get at least one lease in about `FAVOUR` ceilings, whatever the load, and each of `n` waiting
+//! units runs within about `n` times that.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use nvshare_common::units::DeviceId;
+use nvshare_common::units::{Bytes, ClientId, DeviceId};
 
 use super::Hindrance;
-use super::units::{Role, Unit};
+use super::units::{Rank, Role, Unit};
 use crate::ledger::Ledger;
 use crate::moment::Moment;
+use crate::order::Priority;
 use crate::settings::Settings;
+
+/// After how many lease ceilings of waiting the longest waiting unit of a lower priority is next.
+const FAVOUR: u32 = 4;
 
 /// The choice. Numbers are indices of units.
 #[derive(Default)]
@@ -23,132 +38,262 @@ pub(super) struct Chosen {
     pub(super) waiting: Vec<usize>,
     /// Who neither runs nor waits, and could run if it costs nobody anything.
     pub(super) resting: Vec<usize>,
+    /// Who is next out of turn.
+    pub(super) favoured: Option<usize>,
     pub(super) hindered: Vec<Hindrance>,
 }
 
 /// What is left of each device.
-struct Room(BTreeMap<DeviceId, i64>);
+struct Room {
+    left: BTreeMap<DeviceId, i64>,
+    /// What drivers want. It comes before whoever has no lease.
+    drivers: BTreeMap<DeviceId, i64>,
+}
 
 impl Room {
     /// Of all devices, with nobody running.
     fn new(ledger: &Ledger, units: &[Unit]) -> Room {
+        let devices = ledger.devices().iter();
         let mut left: BTreeMap<DeviceId, i64> =
-            ledger.devices().iter().map(|(id, device)| (*id, device.budget())).collect();
+            devices.clone().map(|(id, device)| (*id, device.budget())).collect();
         for unit in units {
             for (device, need) in &unit.needs {
                 *left.entry(*device).or_default() -= need.floor.0 as i64;
             }
         }
-        Room(left)
+        Room { left, drivers: devices.map(|(id, device)| (*id, device.room().0 as i64)).collect() }
     }
 
-    /// What drivers want comes before whoever has no lease.
-    fn keep_for_drivers(&mut self, ledger: &Ledger) {
-        for (id, device) in ledger.devices() {
-            *self.0.entry(*id).or_default() -= device.room().0 as i64;
-        }
+    /// Whether the unit fits; with `beside_drivers`, beside what drivers want, too.
+    fn fits(&self, unit: &Unit, beside_drivers: bool) -> bool {
+        let kept = |device: &DeviceId| {
+            if beside_drivers { self.drivers.get(device).copied().unwrap_or_default() } else { 0 }
+        };
+        // What needs nothing more than it holds anyway always fits.
+        unit.needs.iter().all(|(device, need)| {
+            let fits = |left: &i64| need.more() <= *left - kept(device);
+            need.more() == 0 || self.left.get(device).is_some_and(fits)
+        })
     }
 
     /// Chooses the unit if it fits.
-    fn take(&mut self, unit: &Unit) -> bool {
-        let more = |need: &super::units::Need| need.needed.saturating_sub(need.floor).0 as i64;
-        // What needs nothing more than it holds anyway always fits.
-        let fits = unit.needs.iter().all(|(device, need)| {
-            more(need) == 0 || self.0.get(device).is_some_and(|left| more(need) <= *left)
-        });
+    fn take(&mut self, unit: &Unit, beside_drivers: bool) -> bool {
+        let fits = self.fits(unit, beside_drivers);
         if fits {
             for (device, need) in &unit.needs {
-                *self.0.entry(*device).or_default() -= more(need);
+                *self.left.entry(*device).or_default() -= need.more();
             }
         }
         fits
     }
 }
 
+/// Who goes on because of a lease, and who contends.
+#[derive(Default)]
+struct Field {
+    /// Must not be stopped for anybody.
+    fixed: Vec<usize>,
+    /// Must not be stopped for equals.
+    protected: Vec<usize>,
+    contenders: Vec<usize>,
+    idle: Vec<usize>,
+    resting: Vec<usize>,
+}
+
+impl Field {
+    fn new(ledger: &Ledger, units: &[Unit], now: Moment) -> Field {
+        let asks: BTreeSet<_> = ledger
+            .devices()
+            .values()
+            .flat_map(|device| device.rooms.iter().map(|room| room.client))
+            .collect();
+        let mut field = Field::default();
+        for (index, unit) in units.iter().enumerate() {
+            let asks = || unit.members.iter().any(|client| asks.contains(&client.id));
+            match unit.role {
+                Role::Fixed | Role::Leaving | Role::HeldOut => {}
+                _ if unit.pinned() => field.contenders.push(index),
+                Role::Protected { floor, .. } if floor > now => field.fixed.push(index),
+                Role::Protected { .. } => field.protected.push(index),
+                // It must not be stopped to make room for its own driver.
+                Role::Expired | Role::Idle if asks() => field.fixed.push(index),
+                Role::Expired | Role::Waiting => field.contenders.push(index),
+                Role::Idle => field.idle.push(index),
+                Role::Resting => field.resting.push(index),
+            }
+        }
+        // A unit that grew must not push out one that needs nothing.
+        for leased in [&mut field.fixed, &mut field.protected] {
+            leased.sort_by_key(|index| {
+                let unit = &units[*index];
+                let complete = unit.members.iter().all(|client| client.complete());
+                (!complete, Reverse(unit.rank), unit.runtime, unit.id())
+            });
+        }
+        field.idle.sort_by_key(|index| (Reverse(units[*index].active_at), units[*index].id()));
+        field
+    }
+}
+
 pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: Moment) -> Chosen {
     let mut room = Room::new(ledger, units);
-    let empty = Room(room.0.clone());
+    let most = Most::new(ledger, units);
     let mut chosen = Chosen::default();
-    let mut contenders = Vec::new();
+    let mut field = Field::new(ledger, units, now);
     let mut protected = Vec::new();
-    let asks: BTreeSet<_> =
-        ledger.devices().values().flat_map(|device| device.rooms.iter().map(|room| room.client)).collect();
-    let (mut idle, mut resting) = (Vec::new(), Vec::new());
-    for (index, unit) in units.iter().enumerate() {
-        match unit.role {
-            Role::Fixed | Role::Leaving => {}
-            Role::Protected(_) => protected.push(index),
-            // It must not be stopped to make room for its own driver.
-            Role::Expired | Role::Idle if unit.members.iter().any(|client| asks.contains(&client.id)) => {
-                protected.push(index);
-            }
-            Role::Expired | Role::Waiting => contenders.push(index),
-            Role::Idle => idle.push(index),
-            Role::Resting => resting.push(index),
-        }
-    }
-    // A unit that grew must not push out one that needs nothing.
-    protected.sort_by_key(|index| {
-        let unit = &units[*index];
-        let complete = unit.members.iter().all(|client| client.complete());
-        (!complete, unit.runtime, unit.id())
-    });
-    let mut horizon = Moment::NEVER;
-    for index in protected {
-        if room.take(&units[index]) {
+    let mut contenders = field.contenders;
+    for index in field.fixed {
+        if room.take(&units[index], false) {
             chosen.running.push((index, None));
-            if let Role::Protected(until) = units[index].role {
-                horizon = horizon.max(until);
-            }
+            protected.push(index);
         } else {
             contenders.push(index);
         }
     }
-    room.keep_for_drivers(ledger);
-    contenders.sort_by_key(|index| {
-        let unit = &units[*index];
-        (unit.runtime, unit.role != Role::Waiting, unit.id())
-    });
-    let mut blocked = false;
-    for index in contenders {
+    chosen.favoured = favoured(ledger, settings, units, &most, now);
+    let rank = |index: usize| {
         let unit = &units[index];
-        let starts = !unit.leased();
-        let in_time = !blocked || !starts || now + settings.lease_floor <= horizon;
-        if in_time && room.take(unit) {
-            chosen.running.push((index, (blocked && starts).then_some(horizon)));
-        } else if let Some(why) = never(&empty, unit) {
-            chosen.hindered.push(Hindrance { client: unit.id(), why });
-        } else {
-            blocked = true;
-            chosen.waiting.push(index);
+        if chosen.favoured == Some(index) { unit.rank.max(Rank::Priority(Priority::High)) } else { unit.rank }
+    };
+    let mut blocked = false;
+    let mut horizon = Moment::NEVER;
+    let ranks = [
+        Rank::Pinned,
+        Rank::Priority(Priority::High),
+        Rank::Priority(Priority::Normal),
+        Rank::Priority(Priority::Low),
+    ];
+    for of in ranks {
+        for index in field.protected.extract_if(.., |index| units[*index].rank == of) {
+            if room.take(&units[index], false) {
+                chosen.running.push((index, None));
+                protected.push(index);
+            } else {
+                contenders.push(index);
+            }
+        }
+        let mut equals: Vec<usize> = contenders.extract_if(.., |index| rank(*index) == of).collect();
+        equals.sort_by_key(|index| {
+            let unit = &units[*index];
+            (chosen.favoured != Some(*index), unit.runtime, unit.role != Role::Waiting, unit.id())
+        });
+        for index in equals {
+            let unit = &units[index];
+            let starts = !unit.leased();
+            let in_time = !blocked || !starts || now + settings.lease_floor <= horizon;
+            if in_time && room.take(unit, !unit.pinned()) {
+                chosen.running.push((index, (blocked && starts).then_some(horizon)));
+            } else if let Some(why) = most.never(unit) {
+                chosen.hindered.push(Hindrance { client: unit.id(), why });
+            } else {
+                if !blocked {
+                    horizon =
+                        protected.iter().map(|index| ends(&units[*index], of)).max().unwrap_or_default();
+                }
+                blocked = true;
+                chosen.waiting.push(index);
+            }
         }
     }
-    idle.sort_by_key(|index| (std::cmp::Reverse(units[*index].active_at), units[*index].id()));
-    for index in idle {
-        if room.take(&units[index]) {
+    for index in field.idle {
+        if room.take(&units[index], true) {
             chosen.running.push((index, None));
         }
     }
     // Whoever rests gets the lease beforehand where that can be done without taking from anybody.
-    for index in resting {
-        if !blocked && room.take(&units[index]) {
+    for index in field.resting {
+        if !blocked && room.take(&units[index], true) {
             chosen.resting.push(index);
         }
     }
     chosen
 }
 
-/// Why the unit would not run even if it were alone.
-fn never(empty: &Room, unit: &Unit) -> Option<String> {
-    unit.needs.iter().find_map(|(device, need)| {
-        let most = empty.0.get(device).copied().unwrap_or_default() + need.floor.0 as i64;
-        let most = nvshare_common::units::Bytes(most.max(0) as u64);
-        (need.needed > most && need.needed > need.floor).then(|| {
-            format!(
-                "needs {} on {device}, where it can have at most {most} beside what cannot be moved: free memory there, \
-                 or raise --capacity or --host-memory",
-                need.needed
-            )
+/// When the unit may be stopped for one of that rank.
+fn ends(unit: &Unit, rank: Rank) -> Moment {
+    match unit.role {
+        Role::Protected { floor, .. } if unit.rank < rank => floor,
+        Role::Protected { until, .. } => until,
+        _ => Moment::NEVER,
+    }
+}
+
+/// Whose turn it is because of its long wait, if anybody's.
+fn favoured(ledger: &Ledger, settings: &Settings, units: &[Unit], most: &Most, now: Moment) -> Option<usize> {
+    let mut highest: BTreeMap<DeviceId, Rank> = BTreeMap::new();
+    let contend = |unit: &&Unit| matches!(unit.role, Role::Protected { .. } | Role::Expired | Role::Waiting);
+    for unit in units.iter().filter(contend).filter(|unit| !unit.pinned()) {
+        for device in unit.needs.keys() {
+            let highest = highest.entry(*device).or_insert(unit.rank);
+            *highest = unit.rank.max(*highest);
+        }
+    }
+    let long = settings.lease_ceiling * FAVOUR;
+    let longest = units.iter().enumerate().filter_map(|(index, unit)| {
+        // One that has had the lease since before anybody was there may wait for memory.
+        let waits = matches!(unit.role, Role::Waiting | Role::Expired);
+        let since = unit.wants.filter(|_| waits)?;
+        let lower =
+            || unit.needs.keys().any(|device| highest.get(device).is_some_and(|rank| *rank > unit.rank));
+        let long = now.since(since.max(ledger.favoured_at())) >= long;
+        (long && lower() && most.never(unit).is_none()).then_some((since, unit.id(), index))
+    });
+    longest.min().map(|(_, _, index)| index)
+}
+
+/// What there is for a unit at best.
+struct Most {
+    /// Of each device, beside what stays there anyway; pinned units not counted.
+    left: BTreeMap<DeviceId, i64>,
+    /// What pinned units need.
+    pinned: BTreeMap<DeviceId, i64>,
+    who: Vec<ClientId>,
+}
+
+impl Most {
+    fn new(ledger: &Ledger, units: &[Unit]) -> Most {
+        let left = ledger.devices().iter().map(|(id, device)| (*id, device.budget())).collect();
+        let mut most = Most { left, pinned: BTreeMap::new(), who: Vec::new() };
+        for unit in units {
+            for (device, need) in &unit.needs {
+                if unit.pinned() {
+                    *most.pinned.entry(*device).or_default() += need.needed.0 as i64;
+                } else {
+                    *most.left.entry(*device).or_default() -= need.floor.0 as i64;
+                }
+            }
+            if unit.pinned() {
+                most.who.push(unit.id());
+            }
+        }
+        most
+    }
+
+    /// Why the unit would not run even if nobody else contended.
+    fn never(&self, unit: &Unit) -> Option<String> {
+        unit.needs.iter().filter(|(_, need)| need.more() > 0).find_map(|(device, need)| {
+            let own = |bytes: Bytes, counts: bool| if counts { bytes.0 as i64 } else { 0 };
+            let left = self.left.get(device).copied().unwrap_or_default() + own(need.floor, !unit.pinned());
+            let pinned = self.pinned.get(device).copied().unwrap_or_default() - own(need.needed, unit.pinned());
+            let needed = need.needed.0 as i64;
+            if needed > left {
+                let most = Bytes(left.max(0) as u64);
+                return Some(format!(
+                    "needs {} on {device}, where it can have at most {most} beside what cannot be moved: free memory \
+                     there, or raise --capacity or --host-memory",
+                    need.needed
+                ));
+            }
+            (needed > left - pinned).then(|| {
+                let who: Vec<String> =
+                    self.who.iter().filter(|who| **who != unit.id()).map(|who| who.0.to_string()).collect();
+                format!(
+                    "needs {} on {device}, and does not fit there beside what is pinned (client {}): \
+                     `nvshare-agent unpin` one of these, or free memory there",
+                    need.needed,
+                    who.join(", ")
+                )
+            })
         })
-    })
+    }
 }

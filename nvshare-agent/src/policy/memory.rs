@@ -1,6 +1,7 @@
 //! Whose memory moves. The chosen units lack some; that much, no more, is taken: first what is granted and not used, then
 //! from units that were not chosen: idle ones first, longest idle first, then those that will run again last. (They take
-//! turns, so the one that just ran comes last, and is the best victim.) A victim that has the lease is stopped first.
+//! turns, so the one that just ran comes last, and is the best victim.) A victim that has the lease is stopped first. What
+//! is pinned is nobody's victim; who is held out by order gives all it can, whoever needs it or not.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,7 +31,16 @@ struct Lack {
 }
 
 pub(super) fn arrange(ledger: &Ledger, units: &[Unit], chosen: Chosen, now: Moment) -> Decisions {
-    let mut plan = Plan { ledger, units, now, stopping: BTreeSet::new(), out: Decisions::default() };
+    let mut plan = Plan {
+        ledger,
+        units,
+        now,
+        stopping: BTreeSet::new(),
+        leaving: BTreeMap::new(),
+        free: BTreeMap::new(),
+        out: Decisions::default(),
+    };
+    plan.hold_out();
     let victims = plan.victims(&chosen);
     let running: Vec<usize> = chosen.running.iter().map(|(index, _)| *index).collect();
     let mut reads = false;
@@ -38,7 +48,9 @@ pub(super) fn arrange(ledger: &Ledger, units: &[Unit], chosen: Chosen, now: Mome
     for (id, device) in ledger.devices() {
         let lacks = plan.lacks(*id, &running);
         let lacking: i64 = lacks.iter().map(|lack| lack.bytes.0 as i64).sum();
-        let mut missing = lacking + device.room().0 as i64 - ledger.free(*id);
+        let free = ledger.free(*id);
+        plan.free.insert(*id, free);
+        let mut missing = lacking + device.room().0 as i64 - free;
         if missing > 0 {
             missing = plan.reclaim(*id, missing, &running);
         }
@@ -50,7 +62,7 @@ pub(super) fn arrange(ledger: &Ledger, units: &[Unit], chosen: Chosen, now: Mome
         reads |= room_waits && unseen;
         plan.out.pressing |= room_waits || !lacks.is_empty();
         let left = plan.grant(*id, device, &lacks);
-        reads |= unseen && ledger.free(*id) > 0 && !lacks.is_empty();
+        reads |= unseen && free > 0 && !lacks.is_empty();
         spare.insert(*id, (left, lacks.is_empty()));
     }
     plan.run(&chosen, &spare);
@@ -70,6 +82,10 @@ struct Plan<'a> {
     units: &'a [Unit<'a>],
     now: Moment,
     stopping: BTreeSet<ClientId>,
+    /// What clients that are held out were told to give just now.
+    leaving: BTreeMap<DeviceId, i64>,
+    /// What could be granted before anything of this is done.
+    free: BTreeMap<DeviceId, i64>,
     out: Decisions,
 }
 
@@ -81,14 +97,15 @@ impl Plan<'_> {
 
     /// The units that may lose memory, best victim first.
     fn victims(&self, chosen: &Chosen) -> Vec<usize> {
-        let keeps: BTreeSet<usize> =
-            chosen.running.iter().map(|(index, _)| *index).chain(chosen.resting.iter().copied()).collect();
-        let place = |index: usize| chosen.waiting.iter().position(|waiting| *waiting == index);
+        let runs: BTreeSet<usize> = chosen.running.iter().map(|(index, _)| *index).collect();
+        let places: BTreeMap<usize, usize> =
+            chosen.waiting.iter().enumerate().map(|(place, index)| (*index, place)).collect();
+        let place = |index: usize| places.get(&index).copied();
         let mut victims: Vec<usize> = (0..self.units.len())
-            .filter(|index| self.units[*index].role != Role::Fixed)
-            .filter(|index| !keeps.contains(index) || chosen.resting.contains(index))
+            .filter(|index| !matches!(self.units[*index].role, Role::Fixed | Role::HeldOut))
+            .filter(|index| !runs.contains(index))
             .collect();
-        victims.sort_by_key(|index| {
+        victims.sort_by_cached_key(|index| {
             let unit = &self.units[*index];
             // One that is being stopped just ran, unless it was stopped for doing nothing.
             let last = if unit.role == Role::Leaving { usize::MAX } else { place(*index).unwrap_or(0) };
@@ -121,8 +138,36 @@ impl Plan<'_> {
         missing
     }
 
+    /// Stops and swaps out, wholly, whoever is held out.
+    fn hold_out(&mut self) {
+        let units = self.units;
+        for unit in units.iter().filter(|unit| unit.role == Role::HeldOut) {
+            let leased = unit.members.iter().any(|client| client.lease.is_some());
+            if leased {
+                self.stop(unit, None);
+            }
+            for device in unit.needs.keys() {
+                let gives: Bytes = unit.members.iter().map(|client| takeable(client, *device)).sum();
+                if gives == Bytes::ZERO || !(leased || self.willing(unit, *device, gives.0 as i64)) {
+                    continue;
+                }
+                let mut out = 0;
+                for client in &unit.members {
+                    let all = takeable(client, *device);
+                    out += if leased {
+                        all.0 as i64
+                    } else {
+                        self.swap_out(client, *device, all.0 as i64, None)
+                    };
+                }
+                *self.leaving.entry(*device).or_default() += out;
+            }
+        }
+    }
+
     /// Takes what is missing from victims.
     fn take(&mut self, device: DeviceId, mut missing: i64, victims: &[usize], gains: Option<ClientId>) {
+        missing -= self.leaving.get(&device).copied().unwrap_or_default();
         // What is under way already counts, whoever gives it.
         for (client, holding) in self.ledger.holdings(device) {
             if !client.movable() {
@@ -242,6 +287,9 @@ impl Plan<'_> {
                 if client.lease.is_none() {
                     self.out.todo.push(Decision::Run { client: client.id, cap: *cap });
                 }
+                if chosen.favoured == Some(*index) {
+                    self.out.todo.push(Decision::Favour { client: client.id });
+                }
             }
         }
         let mut left: BTreeMap<DeviceId, i64> =
@@ -279,7 +327,8 @@ impl Plan<'_> {
                     *left -= bytes.0 as i64;
                     self.out.todo.push(Decision::Grant { client: lack.client, device: *device, bytes });
                 } else {
-                    reads |= self.ledger.free(*device) - left.unwrap_or_default() >= PIECE as i64;
+                    let free = self.free.get(device).copied().unwrap_or_default();
+                    reads |= free - left.unwrap_or_default() >= PIECE as i64;
                 }
             }
         }

@@ -2,8 +2,9 @@
 //! clock, no async. The same ledger always gives the same decisions, and what was decided before is in the ledger, so that
 //! deciding again at once decides nothing.
 //!
-//! Everything that fits runs at once, untouched. Otherwise clients take turns: see `choose` for who runs, `memory` for
-//! whose memory moves, `units` for what is stopped and resumed as one.
+//! Everything that fits runs at once, untouched. Otherwise clients take turns: see `choose` for who runs (priorities,
+//! weights and their bounds), `memory` for whose memory moves (and that of clients swapped out by order), `units` for what
+//! is stopped and resumed as one.
 
 mod choose;
 mod memory;
@@ -26,6 +27,11 @@ pub enum Decision {
         client: ClientId,
         /// The lease ends at this moment at the latest: somebody's turn is near.
         cap: Option<Moment>,
+    },
+    /// The lease that the client has, or just gets, is out of turn, after a long wait: it begins now.
+    Favour {
+        /// Who.
+        client: ClientId,
     },
     /// The client gives up the lease.
     Stop {

@@ -8,6 +8,7 @@ use nvshare_common::units::{Bytes, ClientId, DeviceId};
 use super::lease_length;
 use crate::ledger::{Client, GangId, Ledger};
 use crate::moment::Moment;
+use crate::order::Priority;
 use crate::settings::Settings;
 
 /// A client is not idle before it has done nothing for this long, whatever a switch costs.
@@ -22,8 +23,10 @@ pub(super) enum Role {
     Fixed,
     /// Is being stopped.
     Leaving,
-    /// Runs, and must not be stopped before.
-    Protected(Moment),
+    /// Must not run, by order.
+    HeldOut,
+    /// Runs, and must not be stopped before `until`; before `floor` not even for somebody of a higher rank.
+    Protected { floor: Moment, until: Moment },
     /// Runs, and may be stopped.
     Expired,
     /// Has the lease and does nothing.
@@ -34,10 +37,21 @@ pub(super) enum Role {
     Resting,
 }
 
-/// A gang.
+/// Who comes first. The rank of a lease that was given out of turn is that of its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Rank {
+    Priority(Priority),
+    /// Runs whenever it wants to.
+    Pinned,
+}
+
+/// A gang. What was ordered for one of its members holds for all.
 pub(super) struct Unit<'a> {
     pub(super) members: Vec<&'a Client>,
     pub(super) role: Role,
+    pub(super) rank: Rank,
+    /// Since when it waits.
+    pub(super) wants: Option<Moment>,
     pub(super) runtime: Duration,
     /// Its last sign of work.
     pub(super) active_at: Moment,
@@ -55,6 +69,13 @@ pub(super) struct Need {
     pub(super) floor: Bytes,
 }
 
+impl Need {
+    /// What it takes beyond what stays there anyway.
+    pub(super) fn more(&self) -> i64 {
+        self.needed.saturating_sub(self.floor).0 as i64
+    }
+}
+
 impl Unit<'_> {
     pub(super) fn id(&self) -> ClientId {
         self.members[0].id
@@ -62,7 +83,11 @@ impl Unit<'_> {
 
     /// It has the lease, all of it.
     pub(super) fn leased(&self) -> bool {
-        matches!(self.role, Role::Protected(_) | Role::Expired | Role::Idle)
+        matches!(self.role, Role::Protected { .. } | Role::Expired | Role::Idle)
+    }
+
+    pub(super) fn pinned(&self) -> bool {
+        self.rank == Rank::Pinned
     }
 }
 
@@ -81,15 +106,24 @@ fn unit<'a>(ledger: &Ledger, settings: &Settings, members: Vec<&'a Client>, now:
         for (device, holding) in &client.devices {
             let need = needs.entry(*device).or_default();
             need.granted += holding.booked();
-            need.floor += holding.booked().saturating_sub(takeable(client, *device));
+            let stays = holding.booked().saturating_sub(takeable(client, *device));
+            // What a pinned one does not use can be asked back while it runs.
+            need.floor += if client.commandable() && client.orders.pinned {
+                stays.min(holding.claimed())
+            } else {
+                stays
+            };
             need.needed += if client.commandable() { holding.needed } else { holding.booked() };
         }
     }
     for need in needs.values_mut() {
         need.needed = need.needed.max(need.floor);
     }
+    let role = role(ledger, settings, &members, now);
     Unit {
-        role: role(ledger, settings, &members, now),
+        role,
+        rank: rank(&members, role),
+        wants: members.iter().filter_map(|client| client.wants).min(),
         runtime: members.iter().map(|client| client.runtime).max().unwrap_or_default(),
         active_at: members.iter().map(|client| client.active_at).max().unwrap_or_default(),
         needs,
@@ -97,11 +131,11 @@ fn unit<'a>(ledger: &Ledger, settings: &Settings, members: Vec<&'a Client>, now:
     }
 }
 
-/// What `client` could be made to give back on `device`: nothing while it cannot be stopped or moved; as much as its host
-/// memory takes.
+/// What `client` could be made to give back on `device`: nothing while it cannot or must not be stopped or moved; as much
+/// as its host memory takes.
 pub(super) fn takeable(client: &Client, device: DeviceId) -> Bytes {
     let Some(holding) = client.devices.get(&device) else { return Bytes::ZERO };
-    if !client.movable() {
+    if !client.movable() || client.orders.pinned {
         return Bytes::ZERO;
     }
     let movable = holding.booked().saturating_sub(holding.immovable());
@@ -112,6 +146,17 @@ pub(super) fn takeable(client: &Client, device: DeviceId) -> Bytes {
     movable
 }
 
+fn rank(members: &[&Client], role: Role) -> Rank {
+    if members.iter().any(|client| client.orders.pinned) {
+        return Rank::Pinned;
+    }
+    let favoured = members.iter().any(|client| client.lease.is_some_and(|lease| lease.favoured));
+    if favoured && matches!(role, Role::Protected { .. }) {
+        return Rank::Priority(Priority::High);
+    }
+    Rank::Priority(members.iter().map(|client| client.orders.priority).max().unwrap_or_default())
+}
+
 fn role(ledger: &Ledger, settings: &Settings, members: &[&Client], now: Moment) -> Role {
     if !members.iter().all(|client| client.commandable()) {
         return Role::Fixed;
@@ -120,22 +165,31 @@ fn role(ledger: &Ledger, settings: &Settings, members: &[&Client], now: Moment) 
         return Role::Leaving;
     }
     let wants = members.iter().any(|client| client.wants.is_some());
-    if members.iter().any(|client| client.lease.is_none()) {
+    let held_out = members.iter().any(|client| client.held_out());
+    if members.iter().all(|client| client.lease.is_none()) && held_out {
+        return Role::HeldOut;
+    }
+    if members.iter().any(|client| client.lease.is_none()) && !held_out {
         return if wants { Role::Waiting } else { Role::Resting };
     }
     if members.iter().any(|client| client.unyielding.is_some() || client.bypass) {
-        return Role::Protected(Moment(u64::MAX));
+        let never = Moment(u64::MAX);
+        return Role::Protected { floor: never, until: never };
     }
     let retry = members.iter().map(|client| client.retry_at).max().unwrap_or_default();
     if retry > now {
-        return Role::Protected(retry);
+        return Role::Protected { floor: retry, until: retry };
+    }
+    if held_out {
+        return Role::HeldOut;
     }
     // One that allocated and does not use it yet is idle too: it gets its memory when that costs nobody anything.
     if !wants && members.iter().all(|client| !arriving(client) && idle(ledger, client, now)) {
         return Role::Idle;
     }
     let until = members.iter().map(|client| lease_end(settings, client)).max().unwrap_or_default();
-    if until > now { Role::Protected(until) } else { Role::Expired }
+    let floor = members.iter().map(|client| lease_floor(settings, client)).max().unwrap_or_default();
+    if until > now { Role::Protected { floor: floor.min(until), until } } else { Role::Expired }
 }
 
 /// It was told to run and its memory is on the way.
@@ -154,6 +208,12 @@ fn lease_end(settings: &Settings, client: &Client) -> Moment {
         Some(cap) if lease.began.is_some() => end.min(cap.max(lease.given + settings.lease_floor)),
         _ => end,
     }
+}
+
+/// When somebody of a higher rank may take its place.
+fn lease_floor(settings: &Settings, client: &Client) -> Moment {
+    let Some(lease) = client.lease else { return Moment::NEVER };
+    lease.began.unwrap_or(lease.given + ARRIVAL) + settings.lease_floor
 }
 
 /// Idle for as long as switching away and back would cost; at once if it usually pauses for longer than twice that.

@@ -12,6 +12,7 @@ use nvshare_agent::device::{Reading, Report};
 use nvshare_agent::ledger::{Page, SessionId};
 use nvshare_agent::moment::Moment;
 use nvshare_agent::observation::Process;
+use nvshare_agent::order::{Order, What};
 use nvshare_agent::settings::Settings;
 use nvshare_common::counters::Holdings;
 use nvshare_common::probe::Call;
@@ -90,6 +91,8 @@ pub(crate) struct World {
     pub arena: u64,
     sessions: u64,
     next_decision: u64,
+    /// What pinned clients had moved out when they were pinned: never more.
+    pinned: BTreeMap<usize, u64>,
     /// Whether it is an error when a card is too full (not while foreigners come).
     pub strict: bool,
 }
@@ -107,6 +110,7 @@ impl World {
             arena: 1 << 40,
             sessions: 0,
             next_decision: 0,
+            pinned: BTreeMap::new(),
             strict: true,
         };
         world.run(10);
@@ -245,6 +249,17 @@ impl World {
         self.say(index, ToAgent::WantRoom { ticket: Ticket(ticket), device: card(0), bytes: Bytes(bytes) });
     }
 
+    /// Orders something for a client.
+    pub(crate) fn order(&mut self, index: usize, what: What) -> Result<(), String> {
+        let now = self.moment();
+        self.core.order(Order { client: self.shims[index].id, what }, now)
+    }
+
+    /// Bytes of the client on that card.
+    pub(crate) fn resident(&self, index: usize, device: u8) -> u64 {
+        self.shims[index].resident.get(&card(device)).copied().unwrap_or_default()
+    }
+
     fn say(&mut self, index: usize, message: ToAgent) {
         let at = self.now + 200;
         let shim = &mut self.shims[index];
@@ -352,6 +367,7 @@ impl World {
             self.readings.push_back((self.now + 2000, report));
         }
         self.check();
+        self.check_pinned();
     }
 
     fn report(&self) -> Report {
@@ -365,6 +381,7 @@ impl World {
                 name: "card".into(),
                 total: Bytes(*total),
                 used: Bytes(self.used(*device)),
+                link: None,
                 per_process: self
                     .shims
                     .iter()
@@ -389,6 +406,7 @@ impl World {
                 let held = Holdings {
                     resident: Bytes(resident),
                     swapped: Bytes(total - resident),
+                    shadow: Bytes(total - resident),
                     ..Holdings::default()
                 };
                 page.holdings.push((*device, held));
@@ -558,6 +576,24 @@ impl World {
             let total = shim.total.clone();
             for (device, total) in total {
                 self.say(index, ToAgent::Want { device, total: Bytes(total), purpose: Purpose::Work });
+            }
+        }
+    }
+
+    /// From the moment when nothing is under way any more, a pinned client loses nothing.
+    fn check_pinned(&mut self) {
+        for (index, shim) in self.shims.iter().enumerate() {
+            let client = self.core.ledger.client(shim.id).filter(|client| shim.alive && client.orders.pinned);
+            let Some(client) = client else {
+                self.pinned.remove(&index);
+                continue;
+            };
+            let under_way =
+                !shim.outs.is_empty() || client.devices.values().any(|holding| holding.outgoing.is_some());
+            if let Some(before) = self.pinned.get(&index) {
+                assert_eq!(shim.moved_out, *before, "client {index} is pinned and was swapped out");
+            } else if !under_way {
+                self.pinned.insert(index, shim.moved_out);
             }
         }
     }

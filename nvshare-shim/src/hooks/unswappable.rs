@@ -52,6 +52,12 @@ fn gave_back(reason: &'static str, handle: u64) {
     }
 }
 
+/// Whether the client may not have so much more: its limit holds for what passes by the engine, too. (Managed memory may
+/// exceed a device.)
+fn beyond_limit(bytes: u64) -> bool {
+    start::active() && current_device().is_some_and(|device| memory::exceeds_limit(device, bytes))
+}
+
 /// The allocating call, once more after room was made; what it made is noted.
 unsafe fn noted<F: Fn() -> CUresult, H>(
     bare: &Bare<F>,
@@ -88,6 +94,9 @@ pub(crate) unsafe fn stream_ordered<F: Fn() -> CUresult>(
     at: *mut CUdeviceptr,
     bytes: usize,
 ) -> CUresult {
+    if beyond_limit(bytes as u64) {
+        return CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+    }
     // SAFETY: the application's own arguments.
     unsafe { noted(bare, STREAM_ORDERED, at, |address| address, || bytes as u64) }
 }
@@ -120,6 +129,9 @@ pub(crate) unsafe fn create<F: Fn() -> CUresult>(
     let on_device = !property.is_null()
         && unsafe { (&raw const (*property).location.type_).cast::<u32>().read() } == DEVICE_LOCATION;
     let held = if on_device { bytes as u64 } else { 0 };
+    if held > 0 && beyond_limit(held) {
+        return CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+    }
     // SAFETY: the application's own arguments.
     unsafe { noted(bare, VMM, handle, |handle| handle, || held) }
 }

@@ -127,6 +127,11 @@ pub fn info() -> Option<(usize, usize)> {
     Some((limit.saturating_sub(accounts.needed()) as usize, limit as usize))
 }
 
+/// Whether `bytes` more, taken through the driver on the device with that number, are beyond the client's limit.
+pub fn exceeds_limit(ordinal: sys::CUdevice, bytes: u64) -> bool {
+    device::of_ordinal(ordinal).is_some_and(|device| device.state().space.accounts().exceeds_limit(bytes))
+}
+
 /// Memory that cannot be moved was taken (or, negative, given back) through the driver on the device with that number.
 /// `reason` becomes a metric label.
 pub fn pass_through(ordinal: sys::CUdevice, reason: &'static str, delta: i64) {

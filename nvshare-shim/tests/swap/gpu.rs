@@ -65,6 +65,26 @@ pub(crate) fn try_alloc(bytes: usize) -> Result<CUdeviceptr, CUresult> {
     }
 }
 
+/// Makes physical memory on the first device; it stays until the process ends.
+pub(crate) fn create(bytes: usize) -> CUresult {
+    let mut handle = 0;
+    // SAFETY: all zero is a valid value of this plain struct.
+    let mut property: sys::CUmemAllocationProp = unsafe { std::mem::zeroed() };
+    property.type_ = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
+    property.location.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
+    // SAFETY: `handle` is where the answer goes; the property lives until the call returns.
+    unsafe { sys::cuMemCreate(&raw mut handle, bytes, &raw const property, 0) }
+}
+
+/// As a word.
+pub(crate) fn outcome(result: CUresult) -> &'static str {
+    match result {
+        CUresult::CUDA_SUCCESS => "done",
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => "out of memory",
+        error => panic!("{error:?}"),
+    }
+}
+
 pub(crate) fn alloc(bytes: usize) -> CUdeviceptr {
     try_alloc(bytes).expect("cuMemAlloc")
 }

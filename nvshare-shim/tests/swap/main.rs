@@ -413,19 +413,51 @@ fn beyond_the_limit_an_allocation_fails_at_once_and_the_client_sees_only_its_lim
     let node = node();
     let (mut client, _listener, agent, device) = led(&node, client(&node, "scripted"), 8 * MIB, 0);
     agent.send(&ToShim::Limit { device, bytes: Bytes(16 * MIB) });
-    let limited = format!("{} {}", 8 * MIB, 16 * MIB);
-    let mut answer = String::new();
-    for _ in 0..200 {
-        answer = client.ask("info");
-        if answer == limited {
-            break;
+    sees(&mut client, 8 * MIB, 16 * MIB);
+    assert_eq!(client.ask(&format!("alloc {}", 12 * MIB)), "out of memory");
+    // Nor by ways that do not lead through the engine.
+    assert_eq!(client.ask(&format!("pool {}", 12 * MIB)), "out of memory");
+    assert_eq!(client.ask(&format!("create {}", 12 * MIB)), "out of memory");
+    assert_eq!(client.ask(&format!("pool {}", 2 * MIB)), "done");
+    assert_eq!(client.ask(&format!("create {}", 2 * MIB)), "done");
+    assert_ne!(client.ask(&format!("alloc {}", 4 * MIB)), "out of memory");
+    assert_eq!(client.ask("alloc 1048576"), "out of memory");
+    drop(client);
+}
+
+#[test]
+fn a_limit_below_what_is_in_use_takes_nothing_away_and_lets_nothing_in() {
+    let node = node();
+    let (mut client, _listener, agent, device) = led(&node, client(&node, "scripted"), 8 * MIB, 0);
+    agent.send(&ToShim::Limit { device, bytes: Bytes(6 * MIB) });
+    sees(&mut client, 0, 6 * MIB);
+    assert_eq!(client.ask("store 0 7"), "stored");
+    assert_eq!(client.ask("wrong 0 7"), "0");
+    assert_eq!(client.ask(&format!("alloc {}", 2 * MIB)), "out of memory");
+    assert_eq!(client.ask("free 0"), "freed");
+    sees(&mut client, 6 * MIB, 6 * MIB);
+    assert_ne!(client.ask(&format!("alloc {}", 4 * MIB)), "out of memory");
+    assert_eq!(client.ask(&format!("alloc {}", 4 * MIB)), "out of memory");
+    // The order is undone.
+    agent.send(&ToShim::Limit { device, bytes: Bytes(200 * MIB) });
+    sees(&mut client, 196 * MIB, 200 * MIB);
+    assert_ne!(client.ask(&format!("alloc {}", 4 * MIB)), "out of memory");
+    client.end();
+    no_violations(&node);
+}
+
+/// Waits until the client is told that it has so much free memory of so much.
+fn sees(client: &mut Led, free: u64, total: u64) {
+    let expected = format!("{free} {total}");
+    let limit = Instant::now() + Duration::from_secs(10);
+    loop {
+        let answer = client.ask("info");
+        if answer == expected {
+            return;
         }
+        assert!(Instant::now() < limit, "the client sees {answer} instead of {expected}");
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert_eq!(answer, limited);
-    assert_eq!(client.ask(&format!("alloc {}", 12 * MIB)), "out of memory");
-    assert_ne!(client.ask(&format!("alloc {}", 8 * MIB)), "out of memory");
-    drop(client);
 }
 
 #[test]

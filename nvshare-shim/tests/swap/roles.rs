@@ -389,6 +389,14 @@ fn scripted() {
                 Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY) => say("out of memory"),
                 Err(error) => panic!("{error:?}"),
             },
+            // From the driver's own pool, and made by the application itself: neither passes the engine.
+            "pool" => {
+                let mut pointer = 0;
+                // SAFETY: `pointer` is where the answer goes.
+                let result = unsafe { sys::cuMemAllocAsync(&raw mut pointer, number(1) as usize, stream) };
+                say(gpu::outcome(result));
+            }
+            "create" => say(gpu::outcome(gpu::create(number(1) as usize))),
             "store" => {
                 let (pointer, bytes) = buffers[number(1) as usize];
                 gpu.launch("nvshare_store", stream, &[pointer, bytes as u64 / 8, number(2)]);

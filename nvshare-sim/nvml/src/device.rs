@@ -11,8 +11,8 @@ use crate::{Return, export, put, put_text, session};
 /// `nvmlDevice_t`: a card's index + 1.
 pub(crate) type Device = *mut c_void;
 
-/// The link that a card says it has: PCIe 3.0 with 16 lanes. Its real speed is the card's own parameter.
-const LINK: (c_uint, c_uint) = (3, 16);
+/// What one lane of each generation of PCIe carries, in bytes per second.
+const LANES: [u64; 6] = [250_000_000, 500_000_000, 984_615_384, 1_969_230_769, 3_938_461_538, 7_562_500_000];
 
 /// `nvmlMemory_t`.
 #[repr(C)]
@@ -49,6 +49,17 @@ struct Pci {
     device_id: c_uint,
     subsystem_id: c_uint,
     bus_id: [c_char; 32],
+}
+
+/// The link that a card says it has, generation and lanes: of all that there are the one nearest to the card's own speed.
+fn link(device: Device) -> Result<(c_uint, c_uint), Return> {
+    let speed = card(device)?.0.config().link_bytes_per_second;
+    let widths = |(lane, generation): (u64, c_uint)| {
+        [1, 2, 4, 8, 16].map(move |lanes: c_uint| (lane * u64::from(lanes), generation, lanes))
+    };
+    let links = LANES.into_iter().zip(1..).flat_map(widths);
+    let nearest = links.min_by_key(|(bytes, ..)| bytes.abs_diff(speed));
+    nearest.map(|(_, generation, lanes)| (generation, lanes)).ok_or(Return::NotSupported)
 }
 
 /// The card that a handle names.
@@ -233,27 +244,27 @@ export! {
     }
 
     fn nvmlDeviceGetCurrPcieLinkGeneration(device: Device, to: *mut c_uint) {
-        card(device)?;
+        let link = link(device)?;
         // SAFETY: an out-parameter of NVML.
-        unsafe { put(to, LINK.0) }
+        unsafe { put(to, link.0) }
     }
 
     fn nvmlDeviceGetMaxPcieLinkGeneration(device: Device, to: *mut c_uint) {
-        card(device)?;
+        let link = link(device)?;
         // SAFETY: an out-parameter of NVML.
-        unsafe { put(to, LINK.0) }
+        unsafe { put(to, link.0) }
     }
 
     fn nvmlDeviceGetCurrPcieLinkWidth(device: Device, to: *mut c_uint) {
-        card(device)?;
+        let link = link(device)?;
         // SAFETY: an out-parameter of NVML.
-        unsafe { put(to, LINK.1) }
+        unsafe { put(to, link.1) }
     }
 
     fn nvmlDeviceGetMaxPcieLinkWidth(device: Device, to: *mut c_uint) {
-        card(device)?;
+        let link = link(device)?;
         // SAFETY: an out-parameter of NVML.
-        unsafe { put(to, LINK.1) }
+        unsafe { put(to, link.1) }
     }
 
     fn nvmlDeviceGetMigMode(device: Device, _current: *mut c_uint, _pending: *mut c_uint) {

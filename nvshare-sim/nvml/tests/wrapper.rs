@@ -19,7 +19,8 @@ fn library() -> PathBuf {
 #[test]
 fn nvml_wrapper_sees_the_cards_and_who_uses_them() {
     let directory = tempfile::TempDir::with_prefix_in("nvshare-nvml-test-", "/dev/shm").unwrap();
-    let config = Config { cards: 2, card_bytes: 64 << 20, ..Config::default() };
+    let config =
+        Config { cards: 2, card_bytes: 64 << 20, link_bytes_per_second: 15_750_000_000, ..Config::default() };
     let member = Cards::open(directory.path(), &config).unwrap().join(FaultPlan::default()).unwrap();
     // SAFETY: the only test of this executable, and no other thread reads the environment now.
     unsafe { std::env::set_var("NVSHARE_SIM_DIR", directory.path()) };

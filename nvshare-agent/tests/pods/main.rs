@@ -1,0 +1,7 @@
+//! Pods, against stand-ins for what a cluster has: an API server, a kubelet, and cgroups as a container runtime makes
+//! them.
+
+mod agent;
+mod api;
+mod directory;
+mod kubelet;
