@@ -306,6 +306,7 @@ impl World {
             index: 0,
             name: "a card".to_owned(),
             total: pieces(self.bounds.card),
+            link: None,
             used: pieces(used.iter().sum()),
             per_process: per_process
                 .map(|number| (World::process(number).pid, pieces(used[number])))
