@@ -316,11 +316,6 @@ impl Client {
         self.commandable() && self.unyielding.is_none() && !self.bypass
     }
 
-    /// What nobody else can have of a device as long as it lives, or is pinned.
-    pub(super) fn keeps(&self, holding: &Holding) -> Bytes {
-        if self.orders.pinned { holding.claimed() } else { holding.immovable() }
-    }
-
     /// It is swapped out by order.
     pub fn held_out(&self) -> bool {
         self.orders.held_out.is_some()

@@ -361,9 +361,10 @@ impl Ledger {
         self.clients.values_mut().filter_map(late).collect()
     }
 
-    /// What all clients together hold on `device` for good.
+    /// What all clients together hold on `device` for good. What is pinned does not count: a program that grows beside it
+    /// waits for the end of the pin instead of failing.
     pub fn stays(&self, device: DeviceId) -> Bytes {
-        self.holdings(device).map(|(client, holding)| client.keeps(holding)).sum()
+        self.holdings(device).map(|(_, holding)| holding.immovable()).sum()
     }
 
     /// The most that `client` can have on `device`: all but what is reserved, foreign, or held by others for good (all
@@ -373,7 +374,7 @@ impl Ledger {
             return Bytes::ZERO;
         };
         let holding = client.devices.get(&device);
-        let own = holding.map(|holding| client.keeps(holding)).unwrap_or_default();
+        let own = holding.map(Holding::immovable).unwrap_or_default();
         let left = at.budget() - stays.saturating_sub(own).0 as i64;
         let most = Bytes(left.max(0) as u64 / (2 << 20) * (2 << 20));
         let needed = holding.map(|holding| holding.needed).unwrap_or_default();
