@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
 
+use super::client::{Plausible, STEP};
 use crate::device::Reading;
 use crate::moment::Moment;
 use crate::settings::Settings;
@@ -79,6 +80,21 @@ impl Device {
     /// What was given back and is not seen to be free.
     pub fn unseen(&self) -> Bytes {
         self.unconfirmed.iter().map(|(_, bytes)| *bytes).sum()
+    }
+
+    /// What is in use and NVML ascribes to no process.
+    pub(super) fn rest(&self) -> Bytes {
+        self.used.saturating_sub(self.per_process.values().copied().sum())
+    }
+
+    /// The most that the process can hold here without a grant: what NVML showed, and what it may have taken since where
+    /// it is known to be at work here.
+    pub(super) fn plausible(&self, pid: u32) -> Plausible {
+        if self.read_began == Moment::NEVER {
+            return Plausible::Unknown;
+        }
+        let listed = self.per_process.get(&pid).map(|bytes| *bytes + Bytes(2 * STEP));
+        Plausible::Most { bytes: listed.unwrap_or(self.rest()).min(self.total), total: self.total }
     }
 
     pub(super) fn given_back(&mut self, bytes: Bytes, now: Moment) {
