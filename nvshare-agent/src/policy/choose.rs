@@ -77,6 +77,7 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: 
     for (index, unit) in units.iter().enumerate() {
         match unit.role {
             Role::Fixed | Role::Leaving => {}
+            Role::Protected(_) if unit.outgrew() => contenders.push(index),
             Role::Protected(_) => protected.push(index),
             // It must not be stopped to make room for its own driver.
             Role::Expired | Role::Idle if unit.members.iter().any(|client| asks.contains(&client.id)) => {
@@ -112,13 +113,18 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: 
     let mut blocked = false;
     for index in contenders {
         let unit = &units[index];
-        let starts = !unit.leased();
-        let in_time = !blocked || !starts || now + settings.lease_floor <= horizon;
+        let starts = unit.starts();
+        // The end of a lease that it has already cannot be set.
+        let in_time = !blocked || !starts || (!unit.leased() && now + settings.lease_floor <= horizon);
         if in_time && room.take(unit) {
             chosen.running.push((index, (blocked && starts).then_some(horizon)));
         } else if let Some(why) = never(&empty, unit) {
             chosen.hindered.push(Hindrance { client: unit.id(), why });
         } else {
+            if !blocked {
+                // Whoever comes meanwhile must not move the head's turn further and further away.
+                horizon = horizon.min(unit.waits_since() + settings.lease_ceiling);
+            }
             blocked = true;
             chosen.waiting.push(index);
         }
