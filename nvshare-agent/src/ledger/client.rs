@@ -477,23 +477,32 @@ impl Client {
         false
     }
 
-    /// A swap out ended, well or not.
-    pub fn swap_out_done(&mut self, ticket: Ticket, now: Moment) -> Option<Moment> {
+    /// A swap out ended, well or not: it was this one.
+    pub fn swap_out_done(&mut self, ticket: Ticket, now: Moment) -> Option<Outgoing> {
         for holding in self.devices.values_mut() {
             if holding.reclaiming.take_if(|reclaiming| reclaiming.ticket == ticket).is_some() {
                 holding.reclaimed_at = now;
             }
             if let Some(outgoing) = holding.outgoing.take_if(|outgoing| outgoing.ticket == ticket) {
-                return Some(outgoing.at);
+                return Some(outgoing);
             }
         }
         None
     }
 
+    /// A swap out brought all that was asked for.
+    pub fn swapped_out(&mut self) {
+        self.swap_failures = 0;
+    }
+
     /// A swap out could not do all: it is tried again later.
-    pub fn swap_failed(&mut self, why: &str, now: Moment) {
+    /// One that goes on failing is served around, like one that cannot be stopped.
+    pub fn swap_failed(&mut self, why: &str, settings: &Settings, now: Moment) {
         self.swap_failures = self.swap_failures.saturating_add(1);
         self.swap_failures_total += 1;
+        if self.swap_failures >= settings.stalls_until_unyielding {
+            self.unyielding.get_or_insert(now);
+        }
         let pause = Duration::from_millis(250) * 2_u32.saturating_pow(self.swap_failures.min(7));
         self.swap_retry_at = now + pause;
         self.swap_problem = Some(why.chars().filter(|c| !c.is_control()).take(200).collect());
@@ -562,6 +571,7 @@ impl Client {
         if self.unyielding.is_some_and(|since| now.since(since) > settings.unyielding_retry) {
             self.unyielding = None;
             self.stalls = settings.stalls_until_unyielding.saturating_sub(1);
+            self.swap_failures = self.swap_failures.min(self.stalls);
         }
         None
     }
