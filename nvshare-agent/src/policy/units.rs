@@ -71,12 +71,14 @@ impl Unit<'_> {
         matches!(self.role, Role::Protected(_) | Role::Expired | Role::Idle)
     }
 
-    /// It wants to grow by more than it has, with a lease that was not given for that.
+    /// It wants to grow by more than it ever ran with, under a lease that was not given for that.
     pub(super) fn outgrew(&self) -> bool {
-        let began = |client: &&Client| client.lease.is_some_and(|lease| lease.began.is_some());
-        let lacks = |need: &Need| need.needed.saturating_sub(need.granted) > need.granted;
-        self.members.iter().any(|client| !client.complete() && began(&client))
-            && self.needs.values().any(lacks)
+        self.members.iter().any(|client| {
+            let needed: Bytes = client.devices.values().map(|holding| holding.needed).sum();
+            !client.complete()
+                && client.lease.is_some_and(|lease| lease.began.is_some())
+                && needed.saturating_sub(client.accustomed) > client.accustomed
+        })
     }
 
     /// When the longest-waiting of it began to wait.
