@@ -126,7 +126,7 @@ impl Core {
                         sender.swapped_out();
                     } else {
                         let why = format!("said to be done, without {}", outgoing.left);
-                        sender.swap_failed(&why, &self.settings, now);
+                        sender.swap_failed(&why, now);
                     }
                     self.swap_out_seconds.record(now.since(outgoing.at).as_secs_f64());
                 }
@@ -160,7 +160,7 @@ impl Core {
             ToAgent::SwapFailed { ticket, why } => {
                 // Of a command that there is: whoever invents failures fills no log.
                 if sender.swap_out_done(ticket, now).is_some() {
-                    sender.swap_failed(&why, &self.settings, now);
+                    sender.swap_failed(&why, now);
                     let why = sender.swap_problem.as_deref();
                     tracing::warn!(client = client.0, pid = sender.process.pid, why, "swap out failed");
                 }

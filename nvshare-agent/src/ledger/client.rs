@@ -500,12 +500,9 @@ impl Client {
 
     /// A swap out could not do all: it is tried again later.
     /// One that goes on failing is served around, like one that cannot be stopped.
-    pub fn swap_failed(&mut self, why: &str, settings: &Settings, now: Moment) {
+    pub fn swap_failed(&mut self, why: &str, now: Moment) {
         self.swap_failures = self.swap_failures.saturating_add(1);
         self.swap_failures_total += 1;
-        if self.swap_failures >= settings.stalls_until_unyielding {
-            self.unyielding.get_or_insert(now);
-        }
         let pause = Duration::from_millis(250) * 2_u32.saturating_pow(self.swap_failures.min(7));
         self.swap_retry_at = now + pause;
         self.swap_problem = Some(why.chars().filter(|c| !c.is_control()).take(200).collect());
@@ -570,6 +567,10 @@ impl Client {
         if stop || out {
             let first = self.unyielding.replace(self.unyielding.unwrap_or(now)).is_none();
             return first.then_some(if stop { "did not stop" } else { "did not swap out" });
+        }
+        if self.swap_failures >= settings.stalls_until_unyielding && self.unyielding.is_none() {
+            self.unyielding = Some(now);
+            return Some("fails to swap out");
         }
         if self.unyielding.is_some_and(|since| now.since(since) > settings.unyielding_retry) {
             self.unyielding = None;
