@@ -242,7 +242,7 @@ impl Ledger {
             if holding.prove(device.plausible(client.process.pid)) {
                 boasts.push(client.id);
             }
-            let (low, high) = holding.between(began, measured, device.rest(), paged);
+            let (low, high) = holding.between(began, measured, device.rest, paged);
             least += low;
             most += high;
         }
