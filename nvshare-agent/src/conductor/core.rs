@@ -105,7 +105,16 @@ impl Core {
             ToAgent::Want { device, total, purpose } => self.want(client, device, total, purpose, now),
             ToAgent::WantRoom { ticket, device, bytes } => {
                 let bytes = bytes.min(Bytes(1 << 48));
-                let room = Room { client, ticket, device, bytes, since: now, made: None, presses: false };
+                let room = Room {
+                    client,
+                    ticket,
+                    device,
+                    bytes,
+                    since: now,
+                    made: None,
+                    large: false,
+                    presses: false,
+                };
                 if !self.ledger.room_wanted(room) {
                     let message = ToShim::Room { ticket, made: false };
                     return vec![Command { client, session, message }];

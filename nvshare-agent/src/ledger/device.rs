@@ -61,6 +61,8 @@ pub struct Room {
     pub since: Moment,
     /// When it was promised; kept free for a moment from then on.
     pub made: Option<Moment>,
+    /// With what its client asked for besides it is more than [`Room::SMALL`].
+    pub large: bool,
     /// Memory is taken from others for it; otherwise it is made when there happens to be room.
     pub presses: bool,
 }

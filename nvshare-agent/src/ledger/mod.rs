@@ -290,16 +290,19 @@ impl Ledger {
     pub fn weigh_rooms(&mut self, pause: Duration, now: Moment) {
         let clients = &self.clients;
         for device in self.devices.values_mut() {
-            let mut asked: BTreeMap<ClientId, Bytes> = BTreeMap::new();
+            let mut asked: BTreeMap<ClientId, (Bytes, bool)> = BTreeMap::new();
             for room in &mut device.rooms {
-                let sum = asked.entry(room.client).or_default();
-                *sum += room.bytes;
+                let (small, large) = asked.entry(room.client).or_default();
+                room.large = *small + room.bytes > Room::SMALL;
+                if !room.large {
+                    *small += room.bytes;
+                }
                 let (Some(client), None) = (clients.get(&room.client), room.made) else { continue };
                 let recently = client.large_room.is_some_and(|made| now.since(made) < pause);
                 let others = || clients.values().filter(|other| other.id != room.client);
                 let turn = client.lease.is_some()
                     || !others().any(|other| other.lease.is_some() || other.wants.is_some());
-                room.presses = *sum <= Room::SMALL || (turn && !recently);
+                room.presses = !room.large || (turn && !recently && !std::mem::replace(large, true));
             }
         }
     }
@@ -312,7 +315,7 @@ impl Ledger {
             {
                 if made {
                     device.rooms[at].made = Some(now);
-                    if device.rooms[at].bytes > Room::SMALL
+                    if device.rooms[at].large
                         && let Some(client) = self.clients.get_mut(&client)
                     {
                         client.large_room = Some(now);
