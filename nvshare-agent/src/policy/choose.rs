@@ -31,8 +31,8 @@ pub(super) struct Chosen {
 struct Room(BTreeMap<DeviceId, i64>);
 
 impl Room {
-    /// Of all devices, with nobody running.
-    fn new(ledger: &Ledger, units: &[Unit]) -> Room {
+    /// Of all devices, with nobody running and what these units hold anyway.
+    fn new<'a>(ledger: &Ledger, units: impl Iterator<Item = &'a Unit<'a>>) -> Room {
         let mut left: BTreeMap<DeviceId, i64> =
             ledger.devices().iter().map(|(id, device)| (*id, device.budget())).collect();
         for unit in units {
@@ -67,8 +67,9 @@ impl Room {
 }
 
 pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: Moment) -> Chosen {
-    let mut room = Room::new(ledger, units);
-    let empty = Room(room.0.clone());
+    let mut room = Room::new(ledger, units.iter());
+    // Whoever waits for the memory of the dead, which is about to be seen gone, has not to wait for ever.
+    let empty = Room::new(ledger, units.iter().filter(|unit| !unit.dying()));
     let mut chosen = Chosen::default();
     let mut contenders = Vec::new();
     let mut protected = Vec::new();

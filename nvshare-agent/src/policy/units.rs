@@ -81,6 +81,11 @@ impl Unit<'_> {
         })
     }
 
+    /// Its processes ended, and what they hold goes.
+    pub(super) fn dying(&self) -> bool {
+        self.members.iter().all(|client| client.exited.is_some() && !client.overdue)
+    }
+
     /// When the longest-waiting of it began to wait.
     pub(super) fn waits_since(&self) -> Moment {
         self.members.iter().filter_map(|client| client.wants).min().unwrap_or(Moment(u64::MAX))
