@@ -164,6 +164,7 @@ fn a_stop_that_a_new_session_leaves_unanswered_counts_from_its_beginning() {
     let mut world = World::new(&[16 * GIB]);
     world.core.settings.command_deadline = Duration::from_secs(1);
     world.core.settings.stall = Duration::from_secs(1);
+    world.core.settings.lease_ceiling = Duration::from_secs(1);
     let hangs = world.worker(10 * GIB);
     world.shims[hangs].ignores_stop = true;
     world.run(2000);
