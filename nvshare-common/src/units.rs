@@ -38,12 +38,12 @@ impl Bytes {
 impl Add for Bytes {
     type Output = Bytes;
     fn add(self, other: Bytes) -> Bytes {
-        Bytes(self.0 + other.0)
+        Bytes(self.0.saturating_add(other.0))
     }
 }
 impl AddAssign for Bytes {
     fn add_assign(&mut self, other: Bytes) {
-        self.0 += other.0;
+        *self = *self + other;
     }
 }
 impl Sub for Bytes {
@@ -59,7 +59,8 @@ impl SubAssign for Bytes {
 }
 impl Sum for Bytes {
     fn sum<I: Iterator<Item = Bytes>>(all: I) -> Bytes {
-        Bytes(all.map(|bytes| bytes.0).sum())
+        // What clients say is added up: it must not wrap around.
+        Bytes(all.fold(0, |sum, bytes| sum.saturating_add(bytes.0)))
     }
 }
 

@@ -18,7 +18,7 @@ const MOST: Bytes = Bytes(1 << 48);
 /// How many samples of what a client holds are kept, to know what it held when NVML was read.
 const SAMPLES: usize = 16;
 /// The most that driver and counters are believed to differ by while memory moves: two of the largest extents.
-const STEP: u64 = 128 << 20;
+pub(super) const STEP: u64 = 128 << 20;
 /// How many recent pauses are remembered.
 const PAUSES: usize = 8;
 /// A gap between two signs of work that counts as a pause.
@@ -55,6 +55,11 @@ impl Lease {
     fn given(now: Moment, began: Option<Moment>, cap: Option<Moment>) -> Lease {
         Lease { given: now, began, cost: Duration::ZERO, cap, renewed: false, favoured: false }
     }
+
+    /// Of one that runs without having been told to: it is over already, and never begins anew.
+    fn unearned() -> Lease {
+        Lease { renewed: true, ..Lease::given(Moment::NEVER, Some(Moment::NEVER), None) }
+    }
 }
 
 /// A `Stop` without an answer yet.
@@ -62,7 +67,7 @@ impl Lease {
 pub struct Stop {
     /// Its number.
     pub ticket: Ticket,
-    /// When it was sent.
+    /// When it was sent; sooner, if it was sent before and the session ended without an answer.
     pub at: Moment,
 }
 
@@ -137,6 +142,51 @@ pub struct Holding {
     pub measured: Option<Bytes>,
     /// What it is taken to hold, where there are no counters.
     assumed: Option<Bytes>,
+    /// The most it can hold beyond its grant, by NVML.
+    plausible: Plausible,
+    /// Its grant is what a process said that nobody here ever granted anything: NVML has not been asked about it yet.
+    unproven: bool,
+}
+
+/// The most that a process can hold on a device for which nobody granted it anything, by NVML's last reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Plausible {
+    /// The device was not read yet.
+    Unknown,
+    /// So much.
+    Most {
+        /// Of the process.
+        bytes: Bytes,
+        /// All that the device has.
+        total: Bytes,
+    },
+}
+
+impl Default for Plausible {
+    fn default() -> Plausible {
+        Plausible::Unknown
+    }
+}
+
+impl Plausible {
+    fn bytes(self) -> Bytes {
+        if let Plausible::Most { bytes, .. } = self { bytes } else { MOST }
+    }
+
+    fn total(self) -> Bytes {
+        if let Plausible::Most { total, .. } = self { total } else { MOST }
+    }
+}
+
+/// Whether what a process says of its grants can be checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// The agent knows what it granted to this process: it cannot have more.
+    Known,
+    /// A previous agent may have granted it anything.
+    Takeover,
+    /// Nobody granted it anything: it has what NVML shows.
+    Stranger,
 }
 
 /// A client.
@@ -158,6 +208,8 @@ pub struct Client {
     pub orders: Orders,
     /// Its session, while there is one.
     pub session: Option<SessionId>,
+    /// When its session began.
+    pub greeted: Moment,
     /// When it lost its session.
     pub disconnected: Option<Moment>,
     /// When its process ended.
@@ -182,6 +234,8 @@ pub struct Client {
     pub paced: bool,
     /// It is being stopped.
     pub stop: Option<Stop>,
+    /// How long earlier sessions left a `Stop` without an answer.
+    stop_waited: Duration,
     /// It is not to be stopped before: its last drain stalled.
     pub retry_at: Moment,
     /// Drains in a row that stalled.
@@ -201,10 +255,14 @@ pub struct Client {
     /// How long it has run, divided by its weight.
     pub runtime: Duration,
     accounted: Moment,
+    /// What it needed when everything was last resident.
+    pub accustomed: Bytes,
     /// Its arenas.
     pub arenas: BTreeMap<ArenaId, Arena>,
     /// No more host memory can be had for it.
     pub host_exhausted: bool,
+    /// When its driver last got much room at once.
+    pub large_room: Option<Moment>,
     /// Its calls by its counter page.
     pub calls: Counts,
     /// What its kernels used.
@@ -230,6 +288,7 @@ impl Client {
             gang: GangId(id.0),
             orders: Orders::default(),
             session: None,
+            greeted: Moment::NEVER,
             disconnected: None,
             exited: None,
             overdue: false,
@@ -242,6 +301,7 @@ impl Client {
             lease: None,
             paced: false,
             stop: None,
+            stop_waited: Duration::ZERO,
             retry_at: Moment::NEVER,
             stalls: 0,
             unyielding: None,
@@ -252,8 +312,10 @@ impl Client {
             pauses: VecDeque::new(),
             runtime,
             accounted: Moment::NEVER,
+            accustomed: Bytes::ZERO,
             arenas: BTreeMap::new(),
             host_exhausted: false,
+            large_room: None,
             calls: Counts::default(),
             heat: Heat::default(),
             untrusted: None,
@@ -263,32 +325,57 @@ impl Client {
         }
     }
 
-    pub(super) fn begin(&mut self, session: SessionId, hello: &Hello, now: Moment) {
+    pub(super) fn begin(
+        &mut self,
+        session: SessionId,
+        hello: &Hello,
+        word: Word,
+        plausible: impl Fn(DeviceId) -> Plausible,
+        now: Moment,
+    ) {
+        self.end_session(now);
         self.session = Some(session);
+        self.greeted = now;
         self.disconnected = None;
         self.shim = hello.release.chars().filter(|c| !c.is_control()).take(64).collect();
-        self.stop = None;
         self.paced = false;
-        self.wants = None;
         self.arenas.clear();
         self.limits.clear();
         self.host_exhausted = false;
-        self.lease = hello.running.then_some(Lease::given(now, Some(now), None));
+        self.lease = match self.lease {
+            _ if !hello.running => None,
+            // Saying so again makes it no longer.
+            Some(lease) => Some(lease),
+            None if word == Word::Known => Some(Lease::unearned()),
+            None => Some(Lease::given(now, Some(now), None)),
+        };
+        if !hello.running {
+            self.stop_waited = Duration::ZERO;
+        }
         self.active(now);
         let mut before = std::mem::take(&mut self.devices);
         for held in hello.devices.iter().take(MAX_DEVICES) {
             let old = before.remove(&held.device).unwrap_or_default();
+            let plausible = plausible(held.device);
             let resident = held.resident.min(MOST);
             let needed = held.total.min(MOST).max(resident);
+            let granted = match word {
+                // Beyond its grant it may have allocated without an agent.
+                Word::Known => held.granted.min(old.granted).max(resident.min(plausible.bytes())),
+                Word::Takeover => held.granted.max(resident).min(plausible.total()),
+                Word::Stranger => held.granted.max(resident).min(plausible.bytes()),
+            };
             self.devices.insert(
                 held.device,
                 Holding {
-                    granted: held.granted.min(MOST).max(resident),
+                    granted: granted.min(MOST),
                     needed,
                     complete: resident >= needed,
                     page: old.page,
                     measured: old.measured,
                     samples: old.samples,
+                    plausible,
+                    unproven: word == Word::Stranger && plausible == Plausible::Unknown,
                     ..Holding::default()
                 },
             );
@@ -298,7 +385,10 @@ impl Client {
     pub(super) fn end_session(&mut self, now: Moment) {
         self.session = None;
         self.disconnected.get_or_insert(now);
-        self.stop = None;
+        // A new session does not begin the time again in which it has to stop.
+        if let Some(stop) = self.stop.take() {
+            self.stop_waited = now.since(stop.at);
+        }
         self.wants = None;
         for holding in self.devices.values_mut() {
             holding.outgoing = None;
@@ -363,7 +453,7 @@ impl Client {
 
     /// `Stop` was sent. Who wants to run from now on says so anew.
     pub fn stopping(&mut self, ticket: Ticket, now: Moment) {
-        self.stop = Some(Stop { ticket, at: now });
+        self.stop = Some(Stop { ticket, at: now - self.stop_waited });
         self.wants = None;
         self.stops_total += 1;
     }
@@ -372,6 +462,7 @@ impl Client {
     pub fn stopped(&mut self, ticket: Ticket) -> bool {
         let asked = self.stop.take_if(|stop| stop.ticket == ticket).is_some();
         if asked {
+            self.stop_waited = Duration::ZERO;
             self.lease = None;
             self.stalls = 0;
             self.unyielding = None;
@@ -383,6 +474,7 @@ impl Client {
     pub fn stalled(&mut self, ticket: Ticket, settings: &Settings, now: Moment) -> bool {
         let asked = self.stop.take_if(|stop| stop.ticket == ticket).is_some();
         if asked {
+            self.stop_waited = Duration::ZERO;
             self.stalls += 1;
             self.stalls_total += 1;
             let pause = settings.lease_floor * 2_u32.saturating_pow(self.stalls.min(10));
@@ -427,20 +519,26 @@ impl Client {
         false
     }
 
-    /// A swap out ended, well or not.
-    pub fn swap_out_done(&mut self, ticket: Ticket, now: Moment) -> Option<Moment> {
+    /// A swap out ended, well or not: it was this one.
+    pub fn swap_out_done(&mut self, ticket: Ticket, now: Moment) -> Option<Outgoing> {
         for holding in self.devices.values_mut() {
             if holding.reclaiming.take_if(|reclaiming| reclaiming.ticket == ticket).is_some() {
                 holding.reclaimed_at = now;
             }
             if let Some(outgoing) = holding.outgoing.take_if(|outgoing| outgoing.ticket == ticket) {
-                return Some(outgoing.at);
+                return Some(outgoing);
             }
         }
         None
     }
 
+    /// A swap out brought all that was asked for.
+    pub fn swapped_out(&mut self) {
+        self.swap_failures = 0;
+    }
+
     /// A swap out could not do all: it is tried again later.
+    /// One that goes on failing is served around, like one that cannot be stopped.
     pub fn swap_failed(&mut self, why: &str, now: Moment) {
         self.swap_failures = self.swap_failures.saturating_add(1);
         self.swap_failures_total += 1;
@@ -449,18 +547,24 @@ impl Client {
         self.swap_problem = Some(why.chars().filter(|c| !c.is_control()).take(200).collect());
     }
 
-    /// Its counter page was looked at.
-    pub fn sample(&mut self, page: &Page, now: Moment) {
+    /// Its counter page was looked at. Says what it no longer holds of what was booked beyond its grants.
+    pub fn sample(&mut self, page: &Page, now: Moment) -> Vec<(DeviceId, Bytes)> {
         self.paged = true;
         if page.waiting > 0 || page.calls.application != self.calls.application {
             self.active(now);
         }
         self.calls = page.calls;
+        let mut less = Vec::new();
         for (device, held) in &page.holdings {
             if let Some(holding) = self.holding(*device) {
+                let before = holding.booked();
                 holding.sample(held, now);
+                if holding.booked() < before {
+                    less.push((*device, before.saturating_sub(holding.booked())));
+                }
             }
         }
+        less
     }
 
     /// It showed a sign of work.
@@ -509,15 +613,23 @@ impl Client {
             let first = self.unyielding.replace(self.unyielding.unwrap_or(now)).is_none();
             return first.then_some(if stop { "did not stop" } else { "did not swap out" });
         }
+        if self.swap_failures >= settings.stalls_until_unyielding && self.unyielding.is_none() {
+            self.unyielding = Some(now);
+            return Some("fails to swap out");
+        }
         if self.unyielding.is_some_and(|since| now.since(since) > settings.unyielding_retry) {
             self.unyielding = None;
             self.stalls = settings.stalls_until_unyielding.saturating_sub(1);
+            self.swap_failures = self.swap_failures.min(self.stalls);
         }
         None
     }
 
     pub(super) fn account(&mut self, now: Moment) {
         let ran = now.since(self.accounted);
+        if self.complete() {
+            self.accustomed = self.devices.values().map(|holding| holding.needed).sum();
+        }
         let runs = self.lease.is_some_and(|lease| lease.began.is_some()) && self.complete();
         if runs && self.busy(now) && self.accounted != Moment::NEVER {
             self.runtime += ran.div_f64(self.orders.weight.value());
@@ -544,9 +656,24 @@ impl Client {
 }
 
 impl Holding {
-    /// Bytes on the device that count against the grant.
+    /// Bytes on the device that count against the grant: what its counters say, as far as it was granted that or NVML
+    /// shows it.
     pub fn held(&self) -> Bytes {
-        self.assumed.unwrap_or(self.page.resident + self.page.unswappable)
+        self.assumed.unwrap_or(self.counted()).min(self.granted.max(self.plausible.bytes()))
+    }
+
+    /// What its counters say that it holds.
+    pub(super) fn counted(&self) -> Bytes {
+        self.page.resident + self.page.unswappable
+    }
+
+    /// NVML was read. What was taken on the client's word alone is cut to what can be true; says whether something was.
+    pub(super) fn prove(&mut self, plausible: Plausible) -> bool {
+        self.plausible = plausible;
+        let most = if std::mem::take(&mut self.unproven) { plausible.bytes() } else { plausible.total() };
+        let boasts = self.granted > most;
+        self.granted = self.granted.min(most);
+        boasts || self.counted() > self.granted.max(plausible.bytes())
     }
 
     /// What nobody else can be granted: its grant, or what it holds beyond that.
@@ -614,8 +741,15 @@ impl Holding {
     }
 
     /// The least and the most it can have held while NVML was read from `began` on until the last sample. It cannot have
-    /// held more than NVML `measured` of its process. While it moves memory, driver and counters differ by a step or two.
-    pub(super) fn between(&mut self, began: Moment, measured: Option<Bytes>, paged: bool) -> (Bytes, Bytes) {
+    /// held more than NVML `measured` of its process, or than the `rest` that NVML ascribes to no process where it does not
+    /// list this one. While it moves memory, driver and counters differ by a step or two.
+    pub(super) fn between(
+        &mut self,
+        began: Moment,
+        measured: Option<Bytes>,
+        rest: Bytes,
+        paged: bool,
+    ) -> (Bytes, Bytes) {
         self.measured = measured;
         if !paged {
             let held = self.granted.min(measured.unwrap_or_default());
@@ -630,7 +764,7 @@ impl Holding {
         let steps = self.samples.iter().zip(self.samples.iter().skip(1));
         let step = steps.map(|((_, one), (_, next))| one.0.abs_diff(next.0)).max().unwrap_or_default();
         let step = if low == high && !self.moving() { 0 } else { step.min(STEP) };
-        let most = measured.unwrap_or(MOST);
+        let most = measured.unwrap_or(rest);
         (Bytes(low.0.saturating_sub(step)).min(most), (high + Bytes(step)).min(most))
     }
 

@@ -356,3 +356,22 @@ fn last_lines(log: &str) -> String {
     let lines: Vec<&str> = log.trim_end().lines().collect();
     lines[lines.len().saturating_sub(12)..].iter().flat_map(|line| ["\n  ", line]).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_without_a_reason_of_the_verifier_is_one_of_permission() {
+        let refused = |errno, log: &str| {
+            let verifier_log = aya_obj::VerifierLog::new(log.to_owned());
+            program_error(
+                "entry",
+                &ProgramError::LoadError { io_error: io::Error::from_raw_os_error(errno), verifier_log },
+            )
+        };
+        assert!(refused(libc::EPERM, "").to_string().contains("CAP_BPF"));
+        assert!(matches!(refused(libc::EACCES, "invalid access"), LoadError::Program { .. }));
+        assert!(matches!(refused(libc::EINVAL, ""), LoadError::Program { .. }));
+    }
+}
