@@ -181,6 +181,12 @@ mod tests {
     }
 
     #[test]
+    fn bytes_add_up_to_no_more_than_fit() {
+        assert_eq!([Bytes(u64::MAX), Bytes(1)].into_iter().sum::<Bytes>(), Bytes(u64::MAX));
+        assert_eq!(Bytes(u64::MAX) + Bytes(1), Bytes(u64::MAX));
+    }
+
+    #[test]
     fn bytes_print_in_the_largest_fitting_unit() {
         assert_eq!(Bytes(512).to_string(), "512 B");
         assert_eq!(Bytes(3 << 29).to_string(), "1.5 GiB");
