@@ -171,10 +171,6 @@ pub struct Config {
         value_parser = value::duration)]
     pub stall: Duration,
 
-    /// The kubelet's device plugin.
-    #[command(flatten)]
-    pub plugin: plugin::Options,
-
     /// Which log lines: error, warn, info, debug, trace, or a filter such as info,nvshare_agent::policy=debug
     #[arg(long, value_name = "FILTER", env = "NVSHARE_AGENT_LOG", default_value = "info", value_parser = log_filter)]
     pub log: String,
@@ -182,6 +178,10 @@ pub struct Config {
     /// How log lines look
     #[arg(long, value_enum, value_name = "FORMAT", env = "NVSHARE_AGENT_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+
+    /// The kubelet's device plugin.
+    #[command(flatten)]
+    pub plugin: plugin::Options,
 }
 
 /// Flags that make sense one by one and not together.
