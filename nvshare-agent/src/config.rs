@@ -196,9 +196,6 @@ pub struct Config {
         value_parser = value::duration)]
     pub stall: Duration,
 
-    /// The kubelet's device plugin.
-    #[command(flatten)]
-    pub plugin: plugin::Options,
     /// The name of this node in Kubernetes: whose pods are watched
     #[arg(long, value_name = "NAME", env = "NODE_NAME", value_parser = value::node_name)]
     pub node_name: Option<String>,
@@ -223,6 +220,10 @@ pub struct Config {
     /// How log lines look
     #[arg(long, value_enum, value_name = "FORMAT", env = "NVSHARE_AGENT_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+
+    /// The kubelet's device plugin.
+    #[command(flatten)]
+    pub plugin: plugin::Options,
 }
 
 /// Flags that make sense one by one and not together.
