@@ -44,9 +44,24 @@ pub enum Command {
     Status(StatusArgs),
     /// Change settings of the running agent, until it restarts
     Set(SetArgs),
-    /// Show devices and clients of the running agent as a table, again and again
+    /// Show devices and clients of the running agent on the whole terminal, again and again
+    #[command(after_help = TOP_EXAMPLES)]
     Top(TopArgs),
+    /// Show which CUDA drivers are observed, how many of their functions, and what is wrong with the probes
+    #[command(after_help = PROBES_EXAMPLES)]
+    Probes(ProbesArgs),
 }
+
+const TOP_EXAMPLES: &str = "Keys: q quit, arrows choose a client, s sort, ? help. Where the output is no terminal, plain \
+tables are printed.
+
+Examples:
+  nvshare-agent top
+  nvshare-agent top --every 5s --count 12 > an-hour-ago.txt";
+
+const PROBES_EXAMPLES: &str = "Examples:
+  nvshare-agent probes
+  nvshare-agent probes --json | jq '.attachments[] | {path, functions, refused}'";
 
 /// Where the running agent is.
 #[derive(Clone, Debug, Args)]
@@ -88,9 +103,20 @@ pub struct TopArgs {
     /// Time between two tables
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = value::duration)]
     pub every: Duration,
-    /// Print this many tables and end
+    /// Print this many tables and end; without it, and on a terminal, the whole screen is used
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
+}
+
+/// `probes`.
+#[derive(Debug, Args)]
+pub struct ProbesArgs {
+    /// Where the agent is.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// Print everything known about the probes as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// How log lines look.

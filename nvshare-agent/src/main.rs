@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use nvshare_agent::admin::command;
+use nvshare_agent::admin::{command, top};
 use nvshare_agent::agent::Agent;
 use nvshare_agent::config::{Cli, Command, Config, EXIT_USAGE, LogFormat};
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,7 +30,8 @@ fn main() -> ExitCode {
         Some(Command::Run(config)) => run(&config),
         Some(Command::Status(args)) => end(command::status(&args)),
         Some(Command::Set(args)) => end(command::set(&args)),
-        Some(Command::Top(args)) => end(command::top(&args)),
+        Some(Command::Top(args)) => end(top::top(&args)),
+        Some(Command::Probes(args)) => end(command::probes(&args)),
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod client;
 pub mod command;
 pub mod server;
+pub mod top;
 mod view;
 mod wire;
 

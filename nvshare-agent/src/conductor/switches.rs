@@ -14,7 +14,8 @@ use crate::snapshot::{self, Histogram, SWITCHES};
 pub struct Switchboard {
     open: BTreeMap<ClientId, Open>,
     count: u64,
-    recent: VecDeque<snapshot::Switch>,
+    /// With when they were over.
+    recent: VecDeque<(Moment, snapshot::Switch)>,
     seconds: Histogram,
     drain_seconds: Histogram,
 }
@@ -119,26 +120,32 @@ impl Switchboard {
             if self.recent.len() == SWITCHES {
                 self.recent.pop_front();
             }
-            self.recent.push_back(snapshot::Switch {
+            let switch = snapshot::Switch {
                 number: self.count,
                 client,
                 pid: ledger.client(client).map_or(0, |client| client.process.pid),
+                up_seconds: 0.0,
                 seconds: whole.as_secs_f64(),
                 drain_seconds: open.drained.since(open.began).as_secs_f64(),
                 bytes_out: open.out,
                 bytes_in: open.into,
                 clean: open.clean,
-            });
+            };
+            self.recent.push_back((arrived, switch));
             took.push((client, whole));
         }
         took
     }
 
-    /// For people and machines outside.
-    pub fn snapshot(&self) -> snapshot::Switches {
+    /// For people and machines outside, by the time of an agent that began at `began`.
+    pub fn snapshot(&self, began: Moment) -> snapshot::Switches {
+        let recent = self.recent.iter().map(|(over, switch)| snapshot::Switch {
+            up_seconds: over.since(began).as_secs_f64(),
+            ..switch.clone()
+        });
         snapshot::Switches {
             count: self.count,
-            recent: self.recent.iter().cloned().collect(),
+            recent: recent.collect(),
             seconds: self.seconds.clone(),
             drain_seconds: self.drain_seconds.clone(),
         }

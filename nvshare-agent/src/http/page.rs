@@ -1,0 +1,69 @@
+//! The status page: one document made of the files beside this one, which fetches nothing but the agent's own state.
+
+use axum::http::{HeaderName, header};
+use axum::response::{Html, IntoResponse, Response};
+
+const DOCUMENT: &str = include_str!("page/index.html");
+const STYLE: &str = include_str!("page/style.css");
+const SCRIPT: &str = include_str!("page/script.js");
+
+/// The page, with a policy that lets nothing run or load but what is in it.
+pub(super) fn page() -> Response {
+    let nonce = nonce();
+    let page = DOCUMENT
+        .replace("{nonce}", &nonce)
+        .replace("{release}", env!("CARGO_PKG_VERSION"))
+        .replace("{style}", STYLE)
+        .replace("{script}", SCRIPT);
+    let policy = format!(
+        "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; \
+         img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    let headers: [(HeaderName, &str); 4] = [
+        (header::CONTENT_SECURITY_POLICY, &policy),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (headers, Html(page)).into_response()
+}
+
+/// A number used once, so that only the style and the script of this answer count.
+fn nonce() -> String {
+    let mut bytes = [0_u8; 16];
+    // The kernel's generator is up long before the agent is; a page without it would only lack its style.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_page_holds_everything_and_names_nothing_outside() {
+        let answer = page();
+        let policy = answer.headers()[header::CONTENT_SECURITY_POLICY].to_str().unwrap().to_owned();
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        let nonce = policy.split_once("script-src 'nonce-").unwrap().1.split_once('\'').unwrap().0;
+        assert_eq!(text.matches(&format!("nonce=\"{nonce}\"")).count(), 2, "the style and the script");
+        assert!(text.contains(STYLE) && text.contains(SCRIPT) && policy.starts_with("default-src 'none'"));
+        let namespaces = text.replace("http://www.w3.org/2000/svg", "");
+        for outside in ["http://", "https://", "url(", "@import"] {
+            assert!(!namespaces.contains(outside), "the page names something outside: {outside}");
+        }
+    }
+
+    #[test]
+    fn text_of_clients_is_never_read_as_html() {
+        for way in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("] {
+            assert!(!SCRIPT.contains(way), "{way} in the script");
+        }
+    }
+
+    #[test]
+    fn no_two_answers_share_a_nonce() {
+        assert_ne!(nonce(), nonce());
+    }
+}
