@@ -2,7 +2,8 @@
 // The status page: follows /api/v1/events and writes what changed into the document. Whatever a client chose (its name)
 // is only ever put there as text.
 
-const WINDOW = 300; // seconds of history
+const WINDOW = 300; // seconds of history; less is shown while there is less
+const SHORTEST = 60;
 const COLOURS = ["#56b4e9", "#e69f00", "#2bb58a", "#f0e442", "#cc79a7", "#e8743b", "#9b8cf0", "#a3c644"];
 const STATES = {
   running: "--running", idle: "--idle", stopping: "--stopping", waiting: "--waiting", stopped: "--stopped",
@@ -122,8 +123,8 @@ function card(device) {
   section.append(title, make("p", { class: "quiet need" }), make("div", { class: "bar", role: "img" }),
     make("ul", { class: "shares", "aria-label": "Shares of the card" }),
     make("h3", {}, "Queue"), make("ol", { class: "queue" }), make("p", { class: "quiet empty" }, "Nobody."),
-    make("h3", {}, "The last five minutes"), make("div", { class: "lanes" }),
-    make("div", { class: "axis", "aria-hidden": "true" }, make("span", {}, "5 minutes ago"), make("span", {}, "now")),
+    make("h3", {}, "The last minutes"), make("div", { class: "lanes" }),
+    make("div", { class: "axis", "aria-hidden": "true" }, make("span", {}), make("span", {}, "now")),
     key);
   return section;
 }
@@ -183,19 +184,27 @@ function showCard(section, device, state) {
     else if (typeof lease === "number") doing += lease > 0 ? `, ${lease.toFixed(1)} s of its lease left` : ", lease over";
     say(item, `client ${client.client}, ${who(client)}: ${doing}`);
   });
-  if (drawn === state.up_seconds) showLanes(part("lanes"), here, state);
+  if (drawn !== state.up_seconds) return;
+  showLanes(part("lanes"), here, state);
+  say(part("axis").firstChild, `${age(state.up_seconds - begins(state))} ago`);
+}
+
+/// When the picture of the past begins.
+function begins(state) {
+  const first = samples.length ? samples[0].up : state.up_seconds;
+  return state.up_seconds - Math.min(WINDOW, Math.max(SHORTEST, state.up_seconds - first));
 }
 
 /// One lane per client: a colour for what it did, a mark for each switch that it came by.
 function showLanes(lanes, clients, state) {
-  const begin = state.up_seconds - WINDOW;
+  const begin = begins(state), length = state.up_seconds - begin;
   lanes.replaceChildren();
   for (const client of clients) {
-    const svg = draw("svg", { viewBox: `0 0 ${WINDOW} 10`, preserveAspectRatio: "none", role: "img" });
+    const svg = draw("svg", { viewBox: `0 0 ${length} 10`, preserveAspectRatio: "none", role: "img" });
     let from = null, doing = null, ran = 0, seen = 0;
     const finish = (to) => {
       if (!doing) return;
-      const piece = draw("rect", { x: from, y: 0, width: Math.max(0.5, to - from), height: 10 });
+      const piece = draw("rect", { x: from, y: 0, width: Math.max(0.1, to - from), height: 10 });
       piece.style.fill = `var(${STATES[doing] ?? "--stopped"})`;
       svg.append(piece);
     };
@@ -204,7 +213,7 @@ function showLanes(lanes, clients, state) {
       if (did) { seen += 1; ran += did === "running"; }
       if (did !== doing) { finish(at); from = at; doing = did; }
     }
-    finish(WINDOW);
+    finish(length);
     let came = 0;
     for (const change of switches.values()) {
       if (change.client !== client.client || change.up_seconds < begin) continue;
@@ -226,8 +235,8 @@ function showClients(state) {
   keyed(byId("clients").tBodies[0], state.clients, (client) => client.client, (client) => {
     const line = row(10)();
     line.dataset.client = client.client;
-    line.lastChild.append(draw("svg", { class: "spark", viewBox: `0 0 ${WINDOW} 20`, preserveAspectRatio: "none",
-      role: "img" }, draw("polyline", {})));
+    line.lastChild.append(draw("svg", { class: "spark", preserveAspectRatio: "none", role: "img" },
+      draw("polyline", {})));
     return line;
   }, (line, client) => {
     const waits = client.activity === "waiting";
@@ -244,7 +253,8 @@ function showClients(state) {
 }
 
 function showSpark(svg, client, state) {
-  const begin = state.up_seconds - WINDOW;
+  const begin = begins(state);
+  svg.setAttribute("viewBox", `0 0 ${state.up_seconds - begin} 20`);
   const points = samples.filter((sample) => sample.clients.has(client.client))
     .map((sample) => [Math.max(0, sample.up - begin), sample.clients.get(client.client).resident]);
   const most = Math.max(1, ...points.map(([, held]) => held), sum(client, "needed"));
@@ -297,7 +307,7 @@ function show(state) {
     switches.clear();
     drawn = -1;
   }
-  if (!samples.length || state.up_seconds - samples[samples.length - 1].up >= 1) {
+  if (!samples.length || state.up_seconds > samples[samples.length - 1].up) {
     const clients = state.clients.map((client) =>
       [client.client, { activity: client.activity, resident: sum(client, "resident") }]);
     samples.push({ up: state.up_seconds, clients: new Map(clients) });

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// One browser with a profile of its own. Dropping it ends every process of it.
-pub struct Browser {
+pub(crate) struct Browser {
     driver: Child,
     port: u16,
     session: String,
@@ -25,7 +25,7 @@ pub struct Browser {
 
 impl Browser {
     /// Starts it, or says what must be installed.
-    pub fn start() -> Result<Browser, String> {
+    pub(crate) fn start() -> Result<Browser, String> {
         for program in ["chromium", "chromedriver"] {
             if Command::new(program).arg("--version").stdout(Stdio::null()).status().is_err() {
                 return Err(format!("there is no {program}: apt-get install chromium chromium-driver"));
@@ -50,7 +50,7 @@ impl Browser {
             "--disable-background-networking",
             "--disable-component-update",
             "--disable-sync",
-            "--window-size=1000,1150",
+            "--window-size=1240,1080",
             &data,
         ];
         let wanted = json!({"capabilities": {"alwaysMatch": {
@@ -63,23 +63,23 @@ impl Browser {
     }
 
     /// Opens a page.
-    pub fn open(&self, url: &str) {
+    pub(crate) fn open(&self, url: &str) {
         self.command("POST", "url", &json!({"url": url}));
     }
 
     /// What a script returns.
-    pub fn ask(&self, script: &str) -> Value {
+    pub(crate) fn ask(&self, script: &str) -> Value {
         self.command("POST", "execute/sync", &json!({"script": script, "args": []}))
     }
 
     /// Everything in a log (`browser`: the console; `performance`: what was requested) since it was last read.
-    pub fn log(&self, kind: &str) -> Vec<Value> {
+    pub(crate) fn log(&self, kind: &str) -> Vec<Value> {
         let entries = self.command("POST", "se/log", &json!({"type": kind}));
         entries.as_array().cloned().unwrap_or_default()
     }
 
     /// Chooses between `light` and `dark`, as the system would.
-    pub fn scheme(&self, scheme: &str) {
+    pub(crate) fn scheme(&self, scheme: &str) {
         self.devtools(
             "Emulation.setEmulatedMedia",
             json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]}),
@@ -87,18 +87,18 @@ impl Browser {
     }
 
     /// Makes the window as small as a telephone, or as wide as a desk.
-    pub fn width(&self, pixels: u32) {
-        let screen = json!({"width": pixels, "height": 1150, "deviceScaleFactor": 1, "mobile": false});
+    pub(crate) fn width(&self, pixels: u32) {
+        let screen = json!({"width": pixels, "height": 1080, "deviceScaleFactor": 1, "mobile": false});
         self.devtools("Emulation.setDeviceMetricsOverride", screen);
     }
 
     /// What is to be seen, as PNG in base 64.
-    pub fn picture(&self) -> String {
+    pub(crate) fn picture(&self) -> String {
         self.command("GET", "screenshot", &Value::Null).as_str().expect("a picture").to_owned()
     }
 
     /// Everything of the accessibility tree that has a role and a name.
-    pub fn accessible(&self) -> Vec<(String, String)> {
+    pub(crate) fn accessible(&self) -> Vec<(String, String)> {
         let tree = self.devtools("Accessibility.getFullAXTree", json!({}));
         let text = |node: &Value, what: &str| node[what]["value"].as_str().unwrap_or_default().to_owned();
         let nodes = tree["nodes"].as_array().cloned().unwrap_or_default();
@@ -106,7 +106,7 @@ impl Browser {
     }
 
     /// Ends the browser, and says what is left of it after a while: processes, and the directory.
-    pub fn end(mut self) -> Vec<String> {
+    pub(crate) fn end(mut self) -> Vec<String> {
         let profile = self.profile.path().to_owned();
         self.quit();
         wait_for("the browser ends", LIMIT, || processes(&profile).is_empty().then_some(()));
@@ -133,10 +133,20 @@ impl Browser {
             self.port,
             body.len()
         )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a header")?;
-        let mut answer: Value = serde_json::from_str(body).with_context(|| head.to_owned())?;
+        // chromedriver keeps the connection open, whatever it is asked to do.
+        let mut stream = BufReader::new(stream);
+        let (mut head, mut length) = (String::new(), 0);
+        while !head.ends_with("\r\n\r\n") {
+            let before = head.len();
+            anyhow::ensure!(stream.read_line(&mut head)? > 0, "an answer that breaks off: {head}");
+            let (name, value) = head[before..].split_once(':').unwrap_or_default();
+            if name.eq_ignore_ascii_case("content-length") {
+                length = value.trim().parse().context("the length of an answer")?;
+            }
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body)?;
+        let mut answer: Value = serde_json::from_slice(&body).with_context(|| head.clone())?;
         anyhow::ensure!(head.contains(" 200 "), "{answer}");
         Ok(answer["value"].take())
     }
