@@ -1,5 +1,8 @@
-//! Everything that can be configured, as flags and environment variables, in one place. What makes no sense is refused
-//! here, before anything is started.
+//! Everything that can be configured, as flags and environment variables, in one place; a file may say the same (see
+//! [`file`]). What makes no sense is refused here, before anything is started.
+
+pub mod file;
+pub mod show;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -40,6 +43,9 @@ pub struct Cli {
 pub enum Command {
     /// Run the agent (the default)
     Run(Box<Config>),
+    /// Show how the agent would be configured by these flags, the environment and the file, and what comes from where
+    #[command(after_help = CONFIG_EXAMPLES)]
+    Config(Box<ConfigArgs>),
     /// Show devices, clients and settings of the running agent
     Status(StatusArgs),
     /// Change settings of the running agent, until it restarts
@@ -52,7 +58,19 @@ pub enum Command {
     Probes(ProbesArgs),
 }
 
-const TOP_EXAMPLES: &str = "Keys: q quit, arrows choose a client, s sort, ? help. Where the output is no terminal, plain \
+const CONFIG_EXAMPLES: &str =
+    "A flag comes before the environment, the environment before the file. The file is TOML; its \
+keys are the names of the flags:
+  reserve = \"256M\"
+  lease-ceiling = \"30s\"
+  no-uprobes = true
+
+Examples:
+  nvshare-agent config
+  nvshare-agent config --config ./agent.toml --json | jq .reserve";
+
+const TOP_EXAMPLES: &str =
+    "Keys: q quit, arrows choose a client, s sort, ? help. Where the output is no terminal, plain \
 tables are printed.
 
 Examples:
@@ -70,6 +88,17 @@ pub struct AdminArgs {
     #[arg(long, value_name = "PATH", env = "NVSHARE_AGENT_ADMIN_SOCKET", default_value = ADMIN_SOCKET,
         value_parser = value::socket_path)]
     pub admin_socket: PathBuf,
+}
+
+/// `config`.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// As for `run`.
+    #[command(flatten)]
+    pub config: Config,
+    /// Print one JSON object: by flag, its value and where that comes from
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `status`.
@@ -132,6 +161,10 @@ pub enum LogFormat {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Options of the agent")]
 pub struct Config {
+    /// A file with any of these options [default: /etc/nvshare/agent.toml, if it exists]; see `nvshare-agent config --help`
+    #[arg(long = "config", value_name = "PATH", env = "NVSHARE_AGENT_CONFIG")]
+    pub config_file: Option<PathBuf>,
+
     /// Socket for clients; its directory is created and is what gets mounted into pods, read-only
     #[arg(long, value_name = "PATH", env = "NVSHARE_AGENT_SOCKET", default_value = protocol::SOCKET,
         value_parser = value::socket_path)]

@@ -15,6 +15,7 @@ pub mod health;
 pub mod hostmem;
 pub mod http;
 pub mod ledger;
+pub mod log;
 pub mod metrics;
 pub mod moment;
 pub mod observation;

@@ -2,31 +2,36 @@
 //! for a signal, stop in order.
 
 use std::fmt::Display;
-use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
 use nvshare_agent::admin::{command, top};
 use nvshare_agent::agent::Agent;
-use nvshare_agent::config::{Cli, Command, Config, EXIT_USAGE, LogFormat};
+use nvshare_agent::config::file::{self, Origin, ParseError, Parsed};
+use nvshare_agent::config::{Command, Config, ConfigArgs, EXIT_USAGE, show};
+use nvshare_agent::log;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
-use tracing_subscriber::EnvFilter;
 
 /// How long stopping may take; then the process ends all the same. Clients lose nothing either way.
 const STOPPING: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
+    let Parsed { cli, origins } = match file::parse(std::env::args_os().collect(), Path::new(file::FILE)) {
+        Ok(parsed) => parsed,
+        Err(ParseError::Line(error)) => {
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+        }
+        Err(error) => {
+            eprintln!("nvshare-agent: {error}");
+            return ExitCode::from(EXIT_USAGE);
         }
     };
     match cli.command {
         None => run(&cli.config),
+        Some(Command::Config(args)) => config(&args, &origins),
         Some(Command::Run(config)) => run(&config),
         Some(Command::Status(args)) => end(command::status(&args)),
         Some(Command::Set(args)) => end(command::set(&args)),
@@ -35,12 +40,21 @@ fn main() -> ExitCode {
     }
 }
 
+/// Shows the configuration that `run` would have, or refuses it as `run` would.
+fn config(args: &ConfigArgs, origins: &[Origin]) -> ExitCode {
+    if let Err(error) = args.config.check() {
+        eprintln!("nvshare-agent: {error}");
+        return ExitCode::from(EXIT_USAGE);
+    }
+    end(command::print(&show::show(origins, args.json)))
+}
+
 fn run(config: &Config) -> ExitCode {
     if let Err(error) = config.check() {
         eprintln!("nvshare-agent: {error}");
         return ExitCode::from(EXIT_USAGE);
     }
-    log(config);
+    log::begin(&config.log, config.log_format);
     // Two threads: one for the conductor, one for whoever asks about it.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = match runtime {
@@ -73,20 +87,6 @@ async fn live(config: &Config) -> anyhow::Result<()> {
     };
     agent.stop().await;
     result
-}
-
-fn log(config: &Config) {
-    // The filter was parsed once already, when the command line was read.
-    let filter = EnvFilter::builder().parse_lossy(&config.log);
-    // Whoever reads the log may go away: its internal errors would be printed to the same broken pipe, and panic.
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .log_internal_errors(false);
-    match config.log_format {
-        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => lines.json().init(),
-    }
 }
 
 fn end<E: Display>(result: Result<(), E>) -> ExitCode {

@@ -70,8 +70,8 @@ pub(super) fn raw(client: &mut Client) -> Result<(serde_json::Value, Readiness),
     }
 }
 
-/// A closed pipe (`status | head`) is no error.
-pub(super) fn print(text: &str) -> Result<(), CommandError> {
+/// Prints an answer. A closed pipe (`status | head`) is no error.
+pub fn print(text: &str) -> Result<(), CommandError> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),

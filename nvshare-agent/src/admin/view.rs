@@ -167,7 +167,9 @@ fn client(client: &Client) -> [String; 11] {
 pub(super) fn probes(observer: &Health) -> String {
     let mut text = match (observer.loaded, observer.scanned) {
         (false, _) => "the eBPF programs are not loaded: nothing is observed\n".to_owned(),
-        (true, false) => "the eBPF programs are loaded; the first look at all processes is not done yet\n".to_owned(),
+        (true, false) => {
+            "the eBPF programs are loaded; the first look at all processes is not done yet\n".to_owned()
+        }
         (true, true) => "the eBPF programs are loaded; all processes were looked at\n".to_owned(),
     };
     let _ = writeln!(
@@ -291,14 +293,15 @@ mod tests {
 
     #[test]
     fn probes_names_each_library_with_what_is_wrong_with_it() {
-        let file = |path: &str, functions, refused: &[&str], problem: Option<&str>| crate::observation::Attachment {
-            path: path.to_owned(),
-            functions,
-            refused: refused.iter().map(ToString::to_string).collect(),
-            stepped: 2,
-            means: "uprobe_multi".to_owned(),
-            problem: problem.map(str::to_owned),
-        };
+        let file =
+            |path: &str, functions, refused: &[&str], problem: Option<&str>| crate::observation::Attachment {
+                path: path.to_owned(),
+                functions,
+                refused: refused.iter().map(ToString::to_string).collect(),
+                stepped: 2,
+                means: "uprobe_multi".to_owned(),
+                problem: problem.map(str::to_owned),
+            };
         let observer = Health {
             loaded: true,
             problems: vec!["no return probes here".to_owned()],

@@ -4,6 +4,7 @@
 pub mod core;
 mod host;
 mod publish;
+mod story;
 pub mod switches;
 mod takeover;
 
@@ -20,6 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use self::core::{Command, Core};
 use self::host::HostMemory;
+use self::story::Story;
 use crate::change::Change;
 use crate::control::{CounterPage, Event, Opened, Outbox, wait_for};
 use crate::device::{Poll, Report};
@@ -102,6 +104,7 @@ pub struct Conductor {
     hurried: bool,
     published: Moment,
     changed: bool,
+    story: Story,
 }
 
 impl Conductor {
@@ -144,6 +147,7 @@ impl Conductor {
             hurried: false,
             published: Moment::NEVER,
             changed: true,
+            story: Story::default(),
         };
         Ok((conductor, watched))
     }
@@ -451,7 +455,9 @@ impl Conductor {
         if (self.changed && due >= PUBLISH) || due >= REST {
             self.published = now;
             self.changed = false;
-            self.state.send_replace(Arc::new(self.state(now)));
+            let state = self.state(now);
+            self.story.tell(&state);
+            self.state.send_replace(Arc::new(state));
         }
         outcome.pressing || self.asked.is_some()
     }
@@ -461,11 +467,17 @@ impl Conductor {
         let over = now.since(self.began) >= TAKEOVER;
         if self.awaited.is_empty() || over {
             self.core.held_back = false;
-            if over {
+            let (clients, missing) = (self.core.ledger.clients().len(), self.awaited.len());
+            if missing > 0 {
                 tracing::info!(
-                    missing = self.awaited.len(),
+                    clients,
+                    missing,
                     "granting begins; clients that did not come count as foreign"
                 );
+            } else if clients > 0 {
+                tracing::info!(clients, "granting begins; all clients of the previous agent came");
+            } else {
+                tracing::debug!("granting begins");
             }
         }
     }

@@ -131,14 +131,29 @@ impl Switchboard {
                 bytes_in: open.into,
                 clean: open.clean,
             };
+            tracing::debug!(
+                client = client.0,
+                pid = switch.pid,
+                seconds = switch.seconds,
+                drain = switch.drain_seconds,
+                bytes_out = switch.bytes_out.0,
+                bytes_in = switch.bytes_in.0,
+                clean = switch.clean.0,
+                "switch"
+            );
             self.recent.push_back((arrived, switch));
             took.push((client, whole));
         }
         took
     }
 
-    /// For people and machines outside, by the time of an agent that began at `began`.
-    pub fn snapshot(&self, began: Moment) -> snapshot::Switches {
+    /// For people and machines outside.
+    pub fn snapshot(&self) -> snapshot::Switches {
+        self.snapshot_since(Moment::NEVER)
+    }
+
+    /// The same by the time of an agent that began at `began`.
+    pub fn snapshot_since(&self, began: Moment) -> snapshot::Switches {
         let recent = self.recent.iter().map(|(over, switch)| snapshot::Switch {
             up_seconds: over.since(began).as_secs_f64(),
             ..switch.clone()

@@ -33,7 +33,7 @@ fn nonce() -> String {
     let mut bytes = [0_u8; 16];
     // The kernel's generator is up long before the agent is; a page without it would only lack its style.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:032x}", u128::from_ne_bytes(bytes))
 }
 
 #[cfg(test)]

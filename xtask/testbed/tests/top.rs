@@ -17,7 +17,19 @@ struct Terminal {
 impl Terminal {
     fn start(node: &Node) -> Terminal {
         let terminal = Terminal { socket: node.path().join("tmux.sock") };
-        terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", "150", "-y", "30", "env", "PS1=prompt> ", "sh"]);
+        terminal.tmux(&[
+            "-f",
+            "/dev/null",
+            "new-session",
+            "-d",
+            "-x",
+            "150",
+            "-y",
+            "30",
+            "env",
+            "PS1=prompt> ",
+            "sh",
+        ]);
         terminal.wait("the shell's prompt", "prompt>");
         terminal
     }
@@ -57,7 +69,12 @@ impl Drop for Terminal {
         if std::thread::panicking() {
             eprintln!("the terminal shows:\n{}", self.screen());
         }
-        let _ = Command::new("tmux").arg("-S").arg(&self.socket).arg("kill-server").stderr(Stdio::null()).status();
+        let _ = Command::new("tmux")
+            .arg("-S")
+            .arg(&self.socket)
+            .arg("kill-server")
+            .stderr(Stdio::null())
+            .status();
     }
 }
 
@@ -98,7 +115,9 @@ fn top_shows_four_clients_obeys_keys_and_leaves_the_terminal_as_it_was() {
     terminal.keys(&[&command, "Enter"]);
     let pids: Vec<String> = clients.iter().map(|client| format!(" {} ", client.id())).collect();
     let screen = terminal.wait_until("four clients and the card", |screen| {
-        pids.iter().all(|pid| screen.contains(pid)) && screen.contains("in turns") && screen.contains("RESIDENT")
+        pids.iter().all(|pid| screen.contains(pid))
+            && screen.contains("in turns")
+            && screen.contains("RESIDENT")
     });
     assert!(screen.contains("GPU 0") && screen.contains("####") && screen.contains("q quit"), "{screen}");
     assert_eq!(terminal.state(), "1 0", "the whole screen, no cursor");
@@ -119,7 +138,9 @@ fn top_shows_four_clients_obeys_keys_and_leaves_the_terminal_as_it_was() {
     assert_eq!(terminal.state(), "0 1", "the shell's own screen, with a cursor");
     assert!(!terminal.screen().contains("RESIDENT"), "nothing of the picture stays");
     wait_for("the terminal's modes are as before", LIMIT, || {
-        let shape = |modes: &str| modes.split_once(';').map(|(_, rest)| rest.split_once("intr").map(|(_, r)| r.to_owned()));
+        let shape = |modes: &str| {
+            modes.split_once(';').map(|(_, rest)| rest.split_once("intr").map(|(_, r)| r.to_owned()))
+        };
         (shape(&modes()) == shape(&usual)).then_some(())
     });
     drop(terminal);

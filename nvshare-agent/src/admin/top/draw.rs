@@ -1,5 +1,7 @@
 //! The picture of `top`. Every difference is told by words or shapes; colours only repeat it.
 
+use std::fmt::Write;
+
 use ratatui::Frame;
 use ratatui::layout::{Alignment, Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
@@ -61,12 +63,13 @@ fn heading(model: &Model) -> Vec<Line<'static>> {
         let mut text = format!("{} switches", state.switches.count);
         if state.switches.seconds.count > 0 {
             let mean = state.switches.seconds.sum / state.switches.seconds.count as f64;
-            text.push_str(&format!(", {mean:.3} s each"));
+            let _ = write!(text, ", {mean:.3} s each");
         }
         if let Some(movement) = &model.movement {
-            text.push_str(&format!("; {movement}"));
+            let _ = write!(text, "; {movement}");
         }
-        text.push_str(&format!("; host memory {} of {}", state.host.handed_out, state.host.budget));
+        // Writing to a String cannot fail.
+        let _ = write!(text, "; host memory {} of {}", state.host.handed_out, state.host.budget);
         lines.push(Line::from(text));
         let missing = readiness.missing.iter();
         lines.extend(missing.map(|missing| {
@@ -124,12 +127,13 @@ fn clients(frame: &mut Frame, model: &Model, area: Rect) {
             Constraint::Length(longest.max(HEAD[column].len()).min(40) as u16)
         })
         .collect();
-    let lines = rows.iter().zip(lines).map(|(row, line)| {
-        let style = color(row.activity);
-        Cells::new(line.into_iter().enumerate().map(|(column, text)| {
-            if column == 4 { Cell::from(text).style(style) } else { Cell::from(text) }
-        }))
-    });
+    let lines =
+        rows.iter().zip(lines).map(|(row, line)| {
+            let style = color(row.activity);
+            Cells::new(line.into_iter().enumerate().map(|(column, text)| {
+                if column == 4 { Cell::from(text).style(style) } else { Cell::from(text) }
+            }))
+        });
     let table = Table::new(lines, widths)
         .column_spacing(2)
         .header(Cells::new(HEAD).style(Style::new().add_modifier(Modifier::BOLD)).top_margin(1))
@@ -173,12 +177,8 @@ fn notes(model: &Model) -> Vec<Line<'static>> {
 fn help(frame: &mut Frame) {
     let area = frame.area();
     let (width, height) = (78.min(area.width), (HELP.lines().count() as u16 + 2).min(area.height));
-    let middle = Rect {
-        x: area.x + (area.width - width) / 2,
-        y: area.y + (area.height - height) / 2,
-        width,
-        height,
-    };
+    let middle =
+        Rect { x: area.x + (area.width - width) / 2, y: area.y + (area.height - height) / 2, width, height };
     frame.render_widget(Clear, middle);
     let block = Block::bordered().title(" keys ").title_alignment(Alignment::Center);
     frame.render_widget(Paragraph::new(HELP).wrap(Wrap { trim: false }).block(block), middle);
@@ -232,7 +232,10 @@ mod tests {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         // Half, a quarter, a quarter of 128 cells.
-        assert!(text.contains(&format!("[{}{}{}]", "#".repeat(64), "x".repeat(32), ".".repeat(32))), "{text}");
+        assert!(
+            text.contains(&format!("[{}{}{}]", "#".repeat(64), "x".repeat(32), ".".repeat(32))),
+            "{text}"
+        );
     }
 
     #[test]

@@ -126,9 +126,8 @@ fn show(terminal: &mut DefaultTerminal, looks: &Receiver<Result<Look, String>>) 
 fn press(model: &mut Model, key: KeyEvent) -> bool {
     match key.code {
         KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return true,
-        KeyCode::Char('q') => return true,
         KeyCode::Esc if model.help => model.help = false,
-        KeyCode::Esc => return true,
+        KeyCode::Char('q') | KeyCode::Esc => return true,
         KeyCode::Char('?' | 'h') => model.help = !model.help,
         KeyCode::Char('s') => model.sort = model.sort.next(),
         KeyCode::Char('r') => model.reversed = !model.reversed,

@@ -1,6 +1,7 @@
 //! What `top` shows: the latest look at the agent, in the order the reader chose.
 
 use std::cmp::Reverse;
+use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use nvshare_common::units::Bytes;
@@ -60,7 +61,8 @@ impl Row {
         let weight = raw["weight"].as_f64().filter(|weight| (*weight - 1.0).abs() > 1e-9);
         let mut priority = text(&raw["priority"]);
         if let Some(weight) = weight {
-            priority.push_str(&format!(" x{weight}"));
+            // Writing to a String cannot fail.
+            let _ = write!(priority, " x{weight}");
         }
         for (flag, mark) in [("pinned", " pinned"), ("held_out", " held out")] {
             if raw[flag] == true {
@@ -142,9 +144,10 @@ impl Model {
         match look {
             Ok(look) => {
                 let time = |last: &Look| look.at.checked_duration_since(last.at).unwrap_or(Duration::ZERO);
-                self.movement = self.last.as_ref().map(|last| {
-                    view::movement(&look.state, &Since { state: &last.state, time: time(last) })
-                });
+                self.movement = self
+                    .last
+                    .as_ref()
+                    .map(|last| view::movement(&look.state, &Since { state: &last.state, time: time(last) }));
                 self.problem = None;
                 self.last = Some(look);
             }

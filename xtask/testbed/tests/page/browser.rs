@@ -13,7 +13,7 @@ use nvshare_testbed::wait_for;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// One browser with a profile of its own. Dropping it ends every process of it.
 pub(crate) struct Browser {
@@ -58,7 +58,7 @@ impl Browser {
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
         }}});
         let answer = browser.request("POST", "/session", &wanted).expect("a session of the browser");
-        browser.session = answer["sessionId"].as_str().expect("the session's id").to_owned();
+        answer["sessionId"].as_str().expect("the session's id").clone_into(&mut browser.session);
         Ok(browser)
     }
 
@@ -179,8 +179,14 @@ fn port(driver: &mut Child) -> u16 {
     let mut line = String::new();
     loop {
         line.clear();
-        assert_ne!(said.read_line(&mut line).expect("its output"), 0, "chromedriver ended before it listened");
-        let port = line.rsplit_once("on port ").and_then(|(_, port)| port.trim_end_matches(['.', '\n']).parse().ok());
+        assert_ne!(
+            said.read_line(&mut line).expect("its output"),
+            0,
+            "chromedriver ended before it listened"
+        );
+        let port = line
+            .rsplit_once("on port ")
+            .and_then(|(_, port)| port.trim_end_matches(['.', '\n']).parse().ok());
         if let Some(port) = port.filter(|port| *port != 0) {
             // It may go on talking, and nobody listens.
             std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));

@@ -92,7 +92,11 @@ fn the_page_shows_four_clients_and_follows_their_switches() {
 /// What went wrong, says the console: scripts, the page's own policy, requests.
 fn console(browser: &Browser) -> Vec<String> {
     let lines = browser.log("browser");
-    lines.iter().filter(|line| line["level"] != "INFO" && line["level"] != "DEBUG").map(ToString::to_string).collect()
+    lines
+        .iter()
+        .filter(|line| line["level"] != "INFO" && line["level"] != "DEBUG")
+        .map(ToString::to_string)
+        .collect()
 }
 
 fn nothing_outside(browser: &Browser, agent: &Agent) {
