@@ -175,7 +175,7 @@ pub struct Config {
         value_parser = value::socket_path)]
     pub admin_socket: PathBuf,
 
-    /// Address for /metrics, /livez, /readyz and /api/v1/state
+    /// Address for the status page, /metrics, /livez, /readyz and /api/v1/state
     #[arg(long, value_name = "ADDRESS:PORT", env = "NVSHARE_AGENT_LISTEN", default_value = "0.0.0.0:9430",
         value_parser = listen)]
     pub listen: SocketAddr,

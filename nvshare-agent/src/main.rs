@@ -12,10 +12,12 @@ use nvshare_agent::config::file::{self, Origin, ParseError, Parsed};
 use nvshare_agent::config::{Command, Config, ConfigArgs, EXIT_USAGE, show};
 use nvshare_agent::log;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 /// How long stopping may take; then the process ends all the same. Clients lose nothing either way.
 const STOPPING: Duration = Duration::from_secs(10);
+/// How long what nobody waits for (connections, sessions) may take to end after that.
+const LEAVING: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let Parsed { cli, origins } = match file::parse(std::env::args_os().collect(), Path::new(file::FILE)) {
@@ -62,7 +64,7 @@ fn run(config: &Config) -> ExitCode {
         Err(error) => return end(Err(format!("cannot start a runtime: {error}"))),
     };
     let result = runtime.block_on(live(config));
-    runtime.shutdown_timeout(STOPPING);
+    runtime.shutdown_timeout(LEAVING);
     end(result)
 }
 
@@ -85,7 +87,14 @@ async fn live(config: &Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => { info!("SIGINT: stopping; clients go on with what they hold"); Ok(()) }
         why = agent.failed() => Err(why.into()),
     };
-    agent.stop().await;
+    tokio::select! {
+        () = agent.stop() => {}
+        () = tokio::time::sleep(STOPPING) => {
+            warn!(seconds = STOPPING.as_secs(), "not everything has stopped: ending all the same");
+        }
+        _ = terminate.recv() => info!("SIGTERM again: ending at once"),
+        _ = interrupt.recv() => info!("SIGINT again: ending at once"),
+    }
     result
 }
 

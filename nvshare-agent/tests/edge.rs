@@ -274,7 +274,7 @@ fn an_agent_that_cannot_be_seen_or_reached_does_not_run() {
 }
 
 #[test]
-fn a_terminated_agent_ends_in_time_with_0_and_its_clients_go_on() {
+fn a_terminated_agent_has_told_its_story_and_ends_in_time_with_0_and_its_clients_go_on() {
     /// What main.rs grants itself, and a little for a busy machine.
     const BOUND: Duration = Duration::from_secs(12);
     let node = Node::builder()
@@ -283,7 +283,9 @@ fn a_terminated_agent_ends_in_time_with_0_and_its_clients_go_on() {
         .env("NVSHARE_EXTENT_BYTES", "4M")
         .env("NVSHARE_AGENT_GONE_AFTER", "1s")
         .build();
-    let agent = node.agent(["--lease-floor", "200ms", "--lease-ceiling", "200ms", "--reserve", "2M"]);
+    let leases = ["--lease-floor", "200ms", "--lease-ceiling", "200ms", "--reserve", "2M"];
+    let agent =
+        node.agent(leases.into_iter().chain(["--log", "info,nvshare_agent::conductor::switches=debug"]));
     let start = |seed| {
         let flags = format!("--bytes 64M --buffers 4 --iterations 8 --seed {seed}");
         Client::start(&mut node.workload(&flags).with_shim())
@@ -292,6 +294,11 @@ fn a_terminated_agent_ends_in_time_with_0_and_its_clients_go_on() {
     wait_for("the clients take turns", LIMIT, || {
         (agent.state()["switches"]["count"].as_u64() >= Some(2)).then_some(())
     });
+    for said in
+        ["a device to share", "client connected", "they take turns", "switch client=", "drain=", "bytes_out="]
+    {
+        assert!(agent.log().contains(said), "the log says nothing of {said}: {}", agent.log());
+    }
     // Somebody who looks at the status page and does not go away by himself.
     let mut page = TcpStream::connect(agent.address()).unwrap();
     page.set_read_timeout(Some(LIMIT)).unwrap();

@@ -62,6 +62,45 @@ mod tests {
         }
     }
 
+    /// The contrast between two colours, as WCAG 2 has it.
+    fn contrast(one: &str, other: &str) -> f64 {
+        let luminance = |colour: &str| {
+            let part = |at: usize| {
+                let value = f64::from(u8::from_str_radix(&colour[at..at + 2], 16).unwrap()) / 255.0;
+                if value <= 0.039_28 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+            };
+            0.2126 * part(1) + 0.7152 * part(3) + 0.0722 * part(5) + 0.05
+        };
+        let (one, other) = (luminance(one), luminance(other));
+        one.max(other) / one.min(other)
+    }
+
+    #[test]
+    fn every_text_can_be_read_on_its_ground_in_light_and_in_dark() {
+        let (light, dark) = STYLE.split_once("@media (prefers-color-scheme: dark)").unwrap();
+        let colour = |name: &str, scheme: &str| {
+            let of = |style: &str| {
+                let (_, value) = style.split_once(&format!("{name}: "))?;
+                Some(value[..7].to_owned()).filter(|value| value.starts_with('#'))
+            };
+            let chosen = if scheme == "dark" { of(dark) } else { None };
+            chosen.or_else(|| of(light)).unwrap_or_else(|| panic!("no {name}"))
+        };
+        for scheme in ["light", "dark"] {
+            for ground in ["--ground", "--raised"] {
+                for text in ["--text", "--quiet", "--focus", "--good", "--warn", "--bad"] {
+                    let contrast = contrast(&colour(text, scheme), &colour(ground, scheme));
+                    assert!(contrast >= 4.5, "{text} on {ground}, {scheme}: {contrast:.2}");
+                }
+            }
+        }
+        let shares = SCRIPT.split_once("COLOURS = [").unwrap().1.split_once(']').unwrap().0;
+        for share in shares.split('"').filter(|text| text.starts_with('#')) {
+            let contrast = contrast(share, &colour("--ink", "light"));
+            assert!(contrast >= 4.5, "a client's number on {share}: {contrast:.2}");
+        }
+    }
+
     #[test]
     fn no_two_answers_share_a_nonce() {
         assert_ne!(nonce(), nonce());
