@@ -14,6 +14,7 @@ use nvshare_common::protocol;
 use nvshare_common::units::Bytes;
 
 use crate::change::Change;
+use crate::install::InstallArgs;
 use crate::settings::Settings;
 use crate::value;
 
@@ -56,6 +57,8 @@ pub enum Command {
     /// Show which CUDA drivers are observed, how many of their functions, and what is wrong with the probes
     #[command(after_help = PROBES_EXAMPLES)]
     Probes(ProbesArgs),
+    /// Put the library for clients on the node, where pods get it from
+    InstallShim(InstallArgs),
 }
 
 const CONFIG_EXAMPLES: &str =

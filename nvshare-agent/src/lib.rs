@@ -14,6 +14,7 @@ pub mod device;
 pub mod health;
 pub mod hostmem;
 pub mod http;
+pub mod install;
 pub mod ledger;
 pub mod log;
 pub mod metrics;

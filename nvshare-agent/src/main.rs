@@ -10,7 +10,7 @@ use nvshare_agent::admin::{command, top};
 use nvshare_agent::agent::Agent;
 use nvshare_agent::config::file::{self, Origin, ParseError, Parsed};
 use nvshare_agent::config::{Command, Config, ConfigArgs, EXIT_USAGE, show};
-use nvshare_agent::log;
+use nvshare_agent::{install, log};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         Some(Command::Set(args)) => end(command::set(&args)),
         Some(Command::Top(args)) => end(top::top(&args)),
         Some(Command::Probes(args)) => end(command::probes(&args)),
+        Some(Command::InstallShim(args)) => end(install::command(&args)),
     }
 }
 

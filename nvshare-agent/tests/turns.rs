@@ -245,7 +245,8 @@ fn an_agent_that_restarts_finds_everybody_as_they_were() {
     for client in &clients {
         world.connect(*client);
     }
-    world.core.held_back = false;
+    let now = Moment(world.now);
+    world.core.begin_granting(now);
     let before: Vec<u64> = clients.iter().map(|client| world.shims[*client].ran).collect();
     world.run(120_000);
     for (client, before) in clients.iter().zip(before) {

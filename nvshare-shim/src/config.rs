@@ -33,6 +33,8 @@ pub struct Config {
     pub debug_swap_every: Option<Duration>,
     /// `NVSHARE_AGENT_GONE_AFTER`: how long the agent may be away before a stopped client helps itself.
     pub agent_gone_after: Duration,
+    /// `NVSHARE_SWAP_BESIDE_DMA`: move memory although a device is open that may use it by DMA (RDMA, GDRCopy).
+    pub swap_beside_dma: bool,
 }
 
 impl Default for Config {
@@ -44,6 +46,7 @@ impl Default for Config {
             extent_bytes: None,
             debug_swap_every: None,
             agent_gone_after: Duration::from_secs(30),
+            swap_beside_dma: false,
         }
     }
 }
@@ -77,6 +80,13 @@ impl Config {
         one("NVSHARE_DISABLE", "0 or 1", &mut |value| match value {
             "0" | "1" => {
                 config.disabled = value == "1";
+                Some(())
+            }
+            _ => None,
+        });
+        one("NVSHARE_SWAP_BESIDE_DMA", "0 or 1", &mut |value| match value {
+            "0" | "1" => {
+                config.swap_beside_dma = value == "1";
                 Some(())
             }
             _ => None,
@@ -153,6 +163,7 @@ mod tests {
             ("NVSHARE_EXTENT_BYTES", "16M"),
             ("NVSHARE_DEBUG_SWAP_EVERY", "50ms"),
             ("NVSHARE_AGENT_GONE_AFTER", "2s"),
+            ("NVSHARE_SWAP_BESIDE_DMA", "1"),
         ]);
         assert!(complaints.is_empty(), "{complaints:?}");
         assert_eq!(
@@ -164,6 +175,7 @@ mod tests {
                 extent_bytes: Some(16 << 20),
                 debug_swap_every: Some(Duration::from_millis(50)),
                 agent_gone_after: Duration::from_secs(2),
+                swap_beside_dma: true,
             }
         );
     }

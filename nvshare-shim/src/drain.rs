@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::cuda::CUresult;
 use crate::driver::driver;
+use crate::swap::standing;
 use crate::{gate, streams};
 
 /// Proof that nothing of the application ran when it was made; while the gate stays shut nothing does.
@@ -48,7 +49,7 @@ pub fn drain(stall: Duration) -> Result<Drained, Stalled> {
         }
         // A default stream may have work that cannot be asked about before the capture in a blocking stream ends. That
         // takes calls of the application, some of which would wait at the gate.
-        let ajar = gate::ajar();
+        let ajar = standing::ajar();
         patience.step(false, || "a capture in a blocking stream to end".to_owned())?;
         drop(ajar);
     }

@@ -91,9 +91,10 @@ impl Driver {
         // SAFETY: the handle was opened just now.
         let init = unsafe { resolve::real_dlsym(handle, c"cuInit".as_ptr()) };
         if let Some(object) = Object::of(init)
-            && self.library.compare_exchange(null_mut(), handle, Ordering::AcqRel, Ordering::Acquire).is_ok()
+            // First, so that whoever sees the library sees where it lies.
+            && self.base.compare_exchange(0, object.base, Ordering::AcqRel, Ordering::Acquire).is_ok()
         {
-            self.base.store(object.base, Ordering::Release);
+            self.library.store(handle, Ordering::Release);
         }
     }
 

@@ -91,11 +91,23 @@ pub fn send(message: &ToAgent) {
     session::send(message);
 }
 
+/// Gives back a part of the grant: `change` books it and says how much, and the agent is told, with no `Hello` in between
+/// (which would tell of the new grant, and `Released` would count twice). Without a ticket nobody is told.
+pub fn release(ticket: Option<Ticket>, device: DeviceId, change: impl FnOnce() -> u64) -> u64 {
+    let mut bytes = 0;
+    session::tell(|| {
+        bytes = change();
+        (bytes > 0 && ticket.is_some()).then_some(ToAgent::Released { ticket, device, bytes: Bytes(bytes) })
+    });
+    bytes
+}
+
 /// Called by a thread that is about to wait at the gate.
 pub fn want_to_run() {
-    if device::all().is_empty() {
-        // The agent knows clients by their devices: meet the one this thread uses.
-        let _ = device::current();
+    // The agent knows clients by their devices: meet the one this thread uses. And where the engine has lost its context,
+    // this one does.
+    if let Ok(Some((device, context))) = device::current() {
+        swap::adopt(device, context);
     }
     WAITING.store(true, Ordering::Release);
     want_work();
@@ -133,11 +145,14 @@ pub fn want_room(ordinal: Option<sys::CUdevice>) -> bool {
     made
 }
 
-/// A device is used for the first time.
-pub fn device_met(device: &Device) {
-    if session::is_managed() {
-        device.state().space.set_terms(|terms| terms.unlimited = false);
-    }
+/// A device is used for the first time: `known` makes it known to everybody, under the terms that hold.
+pub fn device_met(device: &Device, known: impl FnOnce()) {
+    session::while_managed(|managed| {
+        if managed {
+            device.state().space.set_terms(|terms| terms.unlimited = false);
+        }
+        known();
+    });
     let mut early = EARLY.lock().unwrap_or_else(PoisonError::into_inner);
     for (_, term) in early.extract_if(.., |(id, _)| *id == device.id) {
         term.apply(device);
@@ -193,7 +208,8 @@ fn run(tried: &Sender<()>) {
                 return;
             }
             Err(end) => {
-                if end.leaves_orphans() {
+                // Who never had an agent runs as without nvshare.
+                if end.leaves_orphans() && session::was_managed() {
                     Alone::left_behind();
                 }
                 if !std::mem::replace(&mut said, true) {
@@ -312,10 +328,7 @@ fn stop(ticket: Ticket, stall: Duration) {
 
 fn reclaim(ticket: Ticket, id: DeviceId) {
     if let Some(device) = device::by_id(id) {
-        let unused = device.state().space.give_up_slack();
-        if unused > 0 {
-            send(&ToAgent::Released { ticket: Some(ticket), device: id, bytes: Bytes(unused) });
-        }
+        release(Some(ticket), id, || device.state().space.give_up_slack(u64::MAX));
     }
     send(&ToAgent::SwapOutDone { ticket, copied: Bytes::ZERO, clean: Bytes::ZERO });
 }
@@ -337,6 +350,8 @@ fn swap_everything_once() {
         device.order(Order::Everything(answer));
         match told.recv() {
             Ok(Ok(())) => {}
+            // The process ends, most likely.
+            Ok(Err(_)) if standing::is_dead() => return,
             Ok(Err(why)) => log::warning!("a forced swap-out of {} was not complete: {why}", device.id),
             Err(_) => return,
         }

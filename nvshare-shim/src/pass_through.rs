@@ -80,7 +80,7 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
          cuLogicalEndpointDestroy cuLogicalEndpointExport cuLogicalEndpointGetLimits cuLogicalEndpointIdRelease \
          cuLogicalEndpointIdReserve cuLogicalEndpointImport cuLogicalEndpointQuery cuLogicalEndpointUnbind \
          cuMemAddressFree cuMemAddressReserve cuMemExportToShareableHandle cuMemGetAccess \
-         cuMemGetAllocationGranularity cuMemGetAllocationPropertiesFromHandle cuMemRetainAllocationHandle \
+         cuMemGetAllocationGranularity cuMemGetAllocationPropertiesFromHandle \
          cuMemSetAccess cuMulticastAddDevice cuMulticastBindAddr cuMulticastBindAddr_v2 cuMulticastBindMem \
          cuMulticastBindMem_v2 cuMulticastCreate cuMulticastGetGranularity cuMulticastUnbind",
     ),
@@ -119,7 +119,7 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
          cuGraphAddChildGraphNode cuGraphAddDependencies cuGraphAddDependencies_v2 cuGraphAddEmptyNode \
          cuGraphAddEventRecordNode cuGraphAddEventWaitNode cuGraphAddExternalSemaphoresSignalNode \
          cuGraphAddExternalSemaphoresWaitNode cuGraphAddHostNode cuGraphAddKernelNode cuGraphAddKernelNode_v2 \
-         cuGraphAddMemFreeNode cuGraphAddMemcpyNode cuGraphAddMemsetNode \
+         cuGraphAddMemFreeNode cuGraphAddMemsetNode \
          cuGraphBatchMemOpNodeGetParams cuGraphBatchMemOpNodeSetParams \
          cuGraphChildGraphNodeGetGraph cuGraphClone cuGraphConditionalHandleCreate cuGraphCreate \
          cuGraphDebugDotPrint cuGraphDestroy cuGraphDestroyNode cuGraphEventRecordNodeGetEvent \
@@ -128,19 +128,19 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
          cuGraphExecEventRecordNodeSetEvent cuGraphExecEventWaitNodeSetEvent \
          cuGraphExecExternalSemaphoresSignalNodeSetParams cuGraphExecExternalSemaphoresWaitNodeSetParams \
          cuGraphExecGetFlags cuGraphExecGetId cuGraphExecHostNodeSetParams cuGraphExecKernelNodeSetParams \
-         cuGraphExecKernelNodeSetParams_v2 cuGraphExecMemcpyNodeSetParams cuGraphExecMemsetNodeSetParams \
-         cuGraphExecNodeSetParams cuGraphExecUpdate cuGraphExecUpdate_v2 \
+         cuGraphExecKernelNodeSetParams_v2 cuGraphExecMemsetNodeSetParams \
+         cuGraphExecUpdate cuGraphExecUpdate_v2 \
          cuGraphExternalSemaphoresSignalNodeGetParams cuGraphExternalSemaphoresSignalNodeSetParams \
          cuGraphExternalSemaphoresWaitNodeGetParams cuGraphExternalSemaphoresWaitNodeSetParams cuGraphGetEdges \
          cuGraphGetEdges_v2 cuGraphGetId cuGraphGetNodes cuGraphGetRootNodes cuGraphHostNodeGetParams \
          cuGraphHostNodeSetParams cuGraphKernelNodeCopyAttributes cuGraphKernelNodeGetAttribute \
          cuGraphKernelNodeGetParams cuGraphKernelNodeGetParams_v2 cuGraphKernelNodeSetAttribute \
          cuGraphKernelNodeSetParams cuGraphKernelNodeSetParams_v2 cuGraphMemAllocNodeGetParams \
-         cuGraphMemFreeNodeGetParams cuGraphMemcpyNodeGetParams cuGraphMemcpyNodeSetParams \
+         cuGraphMemFreeNodeGetParams cuGraphMemcpyNodeGetParams \
          cuGraphMemsetNodeGetParams cuGraphMemsetNodeSetParams cuGraphNodeFindInClone \
          cuGraphNodeGetContainingGraph cuGraphNodeGetDependencies cuGraphNodeGetDependencies_v2 \
          cuGraphNodeGetDependentNodes cuGraphNodeGetDependentNodes_v2 cuGraphNodeGetEnabled cuGraphNodeGetLocalId \
-         cuGraphNodeGetParams cuGraphNodeGetToolsId cuGraphNodeGetType cuGraphNodeSetEnabled cuGraphNodeSetParams \
+         cuGraphNodeGetParams cuGraphNodeGetToolsId cuGraphNodeGetType cuGraphNodeSetEnabled \
          cuGraphNodeSetParams_v2 cuGraphReleaseUserObject cuGraphRemoveDependencies cuGraphRemoveDependencies_v2 \
          cuGraphRetainUserObject cuUserObjectCreate cuUserObjectRelease cuUserObjectRetain",
     ),

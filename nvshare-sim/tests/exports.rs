@@ -32,7 +32,9 @@ fn every_function_of_the_driver_api_is_exported_and_begins_like_nvidias() {
         let code = unsafe { address.cast::<[u8; 17]>().read_unaligned() };
         assert_eq!(code[..2], [0x81, 0x3d], "{symbol}: cmp dword ptr [rip + ..], imm32");
         assert_eq!(code[6..10], 0x321c_ba00_u32.to_le_bytes(), "{symbol}");
-        assert_eq!((code[10], code[12]), (0x74, 0xe9), "{symbol}: je short, jmp");
+        // A breakpoint, where an agent on this machine observes the library.
+        let jump = if code[10] == 0xcc { 0x74 } else { code[10] };
+        assert_eq!((jump, code[12]), (0x74, 0xe9), "{symbol}: je short, jmp");
     }
 }
 

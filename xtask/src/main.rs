@@ -1,4 +1,4 @@
-//! `cargo xtask`: sets up the tool chain, builds, runs, tests, measures, checks.
+//! `cargo xtask`: sets up the tool chain, builds, runs, tests, measures, checks, releases.
 
 mod agent;
 mod bench;
@@ -6,7 +6,10 @@ mod build;
 mod ci;
 mod command;
 mod demo;
+mod deploy;
+mod dist;
 mod ebpf;
+mod python;
 mod setup;
 mod test;
 
@@ -34,6 +37,11 @@ enum Task {
     Test(test::Options),
     /// Run the benchmarks and compare them with their budgets.
     Bench,
+    /// Print what Kubernetes needs to run the agent on every GPU node.
+    #[command(subcommand)]
+    Deploy(deploy::Deploy),
+    /// Build what is released, for glibc 2.17 and newer, into target/dist.
+    Dist,
     /// Everything that must hold before a change is merged.
     Ci(ci::Options),
 }
@@ -53,6 +61,8 @@ fn main() -> ExitCode {
         Task::Run(Run::Demo(options)) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Bench => bench::run(),
+        Task::Deploy(deploy) => deploy::run(&deploy),
+        Task::Dist => dist::run(),
         Task::Ci(options) => ci::run(&options),
         Task::Setup => setup::run(),
     };

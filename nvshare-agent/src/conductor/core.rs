@@ -72,6 +72,12 @@ impl Core {
         Core { settings, ..Core::default() }
     }
 
+    /// A previous agent's clients have come, or will not: decisions begin.
+    pub fn begin_granting(&mut self, now: Moment) {
+        self.held_back = false;
+        self.ledger.grant_from(now);
+    }
+
     /// A session begins.
     pub fn hello(&mut self, process: Process, session: SessionId, hello: &Hello, now: Moment) -> ClientId {
         self.ledger.hello(process, session, hello, now)

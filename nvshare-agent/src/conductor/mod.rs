@@ -466,7 +466,7 @@ impl Conductor {
         self.awaited.retain(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists());
         let over = now.since(self.began) >= TAKEOVER;
         if self.awaited.is_empty() || over {
-            self.core.held_back = false;
+            self.core.begin_granting(now);
             let (clients, missing) = (self.core.ledger.clients().len(), self.awaited.len());
             if missing > 0 {
                 tracing::info!(

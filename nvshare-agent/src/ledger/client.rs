@@ -606,12 +606,11 @@ impl Holding {
             self.assumed = Some(held);
             return (held, held);
         }
-        let last_before = self.samples.iter().rposition(|(at, _)| *at <= began).unwrap_or(0);
-        let held = self.samples.iter().skip(last_before).map(|(_, bytes)| *bytes);
-        let (low, high) = held.fold((None, Bytes::ZERO), |(low, high): (Option<Bytes>, Bytes), bytes| {
-            (Some(low.map_or(bytes, |low| low.min(bytes))), high.max(bytes))
-        });
-        let low = low.unwrap_or_default();
+        let last_before = self.samples.iter().rposition(|(at, _)| *at <= began);
+        let held = self.samples.iter().skip(last_before.unwrap_or(0)).map(|(_, bytes)| *bytes);
+        let high = held.clone().max().unwrap_or_default();
+        // Without a look at its counters before the reading nobody knows that it held anything then.
+        let low = last_before.and_then(|_| held.min()).unwrap_or_default();
         let steps = self.samples.iter().zip(self.samples.iter().skip(1));
         let step = steps.map(|((_, one), (_, next))| one.0.abs_diff(next.0)).max().unwrap_or_default();
         let step = if low == high && !self.moving() { 0 } else { step.min(STEP) };

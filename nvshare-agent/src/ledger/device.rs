@@ -39,7 +39,8 @@ pub struct Device {
     pub unconfirmed: Vec<(Moment, Bytes)>,
     /// Room that drivers want.
     pub rooms: Vec<Room>,
-    settled: bool,
+    /// `foreign` is known from a reading that may be relied on.
+    pub(super) settled: bool,
 }
 
 /// What a client's driver wants for itself.
@@ -70,7 +71,7 @@ impl Device {
         self.capacity.0 as i64 - self.reserve.0 as i64 - self.foreign.0 as i64
     }
 
-    /// Whether the last reading is good enough to grant by.
+    /// Whether the last reading is recent enough to grant by.
     pub fn fresh(&self, now: Moment) -> bool {
         self.settled && now.since(self.read_began) < FRESH
     }
@@ -115,10 +116,11 @@ impl Device {
     }
 
     /// Takes the foreign bytes from the reading. While clients move memory, what they held at the very moment of the
-    /// reading is only known to lie `least..=most`; the previous figure stands unless that disproves it.
-    pub(super) fn settle(&mut self, least: Bytes, most: Bytes) {
+    /// reading is only known to lie `least..=most`; the previous figure stands unless that disproves it. It is no figure
+    /// to rely on while there may be clients that are not known.
+    pub(super) fn settle(&mut self, least: Bytes, most: Bytes, all_known: bool) {
         let (low, high) = (self.used.saturating_sub(most), self.used.saturating_sub(least));
         self.foreign = if self.settled { self.foreign.clamp(low, high) } else { high };
-        self.settled = true;
+        self.settled = all_known;
     }
 }

@@ -35,6 +35,8 @@ pub struct Ledger {
     last_ticket: u64,
     /// What a switch has cost lately.
     switch_cost: Duration,
+    /// No reading that began before this is a reason to grant anything.
+    granting_from: Moment,
 }
 
 impl Ledger {
@@ -193,6 +195,15 @@ impl Ledger {
         at.fresh(now).then(|| self.free(device) - at.unseen().0 as i64)
     }
 
+    /// Everybody who could hold memory without being in here is known by now, or gone: a reading that began earlier may
+    /// have missed what one of them took since, and is no reason to grant anything.
+    pub fn grant_from(&mut self, now: Moment) {
+        self.granting_from = now;
+        for device in self.devices.values_mut() {
+            device.settled = false;
+        }
+    }
+
     /// NVML was read, from `began` on, and the counter pages were looked at just now.
     pub fn reading(&mut self, reading: &Reading, began: Moment, settings: &Settings, now: Moment) {
         let id = reading.device;
@@ -215,7 +226,7 @@ impl Ledger {
             most += high;
         }
         if let Some(device) = self.devices.get_mut(&id) {
-            device.settle(least, most);
+            device.settle(least, most, began >= self.granting_from);
         }
     }
 

@@ -277,7 +277,7 @@ fn load_multi(ebpf: &Ebpf, bytes: &[u8], path: &Path) -> Result<Option<Probes>, 
             return Err(LoadError::Object(path.to_owned(), format!("it has no program `{name}`")));
         };
         bpf::load_multi(name, &program.license, &function.instructions)
-            .map_err(|(error, log)| LoadError::Program { name, error: error.to_string(), log })
+            .map_err(|(error, log)| refused(name, &error, log))
     };
     match load("entry") {
         Ok(entry) => Ok(Some(Probes::Multi { entry, returned: load("returned")? })),
@@ -305,10 +305,18 @@ where
 fn program_error(name: &'static str, error: &ProgramError) -> LoadError {
     match error {
         ProgramError::LoadError { io_error, verifier_log } => {
-            LoadError::Program { name, error: io_error.to_string(), log: verifier_log.to_string() }
+            refused(name, io_error, verifier_log.to_string())
         }
         other => LoadError::Program { name, error: chain(other), log: String::new() },
     }
+}
+
+/// Before the verifier looks at a program the kernel looks at who loads it.
+fn refused(name: &'static str, error: &io::Error, log: String) -> LoadError {
+    if log.is_empty() && error.kind() == io::ErrorKind::PermissionDenied {
+        return LoadError::Permission(error.to_string());
+    }
+    LoadError::Program { name, error: error.to_string(), log }
 }
 
 /// aya's error as one of ours: what the kernel answered lies at the end of its chain.

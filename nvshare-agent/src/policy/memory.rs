@@ -45,7 +45,7 @@ pub(super) fn arrange(ledger: &Ledger, units: &[Unit], chosen: Chosen, now: Mome
         if missing > 0 {
             plan.take(*id, missing, &victims, lacks.first().map(|lack| lack.client));
         }
-        let unseen = !device.fresh(now) || device.unseen() > Bytes::ZERO;
+        let unseen = ledger.grantable(*id, now).is_none() || device.unseen() > Bytes::ZERO;
         let room_waits = plan.rooms(*id, device);
         reads |= room_waits && unseen;
         plan.out.pressing |= room_waits || !lacks.is_empty();

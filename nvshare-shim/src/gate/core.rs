@@ -12,7 +12,7 @@ use super::sync::{AtomicBool, AtomicU32, Condvar, Mutex, Ordering, fence, light_
 
 /// The gate is shut.
 const SHUT: u32 = 1;
-/// It lets everybody pass all the same (see [`ajar`]).
+/// It lets everybody pass all the same (see `standing::ajar`).
 pub(crate) const AJAR: u32 = 2;
 /// There is no `membarrier`: passes take a fence.
 pub(crate) const FENCED: u32 = 4;

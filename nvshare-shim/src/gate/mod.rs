@@ -91,25 +91,15 @@ pub fn open_for_good() {
     GATE.open_for_good();
 }
 
-/// While the guard lives the gate stands ajar: shut as far as its owner is concerned, but everybody passes.
-pub(crate) fn ajar() -> Ajar {
-    GATE.change(0, AJAR);
-    Ajar
-}
-
-/// See [`ajar`].
-pub(crate) struct Ajar;
-
-impl Drop for Ajar {
-    fn drop(&mut self) {
-        GATE.change(AJAR, 0);
-        shut_again();
+/// Lets the gate stand ajar: shut as far as its owner is concerned, but everybody passes; or ends that.
+pub(crate) fn stand_ajar(ajar: bool) {
+    if ajar {
+        GATE.change(0, AJAR);
+        return;
     }
-}
-
-/// The barrier for threads that passed while the gate stood ajar.
-fn shut_again() {
+    GATE.change(AJAR, 0);
     if is_shut() {
+        // The barrier for threads that passed meanwhile.
         shut();
     }
 }

@@ -105,6 +105,7 @@ pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: C
         return bare.call();
     }
     streams::wait_a_while();
+    memory::leave_green_context(context);
     streams::context_leaves(context);
     bare.call()
 }

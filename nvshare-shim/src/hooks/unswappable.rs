@@ -1,6 +1,7 @@
 //! Memory that cannot be moved (yet): passed through, and reported to the engine with its bytes and the reason.
 
 use std::collections::BTreeMap;
+use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
 
 use super::Bare;
@@ -8,8 +9,9 @@ use super::contexts::current_device;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{
     CUDA_ARRAY_DESCRIPTOR, CUDA_ARRAY3D_DESCRIPTOR, CUDA_MEM_ALLOC_NODE_PARAMS, CUarray, CUdeviceptr,
-    CUgraphNodeParams, CUmemAllocationProp, CUmemGenericAllocationHandle, CUmipmappedArray,
+    CUgraphNodeParams, CUmemAllocationProp, CUmemGenericAllocationHandle, CUmipmappedArray, CUstream,
 };
+use crate::gate;
 use crate::memory;
 use crate::start;
 
@@ -32,7 +34,12 @@ fn took(reason: &'static str, handle: u64, bytes: u64) {
         return;
     }
     let Some(device) = current_device() else { return };
-    HELD.lock().unwrap_or_else(PoisonError::into_inner).insert((reason, handle), (device, bytes));
+    let before =
+        HELD.lock().unwrap_or_else(PoisonError::into_inner).insert((reason, handle), (device, bytes));
+    if let Some((device, bytes)) = before {
+        // The driver uses the address again, and nobody said that it was free.
+        memory::pass_through(device, reason, -(bytes as i64));
+    }
     memory::pass_through(device, reason, bytes as i64);
 }
 
@@ -85,7 +92,16 @@ pub(crate) unsafe fn stream_ordered<F: Fn() -> CUresult>(
     unsafe { noted(bare, STREAM_ORDERED, at, |address| address, || bytes as u64) }
 }
 
-pub(crate) unsafe fn free_async<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr) -> CUresult {
+pub(crate) unsafe fn free_async<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    at: CUdeviceptr,
+    stream: CUstream,
+) -> CUresult {
+    if start::active()
+        && let Some(result) = memory::free_in_order(at, bare.stream(stream))
+    {
+        return result;
+    }
     let result = bare.call();
     if result.ok() {
         gave_back(STREAM_ORDERED, at);
@@ -131,13 +147,30 @@ pub(crate) unsafe fn import<F: Fn() -> CUresult>(
     unsafe { noted(bare, IMPORTED, handle, |handle| handle, || 0) }
 }
 
-/// The memory at `at` is about to be shared with somebody who keeps its physical pages.
-pub(crate) unsafe fn export<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr) -> CUresult {
+/// The memory at `at` is shared with somebody who keeps its physical pages: from now on it stays where it is.
+pub(crate) unsafe fn export<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr, bytes: usize) -> CUresult {
+    if !start::active() {
+        return bare.call();
+    }
+    // Inside the pass nothing leaves the device, so that what is shared is what stays.
+    let _pass = gate::pass();
     let result = bare.call();
-    if result.ok() {
+    if result.ok() && !memory::stays(at, bytes as u64) {
         took(EXPORTED, at, 0);
     }
     result
+}
+
+/// As [`export`], of whatever is there.
+pub(crate) unsafe fn export_one<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr) -> CUresult {
+    // SAFETY: the application's own arguments.
+    unsafe { export(bare, at, 1) }
+}
+
+/// The application takes a handle of the physical memory behind `at`.
+pub(crate) unsafe fn retain<F: Fn() -> CUresult>(bare: &Bare<F>, at: *mut c_void) -> CUresult {
+    // SAFETY: the application's own arguments.
+    unsafe { export(bare, at.addr() as u64, 1) }
 }
 
 pub(crate) unsafe fn array<F: Fn() -> CUresult>(
@@ -219,7 +252,8 @@ pub(crate) unsafe fn any_graph_node<F: Fn() -> CUresult>(
     bare: &Bare<F>,
     parameters: *mut CUgraphNodeParams,
 ) -> CUresult {
-    let result = bare.call();
+    // SAFETY: nothing is asked of the caller beyond the application's own arguments.
+    let result = unsafe { super::work::described(bare) };
     // SAFETY: the driver has accepted the parameters; the kind is read as a number, it may be newer than this build.
     if result.ok() && unsafe { parameters.cast::<u32>().read() } == MEMORY_ALLOCATION_NODE {
         // SAFETY: of this kind, so this is what the union holds; the driver has stored the address.

@@ -15,6 +15,31 @@ pub(crate) unsafe fn on<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -
     bare.call()
 }
 
+/// Work in `stream` whose addresses the driver looks at during the call, captured or not: a copy of memory that is not there
+/// is refused, or taken for one of host memory, which a graph launched later then crashes on. So even into a stream that
+/// is being captured it waits at a shut gate. Nobody waits for that capture: a drain that does lets all calls through.
+#[inline]
+pub(crate) unsafe fn at_addresses<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
+    let _pass = gate::pass();
+    streams::note_use(bare.stream(stream));
+    bare.call()
+}
+
+/// A part of a graph that may be a copy: see [`at_addresses`].
+#[inline]
+pub(crate) unsafe fn described<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
+    let _pass = gate::pass();
+    bare.call()
+}
+
+/// A graph is made ready, with all its copies; the driver may need memory for it.
+pub(crate) unsafe fn instantiate<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
+    super::room::retry_with(bare, None, || {
+        let _pass = gate::pass();
+        bare.call()
+    })
+}
+
 /// Work in the default stream; most of these calls return when it is done.
 #[inline]
 pub(crate) unsafe fn blocking<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {

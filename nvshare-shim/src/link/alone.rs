@@ -116,8 +116,14 @@ impl Alone {
             let (answer, told) = channel();
             device.order(Order::Restore(answer));
             if !told.recv().unwrap_or(false) {
-                for restored in &devices[..index] {
-                    restored.order(Order::Withdraw);
+                let waits = devices[..index].iter().map(|restored| {
+                    let (done, told) = channel();
+                    restored.order(Order::Withdraw(done));
+                    told
+                });
+                // Before the next `Hello`, which tells the grants that are left.
+                for told in waits.collect::<Vec<_>>() {
+                    let _ = told.recv();
                 }
                 return false;
             }

@@ -80,9 +80,10 @@ struct Shared {
     line: Option<Line>,
     /// Whether grants count: there is an agent, or there was one until just now.
     managed: bool,
+    ever_managed: bool,
 }
 
-static SHARED: Mutex<Shared> = Mutex::new(Shared { line: None, managed: false });
+static SHARED: Mutex<Shared> = Mutex::new(Shared { line: None, managed: false, ever_managed: false });
 
 fn shared() -> MutexGuard<'static, Shared> {
     SHARED.lock().unwrap_or_else(PoisonError::into_inner)
@@ -107,11 +108,28 @@ pub(super) fn unmanaged() {
     }
 }
 
+/// Whether grants ever counted.
+pub(super) fn was_managed() -> bool {
+    shared().ever_managed
+}
+
+/// Does `what`, which is told whether grants count; that does not change meanwhile.
+pub(super) fn while_managed(what: impl FnOnce(bool)) {
+    let shared = shared();
+    what(shared.managed);
+}
+
 /// Sends a message if there is a session.
 pub(super) fn send(message: &ToAgent) {
+    tell(|| Some(message.clone()));
+}
+
+/// Sends what `act` says, if there is a session; none begins while it acts.
+pub(super) fn tell(act: impl FnOnce() -> Option<ToAgent>) {
     let mut shared = shared();
-    let Some(line) = &mut shared.line else { return };
-    let packet = match frame::encode(message) {
+    let message = act();
+    let (Some(line), Some(message)) = (&mut shared.line, message) else { return };
+    let packet = match frame::encode(&message) {
         Ok(packet) => packet,
         Err(error) => {
             crate::log::warning!("{error}");
@@ -158,6 +176,7 @@ impl Session {
         match session.answer() {
             Ok(client) => {
                 session.client = client;
+                shared().ever_managed = true;
                 Ok(session)
             }
             Err(end) => {

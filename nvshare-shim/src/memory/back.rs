@@ -52,6 +52,13 @@ pub fn back(device: &Device, id: ExtentId) -> Backed {
     match made {
         Ok(handle) => {
             state.space.extent_mut(id).handle = handle;
+            let now = device.readers(&state);
+            // A peer came meanwhile, and found this extent without memory.
+            if now != readers
+                && let Err(code) = vmm::set_access(start, bytes, &now)
+            {
+                log::warning!("cannot let a peer reach {start:#x}: {}", driver().error_name(code));
+            }
             device.publish(&state);
             Backed::Yes
         }
@@ -79,6 +86,11 @@ pub fn bury(device: &Device, remains: Option<Remains>) {
         // SAFETY: the span is out of the records, so nobody else unmaps it, and whoever freed it waited for the work
         // that could reach it (S5).
         let unmapped = unsafe { vmm::unmap(start, bytes) };
+        if unmapped == Err(CUresult::CUDA_ERROR_DEINITIALIZED) {
+            // The process ends, and the driver has taken everything back already.
+            standing::on_device_error(CUresult::CUDA_ERROR_DEINITIALIZED);
+            return;
+        }
         if let Err(code) = unmapped {
             log::warning!("cannot unmap freed memory at {start:#x}: {}", driver().error_name(code));
             whole = false;

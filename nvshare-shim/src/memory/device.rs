@@ -57,8 +57,12 @@ pub struct State {
     pub peers: Vec<sys::CUdevice>,
     /// Counts what the swap thread should look at.
     pub news: u64,
+    /// There is a swap thread.
+    pub has_engine: bool,
     /// What the swap thread shall do.
     pub orders: VecDeque<Order>,
+    /// Its context is going away: what it does there ends early.
+    pub leaving: bool,
     /// Bytes of unswappable memory by reason.
     pub unswappable: BTreeMap<&'static str, u64>,
     /// Whether `Resident` is to be said once nothing is missing.
@@ -86,10 +90,14 @@ impl Device {
         self.changed.notify_all();
     }
 
-    /// Hands an order to the swap thread.
+    /// Hands an order to the swap thread. Where there is none, whoever waits for an answer learns that none will come.
     pub fn order(&self, order: Order) {
-        self.state().orders.push_back(order);
-        self.wake();
+        let mut state = self.state();
+        if state.has_engine {
+            state.orders.push_back(order);
+            drop(state);
+            self.wake();
+        }
     }
 
     /// The devices that get access to an extent.
@@ -188,10 +196,12 @@ fn meet(ordinal: sys::CUdevice) -> Known {
             Known::Plain
         }
     };
-    KNOWN.write().unwrap_or_else(PoisonError::into_inner).push((ordinal, known));
+    let make_known = || KNOWN.write().unwrap_or_else(PoisonError::into_inner).push((ordinal, known));
     if let Known::Managed(device) = known {
-        link::device_met(device);
-        swap::start(device);
+        link::device_met(device, make_known);
+        device.state().has_engine = swap::start(device);
+    } else {
+        make_known();
     }
     known
 }

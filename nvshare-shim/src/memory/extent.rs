@@ -97,6 +97,8 @@ pub struct Extent {
     pub arrived: Option<u64>,
     /// Whether fingerprints are worth taking.
     pub backoff: Backoff,
+    /// Somebody else holds its physical memory: it stays where it is.
+    pub kept: bool,
 }
 
 impl Extent {
@@ -112,7 +114,13 @@ impl Extent {
             contents: false,
             arrived: None,
             backoff: Backoff::default(),
+            kept: false,
         }
+    }
+
+    /// Whether it is on the device and may leave it.
+    pub const fn can_leave(&self) -> bool {
+        matches!(self.presence, Presence::Resident) && !self.kept
     }
 
     /// Where its bytes are.

@@ -8,7 +8,7 @@ use super::back::bury;
 use super::device::{self, Device, State};
 use super::map::Allocation;
 use super::{ALLOCATIONS, extent::Presence};
-use crate::cuda::CUresult;
+use crate::cuda::{CUresult, sys};
 use crate::streams::{self, Mark, Relaxed};
 use crate::swap::standing;
 
@@ -34,10 +34,27 @@ pub fn free(pointer: u64) -> Option<CUresult> {
                 device.wake();
                 return Some(CUresult::CUDA_SUCCESS);
             }
-            wait(mark);
+            if let Err((mark, code)) = wait(mark) {
+                // The bare call would answer so too; the memory waits for the work that may still use it.
+                device.state().quarantine.push(Quarantined { start: pointer, allocation, mark });
+                return Some(code);
+            }
         }
     }
     dispose(device, pointer, allocation);
+    Some(CUresult::CUDA_SUCCESS)
+}
+
+/// Frees what starts at `pointer` once the work before in `stream` is finished, without waiting for it; `None`: it is not
+/// ours, or the stream is being captured, and the driver decides.
+pub fn free_in_order(pointer: u64, stream: sys::CUstream) -> Option<CUresult> {
+    ALLOCATIONS.find(pointer).filter(|(start, _)| *start == pointer)?;
+    // Work in other streams may be ordered before this call by events; what is marked here is after all of it.
+    let mark = streams::mark_one(stream)?;
+    let allocation = ALLOCATIONS.remove(pointer)?;
+    let device = device::by_index(allocation.device)?;
+    device.state().quarantine.push(Quarantined { start: pointer, allocation, mark });
+    device.wake();
     Some(CUresult::CUDA_SUCCESS)
 }
 
@@ -46,7 +63,7 @@ pub fn free_context(context: usize) {
     let gone = ALLOCATIONS.remove_context(context);
     let _relaxed = Relaxed::new();
     if !gone.is_empty() {
-        wait(streams::mark());
+        wait_for_context();
     }
     for (start, allocation) in gone {
         if let Some(device) = device::by_index(allocation.device) {
@@ -106,15 +123,39 @@ fn reachable(state: &State, start: u64, bytes: u64) -> bool {
     false
 }
 
-/// Waits as long as it takes, as the bare call would; the gate is not held and no lock is.
-fn wait(mut mark: Mark) {
+/// How often in a row an event may answer with an error before it is believed.
+const ERRORS: u32 = 1000;
+
+/// Waits as long as it takes, as the bare call would; the gate is not held and no lock is. Ends with the mark and the error
+/// that its events answer with, again and again.
+fn wait(mut mark: Mark) -> Result<(), (Mark, CUresult)> {
     let mut pause = Duration::from_micros(5);
+    let mut errors = 0;
     while !mark.done() && !standing::is_dead() {
+        match mark.unfinished() {
+            Err(code) if errors >= ERRORS => return Err((mark, code)),
+            Err(_) => errors += 1,
+            Ok(_) => errors = 0,
+        }
         if mark.is_partial() && !streams::capturing() {
             mark = streams::mark();
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Waits for the work of a context that is about to be destroyed: as [`wait`], but not for a capture that nobody may ever
+/// end, since the driver does not wait for it either.
+fn wait_for_context() {
+    let mark = streams::mark();
+    if !mark.is_behind_capture() {
+        let _ = wait(mark);
+        return;
+    }
+    while matches!(mark.unfinished(), Ok(1..)) && !standing::is_dead() {
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -133,7 +174,11 @@ fn dispose(device: &Device, start: u64, allocation: Allocation) {
     } else {
         start
     };
+    let kept = state.space.is_kept(span);
     let remains = state.space.remove_span(span);
     drop(state);
     bury(device, remains);
+    if kept {
+        super::report_kept(device);
+    }
 }

@@ -60,6 +60,14 @@ impl AddressMap {
         gone
     }
 
+    /// The allocations of `context` belong to none from now on: it goes, and they stay.
+    pub fn orphan(&self, context: usize) {
+        let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for allocation in map.values_mut().filter(|allocation| allocation.context == context) {
+            allocation.context = 0;
+        }
+    }
+
     /// A context, other than `except`, that has allocations on `device`.
     pub fn another_context(&self, device: usize, except: usize) -> Option<usize> {
         let map = self.0.read().unwrap_or_else(PoisonError::into_inner);

@@ -2,7 +2,7 @@
 //!
 //! - [`map`]: every allocation by address; [`space`]: spans, extents and accounts of one device, pure; [`ranges`]: free
 //!   pieces of slabs (and blocks of arenas), pure; [`extent`]: one extent.
-//! - [`device`]: the devices in use; [`vmm`]: the driver calls; [`back`]: putting memory behind an extent; [`free`].
+//! - [`device`]: the devices in use; [`vmm`]: the driver calls; [`mod@back`]: putting memory behind an extent; [`mod@free`].
 //!
 //! An allocation never waits for the agent. What the grant does not cover stays absent, the gate is shut, and the swap
 //! thread backs it when grants come. Locks: [`standing`]'s before a device's, never the other way round, and none is held
@@ -70,6 +70,11 @@ pub fn allocate(bytes: usize) -> Result<sys::CUdeviceptr, CUresult> {
 /// Frees what starts at `pointer`; `None`: it is not ours.
 pub fn free(pointer: sys::CUdeviceptr) -> Option<CUresult> {
     free::free(pointer)
+}
+
+/// Frees what starts at `pointer` once the work before in `stream` is finished; `None`: it is not ours to free.
+pub fn free_in_order(pointer: sys::CUdeviceptr, stream: sys::CUstream) -> Option<CUresult> {
+    free::free_in_order(pointer, stream)
 }
 
 /// The start and length of the allocation that `pointer` lies in.
@@ -140,9 +145,32 @@ pub fn pass_through(ordinal: sys::CUdevice, reason: &'static str, delta: i64) {
     want(device);
 }
 
+/// Whoever holds the physical memory of this range keeps it: it stays on the device. Whether it is ours.
+pub fn stays(start: sys::CUdeviceptr, bytes: u64) -> bool {
+    let Some((_, allocation)) = ALLOCATIONS.find(start) else { return false };
+    let Some(device) = device::by_index(allocation.device) else { return false };
+    let kept = device.state().space.keep(start, bytes);
+    if kept {
+        report_kept(device);
+    }
+    kept
+}
+
+/// Tells the agent how much stays on the device because others hold it.
+fn report_kept(device: &Device) {
+    let bytes = Bytes(device.state().space.kept());
+    link::send(&ToAgent::Unswappable { device: device.id, bytes, reason: "exported".to_owned() });
+}
+
 /// A context is about to be destroyed: everything allocated in it goes, and the engine moves to another.
 pub fn on_context_destroyed(context: sys::CUcontext) {
     free::free_context(context.addr());
+    swap::leave_context(context.addr());
+}
+
+/// A green context is about to be destroyed. What was allocated in it is its device's and stays; the engine moves on.
+pub fn leave_green_context(context: sys::CUcontext) {
+    ALLOCATIONS.orphan(context.addr());
     swap::leave_context(context.addr());
 }
 
@@ -157,7 +185,7 @@ pub fn on_peer_access(ordinal: sys::CUdevice, peer: sys::CUdevice) {
     let resident: Vec<(u64, u64)> = state
         .space
         .extents()
-        .filter(|(_, extent)| extent.presence() == extent::Presence::Resident)
+        .filter(|(_, extent)| extent.handle != 0)
         .map(|(_, extent)| (extent.start, extent.bytes))
         .collect();
     for (start, bytes) in resident {

@@ -100,12 +100,12 @@ impl Space {
         );
     }
 
-    /// Takes everything unused out of the grant and says how much that was.
-    pub fn give_up_slack(&mut self) -> u64 {
+    /// Takes what is unused out of the grant, at most `most` bytes, and says how much that was.
+    pub fn give_up_slack(&mut self, most: u64) -> u64 {
         if self.accounts.unlimited {
             return 0;
         }
-        let slack = self.accounts.slack();
+        let slack = self.accounts.slack().min(most);
         self.accounts.granted -= slack;
         slack
     }
@@ -261,9 +261,33 @@ impl Space {
         self.accounts.resident -= bytes;
         if !self.accounts.unlimited {
             debug_assert!(self.accounts.granted >= bytes);
-            self.accounts.granted -= bytes;
+            self.accounts.granted = self.accounts.granted.saturating_sub(bytes);
         }
         bytes
+    }
+
+    /// Extents in the range stay on the device from now on, as far as they are there. Whether there are any.
+    pub fn keep(&mut self, start: u64, bytes: u64) -> bool {
+        let mut any = false;
+        let mut at = start;
+        while at < start.saturating_add(bytes.max(1)) {
+            let Some(id) = self.at(at) else { break };
+            let extent = self.extent_mut(id);
+            extent.kept = true;
+            any = true;
+            at = extent.start + extent.bytes;
+        }
+        any
+    }
+
+    /// Whether a part of the span at `start` is kept.
+    pub fn is_kept(&self, start: u64) -> bool {
+        self.spans.get(&start).is_some_and(|span| span.extents.iter().any(|id| self.extent(*id).kept))
+    }
+
+    /// Bytes that [`Space::keep`] keeps.
+    pub fn kept(&self) -> u64 {
+        self.extents().filter(|(_, extent)| extent.kept).map(|(_, extent)| extent.bytes).sum()
     }
 
     fn place(&mut self, extent: Extent) -> ExtentId {

@@ -12,11 +12,11 @@ use super::inward::{Inward, Step};
 use super::outward::{Outcome, Outward};
 use super::plan::{Candidate, choose};
 use super::workshop::Workshop;
-use super::{Order, shadow, standing};
+use super::{Order, dma, shadow, standing};
 use crate::config::BLOCK_BYTES;
 use crate::driver::driver;
 use crate::memory::device::Device;
-use crate::memory::extent::{ExtentId, Presence};
+use crate::memory::extent::ExtentId;
 use crate::memory::{ALLOCATIONS, free};
 use crate::streams::Relaxed;
 use crate::{link, log};
@@ -29,14 +29,19 @@ const QUARANTINE_PAUSE: Duration = Duration::from_millis(5);
 const AFTER_PANIC: Duration = Duration::from_millis(100);
 /// The longest sleep.
 const IDLE_PAUSE: Duration = Duration::from_secs(1);
-/// `Released` is said at the latest for this many bytes together.
-const RELEASED_GROUP: u64 = 16 << 20;
 
 /// The thread's life.
 pub fn run(device: &'static Device) {
     // For the life of the thread: nothing it does may break a capture of the application.
     let _relaxed = Relaxed::new();
-    let mut engine = Engine { device, shop: None, inward: Inward::default(), no_room_until: None, seen: 0 };
+    let mut engine = Engine {
+        device,
+        shop: None,
+        complained: false,
+        inward: Inward::default(),
+        no_room_until: None,
+        seen: 0,
+    };
     loop {
         // A mistake of ours must not take the thread away: what it has not done yet it can still do.
         if catch_unwind(AssertUnwindSafe(|| engine.turn())).is_err() {
@@ -49,6 +54,8 @@ pub fn run(device: &'static Device) {
 struct Engine {
     device: &'static Device,
     shop: Option<Workshop>,
+    /// That there is none was said.
+    complained: bool,
     inward: Inward,
     /// The device was full at the last try.
     no_room_until: Option<Instant>,
@@ -151,17 +158,25 @@ impl Engine {
         }
         let Some(home) = self.device.state().home else { return };
         match Workshop::open(self.device, home) {
-            Ok(shop) => self.shop = Some(shop),
+            Ok(shop) => (self.shop, self.complained) = (Some(shop), false),
             Err(code) => {
                 if standing::is_final(code) {
                     standing::on_device_error(code);
                 }
-                log::warning!(
-                    "cannot work in the application's context on {}: {}; trying again with its next allocation",
-                    self.device.id,
-                    driver().error_name(code)
-                );
-                self.device.state().home = None;
+                if !std::mem::replace(&mut self.complained, true) {
+                    log::warning!(
+                        "cannot work in the application's context on {} yet: {}",
+                        self.device.id,
+                        driver().error_name(code)
+                    );
+                }
+                if code.is_gone() {
+                    // The next allocation is made in one that lives.
+                    self.device.state().home = None;
+                } else {
+                    // Mostly for want of memory, which others will give back.
+                    self.no_room_until = Some(Instant::now() + NO_ROOM_PAUSE);
+                }
             }
         }
     }
@@ -173,7 +188,10 @@ impl Engine {
                 let _ = answer.send(self.everything());
             }
             Order::Restore(answer) => self.restore(&answer),
-            Order::Withdraw => self.withdraw(),
+            Order::Withdraw(done) => {
+                self.withdraw();
+                let _ = done.send(());
+            }
             Order::Trim { bytes } => {
                 let given = shadow::trim(bytes);
                 log::debug!("gave up {} of {} of host memory", Bytes(given), Bytes(bytes));
@@ -185,6 +203,7 @@ impl Engine {
                 }
                 let other = ALLOCATIONS.another_context(self.device.index, context);
                 let mut state = self.device.state();
+                state.leaving = false;
                 if state.home == Some(context) {
                     state.home = other.filter(|other| *other != 0);
                 }
@@ -197,34 +216,9 @@ impl Engine {
     fn swap_out(&mut self, ticket: Ticket, bytes: u64, coldest: &[DeviceRange]) {
         let began = Instant::now();
         let device = self.device;
-        let released = |bytes: u64| {
-            if bytes > 0 {
-                link::send(&ToAgent::Released {
-                    ticket: Some(ticket),
-                    device: device.id,
-                    bytes: Bytes(bytes),
-                });
-            }
-        };
-        let unused = {
-            let mut state = device.state();
-            let unused = state.space.accounts().slack().min(bytes);
-            state.space.set_terms(|terms| terms.granted -= if terms.unlimited { 0 } else { unused });
-            unused
-        };
-        released(unused);
+        let unused = link::release(Some(ticket), device.id, || device.state().space.give_up_slack(bytes));
         let need = bytes - unused;
-        let mut outcome = Outcome::default();
-        if need > 0 {
-            let mut unsaid = 0;
-            outcome = self.out(need, coldest, |bytes| {
-                unsaid += bytes;
-                if unsaid >= RELEASED_GROUP {
-                    released(std::mem::take(&mut unsaid));
-                }
-            });
-            released(unsaid);
-        }
+        let outcome = if need > 0 { self.out(need, coldest, Some(ticket)) } else { Outcome::default() };
         log::debug!(
             "swapped out {} of {} on {} in {:?}: {} copied, {} clean",
             Bytes(outcome.released),
@@ -234,7 +228,7 @@ impl Engine {
             Bytes(outcome.copied),
             Bytes(outcome.clean)
         );
-        link::send(&match outcome.failure.take() {
+        link::send(&match outcome.failure {
             None if outcome.released >= need => {
                 ToAgent::SwapOutDone { ticket, copied: Bytes(outcome.copied), clean: Bytes(outcome.clean) }
             }
@@ -249,7 +243,7 @@ impl Engine {
     }
 
     /// Moves at least `need` bytes out, if there are as many.
-    fn out(&mut self, need: u64, coldest: &[DeviceRange], released: impl FnMut(u64)) -> Outcome {
+    fn out(&mut self, need: u64, coldest: &[DeviceRange], ticket: Option<Ticket>) -> Outcome {
         let failed = |why: &str| Outcome { failure: Some(why.to_owned()), ..Outcome::default() };
         if standing::is_dead() {
             return failed("the device is dead");
@@ -260,26 +254,30 @@ impl Engine {
         let Some(shop) = &mut self.shop else {
             return failed("the application has no context on this device");
         };
+        if let Some(path) = dma::open_device() {
+            return failed(&format!(
+                "{path} is open: its memory may be in use by DMA, and stays on the device"
+            ));
+        }
         // Arenas that came just before are wanted now.
-        while shadow::register_one(shop.context) {}
+        while !self.device.state().leaving && shadow::register_one(shop.context) {}
         let chosen: Vec<ExtentId> = choose(&candidates(self.device), coldest, need)
             .into_iter()
             .map(|candidate| candidate.id)
             .collect();
-        Outward::new(self.device, shop).run(&chosen, released)
+        Outward::new(self.device, shop, ticket).run(&chosen)
     }
 
     fn everything(&mut self) -> Result<(), String> {
         let need = self.device.state().space.accounts().resident;
-        let Some(shop) = &self.shop else {
+        if self.shop.is_none() {
             return if need == 0 { Ok(()) } else { Err("no context to work in".to_owned()) };
-        };
+        }
         let (lacking, free) = (blocks_without_shadow(self.device), shadow::free_blocks());
         if lacking > free {
             shadow::make_own((lacking - free) * BLOCK_BYTES)?;
         }
-        while shadow::register_one(shop.context) {}
-        match self.out(u64::MAX, &[], |_| ()).failure {
+        match self.out(u64::MAX, &[], None).failure {
             None => Ok(()),
             Some(why) => Err(why),
         }
@@ -314,15 +312,15 @@ impl Engine {
             log::debug!("not everything left {}: {why}", self.device.id);
         }
         // What was freed meanwhile is nobody's grant.
-        self.device.state().space.give_up_slack();
+        self.device.state().space.give_up_slack(u64::MAX);
     }
 }
 
 /// How many blocks on the device have no place in host memory yet.
 fn blocks_without_shadow(device: &Device) -> u64 {
     let state = device.state();
-    let resident = state.space.extents().filter(|(_, extent)| extent.presence() == Presence::Resident);
-    resident.map(|(_, extent)| (extent.blocks.len() - extent.slots().count()) as u64).sum()
+    let leaving = state.space.extents().filter(|(_, extent)| extent.can_leave());
+    leaving.map(|(_, extent)| (extent.blocks.len() - extent.slots().count()) as u64).sum()
 }
 
 /// What could leave, and what that would probably cost.
@@ -331,7 +329,7 @@ fn candidates(device: &Device) -> Vec<Candidate> {
     state
         .space
         .extents()
-        .filter(|(_, extent)| extent.presence() == Presence::Resident)
+        .filter(|(_, extent)| extent.can_leave())
         .map(|(id, extent)| {
             let dirty = if standing::is_untouched(extent.arrived) {
                 0

@@ -2,8 +2,9 @@
 //!
 //! - [`standing`]: whether the application may run, and with it the gate; [`plan`]: which extents leave, pure;
 //! - [`engine`]: the thread; [`outward`], [`inward`]: its two pipelines; [`workshop`], [`stream`], [`prints`]: what it has
-//!   in the application's context; [`shadow`]: pinned host memory.
+//!   in the application's context; [`shadow`]: pinned host memory; [`dma`]: who else may use device memory.
 
+pub mod dma;
 pub mod engine;
 pub mod inward;
 pub mod outward;
@@ -23,8 +24,8 @@ pub use self::standing::{is_dead, is_final, on_device_error};
 use crate::memory::device::{self, Device};
 use crate::{log, start as threads};
 
-/// How long the end of a context waits for the engine to leave it.
-const LEAVE_LIMIT: Duration = Duration::from_secs(10);
+/// How long the debugging tool waits for memory to come back.
+const RESIDENT_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a swap thread is told to do.
 #[derive(Debug)]
@@ -42,8 +43,8 @@ pub enum Order {
     Everything(Sender<Result<(), String>>),
     /// There is no agent: bring in everything; if it does not fit, put it all out again. Answers whether it fitted.
     Restore(Sender<bool>),
-    /// Put everything out, as after a `Restore` that failed: another device of this process had no room.
-    Withdraw,
+    /// Put everything out, as after a `Restore` that failed: another device of this process had no room. Told when done.
+    Withdraw(Sender<()>),
     /// Give up host memory.
     Trim {
         /// How much.
@@ -58,12 +59,14 @@ pub enum Order {
     },
 }
 
-/// Starts the swap thread of a device.
-pub fn start(device: &'static Device) {
+/// Starts the swap thread of a device. Whether that worked.
+pub fn start(device: &'static Device) -> bool {
     let name = format!("swap{}", device.index);
-    if let Err(error) = threads::engine_thread(&name, move || engine::run(device)) {
+    let started = threads::engine_thread(&name, move || engine::run(device));
+    if let Err(error) = &started {
         log::error!("cannot start the swap thread of {}: {error}; its memory stays where it is", device.id);
     }
+    started.is_ok()
 }
 
 /// An allocation is made in `context`: the engine's home, if it has none yet.
@@ -83,17 +86,18 @@ pub fn leave_context(context: usize) {
             continue;
         }
         let (left, told) = channel();
+        device.state().leaving = true;
         device.order(Order::Leave { context, left });
-        if told.recv_timeout(LEAVE_LIMIT).is_err() {
-            log::warning!("the swap engine of {} did not leave a context in time", device.id);
-        }
+        // As long as it takes: a copy in a context that is destroyed would corrupt the driver. What is under way ends
+        // early, and a thread that ends drops the other end.
+        let _ = told.recv();
     }
 }
 
 /// Waits until nothing is missing on any device, or it is clear that this takes too long.
 pub fn wait_until_resident() {
     let began = std::time::Instant::now();
-    while standing::missing() > 0 && !is_dead() && began.elapsed() < LEAVE_LIMIT {
+    while standing::missing() > 0 && !is_dead() && began.elapsed() < RESIDENT_LIMIT {
         std::thread::sleep(Duration::from_micros(200));
     }
 }

@@ -13,11 +13,13 @@ use super::workshop::{DEPTH, Workshop};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
 use crate::driver::driver;
+use crate::link;
 use crate::memory::back::bury;
 use crate::memory::device::Device;
-use crate::memory::extent::{ExtentId, Presence, Shadow, Slot};
+use crate::memory::extent::{ExtentId, Shadow, Slot};
 use crate::memory::vmm;
 use nvshare_common::fingerprint::Fingerprint;
+use nvshare_common::units::Ticket;
 
 /// What a swap-out did.
 #[derive(Debug, Default)]
@@ -44,23 +46,24 @@ struct Job {
     event: Option<Event>,
 }
 
-/// The extents' way out of `device`, with the tools of `shop`. All are resident, and nothing runs (S2).
+/// The extents' way out of `device`, with the tools of `shop`. Each begins only while nothing runs (S2).
 pub struct Outward<'a> {
     device: &'static Device,
     shop: &'a mut Workshop,
+    /// For `Released`, where an agent ordered it.
+    ticket: Option<Ticket>,
     outcome: Outcome,
     free_results: Vec<usize>,
 }
 
 impl<'a> Outward<'a> {
     /// Nothing under way.
-    pub fn new(device: &'static Device, shop: &'a mut Workshop) -> Outward<'a> {
-        debug_assert!(standing::is_drained(), "S2: a swap-out while the application may run");
-        Outward { device, shop, outcome: Outcome::default(), free_results: (0..=DEPTH).collect() }
+    pub fn new(device: &'static Device, shop: &'a mut Workshop, ticket: Option<Ticket>) -> Outward<'a> {
+        Outward { device, shop, ticket, outcome: Outcome::default(), free_results: (0..=DEPTH).collect() }
     }
 
-    /// Moves them out in this order, calling `released` with the bytes of each as it is free.
-    pub fn run(mut self, extents: &[ExtentId], mut released: impl FnMut(u64)) -> Outcome {
+    /// Moves them out in this order, and says of each that it is released.
+    pub fn run(mut self, extents: &[ExtentId]) -> Outcome {
         let mut next = extents.iter().copied();
         let mut printing: VecDeque<Job> = VecDeque::new();
         let mut copying: VecDeque<Job> = VecDeque::new();
@@ -86,9 +89,7 @@ impl<'a> Outward<'a> {
                 }
                 continue;
             };
-            if let Some(bytes) = self.release(job) {
-                released(bytes);
-            }
+            self.release(job);
         }
     }
 
@@ -102,29 +103,45 @@ impl<'a> Outward<'a> {
 
     /// Resident -> leaving, and its fingerprints are being taken if that can help.
     fn begin(&mut self, id: ExtentId) -> Option<Job> {
-        let mut state = self.device.state();
-        let extent = state.space.get(id).filter(|extent| extent.presence() == Presence::Resident)?;
-        let (start, bytes) = (extent.start, extent.bytes);
-        // Nothing could touch it since it came in, so its shadow is up to date, or it never had contents.
-        let untouched = standing::is_untouched(extent.arrived);
-        let saved = untouched && (!extent.contents || extent.has_whole_shadow());
-        state.space.begin_departure(id);
-        let extent = state.space.extent_mut(id);
-        extent.contents |= !untouched;
-        let mut job = Job { id, start, bytes, results: None, prints: None, dirty: Vec::new(), event: None };
-        let wanted = !saved && self.shop.prints.is_some() && extent.backoff.take();
-        drop(state);
+        let device = self.device;
+        let prints = self.shop.prints.is_some();
+        let begun = standing::while_drained(|| {
+            let mut state = device.state();
+            if state.leaving {
+                return Err("the context that this works in is going away");
+            }
+            let Some(extent) = state.space.get(id).filter(|extent| extent.can_leave()) else {
+                return Ok(None);
+            };
+            let (start, bytes) = (extent.start, extent.bytes);
+            // Nothing could touch it since it came in, so its shadow is up to date, or it never had contents.
+            let untouched = standing::is_untouched(extent.arrived);
+            let saved = untouched && (!extent.contents || extent.has_whole_shadow());
+            state.space.begin_departure(id);
+            let extent = state.space.extent_mut(id);
+            extent.contents |= !untouched;
+            let job = Job { id, start, bytes, results: None, prints: None, dirty: Vec::new(), event: None };
+            Ok(Some((job, saved, !saved && prints && extent.backoff.take())))
+        });
+        // A `Run` may have come since the swap-out was ordered.
+        let (mut job, saved, wanted) = match begun.unwrap_or(Err("the client is not stopped any more")) {
+            Ok(begun) => begun?,
+            Err(why) => {
+                self.outcome.failure.get_or_insert_with(|| why.to_owned());
+                return None;
+            }
+        };
         if saved {
             return Some(job);
         }
-        job.dirty = (0..(bytes / BLOCK_BYTES) as usize).collect();
+        job.dirty = (0..(job.bytes / BLOCK_BYTES) as usize).collect();
         if wanted
             && let Some(slot) = self.free_results.pop()
             && let Some(prints) = &self.shop.prints
         {
             // SAFETY: the extent is resident and busy with us, and its place for results is free until `copy`.
-            let started =
-                unsafe { prints.start(&self.shop.inward, slot, start, job.dirty.len()) }.and_then(|()| {
+            let started = unsafe { prints.start(&self.shop.inward, slot, job.start, job.dirty.len()) }
+                .and_then(|()| {
                     let event = self.shop.event()?;
                     event.record(&self.shop.inward)?;
                     Ok(event)
@@ -271,20 +288,20 @@ impl<'a> Outward<'a> {
         Ok(())
     }
 
-    /// Waits for the copy, then gives the memory back to the driver. Returns the bytes released.
-    fn release(&mut self, mut job: Job) -> Option<u64> {
+    /// Waits for the copy, then gives the memory back to the driver.
+    fn release(&mut self, mut job: Job) {
         if let Some(event) = job.event.take() {
             let copied = event.wait();
             self.shop.keep(event);
             if let Err(code) = copied {
                 self.fail("a copy to the host failed", code);
                 self.abandon(job);
-                return None;
+                return;
             }
         }
         if standing::is_dead() {
             self.abandon(job);
-            return None;
+            return;
         }
         let handle = {
             let mut state = self.device.state();
@@ -303,7 +320,7 @@ impl<'a> Outward<'a> {
         if let Err(code) = unsafe { vmm::unmap(job.start, job.bytes) } {
             self.fail("cannot unmap an extent", code);
             self.abandon(job);
-            return None;
+            return;
         }
         // SAFETY: the handle is the one that was mapped there.
         if let Err(code) = unsafe { vmm::release(handle) } {
@@ -311,10 +328,16 @@ impl<'a> Outward<'a> {
         }
         let copied = job.dirty.len() as u64 * BLOCK_BYTES;
         let clean = job.bytes - copied;
+        // A `Hello` comes before both, and the agent hears what was released, or after both, and hears it by that.
+        let device = self.device;
+        let bytes = link::release(self.ticket, device.id, || {
+            let mut state = device.state();
+            let bytes = state.space.finish_departure(job.id);
+            state.announce = true;
+            device.publish(&state);
+            bytes
+        });
         let mut state = self.device.state();
-        let bytes = state.space.finish_departure(job.id);
-        state.announce = true;
-        self.device.publish(&state);
         if let Some(counters) = self.device.counters() {
             use std::sync::atomic::Ordering::AcqRel;
             counters.copied_out.fetch_add(copied, AcqRel);
@@ -327,7 +350,6 @@ impl<'a> Outward<'a> {
         self.outcome.released += bytes;
         self.outcome.copied += copied;
         self.outcome.clean += clean;
-        Some(bytes)
     }
 
     /// Leaving -> resident. Its memory was not released, and blocks whose shadow may have been written have no fingerprint.

@@ -21,6 +21,9 @@ use crate::{link, log};
 const PORTABLE: u32 = 1;
 /// The slots of neighbouring arenas are apart, so that no run of blocks crosses from one into the next.
 const GAP: u64 = 1;
+/// In the place of the context in which an arena is registered: it could not be pinned, and stays because bytes are in it.
+/// Copies are slower, and right.
+const UNPINNED: usize = usize::MAX;
 /// The least size of arenas of our own.
 const OWN_ARENA: u64 = 64 << 20;
 
@@ -128,14 +131,22 @@ pub fn register_one(context: usize) -> bool {
             }
         }
         Err(code) => {
-            let arena = shadows.arenas.swap_remove(index);
+            let in_use = shadows.free.region(first).is_some() && !shadows.free.remove(first);
+            let arena = if in_use {
+                shadows.arenas[index].registered = Some(UNPINNED);
+                None
+            } else {
+                Some(shadows.arenas.swap_remove(index))
+            };
             drop(shadows);
             log::warning!(
                 "cannot pin {} of host memory for shadows: {} (is RLIMIT_MEMLOCK or the container's memory limit in the way?)",
                 Bytes(bytes),
                 driver().error_name(code)
             );
-            dissolve(arena);
+            if let Some(arena) = arena {
+                dissolve(arena);
+            }
         }
     }
     true
@@ -315,7 +326,7 @@ fn forget_where(device: &Device, wanted: impl Fn(Slot) -> bool, most: usize) {
 
 fn dissolve(arena: Arena) {
     let pointer = std::ptr::with_exposed_provenance_mut(arena.host);
-    if arena.registered.is_some() {
+    if arena.registered.is_some_and(|context| context != UNPINNED) {
         // SAFETY: it was registered; none of its blocks is taken, so nothing copies.
         if let Err(code) = unsafe { driver().cuMemHostUnregister(pointer) }.result() {
             log::warning!("cannot unpin an arena: {}", driver().error_name(code));

@@ -23,12 +23,22 @@ struct Standing {
     /// Somebody drains, or keeps the client stopped for a moment.
     held_back: bool,
     open: bool,
+    /// A drain waits for calls of the application: the gate may stand ajar.
+    ajar: bool,
+    /// It does.
+    stands_ajar: bool,
     /// Nothing of the application has run since, because the gate has not opened since.
     drained: Option<Drained>,
 }
 
-static STANDING: Mutex<Standing> =
-    Mutex::new(Standing { lease: true, held_back: false, open: true, drained: None });
+static STANDING: Mutex<Standing> = Mutex::new(Standing {
+    lease: true,
+    held_back: false,
+    open: true,
+    ajar: false,
+    stands_ajar: false,
+    drained: None,
+});
 /// How often the gate has opened. Memory that arrived since the last time is untouched.
 static OPENINGS: AtomicU64 = AtomicU64::new(0);
 static DEAD: AtomicBool = AtomicBool::new(false);
@@ -45,7 +55,8 @@ pub fn reconsider() {
 }
 
 fn decide(standing: &mut Standing) {
-    let wanted = is_dead() || (standing.lease && !standing.held_back && missing() == 0);
+    let complete = missing() == 0;
+    let wanted = is_dead() || (standing.lease && !standing.held_back && complete);
     if wanted && !standing.open {
         standing.drained = None;
         standing.open = true;
@@ -56,6 +67,12 @@ fn decide(standing: &mut Standing) {
         standing.open = false;
         gate::shut();
     }
+    // What is missing must not be touched by those who pass meanwhile.
+    let ajar = standing.ajar && complete;
+    if ajar != standing.stands_ajar {
+        standing.stands_ajar = ajar;
+        gate::stand_ajar(ajar);
+    }
 }
 
 /// Bytes that are not resident and could be touched, on all devices.
@@ -63,11 +80,10 @@ pub fn missing() -> u64 {
     device::all().iter().map(|device| device.state().space.accounts().missing).sum()
 }
 
-/// How often the gate has opened, if it is shut now: what arrives now is untouched as long as this stays the same.
-/// While it is open nothing can be said.
+/// How often the gate has opened, if the application is drained now: what arrives now is untouched as long as this stays
+/// the same. Otherwise nothing can be said: work from before, or calls through a gate that stands ajar, may use it.
 pub fn untouched_since() -> Option<u64> {
-    let standing = standing();
-    (!standing.open).then(|| OPENINGS.load(Ordering::Acquire))
+    while_drained(|| OPENINGS.load(Ordering::Acquire))
 }
 
 /// Whether what arrived at `arrived` cannot have been touched since.
@@ -92,6 +108,33 @@ pub fn holds_lease() -> bool {
 pub fn is_drained() -> bool {
     let standing = standing();
     !standing.open && standing.drained.is_some()
+}
+
+/// Does `what` if everything submitted is finished and nothing can be submitted before it returns (S2): what makes memory
+/// missing here keeps the gate shut afterwards. Only with no lock, or with a session's.
+pub fn while_drained<T>(what: impl FnOnce() -> T) -> Option<T> {
+    let standing = standing();
+    (!standing.open && standing.drained.is_some()).then(what)
+}
+
+/// While the guard lives everybody passes the shut gate, as long as nothing is missing.
+pub fn ajar() -> Ajar {
+    let mut standing = standing();
+    standing.ajar = true;
+    decide(&mut standing);
+    Ajar
+}
+
+/// See [`ajar`].
+#[derive(Debug)]
+pub struct Ajar;
+
+impl Drop for Ajar {
+    fn drop(&mut self) {
+        let mut standing = standing();
+        standing.ajar = false;
+        decide(&mut standing);
+    }
 }
 
 /// Stops the client: shuts the gate and drains. On success it holds no lease any more and stays stopped; on a stall
@@ -155,13 +198,15 @@ pub const fn is_final(code: CUresult) -> bool {
 /// A call returned a sticky error: the gate opens for good, so that the application sees its own error; nothing is
 /// released or retried any more.
 pub fn on_device_error(code: CUresult) {
-    if DEAD.swap(true, Ordering::AcqRel) || code == CUresult::CUDA_ERROR_DEINITIALIZED {
-        // Said already; or the process is ending, and there is nobody to tell.
+    if DEAD.swap(true, Ordering::AcqRel) {
         return;
     }
-    let name = driver().error_name(code);
-    log::warning!("{name}: every further CUDA call of this process will fail; nothing is moved any more");
-    link::send(&ToAgent::Dead { why: name });
+    // Where the process is only ending, there is nobody to tell; but its last calls must not wait at the gate.
+    if code != CUresult::CUDA_ERROR_DEINITIALIZED {
+        let name = driver().error_name(code);
+        log::warning!("{name}: every further CUDA call of this process will fail; nothing is moved any more");
+        link::send(&ToAgent::Dead { why: name });
+    }
     gate::open_for_good();
     reconsider();
     for device in device::all() {

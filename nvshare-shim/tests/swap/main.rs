@@ -95,6 +95,12 @@ fn memory_freed_while_a_kernel_still_writes_it_is_reused_by_nobody_until_that_ke
 }
 
 #[test]
+fn plain_memory_may_be_freed_in_the_order_of_a_stream() {
+    let node = node();
+    run(&node, client(&node, "ordered"));
+}
+
+#[test]
 fn a_free_during_a_capture_does_not_wait_and_gives_the_memory_to_nobody() {
     let node = node();
     run(&node, client(&node, "quarantine"));
@@ -304,6 +310,67 @@ fn a_swap_in_without_room_keeps_the_shadow_and_tries_again() {
     assert_eq!(client.ask("wrong 0 9"), "0");
     client.end();
     no_violations(&node);
+}
+
+#[test]
+fn a_copy_into_a_captured_stream_waits_for_its_memory_as_the_replay_does() {
+    let node = node();
+    let (mut client, _listener, mut agent, device) = led(&node, client(&node, "scripted"), 8 * MIB, 8);
+    assert_ne!(client.ask(&format!("alloc {}", 8 * MIB)), "out of memory");
+    agent.grant(device, 8 * MIB);
+    agent.resident();
+    assert_eq!(client.ask("store 0 5"), "stored");
+    assert_eq!(client.ask("capture"), "captures");
+    agent.stop();
+    assert_eq!(agent.swap_out(device, 16 * MIB).0, 16 * MIB);
+    client.say("copy 0 1");
+    agent.until("a Want for work", |message| matches!(message, ToAgent::Want { .. }).then_some(()));
+    agent.send(&ToShim::Run);
+    agent.grant(device, 16 * MIB);
+    agent.resident();
+    assert_eq!(client.answer(), "copied");
+    agent.stop();
+    assert_eq!(agent.swap_out(device, 16 * MIB).0, 16 * MIB);
+    client.say("replay");
+    agent.until("a Want for work", |message| matches!(message, ToAgent::Want { .. }).then_some(()));
+    agent.send(&ToShim::Run);
+    agent.grant(device, 16 * MIB);
+    agent.resident();
+    assert_eq!(client.answer(), "replayed");
+    assert_eq!(client.ask("wrong 1 5"), "0");
+    client.end();
+    no_violations(&node);
+}
+
+#[test]
+fn memory_whose_handle_somebody_holds_stays_on_the_device_and_is_reported() {
+    let node = node();
+    let (mut client, _listener, mut agent, device) = led(&node, client(&node, "scripted"), 4 * MIB, 8);
+    assert_ne!(client.ask(&format!("alloc {}", 8 * MIB)), "out of memory");
+    agent.grant(device, 8 * MIB);
+    agent.resident();
+    assert_eq!(client.ask("store 0 5"), "stored");
+    client.say("share 0");
+    let kept = agent.until("Unswappable", |message| match message {
+        ToAgent::Unswappable { bytes, reason, .. } if reason == "exported" => Some(bytes.0),
+        _ => None,
+    });
+    assert_eq!(kept, 4 * MIB);
+    assert_eq!(client.answer(), "shared");
+    agent.stop();
+    let (released, last) = agent.swap_out(device, 12 * MIB);
+    assert_eq!(released, 8 * MIB, "{last:?}");
+    agent.grant(device, 8 * MIB);
+    agent.send(&ToShim::Run);
+    agent.resident();
+    assert_eq!(client.ask("wrong 0 5"), "0");
+    client.say("free 0");
+    agent.until("nothing unswappable", |message| match message {
+        ToAgent::Unswappable { bytes, reason, .. } if reason == "exported" && bytes.0 == 0 => Some(()),
+        _ => None,
+    });
+    assert_eq!(client.answer(), "freed");
+    client.end();
 }
 
 #[test]

@@ -13,6 +13,7 @@ pub(crate) fn run(role: &str) {
         "random" => random(number("SEED"), number("OPERATIONS")),
         "small" => small(number("COUNT")),
         "freed" => freed_while_written(),
+        "ordered" => freed_in_order(),
         "capture" => capture_while_swapped(),
         "quarantine" => freed_during_a_capture(),
         "contexts" => contexts(),
@@ -213,6 +214,26 @@ fn freed_while_written() {
     }
 }
 
+/// Plain memory is freed in the order of a stream, while a kernel there still writes it.
+fn freed_in_order() {
+    let gpu = Gpu::open();
+    let (slow, fast) = (stream(), stream());
+    for bytes in [64 << 10, 4 << 20] {
+        let first = alloc(bytes);
+        gpu.launch("nvshare_store_late", slow, &[first, bytes as u64 / 8, 0xBAD, 60_000_000]);
+        let began = Instant::now();
+        cu!(cuMemFreeAsync(first, slow));
+        let waited = began.elapsed();
+        let second = alloc(bytes);
+        gpu.launch("nvshare_store", fast, &[second, bytes as u64 / 8, 7]);
+        synchronize(fast);
+        synchronize(slow);
+        assert!(waited < Duration::from_millis(50), "a free in stream order waited {waited:?}");
+        assert_eq!(others(second, bytes, 7), 0, "a kernel wrote into memory that was given to somebody else");
+        free(second);
+    }
+}
+
 /// As above, while a capture goes on: the free may not wait, and yet nobody gets the memory.
 fn freed_during_a_capture() {
     let gpu = Gpu::open();
@@ -264,7 +285,7 @@ fn capture_while_swapped() {
         rounds
     });
     let (captured, stream) = (stream(), stream());
-    let buffer = alloc(bytes);
+    let (buffer, copy) = (alloc(bytes), alloc(bytes));
     let mut expected = 0_u64;
     // Both kernels are loaded before: a driver that loads lazily may not do so in a capture.
     gpu.launch("nvshare_step", stream, &[buffer, bytes as u64 / 8, 0]);
@@ -276,6 +297,8 @@ fn capture_while_swapped() {
         for add in 1..=3 {
             gpu.launch("nvshare_step", captured, &[buffer, bytes as u64 / 8, add]);
             std::thread::sleep(Duration::from_millis(5));
+            // The driver looks at the addresses of a copy during the call, and nothing may be behind them just then.
+            cu!(cuMemcpyDtoDAsync_v2(copy, buffer, bytes, captured));
         }
         let mut graph = std::ptr::null_mut();
         cu!(cuStreamEndCapture(captured, &raw mut graph));
@@ -287,6 +310,7 @@ fn capture_while_swapped() {
         }
         synchronize(stream);
         assert_eq!(others(buffer, bytes, expected), 0, "a replay went wrong");
+        assert_eq!(others(copy, bytes, expected), 0, "a copy in a replay went wrong");
         cu!(cuGraphExecDestroy(executable));
         cu!(cuGraphDestroy(graph));
         rounds += 1;
@@ -388,6 +412,33 @@ fn scripted() {
             "spin" => {
                 gpu.launch("nvshare_spin", stream, &[number(1)]);
                 say("spinning");
+            }
+            "capture" => {
+                cu!(cuStreamBeginCapture_v2(
+                    stream,
+                    sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED
+                ));
+                say("captures");
+            }
+            "copy" => {
+                let ((from, bytes), (to, _)) = (buffers[number(1) as usize], buffers[number(2) as usize]);
+                cu!(cuMemcpyDtoDAsync_v2(to, from, bytes, stream));
+                say("copied");
+            }
+            "replay" => {
+                let (mut graph, mut executable) = (std::ptr::null_mut(), std::ptr::null_mut());
+                cu!(cuStreamEndCapture(stream, &raw mut graph));
+                cu!(cuGraphInstantiateWithFlags(&raw mut executable, graph, 0));
+                cu!(cuGraphLaunch(executable, stream));
+                synchronize(stream);
+                say("replayed");
+            }
+            "share" => {
+                // Whoever has the handle has the memory.
+                let mut handle = 0;
+                let pointer = std::ptr::with_exposed_provenance_mut(buffers[number(1) as usize].0 as usize);
+                cu!(cuMemRetainAllocationHandle(&raw mut handle, pointer));
+                say("shared");
             }
             "info" => {
                 let (mut free, mut total) = (0_usize, 0_usize);

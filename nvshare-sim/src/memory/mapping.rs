@@ -40,6 +40,11 @@ fn at(mappings: &Mappings, address: u64) -> Option<(u64, &Mapping)> {
     (address < start + mapping.bytes).then_some((*start, mapping))
 }
 
+/// Whether something is mapped at the address.
+pub(super) fn is_there(mappings: &Mutex<Mappings>, address: u64) -> bool {
+    at(&mappings.lock().unwrap_or_else(PoisonError::into_inner), address).is_some()
+}
+
 /// Whether `device` may touch all of the range.
 pub(super) fn access(
     mappings: &Mappings,

@@ -133,7 +133,9 @@ pub(crate) fn find(address: u64) -> Option<Arc<Area>> {
 pub(crate) fn classify(address: u64) -> Location {
     match read().find(address) {
         None => Location::Pageable,
-        Some(area) => match area.kind {
+        Some(area) => match &area.kind {
+            // Without anything behind it the driver takes a reserved address for the program's own memory.
+            Kind::Reserved(mappings) if !mapping::is_there(mappings, address) => Location::Pageable,
             Kind::Plain(_) | Kind::Reserved(_) => Location::Device(area.device),
             Kind::Managed(_) => Location::Managed,
             Kind::Pinned(_) => Location::Pinned,
