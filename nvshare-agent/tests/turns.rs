@@ -4,6 +4,7 @@ mod world;
 
 use std::time::Duration;
 
+use nvshare_agent::moment::Moment;
 use proptest::prelude::*;
 use world::{GIB, MIB, World, card};
 
