@@ -246,7 +246,7 @@ fn administrator(
                     }
                     match answered.await {
                         Ok(Ok(settings)) => {
-                            warn!(changes = texts.join(" "), "an administrator changed settings");
+                            info!(changes = texts.join(" "), "an administrator changed settings");
                             Response::Settings { settings: serde_json::json!(settings) }
                         }
                         Ok(Err(error)) => failed(error.to_string()),

@@ -168,7 +168,8 @@ impl Core {
             }
             ToAgent::SwapFailed { ticket, why } => {
                 // Of a command that there is: whoever invents failures fills no log.
-                if sender.swap_out_done(ticket, now).is_some() {
+                let was_asked = sender.swap_out_done(ticket, now).is_some();
+                if was_asked {
                     sender.swap_failed(&why, now);
                     let why = sender.swap_problem.as_deref();
                     tracing::warn!(client = client.0, pid = sender.process.pid, why, "swap out failed");

@@ -6,6 +6,7 @@ mod host;
 mod orders;
 mod owners;
 mod publish;
+mod story;
 pub mod switches;
 mod takeover;
 
@@ -24,6 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::core::{Command, Core};
 use self::host::HostMemory;
 use self::owners::Owners;
+use self::story::Story;
 use crate::change::Change;
 use crate::control::{Counted, CounterPage, Event, Opened, Outbox, wait_for};
 use crate::device::{Poll, Report};
@@ -121,6 +123,7 @@ pub struct Conductor {
     hurried: bool,
     published: Moment,
     changed: bool,
+    story: Story,
 }
 
 impl Conductor {
@@ -164,6 +167,7 @@ impl Conductor {
             hurried: false,
             published: Moment::NEVER,
             changed: true,
+            story: Story::default(),
         };
         Ok((conductor, watched))
     }
@@ -190,7 +194,9 @@ impl Conductor {
                 }
                 Some(all) = observations.recv() => {
                     let now = Moment::now();
-                    all.into_iter().for_each(|observation| self.observed(observation, now));
+                    for observation in all {
+                        self.observed(observation, now);
+                    }
                     self.changed = true;
                 }
                 () = tokio::time::sleep(pause) => {}
@@ -377,8 +383,10 @@ impl Conductor {
                 let read = |file| std::fs::read_to_string(format!("/proc/{}/{file}", process.pid));
                 // A process may have no name; it is asked once all the same.
                 let name = read("comm").unwrap_or_default();
-                observed.name =
-                    Some(name.trim_end()).filter(|name| !name.is_empty()).unwrap_or("?").to_owned();
+                Some(name.trim_end())
+                    .filter(|name| !name.is_empty())
+                    .unwrap_or("?")
+                    .clone_into(&mut observed.name);
                 if client.is_none() {
                     self.meet(process, pods::cgroup::path(&read("cgroup").unwrap_or_default()), now);
                 }
@@ -507,7 +515,9 @@ impl Conductor {
         if (self.changed && due >= PUBLISH) || due >= REST {
             self.published = now;
             self.changed = false;
-            self.state.send_replace(Arc::new(self.state(now)));
+            let state = self.state(now);
+            self.story.tell(&state);
+            self.state.send_replace(Arc::new(state));
         }
         outcome.pressing || self.asked.is_some()
     }
@@ -517,11 +527,17 @@ impl Conductor {
         let over = now.since(self.began) >= TAKEOVER;
         if self.awaited.is_empty() || over {
             self.core.begin_granting(now);
-            if over {
+            let (clients, missing) = (self.core.ledger.clients().len(), self.awaited.len());
+            if missing > 0 {
                 tracing::info!(
-                    missing = self.awaited.len(),
+                    clients,
+                    missing,
                     "granting begins; clients that did not come count as foreign"
                 );
+            } else if clients > 0 {
+                tracing::info!(clients, "granting begins; all clients of the previous agent came");
+            } else {
+                tracing::debug!("granting begins");
             }
         }
     }

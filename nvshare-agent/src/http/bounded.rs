@@ -72,7 +72,7 @@ impl AsyncRead for Connection {
         // A request that comes byte by byte makes its time no longer.
         match Pin::new(&mut self.stream).poll_read(context, into) {
             Poll::Pending => self.wait(context),
-            ready => ready,
+            ready @ Poll::Ready(_) => ready,
         }
     }
 }

@@ -149,9 +149,10 @@ pub struct Holding {
 }
 
 /// The most that a process can hold on a device for which nobody granted it anything, by NVML's last reading.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Plausible {
     /// The device was not read yet.
+    #[default]
     Unknown,
     /// So much.
     Most {
@@ -160,12 +161,6 @@ pub(super) enum Plausible {
         /// All that the device has.
         total: Bytes,
     },
-}
-
-impl Default for Plausible {
-    fn default() -> Plausible {
-        Plausible::Unknown
-    }
 }
 
 impl Plausible {

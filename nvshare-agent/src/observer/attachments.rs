@@ -130,7 +130,7 @@ impl Attachments {
         let same =
             library.already_probed() && self.files.iter().any(|other| other.library.looks_like(&library));
         let how = if same { How::Same } else { attach(&mut self.programs, &self.returns, &library) };
-        let stepped = library.points.iter().filter(|point| !point.emulated).count();
+        let stepped = stepped(&library);
         match &how {
             How::Links(links) => tracing::info!(
                 library = %path.display(),
@@ -198,6 +198,11 @@ fn attach(programs: &mut Programs, returns: &Returns, library: &Library) -> How 
     How::Links(links)
 }
 
+/// How many probes cost 20 times as much as others.
+fn stepped(library: &Library) -> u32 {
+    library.points.iter().filter(|point| !point.emulated).count() as u32
+}
+
 fn attachment(file: &Attached, multi: bool) -> Attachment {
     let (functions, refused, problem) = match &file.how {
         How::Links(links) => {
@@ -211,6 +216,7 @@ fn attachment(file: &Attached, multi: bool) -> Attachment {
         path: file.library.path.display().to_string(),
         functions: functions as u32,
         refused,
+        stepped: if functions == 0 { 0 } else { stepped(&file.library) },
         means: if multi { "uprobe_multi" } else { "single" }.into(),
         problem,
     }
