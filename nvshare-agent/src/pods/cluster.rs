@@ -156,7 +156,8 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_is_asked_over_tls_and_is_not_there_is_reported() {
         let url = "https://127.0.0.1:1".parse().unwrap();
-        let config = kube::Config { root_cert: Some(Vec::new()), ..kube::Config::new(url) };
+        let mut config = kube::Config::new(url);
+        config.root_cert = Some(Vec::new());
         let error = kube::Client::try_from(config).unwrap().apiserver_version().await.unwrap_err();
         let trouble = Trouble::of_api(&error);
         assert_eq!(trouble.kind, Kind::Unreached);
