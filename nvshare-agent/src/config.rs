@@ -1,5 +1,5 @@
 //! Everything that can be configured, as flags and environment variables, in one place; a file may say the same (see
-//! [`file`]). What makes no sense is refused here, before anything is started.
+//! [`mod@file`]). What makes no sense is refused here, before anything is started.
 
 pub mod file;
 pub mod show;
