@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use nvshare_common::protocol::{Hello, Purpose, ToAgent, ToShim};
+use nvshare_common::protocol::{Held, Hello, Purpose, ToAgent, ToShim};
 use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId};
 
 use super::switches::Switchboard;
@@ -80,7 +80,13 @@ impl Core {
 
     /// A session begins.
     pub fn hello(&mut self, process: Process, session: SessionId, hello: &Hello, now: Moment) -> ClientId {
-        self.ledger.hello(process, session, hello, now)
+        let client = self.ledger.hello(process, session, hello, now);
+        let booked = |device| Some(self.ledger.client(client)?.devices.get(&device)?.granted);
+        let boast = |held: &&Held| booked(held.device).is_some_and(|booked| booked < held.granted);
+        if let Some(Held { device, granted, .. }) = hello.devices.iter().find(boast) {
+            self.distrust(client, format!("says that it was granted {granted} on {device}"));
+        }
+        client
     }
 
     /// A message came on `session`. One of an older session of the client is void: `Hello` has said how things stand.
@@ -244,7 +250,10 @@ impl Core {
     pub fn devices(&mut self, report: &Report, now: Moment) {
         self.devices_problem.clone_from(&report.problem);
         for reading in &report.devices {
-            self.ledger.reading(reading, report.began, &self.settings, now);
+            for client in self.ledger.reading(reading, report.began, &self.settings, now) {
+                let device = reading.device;
+                self.distrust(client, format!("says that it holds more on {device} than NVML shows"));
+            }
         }
         if report.problem.is_none() {
             let listed: Vec<DeviceId> = report.devices.iter().map(|reading| reading.device).collect();

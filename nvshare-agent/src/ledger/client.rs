@@ -17,7 +17,7 @@ const MOST: Bytes = Bytes(1 << 48);
 /// How many samples of what a client holds are kept, to know what it held when NVML was read.
 const SAMPLES: usize = 16;
 /// The most that driver and counters are believed to differ by while memory moves: two of the largest extents.
-const STEP: u64 = 128 << 20;
+pub(super) const STEP: u64 = 128 << 20;
 /// How many recent pauses are remembered.
 const PAUSES: usize = 8;
 /// A gap between two signs of work that counts as a pause.
@@ -134,6 +134,46 @@ pub struct Holding {
     pub measured: Option<Bytes>,
     /// What it is taken to hold, where there are no counters.
     assumed: Option<Bytes>,
+    /// The most it can hold beyond its grant, by NVML.
+    plausible: Plausible,
+    /// Its grant is what a process said that nobody here ever granted anything: NVML has not been asked about it yet.
+    unproven: bool,
+}
+
+/// The most that a process can hold on a device for which nobody granted it anything, by NVML's last reading.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Plausible {
+    /// The device was not read yet.
+    #[default]
+    Unknown,
+    /// So much.
+    Most {
+        /// Of the process.
+        bytes: Bytes,
+        /// All that the device has.
+        total: Bytes,
+    },
+}
+
+impl Plausible {
+    fn bytes(self) -> Bytes {
+        if let Plausible::Most { bytes, .. } = self { bytes } else { MOST }
+    }
+
+    fn total(self) -> Bytes {
+        if let Plausible::Most { total, .. } = self { total } else { MOST }
+    }
+}
+
+/// Whether what a process says of its grants can be checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// The agent knows what it granted to this process: it cannot have more.
+    Known,
+    /// A previous agent may have granted it anything.
+    Takeover,
+    /// Nobody granted it anything: it has what NVML shows.
+    Stranger,
 }
 
 /// A client.
@@ -257,7 +297,14 @@ impl Client {
         }
     }
 
-    pub(super) fn begin(&mut self, session: SessionId, hello: &Hello, now: Moment) {
+    pub(super) fn begin(
+        &mut self,
+        session: SessionId,
+        hello: &Hello,
+        word: Word,
+        plausible: impl Fn(DeviceId) -> Plausible,
+        now: Moment,
+    ) {
         self.session = Some(session);
         self.disconnected = None;
         self.shim = hello.release.chars().filter(|c| !c.is_control()).take(64).collect();
@@ -272,17 +319,26 @@ impl Client {
         let mut before = std::mem::take(&mut self.devices);
         for held in hello.devices.iter().take(MAX_DEVICES) {
             let old = before.remove(&held.device).unwrap_or_default();
+            let plausible = plausible(held.device);
             let resident = held.resident.min(MOST);
             let needed = held.total.min(MOST).max(resident);
+            let granted = match word {
+                // Beyond its grant it may have allocated without an agent.
+                Word::Known => held.granted.min(old.granted).max(resident.min(plausible.bytes())),
+                Word::Takeover => held.granted.max(resident).min(plausible.total()),
+                Word::Stranger => held.granted.max(resident).min(plausible.bytes()),
+            };
             self.devices.insert(
                 held.device,
                 Holding {
-                    granted: held.granted.min(MOST).max(resident),
+                    granted: granted.min(MOST),
                     needed,
                     complete: resident >= needed,
                     page: old.page,
                     measured: old.measured,
                     samples: old.samples,
+                    plausible,
+                    unproven: word == Word::Stranger && plausible == Plausible::Unknown,
                     ..Holding::default()
                 },
             );
@@ -533,9 +589,24 @@ impl Client {
 }
 
 impl Holding {
-    /// Bytes on the device that count against the grant.
+    /// Bytes on the device that count against the grant: what its counters say, as far as it was granted that or NVML
+    /// shows it.
     pub fn held(&self) -> Bytes {
-        self.assumed.unwrap_or(self.page.resident + self.page.unswappable)
+        self.assumed.unwrap_or(self.claimed()).min(self.granted.max(self.plausible.bytes()))
+    }
+
+    /// What its counters say that it holds.
+    pub(super) fn claimed(&self) -> Bytes {
+        self.page.resident + self.page.unswappable
+    }
+
+    /// NVML was read. What was taken on the client's word alone is cut to what can be true; says whether something was.
+    pub(super) fn prove(&mut self, plausible: Plausible) -> bool {
+        self.plausible = plausible;
+        let most = if std::mem::take(&mut self.unproven) { plausible.bytes() } else { plausible.total() };
+        let boasts = self.granted > most;
+        self.granted = self.granted.min(most);
+        boasts || self.claimed() > self.granted.max(plausible.bytes())
     }
 
     /// What nobody else can be granted: its grant, or what it holds beyond that.
@@ -598,8 +669,15 @@ impl Holding {
     }
 
     /// The least and the most it can have held while NVML was read from `began` on until the last sample. It cannot have
-    /// held more than NVML `measured` of its process. While it moves memory, driver and counters differ by a step or two.
-    pub(super) fn between(&mut self, began: Moment, measured: Option<Bytes>, paged: bool) -> (Bytes, Bytes) {
+    /// held more than NVML `measured` of its process, or than the `rest` that NVML ascribes to no process where it does not
+    /// list this one. While it moves memory, driver and counters differ by a step or two.
+    pub(super) fn between(
+        &mut self,
+        began: Moment,
+        measured: Option<Bytes>,
+        rest: Bytes,
+        paged: bool,
+    ) -> (Bytes, Bytes) {
         self.measured = measured;
         if !paged {
             let held = self.granted.min(measured.unwrap_or_default());
@@ -614,7 +692,7 @@ impl Holding {
         let steps = self.samples.iter().zip(self.samples.iter().skip(1));
         let step = steps.map(|((_, one), (_, next))| one.0.abs_diff(next.0)).max().unwrap_or_default();
         let step = if low == high && !self.moving() { 0 } else { step.min(STEP) };
-        let most = measured.unwrap_or(MOST);
+        let most = measured.unwrap_or(rest);
         (Bytes(low.0.saturating_sub(step)).min(most), (high + Bytes(step)).min(most))
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
 
+use super::client::{Plausible, STEP};
 use crate::device::Reading;
 use crate::moment::Moment;
 use crate::settings::Settings;
@@ -39,6 +40,8 @@ pub struct Device {
     pub unconfirmed: Vec<(Moment, Bytes)>,
     /// Room that drivers want.
     pub rooms: Vec<Room>,
+    /// In use, and ascribed to no process by NVML.
+    pub(super) rest: Bytes,
     /// `foreign` is known from a reading that may be relied on.
     pub(super) settled: bool,
 }
@@ -81,6 +84,16 @@ impl Device {
         self.unconfirmed.iter().map(|(_, bytes)| *bytes).sum()
     }
 
+    /// The most that the process can hold here without a grant: what NVML showed, and what it may have taken since where
+    /// it is known to be at work here.
+    pub(super) fn plausible(&self, pid: u32) -> Plausible {
+        if self.read_began == Moment::NEVER {
+            return Plausible::Unknown;
+        }
+        let listed = self.per_process.get(&pid).map(|bytes| *bytes + Bytes(2 * STEP));
+        Plausible::Most { bytes: listed.unwrap_or(self.rest).min(self.total), total: self.total }
+    }
+
     pub(super) fn given_back(&mut self, bytes: Bytes, now: Moment) {
         let many = self.unconfirmed.len() >= 64;
         match self.unconfirmed.last_mut() {
@@ -109,6 +122,7 @@ impl Device {
         self.total = reading.total;
         self.used = reading.used;
         self.per_process.clone_from(&reading.per_process);
+        self.rest = self.used.saturating_sub(self.per_process.values().copied().sum());
         self.read_began = began;
         self.unconfirmed.retain(|(at, _)| *at >= began);
         self.limit(settings);

@@ -14,6 +14,8 @@ use std::time::Duration;
 use nvshare_common::protocol::Hello;
 use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
 
+use client::{Plausible, Word};
+
 pub use client::{Arena, Client, GangId, Holding, Lease, Outgoing, Page, Reclaiming, SessionId, Stop};
 pub use device::{Device, Room};
 pub use heat::Heat;
@@ -108,9 +110,15 @@ impl Ledger {
     }
 
     /// A shim said `Hello`. The same process again is the same client; what it says of its grants is the truth, because
-    /// its previous session is over.
+    /// its previous session is over; but it cannot have been granted more than it was, nor hold more than NVML shows.
     pub fn hello(&mut self, process: Process, session: SessionId, hello: &Hello, now: Moment) -> ClientId {
-        let id = self.by_process.get(&process).copied().unwrap_or_else(|| {
+        let known = self.by_process.get(&process).copied();
+        let word = match known {
+            Some(_) => Word::Known,
+            None if self.granting_from == Moment::NEVER => Word::Takeover,
+            None => Word::Stranger,
+        };
+        let id = known.unwrap_or_else(|| {
             self.last_client += 1;
             ClientId(self.last_client)
         });
@@ -119,7 +127,9 @@ impl Ledger {
         self.by_process.insert(process, id);
         let before: Vec<(DeviceId, Bytes)> =
             client.devices.iter().map(|(device, holding)| (*device, holding.booked())).collect();
-        client.begin(session, hello, now);
+        let devices = &self.devices;
+        let plausible = |id| devices.get(&id).map_or(Plausible::Unknown, |at| at.plausible(process.pid));
+        client.begin(session, hello, word, plausible, now);
         for (device, before) in before {
             let after = client.devices.get(&device).map(Holding::booked).unwrap_or_default();
             if let Some(device) = self.devices.get_mut(&device) {
@@ -204,11 +214,19 @@ impl Ledger {
         }
     }
 
-    /// NVML was read, from `began` on, and the counter pages were looked at just now.
-    pub fn reading(&mut self, reading: &Reading, began: Moment, settings: &Settings, now: Moment) {
+    /// NVML was read, from `began` on, and the counter pages were looked at just now. Says who claims more than can be
+    /// true; nothing is booked for that.
+    pub fn reading(
+        &mut self,
+        reading: &Reading,
+        began: Moment,
+        settings: &Settings,
+        now: Moment,
+    ) -> Vec<ClientId> {
         let id = reading.device;
-        self.devices.entry(id).or_default().read(reading, began, settings, now);
-        let (mut least, mut most) = (Bytes::ZERO, Bytes::ZERO);
+        let device = self.devices.entry(id).or_default();
+        device.read(reading, began, settings, now);
+        let (mut least, mut most, mut boasts) = (Bytes::ZERO, Bytes::ZERO, Vec::new());
         for client in self.clients.values_mut() {
             let measured = reading.per_process.get(&client.process.pid).copied();
             let gone = client.exited.is_some_and(|exited| {
@@ -221,13 +239,15 @@ impl Ledger {
             }
             let paged = client.paged;
             let Some(holding) = client.devices.get_mut(&id) else { continue };
-            let (low, high) = holding.between(began, measured, paged);
+            if holding.prove(device.plausible(client.process.pid)) {
+                boasts.push(client.id);
+            }
+            let (low, high) = holding.between(began, measured, device.rest, paged);
             least += low;
             most += high;
         }
-        if let Some(device) = self.devices.get_mut(&id) {
-            device.settle(least, most, began >= self.granting_from);
-        }
+        device.settle(least, most, began >= self.granting_from);
+        boasts
     }
 
     /// Takes away the dead whose memory is gone from every device, or whose time is long up.

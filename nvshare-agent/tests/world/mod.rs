@@ -109,6 +109,7 @@ impl World {
             next_decision: 0,
             strict: true,
         };
+        world.core.begin_granting(world.moment());
         world.run(10);
         world
     }
@@ -154,6 +155,23 @@ impl World {
         });
         self.connect(self.shims.len() - 1);
         self.shims.len() - 1
+    }
+
+    /// A process that keeps to nothing says `Hello`.
+    pub(crate) fn stranger(&mut self, granted: u64, running: bool) -> (ClientId, SessionId) {
+        self.sessions += 1;
+        let session = SessionId(self.sessions);
+        let held = Held { device: card(0), granted: Bytes(granted), resident: Bytes(0), total: Bytes(0) };
+        let hello = Hello { release: "x".into(), running, arenas: 0, devices: vec![held] };
+        let now = self.moment();
+        (self.core.hello(Process { pid: 9999, start: 1 }, session, &hello, now), session)
+    }
+
+    /// ... and sends this.
+    pub(crate) fn hear(&mut self, (client, session): (ClientId, SessionId), message: ToAgent) {
+        let now = self.moment();
+        let commands = self.core.hear(client, session, message, now);
+        self.deliver(commands);
     }
 
     /// A process starts, allocates on the first card, and works without pause.

@@ -1,0 +1,72 @@
+//! What one client says, asks or fails to do takes nothing from the others.
+
+mod world;
+
+use nvshare_agent::ledger::Page;
+use nvshare_common::counters::Holdings;
+use nvshare_common::protocol::ToAgent;
+use nvshare_common::units::Bytes;
+use world::{GIB, MIB, World, card};
+
+/// More than any device has.
+const ABSURD: u64 = 1 << 48;
+
+fn page(resident: u64) -> Page {
+    let held = Holdings { resident: Bytes(resident), ..Holdings::default() };
+    Page { holdings: vec![(card(0), held)], ..Page::default() }
+}
+
+#[test]
+fn what_one_client_claims_is_booked_as_far_as_it_can_be_true() {
+    for claim in 0..4 {
+        let mut world = World::new(&[16 * GIB]);
+        if claim == 3 {
+            world.run(200);
+        } else {
+            // Before the first reading everything is believed, and nothing granted.
+            world.strict = false;
+        }
+        let stranger = world.stranger(if claim == 2 { 0 } else { ABSURD }, false);
+        if claim > 0 {
+            let now = world.moment();
+            world.core.sample(stranger.0, &page(ABSURD), now);
+            let (device, bytes, reason) = (card(0), Bytes(ABSURD), "array".to_owned());
+            world.hear(stranger, ToAgent::Unswappable { device, bytes, reason });
+        }
+        let clients = [world.worker(4 * GIB), world.worker(4 * GIB)];
+        world.run(5000);
+        for client in clients {
+            let shim = &world.shims[client];
+            assert!(shim.ran > 4000, "claim {claim}: {} ms; {}", shim.ran, world.describe());
+            assert!(shim.limit[&card(0)] > 15 * GIB, "claim {claim}: {:?}", shim.limit);
+        }
+        assert!(world.core.ledger.client(stranger.0).unwrap().untrusted.is_some(), "claim {claim}");
+    }
+}
+
+#[test]
+fn a_client_that_comes_back_has_at_most_what_it_was_granted() {
+    let mut world = World::new(&[16 * GIB]);
+    let client = world.worker(4 * GIB);
+    world.run(1000);
+    world.shims[client].balance.insert(card(0), ABSURD);
+    world.disconnect(client);
+    world.connect(client);
+    let booked = world.core.ledger.client(world.shims[client].id).unwrap().devices[&card(0)].granted;
+    assert_eq!(booked, Bytes(4 * GIB));
+}
+
+#[test]
+fn a_grant_of_a_previous_agent_is_believed_up_to_the_device() {
+    let mut world = World::new(&[16 * GIB]);
+    world.core = nvshare_agent::conductor::core::Core::new(world::settings());
+    world.core.held_back = true;
+    let stranger = world.stranger(12 * GIB, false);
+    world.run(300);
+    assert_eq!(world.core.ledger.granted(card(0)), Bytes(12 * GIB));
+    let (client, session) = stranger;
+    let released = ToAgent::Released { ticket: None, device: card(0), bytes: Bytes(12 * GIB - MIB) };
+    let now = world.moment();
+    world.core.hear(client, session, released, now);
+    assert!(world.core.ledger.client(client).unwrap().untrusted.is_none());
+}
