@@ -18,6 +18,7 @@ use crate::control::{BindError, Listener};
 use crate::device::{self, Poll, Report};
 use crate::health::{Health, Part};
 use crate::http;
+use crate::observation::Observation;
 use crate::observer::{self, Observer};
 use crate::snapshot::State;
 
@@ -64,10 +65,11 @@ impl Agent {
         let poll = device::start(config.nvml.clone(), readings(inputs.clone(), health.clone()))?;
         let (conductor, state) =
             Conductor::new(config.settings(), poll.clone(), &inputs, Some(config.socket.clone()))?;
-        let conductor = tokio::spawn(conductor.run(heard));
+        let (observations, seen) = conductor::observations();
+        let conductor = tokio::spawn(conductor.run(heard, seen));
         let clients = tokio::spawn(clients.serve(inputs.clone()));
 
-        let observer = if config.no_uprobes { None } else { Some(observe(config, inputs.clone())?) };
+        let observer = if config.no_uprobes { None } else { Some(observe(config, observations)?) };
 
         let pages = tokio::spawn(http::serve(pages, state.clone(), health.clone()));
         let standing = tokio::spawn(report(state.clone(), health.clone(), config.no_uprobes));
@@ -115,10 +117,8 @@ impl Agent {
 }
 
 /// Starts the observer; what it sees goes to the conductor.
-fn observe(config: &Config, inputs: mpsc::Sender<Input>) -> io::Result<Observer> {
-    Observer::start(observer::Options::of(config), move |seen| {
-        inputs.blocking_send(Input::Observed(seen)).is_ok()
-    })
+fn observe(config: &Config, observations: mpsc::Sender<Vec<Observation>>) -> io::Result<Observer> {
+    Observer::start(observer::Options::of(config), move |seen| observations.blocking_send(seen).is_ok())
 }
 
 /// What the devices' thread does with its readings.

@@ -32,6 +32,9 @@ use crate::snapshot::{Ended, State, Totals};
 
 /// How many inputs may wait for the conductor; then whoever sends waits too.
 pub const INPUTS: usize = 4096;
+/// How many batches of observations may wait. Any process can make a flood of them: they have a queue of their own, from
+/// which nothing is taken while anything else waits.
+const BATCHES: usize = 4;
 /// How many inputs are taken before deciding anew.
 const BATCH: usize = 256;
 /// How long a new agent waits for the clients of the previous one.
@@ -52,8 +55,6 @@ pub enum Input {
     Session(SessionId, Event),
     /// A client's process ended, says its pidfd.
     Exited(Process),
-    /// What the uprobes saw, in order.
-    Observed(Vec<Observation>),
     /// What NVML says.
     Devices(Report),
     /// Host memory was made, or not.
@@ -70,6 +71,11 @@ pub enum Input {
 /// The way to the conductor, and its end.
 pub fn inputs() -> (mpsc::Sender<Input>, mpsc::Receiver<Input>) {
     mpsc::channel(INPUTS)
+}
+
+/// The way of the observer's batches to the conductor, in order; and its end.
+pub fn observations() -> (mpsc::Sender<Vec<Observation>>, mpsc::Receiver<Vec<Observation>>) {
+    mpsc::channel(BATCHES)
 }
 
 /// A session that stands.
@@ -149,13 +155,18 @@ impl Conductor {
     }
 
     /// Conducts until nobody can send inputs any more.
-    pub async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+    pub async fn run(
+        mut self,
+        mut inputs: mpsc::Receiver<Input>,
+        mut observations: mpsc::Receiver<Vec<Observation>>,
+    ) {
         let mut pressing = self.turn(Moment::now());
         loop {
             let pause = if self.core.held_back { Duration::from_millis(10) } else { Core::pause(pressing) };
-            match tokio::time::timeout(pause, inputs.recv()).await {
-                Ok(None) => return,
-                Ok(Some(input)) => {
+            tokio::select! {
+                biased;
+                input = inputs.recv() => {
+                    let Some(input) = input else { return };
                     self.hear(input, Moment::now());
                     for _ in 1..BATCH {
                         let Ok(input) = inputs.try_recv() else { break };
@@ -163,7 +174,14 @@ impl Conductor {
                     }
                     self.changed = true;
                 }
-                Err(_) => {}
+                Some(all) = observations.recv() => {
+                    let now = Moment::now();
+                    for observation in all {
+                        self.observed(observation, now);
+                    }
+                    self.changed = true;
+                }
+                () = tokio::time::sleep(pause) => {}
             }
             pressing = self.turn(Moment::now());
         }
@@ -185,7 +203,6 @@ impl Conductor {
                 *self.sessions.refused.entry(why.to_owned()).or_default() += 1;
             }
             Input::Exited(process) => self.exited(process, now),
-            Input::Observed(all) => all.into_iter().for_each(|observation| self.observed(observation, now)),
             Input::Devices(report) => {
                 self.look(now);
                 if self.asked.is_some_and(|asked| report.began >= asked) {
@@ -333,8 +350,10 @@ impl Conductor {
         if let Some(observed) = self.core.ledger.observed_mut(process) {
             observed.book(&observation);
             if observed.name.is_empty() {
-                observed.name = std::fs::read_to_string(format!("/proc/{}/comm", process.pid))
-                    .map_or_else(|_| "?".to_owned(), |name| name.trim_end().to_owned());
+                let name = std::fs::read_to_string(format!("/proc/{}/comm", process.pid)).unwrap_or_default();
+                // A process may have no name; it is asked once all the same.
+                let name = Some(name.trim_end()).filter(|name| !name.is_empty());
+                name.unwrap_or("?").clone_into(&mut observed.name);
             }
         }
         match (&observation, client) {
@@ -368,7 +387,10 @@ impl Conductor {
 
     /// A process that was reaped before the observer looked has no start: it is the client with that pid.
     fn known(&self, process: Process) -> Process {
-        let same = |other: &Process| other.pid == process.pid && process.start == 0;
+        if process.start != 0 {
+            return process;
+        }
+        let same = |other: &Process| other.pid == process.pid;
         let mut clients = self.core.ledger.clients().values().map(|client| client.process);
         clients.rfind(same).unwrap_or(process)
     }
