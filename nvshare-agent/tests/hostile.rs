@@ -2,6 +2,8 @@
 
 mod world;
 
+use std::collections::VecDeque;
+
 use nvshare_agent::ledger::Page;
 use nvshare_common::counters::Holdings;
 use nvshare_common::protocol::ToAgent;
@@ -69,4 +71,26 @@ fn a_grant_of_a_previous_agent_is_believed_up_to_the_device() {
     let now = world.moment();
     world.core.hear(client, session, released, now);
     assert!(world.core.ledger.client(client).unwrap().untrusted.is_none());
+}
+
+#[test]
+fn a_stream_of_new_processes_does_not_keep_a_large_client_waiting() {
+    for (every, longest) in [(10_000, 120_000), (3000, 90_000)] {
+        let mut world = World::new(&[16 * GIB]);
+        let mut small: VecDeque<usize> = (0..3).map(|_| world.worker(5 * GIB)).collect();
+        world.run(2000);
+        let large = world.worker(14 * GIB);
+        for _ in 0..300_000 / every {
+            world.run(every);
+            world.kill(small.pop_front().unwrap());
+            small.push_back(world.worker(5 * GIB));
+        }
+        let shim = &world.shims[large];
+        assert!(
+            shim.ran > 30_000 && shim.waited_most < longest,
+            "{} ran, waited {}",
+            shim.ran,
+            shim.waited_most
+        );
+    }
 }

@@ -236,6 +236,8 @@ pub struct Client {
     /// How long it has run.
     pub runtime: Duration,
     accounted: Moment,
+    /// What it needed when everything was last resident.
+    pub accustomed: Bytes,
     /// Its arenas.
     pub arenas: BTreeMap<ArenaId, Arena>,
     /// No more host memory can be had for it.
@@ -286,6 +288,7 @@ impl Client {
             pauses: VecDeque::new(),
             runtime,
             accounted: Moment::NEVER,
+            accustomed: Bytes::ZERO,
             arenas: BTreeMap::new(),
             host_exhausted: false,
             calls: Counts::default(),
@@ -563,6 +566,9 @@ impl Client {
 
     pub(super) fn account(&mut self, now: Moment) {
         let ran = now.since(self.accounted);
+        if self.complete() {
+            self.accustomed = self.devices.values().map(|holding| holding.needed).sum();
+        }
         let runs = self.lease.is_some_and(|lease| lease.began.is_some()) && self.complete();
         if runs && self.busy(now) && self.accounted != Moment::NEVER {
             self.runtime += ran;

@@ -30,8 +30,8 @@ pub(super) struct Chosen {
 struct Room(BTreeMap<DeviceId, i64>);
 
 impl Room {
-    /// Of all devices, with nobody running.
-    fn new(ledger: &Ledger, units: &[Unit]) -> Room {
+    /// Of all devices, with nobody running and what these units hold anyway.
+    fn new<'a>(ledger: &Ledger, units: impl Iterator<Item = &'a Unit<'a>>) -> Room {
         let mut left: BTreeMap<DeviceId, i64> =
             ledger.devices().iter().map(|(id, device)| (*id, device.budget())).collect();
         for unit in units {
@@ -66,8 +66,9 @@ impl Room {
 }
 
 pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: Moment) -> Chosen {
-    let mut room = Room::new(ledger, units);
-    let empty = Room(room.0.clone());
+    let mut room = Room::new(ledger, units.iter());
+    // Whoever waits for the memory of the dead, which is about to be seen gone, has not to wait for ever.
+    let empty = Room::new(ledger, units.iter().filter(|unit| !unit.dying()));
     let mut chosen = Chosen::default();
     let mut contenders = Vec::new();
     let mut protected = Vec::new();
@@ -77,6 +78,7 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: 
     for (index, unit) in units.iter().enumerate() {
         match unit.role {
             Role::Fixed | Role::Leaving => {}
+            Role::Protected(_) if unit.outgrew() => contenders.push(index),
             Role::Protected(_) => protected.push(index),
             // It must not be stopped to make room for its own driver.
             Role::Expired | Role::Idle if unit.members.iter().any(|client| asks.contains(&client.id)) => {
@@ -112,13 +114,18 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: 
     let mut blocked = false;
     for index in contenders {
         let unit = &units[index];
-        let starts = !unit.leased();
-        let in_time = !blocked || !starts || now + settings.lease_floor <= horizon;
+        let starts = unit.starts();
+        // The end of a lease that it has already cannot be set.
+        let in_time = !blocked || !starts || (!unit.leased() && now + settings.lease_floor <= horizon);
         if in_time && room.take(unit) {
             chosen.running.push((index, (blocked && starts).then_some(horizon)));
         } else if let Some(why) = never(&empty, unit) {
             chosen.hindered.push(Hindrance { client: unit.id(), why });
         } else {
+            if !blocked {
+                // Whoever comes meanwhile must not move the head's turn further and further away.
+                horizon = horizon.min(unit.waits_since() + settings.lease_ceiling);
+            }
             blocked = true;
             chosen.waiting.push(index);
         }
