@@ -94,3 +94,18 @@ fn a_stream_of_new_processes_does_not_keep_a_large_client_waiting() {
         );
     }
 }
+
+#[test]
+fn beside_a_client_that_is_never_stopped_the_others_keep_their_order() {
+    let mut world = World::new(&[16 * GIB]);
+    let never = world.worker(GIB);
+    world.run(500);
+    let id = world.shims[never].id;
+    world.core.ledger.client_mut(id).unwrap().bypass = true;
+    let large = world.worker(14 * GIB);
+    let small: Vec<usize> = (0..6).map(|_| world.worker(5 * GIB)).collect();
+    world.run(300_000);
+    let shim = &world.shims[large];
+    assert!(shim.ran > 30_000 && shim.waited_most < 120_000, "{} ran, waited {}", shim.ran, shim.waited_most);
+    assert!(small.iter().all(|client| world.shims[*client].ran > 20_000), "{}", world.describe());
+}

@@ -99,7 +99,10 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: 
     for index in protected {
         if room.take(&units[index]) {
             chosen.running.push((index, None));
-            if let Role::Protected(until) = units[index].role {
+            // What never ends is nothing that anybody's turn could wait for.
+            if let Role::Protected(until) = units[index].role
+                && until != Moment(u64::MAX)
+            {
                 horizon = horizon.max(until);
             }
         } else {
