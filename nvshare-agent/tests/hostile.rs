@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use nvshare_agent::ledger::Page;
 use nvshare_common::counters::Holdings;
 use nvshare_common::protocol::ToAgent;
-use nvshare_common::units::Bytes;
+use nvshare_common::units::{Bytes, Ticket};
 use world::{GIB, MIB, World, card};
 
 /// More than any device has.
@@ -108,4 +108,37 @@ fn beside_a_client_that_is_never_stopped_the_others_keep_their_order() {
     let shim = &world.shims[large];
     assert!(shim.ran > 30_000 && shim.waited_most < 120_000, "{} ran, waited {}", shim.ran, shim.waited_most);
     assert!(small.iter().all(|client| world.shims[*client].ran > 20_000), "{}", world.describe());
+}
+
+#[test]
+fn a_client_whose_swap_outs_keep_failing_is_served_around() {
+    for admits in [true, false] {
+        let mut world = World::new(&[16 * GIB]);
+        let fails = world.worker(10 * GIB);
+        world.run(2000);
+        world.shims[fails].swaps_nothing = Some(admits);
+        let large = world.worker(10 * GIB);
+        world.run(60_000);
+        // Nothing can be taken from it: it runs, the one that fits beside it too, and the other one hears why it waits.
+        let small = world.worker(4 * GIB);
+        let before = world.shims[fails].ran;
+        world.run(60_000);
+        let ran = (world.shims[fails].ran - before, world.shims[small].ran);
+        assert!(ran.0 > 40_000 && ran.1 > 40_000, "{admits}: {ran:?} {}", world.describe());
+        assert!(!world.running(large));
+        let client = world.core.ledger.client(world.shims[fails].id).unwrap();
+        assert!(client.swap_failures_total < 20, "{}", client.swap_failures_total);
+    }
+}
+
+#[test]
+fn failures_of_swap_outs_that_nobody_ordered_count_for_nothing() {
+    let mut world = World::new(&[16 * GIB]);
+    let stranger = world.stranger(0, false);
+    for number in 0..10 {
+        let ticket = Ticket(number);
+        world.hear(stranger, ToAgent::SwapFailed { ticket, why: "x".repeat(60_000) });
+    }
+    let client = world.core.ledger.client(stranger.0).unwrap();
+    assert_eq!((client.swap_failures_total, client.unyielding), (0, None));
 }

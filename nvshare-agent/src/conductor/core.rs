@@ -118,12 +118,17 @@ impl Core {
                 }
             }
             ToAgent::SwapOutDone { ticket, copied, clean } => {
-                let began = self.ledger.client_mut(client).and_then(|client| {
-                    client.swap_failures = 0;
-                    client.swap_out_done(ticket, now)
-                });
-                if let Some(began) = began {
-                    self.swap_out_seconds.record(now.since(began).as_secs_f64());
+                let sender = self.ledger.client_mut(client);
+                if let Some(sender) = sender
+                    && let Some(outgoing) = sender.swap_out_done(ticket, now)
+                {
+                    if outgoing.left == Bytes::ZERO {
+                        sender.swapped_out();
+                    } else {
+                        let why = format!("said to be done, without {}", outgoing.left);
+                        sender.swap_failed(&why, now);
+                    }
+                    self.swap_out_seconds.record(now.since(outgoing.at).as_secs_f64());
                 }
                 self.switches.swapped_out(ticket, copied, clean);
                 self.close_switches(now);
@@ -153,9 +158,13 @@ impl Core {
                 }
             }
             ToAgent::SwapFailed { ticket, why } => {
-                sender.swap_failed(&why, now);
-                sender.swap_out_done(ticket, now);
-                tracing::warn!(client = client.0, pid = sender.process.pid, why, "swap out failed");
+                // Of a command that there is: whoever invents failures fills no log.
+                let was_ordered = sender.swap_out_done(ticket, now).is_some();
+                if was_ordered {
+                    sender.swap_failed(&why, now);
+                    let why = sender.swap_problem.as_deref();
+                    tracing::warn!(client = client.0, pid = sender.process.pid, why, "swap out failed");
+                }
             }
             ToAgent::Unswappable { device, bytes, reason } => sender.unswappable(device, &reason, bytes),
             ToAgent::ArenaReady { arena } => {

@@ -475,20 +475,26 @@ impl Client {
         false
     }
 
-    /// A swap out ended, well or not.
-    pub fn swap_out_done(&mut self, ticket: Ticket, now: Moment) -> Option<Moment> {
+    /// A swap out ended, well or not: it was this one.
+    pub fn swap_out_done(&mut self, ticket: Ticket, now: Moment) -> Option<Outgoing> {
         for holding in self.devices.values_mut() {
             if holding.reclaiming.take_if(|reclaiming| reclaiming.ticket == ticket).is_some() {
                 holding.reclaimed_at = now;
             }
             if let Some(outgoing) = holding.outgoing.take_if(|outgoing| outgoing.ticket == ticket) {
-                return Some(outgoing.at);
+                return Some(outgoing);
             }
         }
         None
     }
 
+    /// A swap out brought all that was asked for.
+    pub fn swapped_out(&mut self) {
+        self.swap_failures = 0;
+    }
+
     /// A swap out could not do all: it is tried again later.
+    /// One that goes on failing is served around, like one that cannot be stopped.
     pub fn swap_failed(&mut self, why: &str, now: Moment) {
         self.swap_failures = self.swap_failures.saturating_add(1);
         self.swap_failures_total += 1;
@@ -557,9 +563,14 @@ impl Client {
             let first = self.unyielding.replace(self.unyielding.unwrap_or(now)).is_none();
             return first.then_some(if stop { "did not stop" } else { "did not swap out" });
         }
+        if self.swap_failures >= settings.stalls_until_unyielding && self.unyielding.is_none() {
+            self.unyielding = Some(now);
+            return Some("fails to swap out");
+        }
         if self.unyielding.is_some_and(|since| now.since(since) > settings.unyielding_retry) {
             self.unyielding = None;
             self.stalls = settings.stalls_until_unyielding.saturating_sub(1);
+            self.swap_failures = self.swap_failures.min(self.stalls);
         }
         None
     }

@@ -56,6 +56,8 @@ pub(crate) struct Shim {
     pub works: bool,
     pub never_drains: bool,
     pub ignores_stop: bool,
+    /// How it answers every swap out without doing anything: with a failure, or as if it had.
+    pub swaps_nothing: Option<bool>,
     waiting: bool,
     draining: Option<(Ticket, u64)>,
     outs: Vec<(Ticket, DeviceId, u64, u64)>,
@@ -136,6 +138,7 @@ impl World {
             works: false,
             never_drains: false,
             ignores_stop: false,
+            swaps_nothing: None,
             waiting: false,
             draining: None,
             outs: Vec::new(),
@@ -477,6 +480,12 @@ impl World {
             ToShim::SwapOut { ticket, device, bytes, .. } => {
                 assert!(!self.shims[index].lease, "client {index} is swapped out while it runs");
                 self.shims[index].said_resident.insert(device, false);
+                if let Some(admits) = self.shims[index].swaps_nothing {
+                    let why = "copy failed".to_owned();
+                    let done = ToAgent::SwapOutDone { ticket, copied: Bytes(0), clean: Bytes(0) };
+                    self.say(index, if admits { ToAgent::SwapFailed { ticket, why } } else { done });
+                    return;
+                }
                 self.shims[index].outs.push((ticket, device, bytes.0, 0));
             }
             ToShim::Reclaim { ticket, device } => {
