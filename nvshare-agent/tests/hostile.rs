@@ -3,6 +3,7 @@
 mod world;
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use nvshare_agent::ledger::Page;
 use nvshare_common::counters::Holdings;
@@ -141,4 +142,39 @@ fn failures_of_swap_outs_that_nobody_ordered_count_for_nothing() {
     }
     let client = world.core.ledger.client(stranger.0).unwrap();
     assert_eq!((client.swap_failures_total, client.unyielding), (0, None));
+}
+
+#[test]
+fn a_client_that_connects_again_and_again_keeps_no_longer_than_its_turn() {
+    let mut world = World::new(&[16 * GIB]);
+    let again = world.worker(10 * GIB);
+    world.run(2000);
+    let other = world.worker(10 * GIB);
+    for _ in 0..150 {
+        world.run(400);
+        world.shims[again].lease = true;
+        world.connect(again);
+    }
+    let ran = (world.shims[again].ran, world.shims[other].ran);
+    assert!(ran.1 > 20_000, "{ran:?}");
+}
+
+#[test]
+fn a_stop_that_a_new_session_leaves_unanswered_counts_from_its_beginning() {
+    let mut world = World::new(&[16 * GIB]);
+    world.core.settings.command_deadline = Duration::from_secs(1);
+    world.core.settings.stall = Duration::from_secs(1);
+    world.core.settings.lease_ceiling = Duration::from_secs(1);
+    let hangs = world.worker(10 * GIB);
+    world.shims[hangs].ignores_stop = true;
+    world.run(2000);
+    let other = world.worker(10 * GIB);
+    for _ in 0..25 {
+        world.run(400);
+        world.connect(hangs);
+    }
+    let small = world.worker(4 * GIB);
+    world.run(1000);
+    assert!(world.core.ledger.client(world.shims[hangs].id).unwrap().unyielding.is_some());
+    assert!(world.running(small) && !world.running(other), "{}", world.describe());
 }

@@ -52,6 +52,11 @@ impl Lease {
     fn given(now: Moment, began: Option<Moment>, cap: Option<Moment>) -> Lease {
         Lease { given: now, began, cost: Duration::ZERO, cap, renewed: false }
     }
+
+    /// Of one that runs without having been told to: it is over already, and never begins anew.
+    fn unearned() -> Lease {
+        Lease { renewed: true, ..Lease::given(Moment::NEVER, Some(Moment::NEVER), None) }
+    }
 }
 
 /// A `Stop` without an answer yet.
@@ -59,7 +64,7 @@ impl Lease {
 pub struct Stop {
     /// Its number.
     pub ticket: Ticket,
-    /// When it was sent.
+    /// When it was sent; sooner, if it was sent before and the session ended without an answer.
     pub at: Moment,
 }
 
@@ -217,6 +222,8 @@ pub struct Client {
     pub paced: bool,
     /// It is being stopped.
     pub stop: Option<Stop>,
+    /// How long earlier sessions left a `Stop` without an answer.
+    stop_waited: Duration,
     /// It is not to be stopped before: its last drain stalled.
     pub retry_at: Moment,
     /// Drains in a row that stalled.
@@ -278,6 +285,7 @@ impl Client {
             lease: None,
             paced: false,
             stop: None,
+            stop_waited: Duration::ZERO,
             retry_at: Moment::NEVER,
             stalls: 0,
             unyielding: None,
@@ -308,16 +316,24 @@ impl Client {
         plausible: impl Fn(DeviceId) -> Plausible,
         now: Moment,
     ) {
+        self.end_session(now);
         self.session = Some(session);
         self.disconnected = None;
         self.shim = hello.release.chars().filter(|c| !c.is_control()).take(64).collect();
-        self.stop = None;
         self.paced = false;
-        self.wants = None;
         self.arenas.clear();
         self.limits.clear();
         self.host_exhausted = false;
-        self.lease = hello.running.then_some(Lease::given(now, Some(now), None));
+        self.lease = match self.lease {
+            _ if !hello.running => None,
+            // Saying so again makes it no longer.
+            Some(lease) => Some(lease),
+            None if word == Word::Known => Some(Lease::unearned()),
+            None => Some(Lease::given(now, Some(now), None)),
+        };
+        if !hello.running {
+            self.stop_waited = Duration::ZERO;
+        }
         self.active(now);
         let mut before = std::mem::take(&mut self.devices);
         for held in hello.devices.iter().take(MAX_DEVICES) {
@@ -351,7 +367,10 @@ impl Client {
     pub(super) fn end_session(&mut self, now: Moment) {
         self.session = None;
         self.disconnected.get_or_insert(now);
-        self.stop = None;
+        // A new session does not begin the time again in which it has to stop.
+        if let Some(stop) = self.stop.take() {
+            self.stop_waited = now.since(stop.at);
+        }
         self.wants = None;
         for holding in self.devices.values_mut() {
             holding.outgoing = None;
@@ -411,7 +430,7 @@ impl Client {
 
     /// `Stop` was sent. Who wants to run from now on says so anew.
     pub fn stopping(&mut self, ticket: Ticket, now: Moment) {
-        self.stop = Some(Stop { ticket, at: now });
+        self.stop = Some(Stop { ticket, at: now - self.stop_waited });
         self.wants = None;
         self.stops_total += 1;
     }
@@ -420,6 +439,7 @@ impl Client {
     pub fn stopped(&mut self, ticket: Ticket) -> bool {
         let asked = self.stop.take_if(|stop| stop.ticket == ticket).is_some();
         if asked {
+            self.stop_waited = Duration::ZERO;
             self.lease = None;
             self.stalls = 0;
             self.unyielding = None;
@@ -431,6 +451,7 @@ impl Client {
     pub fn stalled(&mut self, ticket: Ticket, settings: &Settings, now: Moment) -> bool {
         let asked = self.stop.take_if(|stop| stop.ticket == ticket).is_some();
         if asked {
+            self.stop_waited = Duration::ZERO;
             self.stalls += 1;
             self.stalls_total += 1;
             let pause = settings.lease_floor * 2_u32.saturating_pow(self.stalls.min(10));
