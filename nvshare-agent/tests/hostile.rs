@@ -178,3 +178,47 @@ fn a_stop_that_a_new_session_leaves_unanswered_counts_from_its_beginning() {
     assert!(world.core.ledger.client(world.shims[hangs].id).unwrap().unyielding.is_some());
     assert!(world.running(small) && !world.running(other), "{}", world.describe());
 }
+
+/// What two clients that take turns got done in a minute while a third one asks for room.
+fn beside_requests_for_room(running: bool, bytes: u64, every: u64) -> (World, u64) {
+    let mut world = World::new(&[16 * GIB]);
+    let stranger = world.stranger(0, running);
+    let clients = [world.worker(10 * GIB), world.worker(10 * GIB)];
+    world.run(40_000);
+    let ran = |world: &World| clients.iter().map(|client| world.shims[*client].ran).sum::<u64>();
+    let before = ran(&world);
+    for number in 0..60_000 / every {
+        let (ticket, device, bytes) = (Ticket(number), card(0), Bytes(bytes));
+        world.hear(stranger, ToAgent::WantRoom { ticket, device, bytes });
+        world.run(every);
+    }
+    let ran = ran(&world) - before;
+    (world, ran)
+}
+
+#[test]
+fn room_that_can_never_be_is_refused_without_stopping_anybody() {
+    let mut world = World::new(&[16 * GIB]);
+    let stranger = world.stranger(0, true);
+    let clients = [world.worker(6 * GIB), world.worker(6 * GIB)];
+    world.run(40_000);
+    for number in 0..200 {
+        let (ticket, device, bytes) = (Ticket(number), card(0), Bytes(ABSURD));
+        world.hear(stranger, ToAgent::WantRoom { ticket, device, bytes });
+        world.run(50);
+    }
+    for client in clients {
+        let shim = &world.shims[client];
+        assert_eq!((shim.stops, shim.moved_out), (0, 0), "{}", world.describe());
+    }
+}
+
+#[test]
+fn whoever_asks_for_room_all_the_time_does_not_starve_the_others() {
+    for running in [false, true] {
+        for bytes in [15 * GIB, GIB / 2] {
+            let (world, ran) = beside_requests_for_room(running, bytes, 10);
+            assert!(ran > 30_000, "{running} {bytes}: {ran} of 60000 ms; {}", world.describe());
+        }
+    }
+}

@@ -105,7 +105,16 @@ impl Core {
             ToAgent::Want { device, total, purpose } => self.want(client, device, total, purpose, now),
             ToAgent::WantRoom { ticket, device, bytes } => {
                 let bytes = bytes.min(Bytes(1 << 48));
-                let room = Room { client, ticket, device, bytes, since: now, made: None };
+                let room = Room {
+                    client,
+                    ticket,
+                    device,
+                    bytes,
+                    since: now,
+                    made: None,
+                    large: false,
+                    presses: false,
+                };
                 if !self.ledger.room_wanted(room) {
                     let message = ToShim::Room { ticket, made: false };
                     return vec![Command { client, session, message }];
@@ -297,6 +306,12 @@ impl Core {
             tracing::warn!(client = client.0, what, "unyielding: others are served around it");
         }
         self.ledger.account(&self.settings, now);
+        let pause = policy::lease_length(&self.settings, self.ledger.switch_cost());
+        self.ledger.weigh_rooms(pause, now);
+        // Before anything is decided: for what cannot be, nobody is stopped.
+        for refusal in policy::impossible_rooms(&self.ledger) {
+            outcome.commands.extend(self.book(refusal, now));
+        }
         let decisions = policy::decide(&self.ledger, &self.settings, now);
         outcome.pressing = decisions.pressing;
         for decision in decisions.todo {

@@ -249,6 +249,8 @@ pub struct Client {
     pub arenas: BTreeMap<ArenaId, Arena>,
     /// No more host memory can be had for it.
     pub host_exhausted: bool,
+    /// When its driver last got much room at once.
+    pub large_room: Option<Moment>,
     /// Its calls by its counter page.
     pub calls: Counts,
     /// What its kernels used.
@@ -299,6 +301,7 @@ impl Client {
             accustomed: Bytes::ZERO,
             arenas: BTreeMap::new(),
             host_exhausted: false,
+            large_room: None,
             calls: Counts::default(),
             heat: Heat::default(),
             untrusted: None,

@@ -61,9 +61,16 @@ pub struct Room {
     pub since: Moment,
     /// When it was promised; kept free for a moment from then on.
     pub made: Option<Moment>,
+    /// With what its client asked for besides it is more than [`Room::SMALL`].
+    pub large: bool,
+    /// Memory is taken from others for it; otherwise it is made when there happens to be room.
+    pub presses: bool,
 }
 
 impl Room {
+    /// A context, or a module: what one client has asked for up to here others always make room for, for everybody has to
+    /// begin.
+    pub const SMALL: Bytes = Bytes::GIB;
     /// How many requests of one client may be open.
     pub const AT_ONCE: usize = 16;
 }
@@ -108,7 +115,8 @@ impl Device {
 
     /// Bytes to keep free for drivers beyond what the reserve covers.
     pub fn room(&self) -> Bytes {
-        self.rooms.iter().map(|room| room.bytes).sum::<Bytes>().saturating_sub(self.reserve)
+        let pressing = self.rooms.iter().filter(|room| room.presses);
+        pressing.map(|room| room.bytes).sum::<Bytes>().saturating_sub(self.reserve)
     }
 
     pub(super) fn limit(&mut self, settings: &Settings) {

@@ -285,6 +285,28 @@ impl Ledger {
         true
     }
 
+    /// Decides for which requests memory is taken from others: small ones; large ones of a client that runs, or when nobody
+    /// else wants to run; and of these one every `pause`.
+    pub fn weigh_rooms(&mut self, pause: Duration, now: Moment) {
+        let clients = &self.clients;
+        for device in self.devices.values_mut() {
+            let mut asked: BTreeMap<ClientId, (Bytes, bool)> = BTreeMap::new();
+            for room in &mut device.rooms {
+                let (small, large) = asked.entry(room.client).or_default();
+                room.large = *small + room.bytes > Room::SMALL;
+                if !room.large {
+                    *small += room.bytes;
+                }
+                let (Some(client), None) = (clients.get(&room.client), room.made) else { continue };
+                let recently = client.large_room.is_some_and(|made| now.since(made) < pause);
+                let others = || clients.values().filter(|other| other.id != room.client);
+                let turn = client.lease.is_some()
+                    || !others().any(|other| other.lease.is_some() || other.wants.is_some());
+                room.presses = !room.large || (turn && !recently && !std::mem::replace(large, true));
+            }
+        }
+    }
+
     /// The request was answered: room that was made is kept free until a reading shows what became of it.
     pub fn room_answered(&mut self, client: ClientId, ticket: Ticket, made: bool, now: Moment) {
         for device in self.devices.values_mut() {
@@ -293,6 +315,11 @@ impl Ledger {
             {
                 if made {
                     device.rooms[at].made = Some(now);
+                    if device.rooms[at].large
+                        && let Some(client) = self.clients.get_mut(&client)
+                    {
+                        client.large_room = Some(now);
+                    }
                 } else {
                     device.rooms.remove(at);
                 }

@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use nvshare_common::units::DeviceId;
 
 use super::Hindrance;
+use super::memory::ROOM_WAITS;
 use super::units::{Role, Unit};
-use crate::ledger::Ledger;
+use crate::ledger::{Client, Ledger};
 use crate::moment::Moment;
 use crate::settings::Settings;
 
@@ -72,8 +73,13 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: 
     let mut chosen = Chosen::default();
     let mut contenders = Vec::new();
     let mut protected = Vec::new();
-    let asks: BTreeSet<_> =
-        ledger.devices().values().flat_map(|device| device.rooms.iter().map(|room| room.client)).collect();
+    let rooms = ledger.devices().values().flat_map(|device| &device.rooms);
+    let asks: BTreeSet<_> = rooms.filter(|room| room.presses).map(|room| room.client).collect();
+    // Whoever asks without end does not keep the lease for ever by that.
+    let longest = settings.lease_ceiling + ROOM_WAITS;
+    let asks = |client: &&Client| {
+        asks.contains(&client.id) && client.lease.is_some_and(|lease| now.since(lease.given) < longest)
+    };
     let (mut idle, mut resting) = (Vec::new(), Vec::new());
     for (index, unit) in units.iter().enumerate() {
         match unit.role {
@@ -81,7 +87,7 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: 
             Role::Protected(_) if unit.outgrew() => contenders.push(index),
             Role::Protected(_) => protected.push(index),
             // It must not be stopped to make room for its own driver.
-            Role::Expired | Role::Idle if unit.members.iter().any(|client| asks.contains(&client.id)) => {
+            Role::Expired | Role::Idle if unit.members.iter().any(asks) => {
                 protected.push(index);
             }
             Role::Expired | Role::Waiting => contenders.push(index),
