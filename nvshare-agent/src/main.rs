@@ -70,7 +70,10 @@ async fn live(config: &Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => { info!("SIGINT: stopping; clients go on with what they hold"); Ok(()) }
         why = agent.failed() => Err(why.into()),
     };
-    agent.stop().await;
+    // A file system that does not answer can hold the observer up; the kernel takes its probes away all the same.
+    if tokio::time::timeout(STOPPING, agent.stop()).await.is_err() {
+        error!("stopping took longer than {STOPPING:?}: ending all the same");
+    }
     result
 }
 
