@@ -10,8 +10,9 @@ use clap::Parser;
 use nvshare_agent::admin::command;
 use nvshare_agent::agent::Agent;
 use nvshare_agent::config::{Cli, Command, Config, EXIT_USAGE, LogFormat};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 /// How long stopping may take; then the process ends all the same. Clients lose nothing either way.
@@ -40,6 +41,7 @@ fn run(config: &Config) -> ExitCode {
         return ExitCode::from(EXIT_USAGE);
     }
     log(config);
+    raise_open_files();
     // Two threads: one for the conductor, one for whoever asks about it.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = match runtime {
@@ -75,6 +77,14 @@ async fn live(config: &Config) -> anyhow::Result<()> {
         error!("stopping took longer than {STOPPING:?}: ending all the same");
     }
     result
+}
+
+/// Each client costs a few descriptors: as many as may be.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        warn!(%error, limit = limit.current, "cannot raise the number of open files");
+    }
 }
 
 fn log(config: &Config) {

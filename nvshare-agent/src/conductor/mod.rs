@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::core::{Command, Core};
 use self::host::HostMemory;
 use crate::change::Change;
-use crate::control::{CounterPage, Event, Opened, Outbox, wait_for};
+use crate::control::{Counted, CounterPage, Event, Opened, Outbox, wait_for};
 use crate::device::{Poll, Report};
 use crate::hostmem::Made;
 use crate::ledger::{Client, Page, SessionId};
@@ -229,7 +229,7 @@ impl Conductor {
     }
 
     fn opened(&mut self, session: SessionId, opened: Opened, now: Moment) {
-        let Opened { peer, hello, page, outbox } = opened;
+        let Opened { peer, hello, page, outbox, counted } = opened;
         self.awaited.remove(&peer.process.pid);
         let new = self.core.ledger.client_of(peer.process).is_none();
         let client = self.core.hello(peer.process, session, &hello, now);
@@ -266,15 +266,15 @@ impl Conductor {
             self.lines.insert(session, Line { client, outbox });
         }
         if new {
-            self.watch(peer.process, peer.pidfd);
+            self.watch(peer.process, peer.pidfd, counted);
         }
         if let Some(page) = self.pages.get(&client) {
             self.core.sample(client, &view(page), now);
         }
     }
 
-    /// Tells the conductor when the process ends.
-    fn watch(&self, process: Process, pidfd: OwnedFd) {
+    /// Tells the conductor when the process ends; so long it counts as connected.
+    fn watch(&self, process: Process, pidfd: OwnedFd, counted: Arc<Counted>) {
         let inputs = self.inputs.clone();
         tokio::spawn(async move {
             match wait_for(pidfd, Interest::READABLE) {
@@ -290,6 +290,7 @@ impl Conductor {
             if let Some(inputs) = inputs.upgrade() {
                 let _ = inputs.send(Input::Exited(process)).await;
             }
+            drop(counted);
         });
     }
 

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::page;
@@ -51,7 +52,11 @@ impl Peer {
         // a pidfd by number, whose process must at least have begun when the one we looked at did.
         let pidfd = match page::peer_pidfd(socket.as_fd()) {
             Ok(pidfd) => pidfd,
-            Err(_) => pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(std::io::Error::from)?,
+            // Other reasons (too many open files) say nothing about the process.
+            Err(_) => pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(|errno| match errno {
+                Errno::SRCH => gone(),
+                errno => PeerError::System(errno.into()),
+            })?,
         };
         if Process::of(number.unsigned_abs()) != Some(process) {
             return Err(gone());
