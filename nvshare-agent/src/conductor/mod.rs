@@ -197,6 +197,7 @@ impl Conductor {
                 *self.sessions.closed.entry(end.label().to_owned()).or_default() += 1;
                 if let Some(line) = self.lines.remove(&session) {
                     self.core.ledger.disconnected(line.client, session, now);
+                    self.host.left(line.client);
                 }
             }
             Input::Session(_, Event::Refused(why)) => {
@@ -261,6 +262,7 @@ impl Conductor {
         for (_, line) in self.lines.extract_if(.., |_, line| line.client == client) {
             line.outbox.dismiss();
         }
+        self.host.opened(client, hello.arenas, now);
         self.sessions.opened += 1;
         if outbox.answer(&Answer::Welcome { client }).is_ok() {
             self.lines.insert(session, Line { client, outbox });
@@ -297,13 +299,14 @@ impl Conductor {
     fn said(&mut self, session: SessionId, message: ToAgent, descriptor: Option<OwnedFd>, now: Moment) {
         let Some(client) = self.lines.get(&session).map(|line| line.client) else { return };
         match &message {
-            ToAgent::ArenaHeld { arena } => match descriptor.as_ref().map(host::measure) {
-                Some(Ok(bytes)) => self.core.arena(client, *arena, bytes, true),
-                Some(Err(why)) => tracing::warn!(client = client.0, arena = arena.0, why, "no arena"),
-                None => tracing::warn!(client = client.0, arena = arena.0, "an arena without a descriptor"),
-            },
+            ToAgent::ArenaHeld { arena } => {
+                let brought = self.host.brought(&mut self.core, client, *arena, descriptor.as_ref());
+                if let Err(why) = brought {
+                    tracing::debug!(client = client.0, arena = arena.0, why, "no arena");
+                }
+            }
             ToAgent::ArenaReady { arena } => self.host.ready(client, *arena),
-            ToAgent::ArenaReturned { arena } => self.host.returned(client, *arena),
+            ToAgent::ArenaReturned { arena } => self.host.returned(client, *arena, now),
             _ => {}
         }
         for command in self.core.hear(client, session, message, now) {
