@@ -222,3 +222,22 @@ fn whoever_asks_for_room_all_the_time_does_not_starve_the_others() {
         }
     }
 }
+
+#[test]
+fn what_a_client_no_longer_claims_is_not_free_before_a_reading_shows_it() {
+    let mut world = World::new(&[16 * GIB]);
+    // Held past its shim by the stranger, whom NVML does not list.
+    world.foreign.insert(card(0), 8 * GIB);
+    let stranger = world.stranger(0, false);
+    for _ in 0..300 {
+        let now = world.moment();
+        world.core.sample(stranger.0, &page(8 * GIB), now);
+        world.run(1);
+    }
+    let now = world.moment();
+    assert_eq!(world.core.ledger.granted(card(0)), Bytes(8 * GIB));
+    world.core.sample(stranger.0, &page(0), now);
+    let really = (16 * GIB - world.used(card(0))) as i64;
+    let grantable = world.core.ledger.grantable(card(0), now);
+    assert!(grantable.is_none_or(|bytes| bytes <= really), "{grantable:?} of {really}");
+}

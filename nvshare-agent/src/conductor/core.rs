@@ -255,12 +255,15 @@ impl Core {
         let living = self.ledger.client_mut(client).filter(|client| client.exited.is_none());
         let Some(sampled) = living else { return };
         let wanted = sampled.wants;
-        sampled.sample(page, now);
+        let less = sampled.sample(page, now);
         if sampled.begin_lease(now) {
             if let Some(wanted) = wanted {
                 self.waiting_seconds.record(now.since(wanted).as_secs_f64());
             }
             self.switches.looks_arrived(client, now);
+        }
+        for (device, bytes) in less {
+            self.ledger.unbooked(device, bytes, now);
         }
     }
 

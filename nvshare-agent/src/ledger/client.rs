@@ -527,18 +527,24 @@ impl Client {
         self.swap_problem = Some(why.chars().filter(|c| !c.is_control()).take(200).collect());
     }
 
-    /// Its counter page was looked at.
-    pub fn sample(&mut self, page: &Page, now: Moment) {
+    /// Its counter page was looked at. Says what it no longer holds of what was booked beyond its grants.
+    pub fn sample(&mut self, page: &Page, now: Moment) -> Vec<(DeviceId, Bytes)> {
         self.paged = true;
         if page.waiting > 0 || page.calls.application != self.calls.application {
             self.active(now);
         }
         self.calls = page.calls;
+        let mut less = Vec::new();
         for (device, held) in &page.holdings {
             if let Some(holding) = self.holding(*device) {
+                let before = holding.booked();
                 holding.sample(held, now);
+                if holding.booked() < before {
+                    less.push((*device, before.saturating_sub(holding.booked())));
+                }
             }
         }
+        less
     }
 
     /// It showed a sign of work.

@@ -199,6 +199,13 @@ impl Ledger {
         believed
     }
 
+    /// So much is no longer booked on `device`, by a client's word: no reading shows yet that it is free.
+    pub fn unbooked(&mut self, device: DeviceId, bytes: Bytes, now: Moment) {
+        if let Some(device) = self.devices.get_mut(&device) {
+            device.given_back(bytes, now);
+        }
+    }
+
     /// What may be granted on `device` right now: NVML was read lately, and what was given back since does not count.
     pub fn grantable(&self, device: DeviceId, now: Moment) -> Option<i64> {
         let at = self.devices.get(&device)?;
