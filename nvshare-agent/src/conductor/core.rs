@@ -184,7 +184,8 @@ impl Core {
             ToAgent::ArenaReturned { arena } => {
                 sender.arenas.remove(&arena);
             }
-            ToAgent::Dead { why } => {
+            // It is so for good, and said once.
+            ToAgent::Dead { why } if sender.dead.is_none() => {
                 let why: String = why.chars().filter(|c| !c.is_control()).take(100).collect();
                 tracing::warn!(
                     client = client.0,
