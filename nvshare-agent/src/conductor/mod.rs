@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nvshare_common::probe::Call;
 use nvshare_common::protocol::{Answer, ToAgent};
 use nvshare_common::units::{ClientId, DeviceId};
 use tokio::io::Interest;
@@ -413,7 +414,7 @@ impl Conductor {
             && !client.bypass
         {
             client.bypass = true;
-            let call = nvshare_common::probe::Call::ALL[call].name();
+            let call = Call::ALL[call].name();
             tracing::warn!(
                 client = client.id.0,
                 pid = client.process.pid,
@@ -552,9 +553,11 @@ impl Conductor {
 
 /// The page at this moment.
 fn view(page: &CounterPage) -> Page {
+    // No count comes as far by itself; sums of what a client may write there must not overflow.
+    let possible = |counts: [u64; Call::COUNT]| counts.map(|count| count.min(1 << 56));
     let (application, engine) = page.calls();
     Page {
-        calls: Counts { application, engine },
+        calls: Counts { application: possible(application), engine: possible(engine) },
         waiting: page.waiting.load(std::sync::atomic::Ordering::Relaxed),
         holdings: page.holdings().collect(),
     }
