@@ -124,7 +124,7 @@ impl Device {
         self.reserve = settings.reserve.min(self.capacity);
     }
 
-    pub(super) fn read(&mut self, reading: &Reading, began: Moment, settings: &Settings, now: Moment) {
+    pub(super) fn read(&mut self, reading: &Reading, began: Moment, settings: &Settings) {
         self.index = reading.index;
         self.name.clone_from(&reading.name);
         self.total = reading.total;
@@ -134,7 +134,7 @@ impl Device {
         self.read_began = began;
         self.unconfirmed.retain(|(at, _)| *at >= began);
         self.limit(settings);
-        self.rooms.retain(|room| room.made.is_none_or(|made| now.since(made) < KEPT));
+        self.rooms.retain(|room| room.made.is_none_or(|made| began.since(made) < KEPT));
     }
 
     /// Takes the foreign bytes from the reading. While clients move memory, what they held at the very moment of the
@@ -144,5 +144,39 @@ impl Device {
         let (low, high) = (self.used.saturating_sub(most), self.used.saturating_sub(least));
         self.foreign = if self.settled { self.foreign.clamp(low, high) } else { high };
         self.settled = all_known;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_that_was_made_is_kept_until_a_reading_can_show_what_became_of_it() {
+        let mut device = Device::default();
+        let made = Moment(1_000_000_000);
+        device.rooms.push(Room {
+            client: ClientId(1),
+            ticket: Ticket(1),
+            device: DeviceId([1; 16]),
+            bytes: Bytes::GIB,
+            since: made,
+            made: Some(made),
+            large: false,
+            presses: true,
+        });
+        let reading = Reading {
+            device: DeviceId([1; 16]),
+            index: 0,
+            name: String::new(),
+            total: Bytes::GIB,
+            used: Bytes::ZERO,
+            per_process: BTreeMap::new(),
+        };
+        // However late it comes, it shows a moment before the driver took it.
+        device.read(&reading, made + KEPT / 2, &Settings::default());
+        assert_eq!(device.rooms.len(), 1);
+        device.read(&reading, made + KEPT, &Settings::default());
+        assert!(device.rooms.is_empty());
     }
 }

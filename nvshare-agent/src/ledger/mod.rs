@@ -232,7 +232,7 @@ impl Ledger {
     ) -> Vec<ClientId> {
         let id = reading.device;
         let device = self.devices.entry(id).or_default();
-        device.read(reading, began, settings, now);
+        device.read(reading, began, settings);
         let (mut least, mut most, mut boasts) = (Bytes::ZERO, Bytes::ZERO, Vec::new());
         for client in self.clients.values_mut() {
             let measured = reading.per_process.get(&client.process.pid).copied();
