@@ -218,7 +218,8 @@ impl Config {
                 ceiling: value::show(self.lease_ceiling),
             });
         }
-        if self.admin_socket.parent() == self.socket.parent() {
+        // Nor below it: the directory is mounted with all that is in it.
+        if self.socket.parent().is_some_and(|mounted| self.admin_socket.starts_with(mounted)) {
             return Err(ConfigError::SharedDirectory { admin: self.admin_socket.clone() });
         }
         match self.capacity {
@@ -318,6 +319,12 @@ mod tests {
                 &["--socket", "/run/x/a", "--admin-socket", "/run/x/b"],
                 "--admin-socket",
                 "/run/x/b",
+                "directory",
+            ),
+            (
+                &["--socket", "/run/x/a", "--admin-socket", "/run/x/admin/b"],
+                "--admin-socket",
+                "/run/x/admin/b",
                 "directory",
             ),
             (&["--capacity", "1G", "--reserve", "1G"], "--reserve", "1 GiB", "reserve < capacity"),
