@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 
+/// How many files of one process are looked at: it may map as many as it likes.
+const MOST: usize = 64;
+
 /// Whether a file of this name is taken for the CUDA driver's library: `libcuda.so`, `libcuda.so.1`,
 /// `libcuda.so.550.163.01`; not `libcudart.so`.
 pub(super) fn is_libcuda(path: &str) -> bool {
@@ -86,6 +89,9 @@ fn libraries(maps: &str) -> Vec<(String, &str)> {
             && libraries.iter().all(|(known, _)| *known != file)
         {
             libraries.push((file, path));
+            if libraries.len() >= MOST {
+                break;
+            }
         }
     }
     libraries
@@ -140,5 +146,12 @@ mod tests {
             ("fe:01 77".to_owned(), "/opt/my libs/libcuda.so.1"),
         ];
         assert_eq!(libraries(maps), expected);
+    }
+
+    #[test]
+    fn a_process_with_very_many_libraries_does_not_keep_the_observer() {
+        let line = |inode| format!("7f00-7f01 r--p 00000000 fe:01 {inode} /x/libcuda.so.{inode}\n");
+        let maps: String = (0..1000).map(line).collect();
+        assert_eq!(libraries(&maps).len(), MOST);
     }
 }

@@ -49,6 +49,8 @@ pub use site::{Site, choose as choose_site};
 const TICK: Duration = Duration::from_millis(10);
 /// All processes are looked at this often, for what the events missed.
 const SCAN_EVERY: Duration = Duration::from_secs(30);
+/// However much the events miss, the looks at all processes are so far apart at least.
+const SCAN_AGAIN: Duration = Duration::from_secs(1);
 /// The counts of the observer itself are told this often at most.
 const HEALTH_EVERY: Duration = Duration::from_millis(500);
 /// No more observations than this go into one batch.
@@ -169,6 +171,7 @@ struct State {
     epoll: Arc<OwnedFd>,
     discover: bool,
     scan_at: Instant,
+    scanned_at: Instant,
     health: Health,
     health_at: Instant,
     /// About the ways in which mappings are found.
@@ -207,6 +210,7 @@ impl State {
             epoll,
             discover: options.discover,
             scan_at: Instant::now() + SCAN_EVERY,
+            scanned_at: Instant::now(),
             health: Health::default(),
             health_at: Instant::now(),
             problems,
@@ -324,18 +328,19 @@ impl State {
     }
 
     fn read_mappings(&mut self, number: usize) {
-        let State { mappings, attachments, scan_at, .. } = self;
+        let State { mappings, attachments, scan_at, scanned_at, .. } = self;
         let found = |Mapped { pid, path }: Mapped| {
             attachments.found(pid, &path);
         };
         if mappings[number].read(found) {
             tracing::debug!("events of mappings were lost: looking at all processes");
-            *scan_at = Instant::now();
+            *scan_at = (*scan_at).min(*scanned_at + SCAN_AGAIN);
         }
     }
 
     fn scan(&mut self) {
-        self.scan_at = Instant::now() + SCAN_EVERY;
+        self.scanned_at = Instant::now();
+        self.scan_at = self.scanned_at + SCAN_EVERY;
         let attachments = &mut self.attachments;
         if let Err(error) = find::scan(|pid, path| attachments.found(pid, path)) {
             tracing::warn!(%error, "cannot look at the node's processes (/proc)");
