@@ -4,7 +4,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -18,9 +19,13 @@ use crate::control::{BindError, Listener};
 use crate::device::{self, Poll, Report};
 use crate::health::{Health, Part};
 use crate::http;
+use crate::moment::Moment;
 use crate::observation::Observation;
 use crate::observer::{self, Observer};
 use crate::snapshot::State;
+
+/// NVML takes a second at most; one that takes longer hangs.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Why an agent cannot run at all.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +67,9 @@ impl Agent {
         let address = pages.local_addr()?;
 
         let (inputs, heard) = conductor::inputs();
-        let poll = device::start(config.nvml.clone(), readings(inputs.clone(), health.clone()))?;
+        let read = Arc::new(AtomicU64::new(Moment::now().0));
+        let poll =
+            device::start(config.nvml.clone(), readings(inputs.clone(), health.clone(), Arc::clone(&read)))?;
         let (conductor, state) =
             Conductor::new(config.settings(), poll.clone(), &inputs, Some(config.socket.clone()))?;
         let (observations, seen) = conductor::observations();
@@ -72,7 +79,7 @@ impl Agent {
         let observer = if config.no_uprobes { None } else { Some(observe(config, observations)?) };
 
         let pages = tokio::spawn(http::serve(pages, state.clone(), health.clone()));
-        let standing = tokio::spawn(report(state.clone(), health.clone(), config.no_uprobes));
+        let standing = tokio::spawn(report(state.clone(), health.clone(), read, config.no_uprobes));
         let mut others = vec![("clients", clients), ("standing", standing)];
         match Server::bind(&config.admin_socket) {
             Ok(server) => {
@@ -122,9 +129,14 @@ fn observe(config: &Config, observations: mpsc::Sender<Vec<Observation>>) -> io:
 }
 
 /// What the devices' thread does with its readings.
-fn readings(inputs: mpsc::Sender<Input>, health: Health) -> impl FnMut(Report) + Send + 'static {
+fn readings(
+    inputs: mpsc::Sender<Input>,
+    health: Health,
+    read: Arc<AtomicU64>,
+) -> impl FnMut(Report) + Send + 'static {
     let mut problem = None;
     move |report| {
+        read.store(Moment::now().0, Ordering::Relaxed);
         // One device of several that does not answer keeps nobody from sharing the others.
         if report.problem != problem && !report.devices.is_empty() {
             if let Some(why) = &report.problem {
@@ -144,12 +156,20 @@ fn readings(inputs: mpsc::Sender<Input>, health: Health) -> impl FnMut(Report) +
 }
 
 /// Reports what only the published state shows, until the conductor is gone.
-async fn report(mut state: watch::Receiver<Arc<State>>, health: Health, no_uprobes: bool) {
+async fn report(
+    mut state: watch::Receiver<Arc<State>>,
+    health: Health,
+    read: Arc<AtomicU64>,
+    no_uprobes: bool,
+) {
     if no_uprobes {
         health.off(Part::Uprobes);
     }
     while state.changed().await.is_ok() {
         let state = Arc::clone(&state.borrow_and_update());
+        if let Some(why) = silence(Moment(read.load(Ordering::Relaxed)), Moment::now()) {
+            health.missing(Part::Devices, &why);
+        }
         match &state.host.problem {
             Some(why) => health.missing(Part::HostMemory, why),
             None => health.works(Part::HostMemory),
@@ -170,6 +190,14 @@ async fn report(mut state: watch::Receiver<Arc<State>>, health: Health, no_uprob
             (_, false) => health.missing(Part::Uprobes, &problems.join("; ")),
         }
     }
+}
+
+/// Whether NVML, which was read last at `read`, answers no more.
+fn silence(read: Moment, now: Moment) -> Option<String> {
+    // No longer by the second: each reason is logged once.
+    (now.since(read) > SILENCE).then(|| {
+        format!("NVML has not answered for {SILENCE:?}; check that `nvidia-smi` answers, and the kernel log for Xid lines")
+    })
 }
 
 /// What the administrator's socket answers.
@@ -204,5 +232,18 @@ fn administrator(
                 }
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_nvml_that_answers_no_more_is_missing() {
+        let read = Moment(1);
+        assert_eq!(silence(read, read + SILENCE), None);
+        let why = silence(read, read + SILENCE + Duration::from_millis(1)).unwrap();
+        assert!(why.contains("nvidia-smi"), "{why}");
     }
 }
