@@ -305,6 +305,11 @@ where
 fn program_error(name: &'static str, error: &ProgramError) -> LoadError {
     match error {
         ProgramError::LoadError { io_error, verifier_log } => {
+            // What the verifier refuses it explains; this is somebody who may not load anything.
+            let denied = matches!(io_error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
+            if denied && verifier_log.to_string().is_empty() {
+                return LoadError::Permission(io_error.to_string());
+            }
             LoadError::Program { name, error: io_error.to_string(), log: verifier_log.to_string() }
         }
         other => LoadError::Program { name, error: chain(other), log: String::new() },
@@ -347,4 +352,23 @@ fn chain(error: &dyn std::error::Error) -> String {
 fn last_lines(log: &str) -> String {
     let lines: Vec<&str> = log.trim_end().lines().collect();
     lines[lines.len().saturating_sub(12)..].iter().flat_map(|line| ["\n  ", line]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_without_a_reason_of_the_verifier_is_one_of_permission() {
+        let refused = |errno, log: &str| {
+            let verifier_log = aya_obj::VerifierLog::new(log.to_owned());
+            program_error(
+                "entry",
+                &ProgramError::LoadError { io_error: io::Error::from_raw_os_error(errno), verifier_log },
+            )
+        };
+        assert!(refused(libc::EPERM, "").to_string().contains("CAP_BPF"));
+        assert!(matches!(refused(libc::EACCES, "invalid access"), LoadError::Program { .. }));
+        assert!(matches!(refused(libc::EINVAL, ""), LoadError::Program { .. }));
+    }
 }
