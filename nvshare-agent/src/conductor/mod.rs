@@ -362,9 +362,17 @@ impl Conductor {
             }
         }
         match (&observation, client) {
-            (O::Activity { counts, last_launch: at, .. }, Some(client)) => self.seen(client, counts, *at),
+            (O::Activity { counts, last_call, last_launch, .. }, Some(client)) => {
+                self.seen(client, counts, *last_call, *last_launch);
+            }
             (O::Activity { counts, lost, .. }, None) => self.seen_of_the_dead(process, counts, *lost),
             (O::Exited { .. }, _) => self.gone(process),
+            // The program that had the shim is gone, and what it held with it; the process lives on without.
+            (O::Exec { .. }, Some(client))
+                if self.core.ledger.client(client).is_some_and(|client| client.session.is_none()) =>
+            {
+                self.exited(process, now);
+            }
             (observation, Some(client)) => self.warm(client, observation, now),
             _ => {}
         }
@@ -402,15 +410,13 @@ impl Conductor {
 
     /// The uprobes counted a client's calls. They were read before the page, and the shim counts before it calls: more
     /// seen than counted is work that did not pass the shim.
-    fn seen(&mut self, client: ClientId, counts: &Counts, last_launch: Moment) {
+    fn seen(&mut self, client: ClientId, counts: &Counts, last_call: Moment, last_launch: Moment) {
         let Some(page) = self.pages.get(&client).map(view) else { return };
         let Some(client) = self.core.ledger.client_mut(client) else { return };
         client.active(last_launch.max(client.active_at));
-        let beyond = (0..counts.application.len()).find(|call| {
-            counts.application[*call] + counts.engine[*call]
-                > page.calls.application[*call] + page.calls.engine[*call]
-        });
-        if let Some(call) = beyond
+        // What was called before its Hello may have been called by the program before, which had another page.
+        if let Some(call) = beyond(counts, &page.calls)
+            && last_call >= client.greeted
             && !client.bypass
         {
             client.bypass = true;
@@ -549,6 +555,12 @@ impl Conductor {
             }
         }
     }
+}
+
+/// The first call of which more were seen than the page counts.
+fn beyond(seen: &Counts, counted: &Counts) -> Option<usize> {
+    let sum = |counts: &Counts, call: usize| counts.application[call].saturating_add(counts.engine[call]);
+    (0..Call::COUNT).find(|call| sum(seen, *call) > sum(counted, *call))
 }
 
 /// The page at this moment.

@@ -198,6 +198,8 @@ pub struct Client {
     pub gang: GangId,
     /// Its session, while there is one.
     pub session: Option<SessionId>,
+    /// When its session began.
+    pub greeted: Moment,
     /// When it lost its session.
     pub disconnected: Option<Moment>,
     /// When its process ended.
@@ -275,6 +277,7 @@ impl Client {
             shim: String::new(),
             gang: GangId(id.0),
             session: None,
+            greeted: Moment::NEVER,
             disconnected: None,
             exited: None,
             overdue: false,
@@ -321,6 +324,7 @@ impl Client {
     ) {
         self.end_session(now);
         self.session = Some(session);
+        self.greeted = now;
         self.disconnected = None;
         self.shim = hello.release.chars().filter(|c| !c.is_control()).take(64).collect();
         self.paced = false;
