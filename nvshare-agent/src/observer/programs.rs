@@ -258,8 +258,11 @@ fn load_multi(ebpf: &Ebpf, bytes: &[u8], path: &Path) -> Result<Option<Probes>, 
         .maps
         .iter()
         .filter_map(|(name, map)| {
-            let (Map::Array(data) | Map::HashMap(data) | Map::Queue(data) | Map::RingBuf(data)) =
-                ebpf.map(name)?
+            let (Map::Array(data)
+            | Map::HashMap(data)
+            | Map::LruHashMap(data)
+            | Map::Queue(data)
+            | Map::RingBuf(data)) = ebpf.map(name)?
             else {
                 return None;
             };
