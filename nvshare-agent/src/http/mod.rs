@@ -8,6 +8,8 @@
 //! | `/readyz`, `/healthz` | 200 or 503, and as JSON what is missing, why, and the remedy |
 //! | `/api/v1/state` | everything the agent knows, as JSON |
 
+mod bounded;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::warn;
 
+use self::bounded::Bounded;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::snapshot::State;
@@ -68,7 +71,7 @@ pub async fn serve(listener: TcpListener, state: watch::Receiver<Arc<State>>, he
     let metrics = Arc::new(Metrics::new(state.clone(), health.clone()));
     let routes = routes(Pages { state, health, metrics, began: Instant::now() });
     // Errors of single connections are axum's; this ends only where accepting is impossible for good.
-    if let Err(error) = axum::serve(listener, routes).await {
+    if let Err(error) = axum::serve(Bounded::new(listener), routes).await {
         warn!(%error, "the HTTP pages are gone");
     }
 }
