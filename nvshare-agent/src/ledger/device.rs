@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
 
-use super::client::{Plausible, STEP};
+use super::holding::{Plausible, STEP};
 use crate::device::Reading;
 use crate::moment::Moment;
 use crate::settings::Settings;

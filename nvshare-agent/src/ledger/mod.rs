@@ -6,6 +6,7 @@ mod check;
 mod client;
 mod device;
 mod heat;
+mod holding;
 mod observed;
 mod orders;
 
@@ -15,11 +16,13 @@ use std::time::Duration;
 use nvshare_common::protocol::Hello;
 use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
 
-use client::{Plausible, Word};
+use client::Word;
+use holding::Plausible;
 
-pub use client::{Arena, Client, GangId, Holding, Lease, Outgoing, Page, Reclaiming, SessionId, Stop};
+pub use client::{Arena, Client, GangId, Lease, Page, SessionId, Stop};
 pub use device::{Device, Room};
 pub use heat::Heat;
+pub use holding::{Holding, Outgoing, Reclaiming};
 pub use observed::Observed;
 pub use orders::Orders;
 
