@@ -1,5 +1,5 @@
-//! Containers as a container runtime makes them, by `runc`: programs with mount, pid, network and IPC namespaces and a
-//! cgroup of their own, and no capability unless asked for. Their root shows the programs and libraries of this machine,
+//! Containers as a container runtime makes them, by `runc`: programs with mount, pid, network, IPC and cgroup namespaces
+//! and a cgroup of their own, and no capability unless asked for. Their root shows the programs and libraries of this machine,
 //! read-only.
 
 use std::ffi::OsString;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::client::die_with_parent;
-use crate::wait_for;
+use crate::{Cgroups, wait_for};
 
 /// No container of a test works longer than this, even beside a busy compiler.
 const LIMIT: Duration = Duration::from_mins(4);
@@ -40,6 +40,7 @@ pub struct ContainerBuilder {
     host_pid: bool,
     host_network: bool,
     cgroup: Option<String>,
+    read_only: bool,
 }
 
 /// A container that was started. It is killed and deleted with this value, and when this process dies.
@@ -50,6 +51,8 @@ pub struct Container {
     status: Option<ExitStatus>,
     /// Deletes it.
     undertaker: Child,
+    /// Go after the container.
+    _cgroups: Cgroups,
 }
 
 /// Whether there is `runc` to make containers with, and this user may. Says loudly what to do where not.
@@ -136,6 +139,13 @@ impl ContainerBuilder {
         self
     }
 
+    /// Nothing can be written but what is mounted for it (`readOnlyRootFilesystem`).
+    #[must_use]
+    pub fn read_only(mut self) -> ContainerBuilder {
+        self.read_only = true;
+        self
+    }
+
     /// Its cgroup, by which pods are recognised, below the root of all cgroups.
     #[must_use]
     pub fn cgroup(mut self, path: impl Into<String>) -> ContainerBuilder {
@@ -147,12 +157,14 @@ impl ContainerBuilder {
     ///
     /// # Panics
     /// Where there is no `runc`, or it refuses.
-    pub fn start(self) -> Container {
+    pub fn start(mut self) -> Container {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("nvshare-test-{}-{number}", std::process::id());
         let bundle = TempDir::with_prefix("nvshare-container-").expect("a temporary directory");
         let shown = make_root(&bundle.path().join("rootfs"));
+        let cgroups = Cgroups::new();
+        self.cgroup.get_or_insert_with(|| cgroups.path(&name));
         let config = self.config(&name, shown);
         fs::write(bundle.path().join("config.json"), format!("{config:#}"))
             .expect("the container's configuration");
@@ -168,7 +180,7 @@ impl ContainerBuilder {
         die_with_parent(&mut command);
         let undertaker = undertaker(bundle.path(), &name);
         let runc = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
-        let mut container = Container { name, bundle, runc, status: None, undertaker };
+        let mut container = Container { name, bundle, runc, status: None, undertaker, _cgroups: cgroups };
         wait_for("the container starts", LIMIT, || {
             let ended = container.ended();
             if container.read("pid").trim().parse::<u32>().is_ok() {
@@ -187,13 +199,16 @@ impl ContainerBuilder {
             plain("/dev", "tmpfs", &["nosuid", "mode=755", "size=65536k"]),
             plain("/dev/shm", "tmpfs", &["nosuid", "nodev", "mode=1777"]),
             plain("/sys", "sysfs", &["nosuid", "nodev", if self.privileged { "rw" } else { "ro" }]),
-            plain("/tmp", "tmpfs", &["nosuid", "nodev", "mode=1777"]),
         ];
+        if !self.read_only {
+            mounts.push(plain("/tmp", "tmpfs", &["nosuid", "nodev", "mode=1777"]));
+        }
         mounts.extend(shown.iter().map(|path| {
             json!({ "destination": path, "type": "bind", "source": path, "options": ["rbind", "rprivate", "ro"] })
         }));
         mounts.extend(self.mounts.iter().cloned());
-        let mut namespaces = vec![json!({"type": "mount"}), json!({"type": "ipc"}), json!({"type": "uts"})];
+        let mut namespaces: Vec<_> =
+            ["mount", "ipc", "uts", "cgroup"].map(|kind| json!({"type": kind})).into();
         if !self.host_pid {
             namespaces.push(json!({"type": "pid"}));
         }
@@ -219,12 +234,12 @@ impl ContainerBuilder {
                 },
                 "noNewPrivileges": !self.privileged,
             },
-            "root": { "path": "rootfs" },
+            "root": { "path": "rootfs", "readonly": self.read_only },
             "hostname": name,
             "mounts": mounts,
             "linux": {
                 "namespaces": namespaces,
-                "cgroupsPath": self.cgroup.clone().unwrap_or_else(|| format!("/nvshare-test/{name}")),
+                "cgroupsPath": self.cgroup,
                 "resources": { "devices": [{ "allow": self.privileged, "access": "rwm" }] },
                 "maskedPaths": hidden,
             },
