@@ -22,7 +22,7 @@ use crate::{Cgroups, wait_for};
 const LIMIT: Duration = Duration::from_mins(4);
 /// What a container's own root shows of this machine.
 const OF_THE_MACHINE: [&str; 7] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr"];
-/// All capabilities, as runc names them, without `CAP_`.
+/// All capabilities in the kernel's order, as runc names them, without `CAP_`.
 const CAPABILITIES: &str = "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE \
     NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT \
     SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE \
@@ -118,11 +118,14 @@ impl ContainerBuilder {
         self
     }
 
-    /// All capabilities, all devices, nothing hidden.
+    /// All capabilities that this process could have, all devices, nothing hidden.
     #[must_use]
     pub fn privileged(mut self) -> ContainerBuilder {
         self.privileged = true;
-        self.capabilities(&CAPABILITIES.split(' ').collect::<Vec<_>>())
+        let possible = bounding_set();
+        let all = CAPABILITIES.split(' ').enumerate();
+        let mine = all.filter(|(number, _)| possible >> number & 1 == 1).map(|(_, name)| name);
+        self.capabilities(&mine.collect::<Vec<_>>())
     }
 
     /// Sees the machine's processes (`hostPID`).
@@ -331,13 +334,21 @@ impl Drop for Container {
     }
 }
 
+/// The capabilities that a program started here can get, a bit for each.
+fn bounding_set() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("the state of this process");
+    let set = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).expect("a bounding set");
+    u64::from_str_radix(set.trim(), 16).expect("a number")
+}
+
 /// A process that deletes the container when it is told to, or when this process dies, in whatever way: then it removes
-/// what is left of the bundle too.
+/// what is left of the bundle and of the cgroups too.
 fn undertaker(bundle: &Path, name: &str) -> Child {
     const SCRIPT: &str = "read -r order; told=$?; runc --root \"$1/state\" delete --force \"$2\" 2>/dev/null; \
-                          test $told = 0 || rm -rf \"$1\"";
+                          test $told = 0 && exit; rm -rf \"$1\"; \
+                          find /sys/fs/cgroup -depth -type d -path \"*/nvshare-test-$3-*\" -exec rmdir {} \\;";
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", SCRIPT, "undertaker"]).arg(bundle).arg(name);
+    command.args(["-c", SCRIPT, "undertaker"]).arg(bundle).arg(name).arg(std::process::id().to_string());
     // A group of its own: what ends the tests at a terminal does not end it.
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
     command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"))

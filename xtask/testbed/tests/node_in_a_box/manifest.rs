@@ -10,6 +10,8 @@ use serde_json::Value;
 /// Where the image's files are in our containers, whose `/usr` is this machine's.
 const IMAGE: &str = "/opt/nvshare";
 
+const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
 /// The pod that the DaemonSet makes on every node.
 pub(crate) struct Manifest {
     spec: Value,
@@ -57,6 +59,10 @@ impl Manifest {
         {
             let name = file.file_name().expect("a name").to_owned();
             container = container.mount_read_only(file, Path::new(IMAGE).join(name));
+        }
+        // The image has certificates, without which there is no client for the API server.
+        if Path::new(CERTIFICATES).exists() {
+            container = container.mount_read_only(CERTIFICATES, CERTIFICATES);
         }
         for variable in list(&spec["env"]) {
             container = container.env(text(&variable["name"]), value_of(variable));

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use nvshare_testbed::kubernetes::{Api, Kubelet, NODE, allocated, pod};
+use nvshare_testbed::kubernetes::{Api, Kubelet, allocated, pod};
 use nvshare_testbed::{Cgroups, Container, Node, Pages, wait_for};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
