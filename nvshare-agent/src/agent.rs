@@ -4,7 +4,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -18,11 +19,16 @@ use crate::control::{BindError, Listener};
 use crate::device::{self, Poll, Report};
 use crate::health::{Health, Part};
 use crate::http;
+use crate::moment::Moment;
+use crate::observation::Observation;
 use crate::observer::{self, Observer};
 use crate::order::Order;
 use crate::plugin;
 use crate::pods::{self, directory::Directory};
 use crate::snapshot::State;
+
+/// NVML takes a second at most; one that takes longer hangs.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Why an agent cannot run at all.
 #[derive(Debug, thiserror::Error)]
@@ -64,18 +70,21 @@ impl Agent {
         let address = pages.local_addr()?;
 
         let (inputs, heard) = conductor::inputs();
-        let poll = device::start(config.nvml.clone(), readings(inputs.clone(), health.clone()))?;
+        let read = Arc::new(AtomicU64::new(Moment::now().0));
+        let poll =
+            device::start(config.nvml.clone(), readings(inputs.clone(), health.clone(), Arc::clone(&read)))?;
         let (conductor, state) =
             Conductor::new(config.settings(), poll.clone(), &inputs, Some(config.socket.clone()))?;
-        let conductor = tokio::spawn(conductor.run(heard));
+        let (observations, seen) = conductor::observations();
+        let conductor = tokio::spawn(conductor.run(heard, seen));
         let clients = tokio::spawn(clients.serve(inputs.clone()));
 
-        let observer = if config.no_uprobes { None } else { Some(observe(config, inputs.clone())?) };
+        let observer = if config.no_uprobes { None } else { Some(observe(config, observations)?) };
 
         let (directory, keeper) = pods::start(pods::Options::of(config), health.clone());
         let attribution = tokio::spawn(attribute(directory, inputs.clone()));
         let pages = tokio::spawn(http::serve(pages, state.clone(), health.clone()));
-        let standing = tokio::spawn(report(state.clone(), health.clone(), config.no_uprobes));
+        let standing = tokio::spawn(report(state.clone(), health.clone(), read, config.no_uprobes));
         let plugin = plugin::run(config.plugin.clone(), config.socket.clone(), state.clone(), health.clone());
         let plugin = tokio::spawn(plugin);
         let mut others = vec![
@@ -128,16 +137,19 @@ impl Agent {
 }
 
 /// Starts the observer; what it sees goes to the conductor.
-fn observe(config: &Config, inputs: mpsc::Sender<Input>) -> io::Result<Observer> {
-    Observer::start(observer::Options::of(config), move |seen| {
-        inputs.blocking_send(Input::Observed(seen)).is_ok()
-    })
+fn observe(config: &Config, observations: mpsc::Sender<Vec<Observation>>) -> io::Result<Observer> {
+    Observer::start(observer::Options::of(config), move |seen| observations.blocking_send(seen).is_ok())
 }
 
 /// What the devices' thread does with its readings.
-fn readings(inputs: mpsc::Sender<Input>, health: Health) -> impl FnMut(Report) + Send + 'static {
+fn readings(
+    inputs: mpsc::Sender<Input>,
+    health: Health,
+    read: Arc<AtomicU64>,
+) -> impl FnMut(Report) + Send + 'static {
     let mut problem = None;
     move |report| {
+        read.store(Moment::now().0, Ordering::Relaxed);
         // One device of several that does not answer keeps nobody from sharing the others.
         if report.problem != problem && !report.devices.is_empty() {
             if let Some(why) = &report.problem {
@@ -157,12 +169,20 @@ fn readings(inputs: mpsc::Sender<Input>, health: Health) -> impl FnMut(Report) +
 }
 
 /// Reports what only the published state shows, until the conductor is gone.
-async fn report(mut state: watch::Receiver<Arc<State>>, health: Health, no_uprobes: bool) {
+async fn report(
+    mut state: watch::Receiver<Arc<State>>,
+    health: Health,
+    read: Arc<AtomicU64>,
+    no_uprobes: bool,
+) {
     if no_uprobes {
         health.off(Part::Uprobes);
     }
     while state.changed().await.is_ok() {
         let state = Arc::clone(&state.borrow_and_update());
+        if let Some(why) = silence(Moment(read.load(Ordering::Relaxed)), Moment::now()) {
+            health.missing(Part::Devices, &why);
+        }
         match &state.host.problem {
             Some(why) => health.missing(Part::HostMemory, why),
             None => health.works(Part::HostMemory),
@@ -195,6 +215,14 @@ async fn attribute(mut directory: watch::Receiver<Arc<Directory>>, inputs: mpsc:
     }
 }
 
+/// Whether NVML, which was read last at `read`, answers no more.
+fn silence(read: Moment, now: Moment) -> Option<String> {
+    // No longer by the second: each reason is logged once.
+    (now.since(read) > SILENCE).then(|| {
+        format!("NVML has not answered for {SILENCE:?}; check that `nvidia-smi` answers, and the kernel log for Xid lines")
+    })
+}
+
 /// What the administrator's socket answers.
 fn administrator(
     inputs: mpsc::Sender<Input>,
@@ -218,7 +246,7 @@ fn administrator(
                     }
                     match answered.await {
                         Ok(Ok(settings)) => {
-                            warn!(changes = texts.join(" "), "an administrator changed settings");
+                            info!(changes = texts.join(" "), "an administrator changed settings");
                             Response::Settings { settings: serde_json::json!(settings) }
                         }
                         Ok(Err(error)) => failed(error.to_string()),
@@ -239,5 +267,18 @@ fn administrator(
                 }
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_nvml_that_answers_no_more_is_missing() {
+        let read = Moment(1);
+        assert_eq!(silence(read, read + SILENCE), None);
+        let why = silence(read, read + SILENCE + Duration::from_millis(1)).unwrap();
+        assert!(why.contains("nvidia-smi"), "{why}");
     }
 }

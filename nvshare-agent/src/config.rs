@@ -1,5 +1,8 @@
-//! Everything that can be configured, as flags and environment variables, in one place. What makes no sense is refused
-//! here, before anything is started.
+//! Everything that can be configured, as flags and environment variables, in one place; a file may say the same (see
+//! [`mod@file`]). What makes no sense is refused here, before anything is started.
+
+pub mod file;
+pub mod show;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -48,6 +51,9 @@ pub struct Cli {
 pub enum Command {
     /// Run the agent (the default)
     Run(Box<Config>),
+    /// Show how the agent would be configured by these flags, the environment and the file, and what comes from where
+    #[command(after_help = CONFIG_EXAMPLES)]
+    Config(Box<ConfigArgs>),
     /// Show devices, clients and settings of the running agent
     Status(StatusArgs),
     /// Change settings of the running agent, or of one client, until it restarts
@@ -58,11 +64,38 @@ pub enum Command {
     Pin(PinArgs),
     /// Undo `pin`
     Unpin(PinArgs),
-    /// Show devices and clients of the running agent as a table, again and again
+    /// Show devices and clients of the running agent on the whole terminal, again and again
+    #[command(after_help = TOP_EXAMPLES)]
     Top(TopArgs),
+    /// Show which CUDA drivers are observed, how many of their functions, and what is wrong with the probes
+    #[command(after_help = PROBES_EXAMPLES)]
+    Probes(ProbesArgs),
     /// Put the library for clients on the node, where pods get it from
     InstallShim(InstallArgs),
 }
+
+const CONFIG_EXAMPLES: &str =
+    "A flag comes before the environment, the environment before the file. The file is TOML; its \
+keys are the names of the flags:
+  reserve = \"256M\"
+  lease-ceiling = \"30s\"
+  no-uprobes = true
+
+Examples:
+  nvshare-agent config
+  nvshare-agent config --config ./agent.toml --json | jq .reserve";
+
+const TOP_EXAMPLES: &str =
+    "Keys: q quit, arrows choose a client, s sort, ? help. Where the output is no terminal, plain \
+tables are printed.
+
+Examples:
+  nvshare-agent top
+  nvshare-agent top --every 5s --count 12 > an-hour-ago.txt";
+
+const PROBES_EXAMPLES: &str = "Examples:
+  nvshare-agent probes
+  nvshare-agent probes --json | jq '.attachments[] | {path, functions, refused}'";
 
 /// Where the running agent is.
 #[derive(Clone, Debug, Args)]
@@ -71,6 +104,17 @@ pub struct AdminArgs {
     #[arg(long, value_name = "PATH", env = "NVSHARE_AGENT_ADMIN_SOCKET", default_value = ADMIN_SOCKET,
         value_parser = value::socket_path, global = true)]
     pub admin_socket: PathBuf,
+}
+
+/// `config`.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// As for `run`.
+    #[command(flatten)]
+    pub config: Config,
+    /// Print one JSON object: by flag, its value and where that comes from
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `status`.
@@ -114,9 +158,20 @@ pub struct TopArgs {
     /// Time between two tables
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = value::duration)]
     pub every: Duration,
-    /// Print this many tables and end
+    /// Print this many tables and end; without it, and on a terminal, the whole screen is used
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
+}
+
+/// `probes`.
+#[derive(Debug, Args)]
+pub struct ProbesArgs {
+    /// Where the agent is.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// Print everything known about the probes as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// How log lines look.
@@ -132,6 +187,10 @@ pub enum LogFormat {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Options of the agent")]
 pub struct Config {
+    /// A file with any of these options [default: /etc/nvshare/agent.toml, if it exists]; see `nvshare-agent config --help`
+    #[arg(long = "config", value_name = "PATH", env = "NVSHARE_AGENT_CONFIG")]
+    pub config_file: Option<PathBuf>,
+
     /// Socket for clients; its directory is created and is what gets mounted into pods, read-only
     #[arg(long, value_name = "PATH", env = "NVSHARE_AGENT_SOCKET", default_value = protocol::SOCKET,
         value_parser = value::socket_path)]
@@ -142,7 +201,7 @@ pub struct Config {
         value_parser = value::socket_path)]
     pub admin_socket: PathBuf,
 
-    /// Address for /metrics, /livez, /readyz and /api/v1/state
+    /// Address for the status page, /metrics, /livez, /readyz and /api/v1/state
     #[arg(long, value_name = "ADDRESS:PORT", env = "NVSHARE_AGENT_LISTEN", default_value = "0.0.0.0:9430",
         value_parser = listen)]
     pub listen: SocketAddr,
@@ -196,9 +255,6 @@ pub struct Config {
         value_parser = value::duration)]
     pub stall: Duration,
 
-    /// The kubelet's device plugin.
-    #[command(flatten)]
-    pub plugin: plugin::Options,
     /// The name of this node in Kubernetes: whose pods are watched
     #[arg(long, value_name = "NAME", env = "NODE_NAME", value_parser = value::node_name)]
     pub node_name: Option<String>,
@@ -223,6 +279,10 @@ pub struct Config {
     /// How log lines look
     #[arg(long, value_enum, value_name = "FORMAT", env = "NVSHARE_AGENT_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+
+    /// The kubelet's device plugin.
+    #[command(flatten)]
+    pub plugin: plugin::Options,
 }
 
 /// Flags that make sense one by one and not together.
@@ -264,7 +324,8 @@ impl Config {
                 ceiling: value::show(self.lease_ceiling),
             });
         }
-        if self.admin_socket.parent() == self.socket.parent() {
+        // Nor below it: the directory is mounted with all that is in it.
+        if self.socket.parent().is_some_and(|mounted| self.admin_socket.starts_with(mounted)) {
             return Err(ConfigError::SharedDirectory { admin: self.admin_socket.clone() });
         }
         match self.capacity {
@@ -371,6 +432,12 @@ mod tests {
                 &["--socket", "/run/x/a", "--admin-socket", "/run/x/b"],
                 "--admin-socket",
                 "/run/x/b",
+                "directory",
+            ),
+            (
+                &["--socket", "/run/x/a", "--admin-socket", "/run/x/admin/b"],
+                "--admin-socket",
+                "/run/x/admin/b",
                 "directory",
             ),
             (&["--capacity", "1G", "--reserve", "1G"], "--reserve", "1 GiB", "reserve < capacity"),

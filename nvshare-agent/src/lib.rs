@@ -16,6 +16,7 @@ pub mod hostmem;
 pub mod http;
 pub mod install;
 pub mod ledger;
+pub mod log;
 pub mod metrics;
 pub mod moment;
 pub mod observation;

@@ -2,42 +2,59 @@
 //! for a signal, stop in order.
 
 use std::fmt::Display;
-use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
 use nvshare_agent::admin::command::{self, CommandError};
-use nvshare_agent::admin::orders;
+use nvshare_agent::admin::{orders, top};
 use nvshare_agent::agent::Agent;
-use nvshare_agent::config::{Cli, Command, Config, EXIT_USAGE, LogFormat};
-use nvshare_agent::install;
+use nvshare_agent::config::file::{self, Origin, ParseError, Parsed};
+use nvshare_agent::config::{Command, Config, ConfigArgs, EXIT_USAGE, show};
+use nvshare_agent::{install, log};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info};
-use tracing_subscriber::EnvFilter;
+use tracing::{error, info, warn};
 
 /// How long stopping may take; then the process ends all the same. Clients lose nothing either way.
 const STOPPING: Duration = Duration::from_secs(10);
+/// How long what nobody waits for (connections, sessions) may take to end after that.
+const LEAVING: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
+    let Parsed { cli, origins } = match file::parse(std::env::args_os().collect(), Path::new(file::FILE)) {
+        Ok(parsed) => parsed,
+        Err(ParseError::Line(error)) => {
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+        }
+        Err(error) => {
+            eprintln!("nvshare-agent: {error}");
+            return ExitCode::from(EXIT_USAGE);
         }
     };
     match cli.command {
         None => run(&cli.config),
+        Some(Command::Config(args)) => config(&args, &origins),
         Some(Command::Run(config)) => run(&config),
+        Some(Command::Probes(args)) => answer(command::probes(&args)),
         Some(Command::InstallShim(args)) => end(install::command(&args)),
         Some(Command::Status(args)) => answer(command::status(&args)),
         Some(Command::Set(args)) => answer(command::set(&args)),
-        Some(Command::Top(args)) => answer(command::top(&args)),
+        Some(Command::Top(args)) => answer(top::top(&args)),
         Some(Command::Swap(args)) => answer(orders::swap(&args)),
         Some(Command::Pin(args)) => answer(orders::pin(&args, true)),
         Some(Command::Unpin(args)) => answer(orders::pin(&args, false)),
     }
+}
+
+/// Shows the configuration that `run` would have, or refuses it as `run` would.
+fn config(args: &ConfigArgs, origins: &[Origin]) -> ExitCode {
+    if let Err(error) = args.config.check() {
+        eprintln!("nvshare-agent: {error}");
+        return ExitCode::from(EXIT_USAGE);
+    }
+    end(command::print(&show::show(origins, args.json)))
 }
 
 fn run(config: &Config) -> ExitCode {
@@ -45,7 +62,8 @@ fn run(config: &Config) -> ExitCode {
         eprintln!("nvshare-agent: {error}");
         return ExitCode::from(EXIT_USAGE);
     }
-    log(config);
+    log::begin(&config.log, config.log_format);
+    raise_open_files();
     // Two threads: one for the conductor, one for whoever asks about it.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = match runtime {
@@ -53,7 +71,7 @@ fn run(config: &Config) -> ExitCode {
         Err(error) => return end(Err(format!("cannot start a runtime: {error}"))),
     };
     let result = runtime.block_on(live(config));
-    runtime.shutdown_timeout(STOPPING);
+    runtime.shutdown_timeout(LEAVING);
     end(result)
 }
 
@@ -76,21 +94,23 @@ async fn live(config: &Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => { info!("SIGINT: stopping; clients go on with what they hold"); Ok(()) }
         why = agent.failed() => Err(why.into()),
     };
-    agent.stop().await;
+    tokio::select! {
+        () = agent.stop() => {}
+        // A file system that does not answer can hold the observer up; the kernel takes its probes away all the same.
+        () = tokio::time::sleep(STOPPING) => {
+            warn!(seconds = STOPPING.as_secs(), "not everything has stopped: ending all the same");
+        }
+        _ = terminate.recv() => info!("SIGTERM again: ending at once"),
+        _ = interrupt.recv() => info!("SIGINT again: ending at once"),
+    }
     result
 }
 
-fn log(config: &Config) {
-    // The filter was parsed once already, when the command line was read.
-    let filter = EnvFilter::builder().parse_lossy(&config.log);
-    // Whoever reads the log may go away: its internal errors would be printed to the same broken pipe, and panic.
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .log_internal_errors(false);
-    match config.log_format {
-        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => lines.json().init(),
+/// Each client costs a few descriptors: as many as may be.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        warn!(%error, limit = limit.current, "cannot raise the number of open files");
     }
 }
 

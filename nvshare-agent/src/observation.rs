@@ -165,6 +165,9 @@ pub struct Attachment {
     pub functions: u32,
     /// Functions of the table that the file has and that are not observed, with the reason.
     pub refused: Vec<String>,
+    /// How many of the observed functions have a probe that the kernel must single-step: 20 times slower than others.
+    #[serde(default)]
+    pub stepped: u32,
     /// `uprobe_multi` or `single`.
     pub means: String,
     /// Why nothing is attached, if so.

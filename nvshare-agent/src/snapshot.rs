@@ -429,6 +429,9 @@ pub struct Switch {
     pub client: ClientId,
     /// Its process.
     pub pid: u32,
+    /// When it was over, by the agent's `up_seconds`.
+    #[serde(default)]
+    pub up_seconds: f64,
     /// How long it took.
     pub seconds: f64,
     /// Until the last of those who had to stop had stopped.

@@ -5,9 +5,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use nvshare_testbed::{Artifacts, wait_for};
+use nvshare_testbed::{Artifacts, Client, Node, wait_for};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -352,4 +352,88 @@ fn an_agent_that_cannot_be_seen_or_reached_does_not_run() {
     // The one that runs is as it was.
     assert!(home.ask("status", &[]).status.success());
     assert_eq!(running.get("/livez").0, 200);
+}
+
+#[test]
+fn a_terminated_agent_has_told_its_story_and_ends_in_time_with_0_and_its_clients_go_on() {
+    /// What main.rs grants itself, and a little for a busy machine.
+    const BOUND: Duration = Duration::from_secs(12);
+    let node = Node::builder()
+        .env("NVSHARE_SIM_CARD_BYTES", "96M")
+        .env("NVSHARE_SIM_LINK_BYTES_PER_SECOND", "200000000")
+        .env("NVSHARE_EXTENT_BYTES", "4M")
+        .env("NVSHARE_AGENT_GONE_AFTER", "1s")
+        .build();
+    let leases = ["--lease-floor", "200ms", "--lease-ceiling", "200ms", "--reserve", "2M"];
+    let agent =
+        node.agent(leases.into_iter().chain(["--log", "info,nvshare_agent::conductor::switches=debug"]));
+    let start = |seed| {
+        let flags = format!("--bytes 64M --buffers 4 --iterations 8 --seed {seed}");
+        Client::start(&mut node.workload(&flags).with_shim())
+    };
+    let mut clients = [start(1), start(2), start(3)];
+    wait_for("the clients take turns", LIMIT, || {
+        (agent.state()["switches"]["count"].as_u64() >= Some(2)).then_some(())
+    });
+    for said in
+        ["a device to share", "client connected", "they take turns", "switch client=", "drain=", "bytes_out="]
+    {
+        assert!(agent.log().contains(said), "the log says nothing of {said}: {}", agent.log());
+    }
+    // Somebody who looks at the status page and does not go away by himself.
+    let mut page = TcpStream::connect(agent.address()).unwrap();
+    page.set_read_timeout(Some(LIMIT)).unwrap();
+    write!(page, "GET /api/v1/events HTTP/1.1\r\nHost: agent\r\n\r\n").unwrap();
+    page.read_exact(&mut [0; 15]).unwrap();
+
+    let asked = Instant::now();
+    let status = agent.stop();
+    assert!(status.success() && asked.elapsed() < BOUND, "{status} after {:?}", asked.elapsed());
+    assert!(!node.socket().exists() && !node.admin_socket().exists());
+    for client in &mut clients {
+        client.succeed();
+    }
+    assert_eq!(node.violations(), Vec::<String>::new());
+}
+
+#[test]
+fn flags_come_before_the_environment_and_the_environment_before_the_file() {
+    let home = Home::new();
+    let file = home.0.path().join("agent.toml");
+    std::fs::write(&file, "reserve = \"128M\"\nlease-floor = \"2s\"\nstall = \"7s\"\n").unwrap();
+    let config = |more: &[&str]| {
+        let mut command = agent();
+        command.arg("config").arg("--config").arg(&file).args(more);
+        command.env("NVSHARE_AGENT_LEASE_FLOOR", "3s").env("NVSHARE_AGENT_STALL", "8s").output().unwrap()
+    };
+    let output = config(&["--stall", "9s", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let all: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let from_file = format!("file {}", file.display());
+    for (name, value, source) in [
+        ("stall", "9s", "flag"),
+        ("lease-floor", "3s", "environment NVSHARE_AGENT_LEASE_FLOOR"),
+        ("reserve", "128M", from_file.as_str()),
+        ("lease-factor", "40", "default"),
+    ] {
+        assert_eq!(all[name], serde_json::json!({"value": value, "source": source}), "{name}");
+    }
+    assert!(text(&config(&[]).stdout).contains(&from_file));
+    // `run` refuses what `config` refuses.
+    std::fs::write(&file, "lease-flor = \"2s\"\n").unwrap();
+    for command in ["run", "config"] {
+        let output = agent().arg(command).arg("--config").arg(&file).output().unwrap();
+        assert_eq!(output.status.code(), Some(64), "{command}");
+        assert!(text(&output.stderr).contains("did you mean `lease-floor`"), "{output:?}");
+    }
+}
+
+#[test]
+fn probes_says_what_is_not_observed() {
+    let home = Home::new();
+    let _agent = home.start();
+    let output = home.ask("probes", &[]);
+    assert!(output.status.success() && text(&output.stdout).contains("nothing is observed"), "{output:?}");
+    let json: Value = serde_json::from_slice(&home.ask("probes", &["--json"]).stdout).unwrap();
+    assert_eq!(json["loaded"], false);
 }

@@ -162,6 +162,8 @@ fn a_pinned_client_that_is_out_comes_in_as_soon_as_leases_allow() {
     let took = world.until(5000, |world| world.running(waits));
     assert!(took < 4000, "{took}");
     assert!(ran(&mut world, &[waits], 60_000)[0] > 59_900);
+    // A pin can end: nobody's allocations fail because of it.
+    assert!(clients.iter().all(|client| world.shims[*client].limit[&card(0)] > 15 * GIB));
     // The others cannot run any more, and hear why.
     for client in clients.iter().filter(|client| **client != waits) {
         let why = &world.core.hindered[&world.shims[*client].id];

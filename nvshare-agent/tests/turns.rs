@@ -246,8 +246,7 @@ fn an_agent_that_restarts_finds_everybody_as_they_were() {
     for client in &clients {
         world.connect(*client);
     }
-    let now = nvshare_agent::moment::Moment(world.now);
-    world.core.begin_granting(now);
+    world.core.begin_granting(world.moment());
     let before: Vec<u64> = clients.iter().map(|client| world.shims[*client].ran).collect();
     world.run(120_000);
     for (client, before) in clients.iter().zip(before) {

@@ -38,12 +38,12 @@ impl Bytes {
 impl Add for Bytes {
     type Output = Bytes;
     fn add(self, other: Bytes) -> Bytes {
-        Bytes(self.0 + other.0)
+        Bytes(self.0.saturating_add(other.0))
     }
 }
 impl AddAssign for Bytes {
     fn add_assign(&mut self, other: Bytes) {
-        self.0 += other.0;
+        *self = *self + other;
     }
 }
 impl Sub for Bytes {
@@ -59,7 +59,8 @@ impl SubAssign for Bytes {
 }
 impl Sum for Bytes {
     fn sum<I: Iterator<Item = Bytes>>(all: I) -> Bytes {
-        Bytes(all.map(|bytes| bytes.0).sum())
+        // What clients say is added up: it must not wrap around.
+        Bytes(all.fold(0, |sum, bytes| sum.saturating_add(bytes.0)))
     }
 }
 
@@ -177,6 +178,12 @@ mod tests {
         assert_eq!(id.to_string(), "GPU-01234567-89ab-cdef-1032-547698badcfe");
         assert_eq!(id.to_string().parse::<DeviceId>().unwrap(), id);
         assert!("GPU-0".parse::<DeviceId>().unwrap_err().to_string().contains("nvidia-smi -L"));
+    }
+
+    #[test]
+    fn bytes_add_up_to_no_more_than_fit() {
+        assert_eq!([Bytes(u64::MAX), Bytes(1)].into_iter().sum::<Bytes>(), Bytes(u64::MAX));
+        assert_eq!(Bytes(u64::MAX) + Bytes(1), Bytes(u64::MAX));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::{
     bpf_probe_read_user,
 };
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, RingBuf};
+use aya_ebpf::maps::{LruHashMap, RingBuf};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use aya_ebpf::{EbpfContext, Global};
 use nvshare_common::event::{Cookie, Kind, RING_BYTES, Record, SAMPLED_PARAMETERS, Shape};
@@ -35,9 +35,9 @@ struct Entered {
     arguments: [u64; 4],
 }
 
-/// Threads inside a followed call.
+/// Threads inside a followed call. Calls that never return (their threads were killed inside) make room for new ones.
 #[map]
-static FOLLOWED: HashMap<u64, Entered> = HashMap::with_max_entries(16 * 1024, 0);
+static FOLLOWED: LruHashMap<u64, Entered> = LruHashMap::with_max_entries(16 * 1024, 0);
 
 const LAUNCH: usize = Call::Launch as usize;
 const GRAPH_LAUNCH: usize = Call::GraphLaunch as usize;

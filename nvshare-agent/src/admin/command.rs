@@ -1,22 +1,15 @@
-//! The commands that ask a running agent: `status`, `set`, `top`.
+//! The commands that ask a running agent once: `status`, `set`, `probes`. `top` is in a folder of its own.
 
-use std::io::{self, IsTerminal, Write};
-use std::path::Path;
-use std::thread;
-use std::time::Instant;
+use std::io::{self, Write};
 
 use super::client::{AskError, Client};
 use super::orders;
-use super::view::{self, Since};
 use super::who::NoSuchClient;
-use super::{Request, Response};
+use super::{Request, Response, view};
 use crate::change::Change;
-use crate::config::{SetArgs, StatusArgs, TopArgs};
+use crate::config::{ProbesArgs, SetArgs, StatusArgs};
 use crate::health::Readiness;
 use crate::snapshot::State;
-
-/// Home, and everything behind it is erased.
-const REDRAW: &str = "\x1b[H\x1b[J";
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +53,16 @@ pub fn status(args: &StatusArgs) -> Result<(), CommandError> {
     print(&view::text(&state, &readiness, None))
 }
 
+/// `nvshare-agent probes`.
+pub fn probes(args: &ProbesArgs) -> Result<(), CommandError> {
+    let mut client = Client::connect(&args.admin.admin_socket)?;
+    let (state, _) = ask(&mut client)?;
+    if args.json {
+        return print(&format!("{:#}\n", serde_json::json!(state.observer)));
+    }
+    print(&view::probes(&state.observer))
+}
+
 /// `nvshare-agent set`.
 pub fn set(args: &SetArgs) -> Result<(), CommandError> {
     let changes = match &args.what {
@@ -79,59 +82,21 @@ pub fn set(args: &SetArgs) -> Result<(), CommandError> {
     }
 }
 
-/// `nvshare-agent top`: survives a restart of the agent.
-pub fn top(args: &TopArgs) -> Result<(), CommandError> {
-    let path = args.admin.admin_socket.as_path();
-    let redraw = if io::stdout().is_terminal() { REDRAW } else { "" };
-    let mut client = Some(Client::connect(path)?);
-    let mut before: Option<(State, Instant)> = None;
-    for round in 0_u64.. {
-        if args.count.is_some_and(|count| round >= count) {
-            break;
-        }
-        if round > 0 {
-            thread::sleep(args.every);
-        }
-        match look(path, &mut client) {
-            Ok((state, readiness)) => {
-                let now = Instant::now();
-                let since = before.as_ref().map(|(state, at)| Since { state, time: now - *at });
-                print(&format!("{redraw}{}\n", view::text(&state, &readiness, since.as_ref())))?;
-                before = Some((state, now));
-            }
-            Err(CommandError::Ask(error)) => {
-                (client, before) = (None, None);
-                print(&format!("{redraw}{error}\n"))?;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-fn look(path: &Path, client: &mut Option<Client>) -> Result<(State, Readiness), CommandError> {
-    let client = match client {
-        Some(client) => client,
-        None => client.insert(Client::connect(path)?),
-    };
-    ask(client)
-}
-
 pub(super) fn ask(client: &mut Client) -> Result<(State, Readiness), CommandError> {
     let (state, readiness) = raw(client)?;
     let state = serde_json::from_value(state).map_err(|error| CommandError::Answer(error.to_string()))?;
     Ok((state, readiness))
 }
 
-fn raw(client: &mut Client) -> Result<(serde_json::Value, Readiness), CommandError> {
+pub(super) fn raw(client: &mut Client) -> Result<(serde_json::Value, Readiness), CommandError> {
     match client.ask(&Request::Status)? {
         Response::State { state, readiness } => Ok((state, readiness)),
         other => Err(CommandError::Answer(format!("{other:?}"))),
     }
 }
 
-/// A closed pipe (`status | head`) is no error.
-pub(super) fn print(text: &str) -> Result<(), CommandError> {
+/// Prints an answer. A closed pipe (`status | head`) is no error.
+pub fn print(text: &str) -> Result<(), CommandError> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),

@@ -9,6 +9,7 @@ pub mod client;
 pub mod command;
 pub mod orders;
 pub mod server;
+pub mod top;
 mod view;
 pub mod who;
 mod wire;

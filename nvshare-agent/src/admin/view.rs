@@ -1,4 +1,4 @@
-//! The agent's state as text, for `status` and `top`.
+//! The agent's state as text, for `status`, `probes` and `top`.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -6,6 +6,7 @@ use std::time::Duration;
 use nvshare_common::units::Bytes;
 
 use crate::health::Readiness;
+use crate::observation::Health;
 use crate::snapshot::{Client, Device, State};
 use crate::value;
 
@@ -77,7 +78,7 @@ fn heading(
 }
 
 /// Rates between two looks.
-fn movement(state: &State, since: &Since<'_>) -> String {
+pub(super) fn movement(state: &State, since: &Since<'_>) -> String {
     let moved = |state: &State| {
         let mut all = state.ended_totals.clone();
         state.clients.iter().for_each(|client| all.add(&client.totals));
@@ -164,6 +165,46 @@ fn client(client: &Client) -> [String; 12] {
     ]
 }
 
+/// What the uprobes are attached to, and what is wrong with them.
+pub(super) fn probes(observer: &Health) -> String {
+    let mut text = match (observer.loaded, observer.scanned) {
+        (false, _) => "the eBPF programs are not loaded: nothing is observed\n".to_owned(),
+        (true, false) => {
+            "the eBPF programs are loaded; the first look at all processes is not done yet\n".to_owned()
+        }
+        (true, true) => "the eBPF programs are loaded; all processes were looked at\n".to_owned(),
+    };
+    let _ = writeln!(
+        text,
+        "{} records read, {} lost, {} calls by processes without a slot\n",
+        observer.records, observer.lost, observer.unattributed
+    );
+    for problem in &observer.problems {
+        let _ = writeln!(text, "problem: {problem}");
+    }
+    if observer.attachments.is_empty() {
+        text.push_str("no CUDA driver was found: none is in use, and --libcuda names none\n");
+        return text;
+    }
+    let rows = observer.attachments.iter().map(|file| {
+        [
+            file.functions.to_string(),
+            file.refused.len().to_string(),
+            file.stepped.to_string(),
+            file.means.clone(),
+            printable(&file.path),
+        ]
+    });
+    text.push_str(&table(["ATTACHED", "REFUSED", "STEPPED", "MEANS", "LIBRARY"], rows));
+    for file in &observer.attachments {
+        let path = printable(&file.path);
+        for why in file.problem.iter().chain(&file.refused) {
+            let _ = writeln!(text, "{path}: {}", printable(why));
+        }
+    }
+    text
+}
+
 /// Columns as wide as their widest cell, two spaces apart.
 fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
@@ -180,12 +221,12 @@ fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]
 }
 
 /// A text that a client chose must not steer the terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// `3d4h`, `2h5m`, `4m10s`, `12.3s`.
-fn age(seconds: f64) -> String {
+pub(super) fn age(seconds: f64) -> String {
     let whole = seconds.max(0.0) as u64;
     match whole {
         0..60 => format!("{seconds:.1}s"),
@@ -265,6 +306,39 @@ mod tests {
         let readiness = Readiness { ready: true, missing: vec![] };
         let text = text(&now, &readiness, Some(&since));
         assert!(text.contains("now +3, 2 MiB/s out, 0 B/s in"), "{text}");
+    }
+
+    #[test]
+    fn probes_names_each_library_with_what_is_wrong_with_it() {
+        let file =
+            |path: &str, functions, refused: &[&str], problem: Option<&str>| crate::observation::Attachment {
+                path: path.to_owned(),
+                functions,
+                refused: refused.iter().map(ToString::to_string).collect(),
+                stepped: 2,
+                means: "uprobe_multi".to_owned(),
+                problem: problem.map(str::to_owned),
+            };
+        let observer = Health {
+            loaded: true,
+            problems: vec!["no return probes here".to_owned()],
+            attachments: vec![
+                file("/lib/a.so.1", 40, &["cuMemAlloc_v2: no such symbol"], None),
+                file("/lib/b\u{1b}.so.1", 0, &[], Some("no permission")),
+            ],
+            ..Health::default()
+        };
+        let text = probes(&observer);
+        for part in [
+            "first look at all processes is not done",
+            "problem: no return probes here",
+            "40        1        2        uprobe_multi  /lib/a.so.1",
+            "/lib/a.so.1: cuMemAlloc_v2: no such symbol",
+            "/lib/b?.so.1: no permission",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        assert!(probes(&Health::default()).contains("nothing is observed"));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use nvshare_common::protocol::{Hello, Purpose, ToAgent, ToShim};
+use nvshare_common::protocol::{Held, Hello, Purpose, ToAgent, ToShim};
 use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId};
 
 use super::switches::Switchboard;
@@ -80,7 +80,13 @@ impl Core {
 
     /// A session begins.
     pub fn hello(&mut self, process: Process, session: SessionId, hello: &Hello, now: Moment) -> ClientId {
-        self.ledger.hello(process, session, hello, now)
+        let client = self.ledger.hello(process, session, hello, now);
+        let booked = |device| Some(self.ledger.client(client)?.devices.get(&device)?.granted);
+        let boast = |held: &&Held| booked(held.device).is_some_and(|booked| booked < held.granted);
+        if let Some(Held { device, granted, .. }) = hello.devices.iter().find(boast) {
+            self.distrust(client, format!("says that it was granted {granted} on {device}"));
+        }
+        client
     }
 
     /// A message came on `session`. One of an older session of the client is void: `Hello` has said how things stand.
@@ -99,7 +105,16 @@ impl Core {
             ToAgent::Want { device, total, purpose } => self.want(client, device, total, purpose, now),
             ToAgent::WantRoom { ticket, device, bytes } => {
                 let bytes = bytes.min(Bytes(1 << 48));
-                let room = Room { client, ticket, device, bytes, since: now, made: None };
+                let room = Room {
+                    client,
+                    ticket,
+                    device,
+                    bytes,
+                    since: now,
+                    made: None,
+                    large: false,
+                    presses: false,
+                };
                 if !self.ledger.room_wanted(room) {
                     let message = ToShim::Room { ticket, made: false };
                     return vec![Command { client, session, message }];
@@ -112,12 +127,17 @@ impl Core {
                 }
             }
             ToAgent::SwapOutDone { ticket, copied, clean } => {
-                let began = self.ledger.client_mut(client).and_then(|client| {
-                    client.swap_failures = 0;
-                    client.swap_out_done(ticket, now)
-                });
-                if let Some(began) = began {
-                    self.swap_out_seconds.record(now.since(began).as_secs_f64());
+                let sender = self.ledger.client_mut(client);
+                if let Some(sender) = sender
+                    && let Some(outgoing) = sender.swap_out_done(ticket, now)
+                {
+                    if outgoing.left == Bytes::ZERO {
+                        sender.swapped_out();
+                    } else {
+                        let why = format!("said to be done, without {}", outgoing.left);
+                        sender.swap_failed(&why, now);
+                    }
+                    self.swap_out_seconds.record(now.since(outgoing.at).as_secs_f64());
                 }
                 self.switches.swapped_out(ticket, copied, clean);
                 self.close_switches(now);
@@ -147,9 +167,13 @@ impl Core {
                 }
             }
             ToAgent::SwapFailed { ticket, why } => {
-                sender.swap_failed(&why, now);
-                sender.swap_out_done(ticket, now);
-                tracing::warn!(client = client.0, pid = sender.process.pid, why, "swap out failed");
+                // Of a command that there is: whoever invents failures fills no log.
+                let was_asked = sender.swap_out_done(ticket, now).is_some();
+                if was_asked {
+                    sender.swap_failed(&why, now);
+                    let why = sender.swap_problem.as_deref();
+                    tracing::warn!(client = client.0, pid = sender.process.pid, why, "swap out failed");
+                }
             }
             ToAgent::Unswappable { device, bytes, reason } => sender.unswappable(device, &reason, bytes),
             ToAgent::ArenaReady { arena } => {
@@ -160,7 +184,8 @@ impl Core {
             ToAgent::ArenaReturned { arena } => {
                 sender.arenas.remove(&arena);
             }
-            ToAgent::Dead { why } => {
+            // It is so for good, and said once.
+            ToAgent::Dead { why } if sender.dead.is_none() => {
                 let why: String = why.chars().filter(|c| !c.is_control()).take(100).collect();
                 tracing::warn!(
                     client = client.0,
@@ -231,12 +256,15 @@ impl Core {
         let living = self.ledger.client_mut(client).filter(|client| client.exited.is_none());
         let Some(sampled) = living else { return };
         let wanted = sampled.wants;
-        sampled.sample(page, now);
+        let less = sampled.sample(page, now);
         if sampled.begin_lease(now) {
             if let Some(wanted) = wanted {
                 self.waiting_seconds.record(now.since(wanted).as_secs_f64());
             }
             self.switches.looks_arrived(client, now);
+        }
+        for (device, bytes) in less {
+            self.ledger.unbooked(device, bytes, now);
         }
     }
 
@@ -244,7 +272,10 @@ impl Core {
     pub fn devices(&mut self, report: &Report, now: Moment) {
         self.devices_problem.clone_from(&report.problem);
         for reading in &report.devices {
-            self.ledger.reading(reading, report.began, &self.settings, now);
+            for client in self.ledger.reading(reading, report.began, &self.settings, now) {
+                let device = reading.device;
+                self.distrust(client, format!("says that it holds more on {device} than NVML shows"));
+            }
         }
         if report.problem.is_none() {
             let listed: Vec<DeviceId> = report.devices.iter().map(|reading| reading.device).collect();
@@ -279,6 +310,12 @@ impl Core {
             tracing::warn!(client = client.0, what, "unyielding: others are served around it");
         }
         self.ledger.account(&self.settings, now);
+        let pause = policy::lease_length(&self.settings, self.ledger.switch_cost());
+        self.ledger.weigh_rooms(pause, now);
+        // Before anything is decided: for what cannot be, nobody is stopped.
+        for refusal in policy::impossible_rooms(&self.ledger) {
+            outcome.commands.extend(self.book(refusal, now));
+        }
         let decisions = policy::decide(&self.ledger, &self.settings, now);
         outcome.pressing = decisions.pressing;
         for decision in decisions.todo {

@@ -25,12 +25,25 @@ const AT_ONCE: usize = 2;
 /// After a failure nothing is ordered for so long.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// How many arenas a client may bring.
+const MOST_BROUGHT: u32 = 4096;
+/// How long it may take to bring them.
+const BRINGING: Duration = Duration::from_secs(1);
+/// How long a client that could not use an arena gets no other.
+const REFUSED: Duration = Duration::from_secs(30);
+
 /// Arenas on their way, and why there are no more.
 pub(super) struct HostMemory {
     maker: Maker,
     ordered: BTreeMap<(ClientId, ArenaId), Bytes>,
     /// Sent and not yet mapped by the client: sealed once they are.
     unmapped: BTreeMap<(ClientId, ArenaId), Arc<OwnedFd>>,
+    /// Arenas of earlier sessions that are to come, and until when they are waited for.
+    expected: BTreeMap<ClientId, (u32, Moment)>,
+    /// The memory behind arenas of earlier sessions, by file, and who brought it.
+    files: BTreeMap<(u64, u64), ClientId>,
+    /// Clients that could not use an arena; they get no other before.
+    refusals: BTreeMap<ClientId, Moment>,
     next: u64,
     not_before: Moment,
     trimmed: Moment,
@@ -44,6 +57,9 @@ impl HostMemory {
             maker: Maker::start(tell)?,
             ordered: BTreeMap::new(),
             unmapped: BTreeMap::new(),
+            expected: BTreeMap::new(),
+            files: BTreeMap::new(),
+            refusals: BTreeMap::new(),
             // No number of a previous agent comes again while this machine is up.
             next: now.0,
             not_before: Moment::NEVER,
@@ -64,7 +80,11 @@ impl HostMemory {
         let mut refused = false;
         for id in &clients {
             let Some(client) = core.ledger.client(*id) else { continue };
-            let target = target(client, &contended);
+            // It may bring arenas from an earlier session: what it lacks is known when they have come.
+            if self.comes_with_arenas(*id, client, now) {
+                continue;
+            }
+            let target = target(core, client, &contended);
             let under_way: Vec<Bytes> = self
                 .ordered
                 .iter()
@@ -75,7 +95,7 @@ impl HostMemory {
             let lacks = target.saturating_sub(have);
             let piece = lacks.round_up(UNIT).unwrap_or(LARGEST).min(LARGEST);
             let fits = spent + piece <= core.settings.host_memory;
-            let failed = self.not_before > now;
+            let failed = self.not_before > now || self.refusals.get(id).is_some_and(|until| *until > now);
             let exhausted = lacks > Bytes::ZERO && (!fits || failed) && under_way.is_empty();
             if lacks > Bytes::ZERO && !fits {
                 refused = true;
@@ -112,7 +132,7 @@ impl HostMemory {
         }
         self.trimmed = now;
         let excess = |client: &Client| {
-            let bytes = client.arena_bytes().saturating_sub(target(client, contended));
+            let bytes = client.arena_bytes().saturating_sub(target(core, client, contended));
             let session = client.session.filter(|_| client.commandable() && bytes >= UNIT)?;
             Some(Command { client: client.id, session, message: ToShim::Trim { bytes } })
         };
@@ -147,6 +167,42 @@ impl HostMemory {
         vec![(Command { client, session, message: ToShim::Arena { arena, bytes } }, descriptor)]
     }
 
+    /// A session begins: what an earlier one had under way is void, and so many arenas come with it.
+    pub(super) fn opened(&mut self, client: ClientId, arenas: u32, now: Moment) {
+        self.left(client);
+        if arenas > 0 {
+            self.expected.insert(client, (arenas.min(MOST_BROUGHT), now + BRINGING));
+        }
+    }
+
+    fn comes_with_arenas(&self, id: ClientId, client: &Client, now: Moment) -> bool {
+        let expected = self.expected.get(&id);
+        expected.is_some_and(|(arenas, until)| client.arenas.len() < *arenas as usize && now < *until)
+    }
+
+    /// The client brought an arena from an earlier session. It counts if it is one of those that it spoke of and nobody has
+    /// brought it before, and for no more than the client could use.
+    pub(super) fn brought(
+        &mut self,
+        core: &mut Core,
+        client: ClientId,
+        arena: ArenaId,
+        descriptor: Option<&OwnedFd>,
+    ) -> Result<(), String> {
+        let holder = core.ledger.client(client).ok_or("of nobody")?;
+        let expected = self.expected.get(&client).map_or(0, |(arenas, _)| *arenas as usize);
+        if holder.arenas.len() >= expected || holder.arenas.contains_key(&arena) {
+            return Err("one too many".to_owned());
+        }
+        let (bytes, file) = measure(descriptor.ok_or("no descriptor")?)?;
+        if self.files.insert(file, client).is_some() {
+            return Err("brought already".to_owned());
+        }
+        let most = most(core, holder).saturating_sub(holder.arena_bytes());
+        core.arena(client, arena, bytes.min(most), true);
+        Ok(())
+    }
+
     /// The client has mapped it: from now on nobody else can.
     pub(super) fn ready(&mut self, client: ClientId, arena: ArenaId) {
         if let Some(descriptor) = self.unmapped.remove(&(client, arena))
@@ -156,15 +212,20 @@ impl HostMemory {
         }
     }
 
-    /// The client gave it back.
-    pub(super) fn returned(&mut self, client: ClientId, arena: ArenaId) {
-        self.unmapped.remove(&(client, arena));
+    /// The client gave it back. One that it never used it could not use: others would fare no better now.
+    pub(super) fn returned(&mut self, client: ClientId, arena: ArenaId, now: Moment) {
+        if self.unmapped.remove(&(client, arena)).is_some() {
+            self.refusals.insert(client, now + REFUSED);
+        }
     }
 
     /// The client's session or process is over: what it has not mapped goes.
     pub(super) fn left(&mut self, client: ClientId) {
         self.unmapped.retain(|(owner, _), _| *owner != client);
         self.ordered.retain(|(owner, _), _| *owner != client);
+        self.expected.remove(&client);
+        self.files.retain(|_, owner| *owner != client);
+        self.refusals.remove(&client);
     }
 
     pub(super) fn snapshot(&self, core: &Core) -> snapshot::Host {
@@ -190,13 +251,16 @@ pub(super) fn contended(core: &Core) -> Vec<DeviceId> {
         .collect()
 }
 
-/// How much host memory the client may come to need.
-fn target(client: &Client, contended: &[DeviceId]) -> Bytes {
+/// How much host memory the client may come to need: no more than the devices have, whatever it says that it needs.
+fn target(core: &Core, client: &Client, contended: &[DeviceId]) -> Bytes {
     if !client.commandable() || client.bypass {
         return Bytes::ZERO;
     }
     let movable = client.devices.iter().filter(|(id, _)| contended.contains(id) || client.held_out());
-    let bytes: u64 = movable.map(|(_, holding)| holding.needed.saturating_sub(holding.immovable()).0).sum();
+    let most = |id: &DeviceId| core.ledger.device(*id).map(|device| device.capacity).unwrap_or_default();
+    let moves =
+        movable.map(|(id, holding)| holding.needed.min(most(id)).saturating_sub(holding.immovable()).0);
+    let bytes: u64 = moves.sum();
     if bytes == 0 {
         return Bytes::ZERO;
     }
@@ -204,8 +268,20 @@ fn target(client: &Client, contended: &[DeviceId]) -> Bytes {
     Bytes(bytes + bytes / 16).round_up(UNIT).unwrap_or(Bytes(bytes))
 }
 
-/// The memory behind an arena that a client brought from an earlier session.
-pub(super) fn measure(descriptor: impl AsFd) -> Result<Bytes, String> {
+/// The most host memory that the client could use with all of its memory swapped out.
+fn most(core: &Core, client: &Client) -> Bytes {
+    let needed = client.devices.iter().map(|(id, holding)| {
+        let capacity =
+            core.ledger.device(*id).map(|device| device.capacity).filter(|bytes| *bytes > Bytes::ZERO);
+        // Nothing is known of a device before it is read.
+        holding.needed.min(capacity.unwrap_or(holding.needed)).0
+    });
+    let bytes: u64 = needed.sum();
+    Bytes(bytes + bytes / 16).round_up(LARGEST).unwrap_or(Bytes(bytes))
+}
+
+/// The memory behind an arena that a client brought from an earlier session, and which file it is.
+fn measure(descriptor: impl AsFd) -> Result<(Bytes, (u64, u64)), String> {
     let sealed = SealFlags::SHRINK | SealFlags::GROW;
     let seals = fcntl_get_seals(&descriptor).map_err(|error| format!("not a memfd: {error}"))?;
     if !seals.contains(sealed) {
@@ -213,5 +289,105 @@ pub(super) fn measure(descriptor: impl AsFd) -> Result<Bytes, String> {
     }
     let status = fstat(&descriptor).map_err(|error| error.to_string())?;
     // What is allocated counts, not what it claims: holes cost nobody anything.
-    Ok(Bytes(u64::try_from(status.st_blocks).unwrap_or(0).saturating_mul(512).min(1 << 44)))
+    let bytes = Bytes(u64::try_from(status.st_blocks).unwrap_or(0).saturating_mul(512).min(1 << 44));
+    Ok((bytes, (status.st_dev, status.st_ino)))
+}
+
+#[cfg(test)]
+mod tests {
+    use nvshare_common::protocol::{Held, Hello};
+    use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create};
+
+    use super::*;
+    use crate::device::{Reading, Report};
+    use crate::ledger::SessionId;
+    use crate::observation::Process;
+    use crate::settings::Settings;
+
+    const CARD: DeviceId = DeviceId([7; 16]);
+    const NOW: Moment = Moment(1_000_000_000);
+
+    /// A client that needs much more than the card has, and another one, so that it is contended.
+    fn node(needed: Bytes, arenas: u32) -> (HostMemory, Core, ClientId) {
+        let settings = Settings { host_memory: Bytes(64 << 30), ..Settings::default() };
+        let mut core = Core::new(settings);
+        let reading = Reading {
+            device: CARD,
+            index: 0,
+            name: String::new(),
+            total: Bytes(4 << 30),
+            link: None,
+            used: Bytes::ZERO,
+            per_process: BTreeMap::new(),
+        };
+        core.devices(&Report { began: NOW, devices: vec![reading], problem: None }, NOW);
+        let mut client = ClientId(0);
+        for (pid, needed) in [(1, Bytes(4 << 30)), (2, needed)] {
+            let held = Held { device: CARD, granted: Bytes::ZERO, resident: Bytes::ZERO, total: needed };
+            let hello = Hello { release: String::new(), running: false, devices: vec![held], arenas };
+            client = core.hello(Process { pid, start: 1 }, SessionId(u64::from(pid)), &hello, NOW);
+        }
+        let mut host = HostMemory::start(NOW, |_| ()).unwrap();
+        host.opened(client, arenas, NOW);
+        (host, core, client)
+    }
+
+    fn arena(bytes: u64) -> OwnedFd {
+        let file = memfd_create(c"test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        ftruncate(&file, bytes).unwrap();
+        fallocate(&file, FallocateFlags::empty(), 0, bytes).unwrap();
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW).unwrap();
+        file
+    }
+
+    #[test]
+    fn an_arena_from_an_earlier_session_counts_once_and_only_if_it_was_spoken_of() {
+        let (mut host, mut core, client) = node(Bytes(4 << 30), 2);
+        let (one, other, third) = (arena(4096), arena(4096), arena(4096));
+        let mut bring = |id, file| host.brought(&mut core, client, ArenaId(id), file);
+        bring(1, Some(&one)).unwrap();
+        assert!(bring(2, Some(&one)).unwrap_err().contains("already"));
+        assert!(bring(1, Some(&other)).unwrap_err().contains("many"));
+        assert!(bring(2, None).is_err());
+        bring(2, Some(&other)).unwrap();
+        assert!(bring(3, Some(&third)).unwrap_err().contains("many"));
+        assert_eq!(core.ledger.client(client).unwrap().arena_bytes(), Bytes(8192));
+    }
+
+    #[test]
+    fn nothing_is_ordered_for_whoever_comes_with_arenas_before_they_have_come() {
+        let (mut host, mut core, client) = node(Bytes(4 << 30), 1);
+        let ordered = |host: &HostMemory| host.ordered.keys().any(|(owner, _)| *owner == client);
+        host.plan(&mut core, NOW);
+        assert!(!ordered(&host));
+        host.plan(&mut core, NOW + BRINGING);
+        assert!(ordered(&host));
+    }
+
+    #[test]
+    fn no_client_needs_more_host_memory_than_the_devices_have() {
+        let (_, core, client) = node(Bytes(1 << 48), 0);
+        let target = target(&core, core.ledger.client(client).unwrap(), &contended(&core));
+        assert!(target > Bytes(4 << 30) && target < Bytes(5 << 30), "{target}");
+    }
+
+    #[test]
+    fn a_client_that_cannot_use_an_arena_gets_no_other_for_a_while() {
+        let (mut host, mut core, client) = node(Bytes(4 << 30), 0);
+        host.plan(&mut core, NOW);
+        let ((_, arena_id), bytes) =
+            host.ordered.iter().find(|((owner, _), _)| *owner == client).map(|(k, b)| (*k, *b)).unwrap();
+        let order = Order { client, arena: arena_id, bytes };
+        host.made(&mut core, Made { order, arena: Ok(arena(4096)) }, NOW);
+        let ordered = |host: &HostMemory| host.ordered.keys().filter(|(owner, _)| *owner == client).count();
+        let client_mut = core.ledger.client_mut(client).unwrap();
+        client_mut.arenas.remove(&arena_id);
+        host.returned(client, arena_id, NOW);
+        let before = ordered(&host);
+        host.plan(&mut core, NOW);
+        assert!(ordered(&host) <= before);
+        assert!(core.ledger.client(client).unwrap().host_exhausted || before > 0);
+        host.plan(&mut core, NOW + REFUSED);
+        assert!(ordered(&host) > before);
+    }
 }

@@ -6,6 +6,7 @@ mod host;
 mod orders;
 mod owners;
 mod publish;
+mod story;
 pub mod switches;
 mod takeover;
 
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nvshare_common::probe::Call;
 use nvshare_common::protocol::{Answer, ToAgent};
 use nvshare_common::units::{ClientId, DeviceId};
 use tokio::io::Interest;
@@ -23,8 +25,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::core::{Command, Core};
 use self::host::HostMemory;
 use self::owners::Owners;
+use self::story::Story;
 use crate::change::Change;
-use crate::control::{CounterPage, Event, Opened, Outbox, wait_for};
+use crate::control::{Counted, CounterPage, Event, Opened, Outbox, wait_for};
 use crate::device::{Poll, Report};
 use crate::hostmem::Made;
 use crate::ledger::{Client, Page, SessionId};
@@ -37,6 +40,9 @@ use crate::snapshot::{Ended, State, Totals};
 
 /// How many inputs may wait for the conductor; then whoever sends waits too.
 pub const INPUTS: usize = 4096;
+/// How many batches of observations may wait. Any process can make a flood of them: they have a queue of their own, from
+/// which nothing is taken while anything else waits.
+const BATCHES: usize = 4;
 /// How many inputs are taken before deciding anew.
 const BATCH: usize = 256;
 /// How long a new agent waits for the clients of the previous one.
@@ -57,8 +63,6 @@ pub enum Input {
     Session(SessionId, Event),
     /// A client's process ended, says its pidfd.
     Exited(Process),
-    /// What the uprobes saw, in order.
-    Observed(Vec<Observation>),
     /// What NVML says.
     Devices(Report),
     /// Host memory was made, or not.
@@ -81,6 +85,11 @@ pub enum Input {
 /// The way to the conductor, and its end.
 pub fn inputs() -> (mpsc::Sender<Input>, mpsc::Receiver<Input>) {
     mpsc::channel(INPUTS)
+}
+
+/// The way of the observer's batches to the conductor, in order; and its end.
+pub fn observations() -> (mpsc::Sender<Vec<Observation>>, mpsc::Receiver<Vec<Observation>>) {
+    mpsc::channel(BATCHES)
 }
 
 /// A session that stands.
@@ -114,6 +123,7 @@ pub struct Conductor {
     hurried: bool,
     published: Moment,
     changed: bool,
+    story: Story,
 }
 
 impl Conductor {
@@ -157,18 +167,24 @@ impl Conductor {
             hurried: false,
             published: Moment::NEVER,
             changed: true,
+            story: Story::default(),
         };
         Ok((conductor, watched))
     }
 
     /// Conducts until nobody can send inputs any more.
-    pub async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+    pub async fn run(
+        mut self,
+        mut inputs: mpsc::Receiver<Input>,
+        mut observations: mpsc::Receiver<Vec<Observation>>,
+    ) {
         let mut pressing = self.turn(Moment::now());
         loop {
             let pause = if self.core.held_back { Duration::from_millis(10) } else { Core::pause(pressing) };
-            match tokio::time::timeout(pause, inputs.recv()).await {
-                Ok(None) => return,
-                Ok(Some(input)) => {
+            tokio::select! {
+                biased;
+                input = inputs.recv() => {
+                    let Some(input) = input else { return };
                     self.hear(input, Moment::now());
                     for _ in 1..BATCH {
                         let Ok(input) = inputs.try_recv() else { break };
@@ -176,7 +192,14 @@ impl Conductor {
                     }
                     self.changed = true;
                 }
-                Err(_) => {}
+                Some(all) = observations.recv() => {
+                    let now = Moment::now();
+                    for observation in all {
+                        self.observed(observation, now);
+                    }
+                    self.changed = true;
+                }
+                () = tokio::time::sleep(pause) => {}
             }
             pressing = self.turn(Moment::now());
         }
@@ -192,13 +215,13 @@ impl Conductor {
                 *self.sessions.closed.entry(end.label().to_owned()).or_default() += 1;
                 if let Some(line) = self.lines.remove(&session) {
                     self.core.ledger.disconnected(line.client, session, now);
+                    self.host.left(line.client);
                 }
             }
             Input::Session(_, Event::Refused(why)) => {
                 *self.sessions.refused.entry(why.to_owned()).or_default() += 1;
             }
             Input::Exited(process) => self.exited(process, now),
-            Input::Observed(all) => all.into_iter().for_each(|observation| self.observed(observation, now)),
             Input::Devices(report) => {
                 self.look(now);
                 if self.asked.is_some_and(|asked| report.began >= asked) {
@@ -232,7 +255,7 @@ impl Conductor {
     }
 
     fn opened(&mut self, session: SessionId, opened: Opened, now: Moment) {
-        let Opened { peer, hello, page, outbox } = opened;
+        let Opened { peer, hello, page, outbox, counted } = opened;
         self.awaited.remove(&peer.process.pid);
         let new = self.core.ledger.client_of(peer.process).is_none();
         let client = self.core.hello(peer.process, session, &hello, now);
@@ -265,20 +288,21 @@ impl Conductor {
         for (_, line) in self.lines.extract_if(.., |_, line| line.client == client) {
             line.outbox.dismiss();
         }
+        self.host.opened(client, hello.arenas, now);
         self.sessions.opened += 1;
         if outbox.answer(&Answer::Welcome { client }).is_ok() {
             self.lines.insert(session, Line { client, outbox });
         }
         if new {
-            self.watch(peer.process, peer.pidfd);
+            self.watch(peer.process, peer.pidfd, counted);
         }
         if let Some(page) = self.pages.get(&client) {
             self.core.sample(client, &view(page), now);
         }
     }
 
-    /// Tells the conductor when the process ends.
-    fn watch(&self, process: Process, pidfd: OwnedFd) {
+    /// Tells the conductor when the process ends; so long it counts as connected.
+    fn watch(&self, process: Process, pidfd: OwnedFd, counted: Arc<Counted>) {
         let inputs = self.inputs.clone();
         tokio::spawn(async move {
             match wait_for(pidfd, Interest::READABLE) {
@@ -294,19 +318,21 @@ impl Conductor {
             if let Some(inputs) = inputs.upgrade() {
                 let _ = inputs.send(Input::Exited(process)).await;
             }
+            drop(counted);
         });
     }
 
     fn said(&mut self, session: SessionId, message: ToAgent, descriptor: Option<OwnedFd>, now: Moment) {
         let Some(client) = self.lines.get(&session).map(|line| line.client) else { return };
         match &message {
-            ToAgent::ArenaHeld { arena } => match descriptor.as_ref().map(host::measure) {
-                Some(Ok(bytes)) => self.core.arena(client, *arena, bytes, true),
-                Some(Err(why)) => tracing::warn!(client = client.0, arena = arena.0, why, "no arena"),
-                None => tracing::warn!(client = client.0, arena = arena.0, "an arena without a descriptor"),
-            },
+            ToAgent::ArenaHeld { arena } => {
+                let brought = self.host.brought(&mut self.core, client, *arena, descriptor.as_ref());
+                if let Err(why) = brought {
+                    tracing::debug!(client = client.0, arena = arena.0, why, "no arena");
+                }
+            }
             ToAgent::ArenaReady { arena } => self.host.ready(client, *arena),
-            ToAgent::ArenaReturned { arena } => self.host.returned(client, *arena),
+            ToAgent::ArenaReturned { arena } => self.host.returned(client, *arena, now),
             _ => {}
         }
         for command in self.core.hear(client, session, message, now) {
@@ -355,17 +381,29 @@ impl Conductor {
             observed.book(&observation);
             if observed.name.is_empty() {
                 let read = |file| std::fs::read_to_string(format!("/proc/{}/{file}", process.pid));
-                observed.name =
-                    read("comm").map_or_else(|_| "?".to_owned(), |name| name.trim_end().to_owned());
+                // A process may have no name; it is asked once all the same.
+                let name = read("comm").unwrap_or_default();
+                Some(name.trim_end())
+                    .filter(|name| !name.is_empty())
+                    .unwrap_or("?")
+                    .clone_into(&mut observed.name);
                 if client.is_none() {
                     self.meet(process, pods::cgroup::path(&read("cgroup").unwrap_or_default()), now);
                 }
             }
         }
         match (&observation, client) {
-            (O::Activity { counts, last_launch: at, .. }, Some(client)) => self.seen(client, counts, *at),
+            (O::Activity { counts, last_call, last_launch, .. }, Some(client)) => {
+                self.seen(client, counts, *last_call, *last_launch);
+            }
             (O::Activity { counts, lost, .. }, None) => self.seen_of_the_dead(process, counts, *lost),
             (O::Exited { .. }, _) => self.gone(process),
+            // The program that had the shim is gone, and what it held with it; the process lives on without.
+            (O::Exec { .. }, Some(client))
+                if self.core.ledger.client(client).is_some_and(|client| client.session.is_none()) =>
+            {
+                self.exited(process, now);
+            }
             (observation, Some(client)) => self.warm(client, observation, now),
             _ => {}
         }
@@ -393,26 +431,27 @@ impl Conductor {
 
     /// A process that was reaped before the observer looked has no start: it is the client with that pid.
     fn known(&self, process: Process) -> Process {
-        let same = |other: &Process| other.pid == process.pid && process.start == 0;
+        if process.start != 0 {
+            return process;
+        }
+        let same = |other: &Process| other.pid == process.pid;
         let mut clients = self.core.ledger.clients().values().map(|client| client.process);
         clients.rfind(same).unwrap_or(process)
     }
 
     /// The uprobes counted a client's calls. They were read before the page, and the shim counts before it calls: more
     /// seen than counted is work that did not pass the shim.
-    fn seen(&mut self, client: ClientId, counts: &Counts, last_launch: Moment) {
+    fn seen(&mut self, client: ClientId, counts: &Counts, last_call: Moment, last_launch: Moment) {
         let Some(page) = self.pages.get(&client).map(view) else { return };
         let Some(client) = self.core.ledger.client_mut(client) else { return };
         client.active(last_launch.max(client.active_at));
-        let beyond = (0..counts.application.len()).find(|call| {
-            counts.application[*call] + counts.engine[*call]
-                > page.calls.application[*call] + page.calls.engine[*call]
-        });
-        if let Some(call) = beyond
+        // What was called before its Hello may have been called by the program before, which had another page.
+        if let Some(call) = beyond(counts, &page.calls)
+            && last_call >= client.greeted
             && !client.bypass
         {
             client.bypass = true;
-            let call = nvshare_common::probe::Call::ALL[call].name();
+            let call = Call::ALL[call].name();
             tracing::warn!(
                 client = client.id.0,
                 pid = client.process.pid,
@@ -476,7 +515,9 @@ impl Conductor {
         if (self.changed && due >= PUBLISH) || due >= REST {
             self.published = now;
             self.changed = false;
-            self.state.send_replace(Arc::new(self.state(now)));
+            let state = self.state(now);
+            self.story.tell(&state);
+            self.state.send_replace(Arc::new(state));
         }
         outcome.pressing || self.asked.is_some()
     }
@@ -486,11 +527,17 @@ impl Conductor {
         let over = now.since(self.began) >= TAKEOVER;
         if self.awaited.is_empty() || over {
             self.core.begin_granting(now);
-            if over {
+            let (clients, missing) = (self.core.ledger.clients().len(), self.awaited.len());
+            if missing > 0 {
                 tracing::info!(
-                    missing = self.awaited.len(),
+                    clients,
+                    missing,
                     "granting begins; clients that did not come count as foreign"
                 );
+            } else if clients > 0 {
+                tracing::info!(clients, "granting begins; all clients of the previous agent came");
+            } else {
+                tracing::debug!("granting begins");
             }
         }
     }
@@ -549,11 +596,19 @@ impl Conductor {
     }
 }
 
+/// The first call of which more were seen than the page counts.
+fn beyond(seen: &Counts, counted: &Counts) -> Option<usize> {
+    let sum = |counts: &Counts, call: usize| counts.application[call].saturating_add(counts.engine[call]);
+    (0..Call::COUNT).find(|call| sum(seen, *call) > sum(counted, *call))
+}
+
 /// The page at this moment.
 fn view(page: &CounterPage) -> Page {
+    // No count comes as far by itself; sums of what a client may write there must not overflow.
+    let possible = |counts: [u64; Call::COUNT]| counts.map(|count| count.min(1 << 56));
     let (application, engine) = page.calls();
     Page {
-        calls: Counts { application, engine },
+        calls: Counts { application: possible(application), engine: possible(engine) },
         waiting: page.waiting.load(std::sync::atomic::Ordering::Relaxed),
         holdings: page.holdings().collect(),
     }

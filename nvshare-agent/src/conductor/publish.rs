@@ -46,7 +46,7 @@ impl Conductor {
             ended_count: self.ended_count,
             host: self.host.snapshot(core),
             observer: self.observer.clone(),
-            switches: core.switches.snapshot(),
+            switches: core.switches.snapshot_since(self.began),
             waiting_seconds: core.waiting_seconds.clone(),
             swap_out_seconds: core.swap_out_seconds.clone(),
             swap_in_seconds: core.swap_in_seconds.clone(),

@@ -14,7 +14,8 @@ use crate::snapshot::{self, Histogram, SWITCHES};
 pub struct Switchboard {
     open: BTreeMap<ClientId, Open>,
     count: u64,
-    recent: VecDeque<snapshot::Switch>,
+    /// With when they were over.
+    recent: VecDeque<(Moment, snapshot::Switch)>,
     out: Bytes,
     into: Bytes,
     seconds: Histogram,
@@ -123,16 +124,28 @@ impl Switchboard {
             if self.recent.len() == SWITCHES {
                 self.recent.pop_front();
             }
-            self.recent.push_back(snapshot::Switch {
+            let switch = snapshot::Switch {
                 number: self.count,
                 client,
                 pid: ledger.client(client).map_or(0, |client| client.process.pid),
+                up_seconds: 0.0,
                 seconds: whole.as_secs_f64(),
                 drain_seconds: open.drained.since(open.began).as_secs_f64(),
                 bytes_out: open.out,
                 bytes_in: open.into,
                 clean: open.clean,
-            });
+            };
+            tracing::debug!(
+                client = client.0,
+                pid = switch.pid,
+                seconds = switch.seconds,
+                drain = switch.drain_seconds,
+                bytes_out = switch.bytes_out.0,
+                bytes_in = switch.bytes_in.0,
+                clean = switch.clean.0,
+                "switch"
+            );
+            self.recent.push_back((arrived, switch));
             took.push((client, whole));
         }
         took
@@ -140,9 +153,18 @@ impl Switchboard {
 
     /// For people and machines outside.
     pub fn snapshot(&self) -> snapshot::Switches {
+        self.snapshot_since(Moment::NEVER)
+    }
+
+    /// The same by the time of an agent that began at `began`.
+    pub fn snapshot_since(&self, began: Moment) -> snapshot::Switches {
+        let recent = self.recent.iter().map(|(over, switch)| snapshot::Switch {
+            up_seconds: over.since(began).as_secs_f64(),
+            ..switch.clone()
+        });
         snapshot::Switches {
             count: self.count,
-            recent: self.recent.iter().cloned().collect(),
+            recent: recent.collect(),
             bytes_out: self.out,
             bytes_in: self.into,
             seconds: self.seconds.clone(),

@@ -33,8 +33,10 @@ use crate::observation::Process;
 
 /// How many packets may wait for a client to read them. One that does not read loses its session.
 const QUEUE: usize = 512;
-/// How many connections one process may have: its own, and an old one that has not ended yet.
-const PER_PROCESS: usize = 4;
+/// How many connections one process may have: its own, an old one that has not ended yet, and itself until its end.
+const PER_PROCESS: usize = 5;
+/// How many the processes of one cgroup (a container) may have.
+const PER_CGROUP: usize = 1024;
 /// How many connections there may be in all.
 pub(crate) const CONNECTIONS: usize = 8192;
 
@@ -62,6 +64,8 @@ pub struct Opened {
     pub page: Result<CounterPage, PageError>,
     /// The way to it.
     pub outbox: Outbox,
+    /// It counts as connected until this is dropped: as long as it has an account.
+    pub(crate) counted: Arc<Counted>,
 }
 
 /// Why a session ended.
@@ -264,38 +268,79 @@ impl Drop for Listener {
     }
 }
 
-/// How many connections each process has.
+/// How many connections there are.
 #[derive(Clone, Debug, Default)]
-struct Connections(Arc<Mutex<HashMap<Process, usize>>>);
+struct Connections(Arc<Mutex<Count>>);
+
+/// By process, by cgroup, in all.
+#[derive(Debug, Default)]
+struct Count {
+    processes: HashMap<Process, usize>,
+    cgroups: HashMap<String, usize>,
+    all: usize,
+}
 
 /// One of them, counted until it is dropped.
 #[derive(Debug)]
-struct Counted(Connections, Process);
+pub(crate) struct Counted(Connections, Process, String);
 
 impl Connections {
     /// Counts one more; `None` when there are too many.
-    fn count(&self, process: Process) -> Option<Counted> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.values().sum::<usize>() >= CONNECTIONS {
+    fn count(&self, process: Process, cgroup: &str) -> Option<Counted> {
+        let mut count = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = count.processes.get(&process).copied().unwrap_or_default();
+        let siblings = count.cgroups.get(cgroup).copied().unwrap_or_default();
+        if count.all >= CONNECTIONS || own >= PER_PROCESS || siblings >= PER_CGROUP {
             return None;
         }
-        let own = all.entry(process).or_default();
-        if *own >= PER_PROCESS {
-            return None;
-        }
-        *own += 1;
-        Some(Counted(self.clone(), process))
+        count.all += 1;
+        count.processes.insert(process, own + 1);
+        count.cgroups.insert(cgroup.to_owned(), siblings + 1);
+        Some(Counted(self.clone(), process, cgroup.to_owned()))
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let mut all = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = all.get_mut(&self.1) {
-            *own -= 1;
-            if *own == 0 {
-                all.remove(&self.1);
+        fn less<K: Eq + std::hash::Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+            if let Some(own) = counts.get_mut(key) {
+                *own -= 1;
+                if *own == 0 {
+                    counts.remove(key);
+                }
             }
         }
+        let mut count = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        count.all -= 1;
+        less(&mut count.processes, &self.1);
+        less(&mut count.cgroups, &self.2);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_container_does_not_take_everybodys_connections() {
+        let connections = Connections::default();
+        let process = |pid| Process { pid, start: 1 };
+        let held: Vec<Counted> =
+            (0..).map_while(|pid| connections.count(process(pid), "/hog")).take(CONNECTIONS).collect();
+        assert_eq!(held.len(), PER_CGROUP);
+        let other = connections.count(process(1_000_000), "/other").unwrap();
+        drop(held);
+        assert!(connections.count(process(1), "/hog").is_some());
+        drop(other);
+        let count = connections.0.lock().unwrap();
+        assert_eq!((count.all, count.processes.len(), count.cgroups.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn one_process_has_a_handful_of_connections() {
+        let connections = Connections::default();
+        let process = Process { pid: 1, start: 1 };
+        let held: Vec<Counted> = (0..100).map_while(|_| connections.count(process, "/one")).collect();
+        assert_eq!(held.len(), PER_PROCESS);
     }
 }

@@ -98,6 +98,24 @@ pub(super) fn peer_pidfd(socket: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
+/// `SO_PEERCRED`: the number of the process that connected in this pid namespace; 0 if it has none here, which rustix's type
+/// for a number cannot be.
+pub(super) fn peer_pid(socket: BorrowedFd<'_>) -> std::io::Result<i32> {
+    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the option writes one `ucred`, for which there is room, and its length.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(credentials.pid) } else { Err(std::io::Error::last_os_error()) }
+}
+
 /// Has the runtime wait for `interest` in a descriptor.
 pub(crate) fn wait_for(descriptor: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` names the same open file until it is dropped, and the runtime owns it until then.

@@ -2,7 +2,9 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::page;
 use crate::observation::Process;
@@ -40,26 +42,62 @@ pub enum PeerError {
 impl Peer {
     /// The peer of `socket`.
     pub(super) fn of(socket: impl AsFd) -> Result<Peer, PeerError> {
-        let credentials = rustix::net::sockopt::socket_peercred(&socket).map_err(std::io::Error::from)?;
-        let pid = credentials.pid;
-        let number = pid.as_raw_nonzero().get();
-        if number <= 0 {
+        let number = page::peer_pid(socket.as_fd())?;
+        // Zero: its number here is none.
+        let Some(pid) = Pid::from_raw(number).filter(|_| number > 0) else {
             return Err(PeerError::Invisible);
-        }
+        };
         let gone = || PeerError::Gone(number);
         let process = Process::of(number.unsigned_abs()).ok_or_else(gone)?;
         // With a pidfd from the socket the number cannot have passed to another process meanwhile; an older kernel leaves
         // a pidfd by number, whose process must at least have begun when the one we looked at did.
         let pidfd = match page::peer_pidfd(socket.as_fd()) {
             Ok(pidfd) => pidfd,
-            Err(_) => pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(std::io::Error::from)?,
+            // Other reasons (too many open files) say nothing about the process.
+            Err(_) => pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(|errno| match errno {
+                Errno::SRCH => gone(),
+                errno => PeerError::System(errno.into()),
+            })?,
         };
-        if Process::of(number.unsigned_abs()) != Some(process) {
+        // The number may have passed to another before we looked for the first time: then the one that connected is dead.
+        if Process::of(number.unsigned_abs()) != Some(process) || ended(&pidfd) {
             return Err(gone());
         }
         let read = |file: &str| std::fs::read_to_string(format!("/proc/{number}/{file}")).unwrap_or_default();
         let name = read("comm").trim_end().to_owned();
         let cgroup = cgroup::path(&read("cgroup")).to_owned();
         Ok(Peer { process, pidfd, name, cgroup })
+    }
+}
+
+/// Whether the process is dead.
+fn ended(pidfd: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(pidfd, PollFlags::IN)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut asked, Some(&at_once)).is_ok_and(|readable| readable > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    #[test]
+    fn a_process_that_ended_is_known_by_its_pidfd_whoever_has_its_number() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        assert!(!ended(&pidfd));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(ended(&pidfd));
+    }
+
+    #[test]
+    fn whoever_connects_is_named_by_the_kernel() {
+        let pair =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let peer = Peer::of(&pair.0).unwrap();
+        assert_eq!(peer.process.pid, std::process::id());
     }
 }

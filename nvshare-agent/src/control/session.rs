@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nvshare_common::frame::{self, FrameError, MAX_BYTES};
-use nvshare_common::protocol::{Answer, OLDEST, VERSION};
+use nvshare_common::protocol::{Answer, OLDEST, ToAgent, VERSION};
 use rustix::io::retry_on_intr;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -28,6 +28,12 @@ pub(super) async fn carry(
     connections: Connections,
 ) {
     let tell = |event| inputs.send(Input::Session(id, event));
+    // A shim that is refused never comes again: only what will not change is answered. Otherwise the connection is closed,
+    // and the shim tries again later.
+    let turn_away = async |label: &'static str, why: String| {
+        tracing::debug!(session = id.0, why, "connection closed");
+        let _ = tell(Event::Refused(label)).await;
+    };
     let refuse = async |socket: &OwnedFd, label: &'static str, why: String| {
         tracing::info!(session = id.0, why, "connection refused");
         if let Ok(bytes) = frame::encode_answer(&Answer::Refused { why }) {
@@ -37,12 +43,12 @@ pub(super) async fn carry(
     };
     let peer = match Peer::of(&socket) {
         Ok(peer) => peer,
-        Err(error) => return refuse(&socket, "unknown", error.to_string()).await,
+        Err(error) => return turn_away("unknown", error.to_string()).await,
     };
     let pid = peer.process.pid;
-    let Some(_counted) = connections.count(peer.process) else {
-        let why = format!("process {pid} has too many connections already");
-        return refuse(&socket, "too_many", why).await;
+    let Some(counted) = connections.count(peer.process, &peer.cgroup).map(Arc::new) else {
+        return turn_away("too_many", format!("too many connections of process {pid}, its cgroup, or all"))
+            .await;
     };
     let Ok(socket) = wait_for(socket, Interest::READABLE | Interest::WRITABLE) else { return };
     let mut buffer = vec![0; MAX_BYTES];
@@ -72,7 +78,7 @@ pub(super) async fn carry(
     let (packets, outgoing) = mpsc::channel(QUEUE);
     let dismissed = Arc::new(Notify::new());
     let outbox = Outbox { packets, dismissed: Arc::clone(&dismissed) };
-    let opened = Opened { peer, hello, page, outbox };
+    let opened = Opened { peer, hello, page, outbox, counted: Arc::clone(&counted) };
     if tell(Event::Opened(Box::new(opened))).await.is_err() {
         return;
     }
@@ -86,6 +92,7 @@ pub(super) async fn carry(
         tracing::debug!(session = id.0, pid, %end, "session closed");
     }
     let _ = tell(Event::Closed(end)).await;
+    drop(counted);
 }
 
 /// Carries packets both ways until one side ends.
@@ -113,6 +120,8 @@ async fn converse(
             };
             match frame::decode(&buffer[..length]) {
                 Ok(message) => {
+                    // Whatever else comes with a descriptor does not keep it open until it is heard.
+                    let descriptor = descriptor.filter(|_| matches!(message, ToAgent::ArenaHeld { .. }));
                     let event = Event::Said(message, descriptor);
                     if inputs.send(Input::Session(id, event)).await.is_err() {
                         return End::Dismissed;

@@ -2,15 +2,24 @@
 //!
 //! | route | answer |
 //! | --- | --- |
-//! | `/` | this list, as text |
+//! | `/` | the status page, live |
+//! | `/api` | this list, as text |
 //! | `/metrics` | every series, in Prometheus' text format |
 //! | `/livez` | 200 while the conductor works, 503 when it has not published for too long |
 //! | `/readyz`, `/healthz` | 200 or 503, and as JSON what is missing, why, and the remedy |
 //! | `/api/v1/state` | everything the agent knows, as JSON |
+//! | `/api/v1/history` | who did what in the last five minutes, second by second, and the switches of that time |
+//! | `/api/v1/events` | server-sent events: `history` once, then `state` and `readiness` as they change |
+
+mod events;
+mod history;
+mod page;
+
+mod bounded;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::State as Shared;
@@ -22,6 +31,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::warn;
 
+use self::bounded::Bounded;
+use self::events::Events;
+use self::history::History;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::snapshot::State;
@@ -32,10 +44,13 @@ const SILENCE: Duration = Duration::from_secs(30);
 const INDEX: &str =
     "nvshare-agent: processes share a GPU whose memory is smaller than the sum of what they use
 
-/metrics        every series, for Prometheus
-/livez          is the agent alive?
-/readyz         is it ready, and which parts are missing? (/healthz is the same)
-/api/v1/state   everything it knows, as JSON
+/                 the status page, for a browser
+/metrics          every series, for Prometheus
+/livez            is the agent alive?
+/readyz           is it ready, and which parts are missing? (/healthz is the same)
+/api/v1/state     everything it knows, as JSON
+/api/v1/history   the last five minutes, second by second, as JSON
+/api/v1/events    the state as it changes, as server-sent events
 
 On the node: `nvshare-agent status`, `nvshare-agent top`, `nvshare-agent set lease-floor=200ms`
 ";
@@ -54,8 +69,18 @@ struct Pages {
     state: watch::Receiver<Arc<State>>,
     health: Health,
     metrics: Arc<Metrics>,
+    history: Arc<Mutex<History>>,
+    events: Events,
     /// When the conductor began, as far as these pages know.
     began: Instant,
+}
+
+impl Pages {
+    fn new(state: watch::Receiver<Arc<State>>, health: Health, began: Instant) -> Pages {
+        let metrics = Arc::new(Metrics::new(state.clone(), health.clone()));
+        let events = Events::new(state.clone(), health.clone());
+        Pages { state, health, metrics, history: Arc::default(), events, began }
+    }
 }
 
 /// Listens on `address`.
@@ -65,22 +90,26 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
 
 /// Serves the pages until dropped.
 pub async fn serve(listener: TcpListener, state: watch::Receiver<Arc<State>>, health: Health) {
-    let metrics = Arc::new(Metrics::new(state.clone(), health.clone()));
-    let routes = routes(Pages { state, health, metrics, began: Instant::now() });
+    let pages = Pages::new(state.clone(), health, Instant::now());
+    tokio::spawn(remember(state, Arc::clone(&pages.history)));
+    let routes = routes(pages);
     // Errors of single connections are axum's; this ends only where accepting is impossible for good.
-    if let Err(error) = axum::serve(listener, routes).await {
+    if let Err(error) = axum::serve(Bounded::new(listener), routes).await {
         warn!(%error, "the HTTP pages are gone");
     }
 }
 
 fn routes(pages: Pages) -> Router {
     Router::new()
-        .route("/", get(async || INDEX))
+        .route("/", get(async || page::page()))
+        .route("/api", get(async || INDEX))
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/healthz", get(readyz))
         .route("/api/v1/state", get(state))
+        .route("/api/v1/history", get(history))
+        .route("/api/v1/events", get(events))
         .with_state(pages)
 }
 
@@ -114,6 +143,30 @@ async fn readyz(Shared(pages): Shared<Pages>) -> Response {
 async fn state(Shared(pages): Shared<Pages>) -> Response {
     let state = Arc::clone(&pages.state.borrow());
     Json(&*state).into_response()
+}
+
+async fn history(Shared(pages): Shared<Pages>) -> Response {
+    let state = Arc::clone(&pages.state.borrow());
+    let history = pages.history.lock().unwrap_or_else(PoisonError::into_inner);
+    Json(history.answer(&state)).into_response()
+}
+
+async fn events(Shared(pages): Shared<Pages>) -> Response {
+    let state = Arc::clone(&pages.state.borrow());
+    let mut now = {
+        let history = pages.history.lock().unwrap_or_else(PoisonError::into_inner);
+        events::named("history", &history.answer(&state))
+    };
+    now.extend_from_slice(&events::event(&state, &pages.health.readiness()));
+    pages.events.listen(now.into())
+}
+
+/// Keeps the history until the conductor is gone.
+async fn remember(mut state: watch::Receiver<Arc<State>>, history: Arc<Mutex<History>>) {
+    while state.changed().await.is_ok() {
+        let now = Arc::clone(&state.borrow_and_update());
+        history.lock().unwrap_or_else(PoisonError::into_inner).record(&now);
+    }
 }
 
 #[cfg(test)]
@@ -154,9 +207,9 @@ mod tests {
     #[tokio::test]
     async fn the_index_lists_every_route() {
         let agent = running().await;
-        let (status, _, index) = agent.get("/").await;
+        let (status, _, index) = agent.get("/api").await;
         assert_eq!(status, 200);
-        for route in ["/metrics", "/livez", "/readyz", "/healthz", "/api/v1/state"] {
+        for route in ["/metrics", "/livez", "/readyz", "/healthz", "/api/v1/state", "/api/v1/history"] {
             assert!(index.contains(route), "{index}");
             assert_ne!(agent.get(route).await.0, 404, "{route}");
         }
@@ -192,9 +245,8 @@ mod tests {
     #[tokio::test]
     async fn a_conductor_that_hangs_is_not_alive() {
         let (publish, state) = watch::channel(Arc::new(State::default()));
-        let (health, began) = (Health::new(), Instant::now().checked_sub(2 * SILENCE).unwrap());
-        let metrics = Arc::new(Metrics::new(state.clone(), health.clone()));
-        let pages = Pages { state, health, metrics, began };
+        let began = Instant::now().checked_sub(2 * SILENCE).unwrap();
+        let pages = Pages::new(state, Health::new(), began);
         let (status, why) = livez(Shared(pages.clone())).await;
         assert!(status == StatusCode::SERVICE_UNAVAILABLE && why.contains("for 60 s"), "{why}");
         let up_seconds = began.elapsed().as_secs_f64();
@@ -213,6 +265,75 @@ mod tests {
         let (_, head, body) = agent.get("/metrics").await;
         assert!(body.contains("release=\"9.8.7\""), "{body}");
         assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+    }
+
+    /// Connects to the events and reads until `text` was said.
+    async fn listener(agent: &Running, text: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(agent.address).await.unwrap();
+        stream.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: agent\r\n\r\n").await.unwrap();
+        heard(&mut stream, text).await;
+        stream
+    }
+
+    async fn heard(stream: &mut TcpStream, text: &str) {
+        let mut all = String::new();
+        let reading = async {
+            while !all.contains(text) {
+                let mut part = [0; 4096];
+                let bytes = stream.read(&mut part).await.unwrap();
+                assert_ne!(bytes, 0, "the events ended after {all}");
+                all.push_str(&String::from_utf8_lossy(&part[..bytes]));
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), reading).await.expect(text);
+    }
+
+    #[tokio::test]
+    async fn a_listener_hears_what_is_and_then_what_changes() {
+        let agent = running().await;
+        let mut stream = listener(&agent, "event: state\n").await;
+        let state = State { release: "9.8.7".to_owned(), ..State::default() };
+        agent.state.as_ref().unwrap().send_replace(Arc::new(state));
+        heard(&mut stream, "\"release\":\"9.8.7\"").await;
+        let mut stream = listener(&agent, "event: history\n").await;
+        drop(agent.state);
+        // The last chunk: the events end with the conductor.
+        heard(&mut stream, "0\r\n\r\n").await;
+    }
+
+    #[tokio::test]
+    async fn one_listener_too_many_is_told_so_and_a_seat_that_is_left_is_free_again() {
+        let agent = running().await;
+        let mut listeners = Vec::new();
+        for _ in 0..events::LISTENERS {
+            listeners.push(listener(&agent, "200 OK").await);
+        }
+        let (status, _, why) = agent.get("/api/v1/events").await;
+        assert!(status == 503 && why.contains("64 listeners"), "{status} {why}");
+        listeners.pop();
+        // The server notices with the next event that it cannot deliver.
+        let publishing = async {
+            loop {
+                agent.state.as_ref().unwrap().send_replace(Arc::default());
+                let mut stream = TcpStream::connect(agent.address).await.unwrap();
+                stream.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: agent\r\n\r\n").await.unwrap();
+                let mut head = [0; 12];
+                stream.read_exact(&mut head).await.unwrap();
+                if head.ends_with(b"200") {
+                    break;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), publishing).await.expect("a seat becomes free");
+    }
+
+    #[tokio::test]
+    async fn the_history_shows_what_was_published() {
+        let agent = running().await;
+        let state = State { up_seconds: 7.5, ..State::default() };
+        agent.state.as_ref().unwrap().send_replace(Arc::new(state));
+        let kept = async { while !agent.get("/api/v1/history").await.2.contains("\"up_seconds\":7.5") {} };
+        tokio::time::timeout(Duration::from_secs(10), kept).await.expect("the history holds it");
     }
 
     #[tokio::test]

@@ -8,17 +8,12 @@ use nvshare_common::protocol::Hello;
 use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId, Ticket};
 
 use super::heat::Heat;
+use super::holding::{Holding, MOST, Outgoing, Plausible};
 use super::orders::Orders;
 use crate::moment::Moment;
 use crate::observation::{Counts, Process};
 use crate::settings::Settings;
 
-/// No device is larger: what a client says is cut to this, so that sums cannot overflow.
-const MOST: Bytes = Bytes(1 << 48);
-/// How many samples of what a client holds are kept, to know what it held when NVML was read.
-const SAMPLES: usize = 16;
-/// The most that driver and counters are believed to differ by while memory moves: two of the largest extents.
-const STEP: u64 = 128 << 20;
 /// How many recent pauses are remembered.
 const PAUSES: usize = 8;
 /// A gap between two signs of work that counts as a pause.
@@ -55,6 +50,11 @@ impl Lease {
     fn given(now: Moment, began: Option<Moment>, cap: Option<Moment>) -> Lease {
         Lease { given: now, began, cost: Duration::ZERO, cap, renewed: false, favoured: false }
     }
+
+    /// Of one that runs without having been told to: it is over already, and never begins anew.
+    fn unearned() -> Lease {
+        Lease { renewed: true, ..Lease::given(Moment::NEVER, Some(Moment::NEVER), None) }
+    }
 }
 
 /// A `Stop` without an answer yet.
@@ -62,30 +62,8 @@ impl Lease {
 pub struct Stop {
     /// Its number.
     pub ticket: Ticket,
-    /// When it was sent.
+    /// When it was sent; sooner, if it was sent before and the session ended without an answer.
     pub at: Moment,
-}
-
-/// A `SwapOut` that is not done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outgoing {
-    /// Its number.
-    pub ticket: Ticket,
-    /// When it was sent.
-    pub at: Moment,
-    /// What is still to be released.
-    pub left: Bytes,
-}
-
-/// A `Reclaim` that is not done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reclaiming {
-    /// Its number.
-    pub ticket: Ticket,
-    /// When it was sent.
-    pub at: Moment,
-    /// What it may bring.
-    pub expected: Bytes,
 }
 
 /// Host memory that a client has.
@@ -108,35 +86,15 @@ pub struct Page {
     pub holdings: Vec<(DeviceId, Holdings)>,
 }
 
-/// What a client holds on one device.
-#[derive(Clone, Debug, Default)]
-pub struct Holding {
-    /// What it may have resident.
-    pub granted: Bytes,
-    /// What must be resident for it to run.
-    pub needed: Bytes,
-    /// What cannot be moved, by reason, as it reported.
-    pub unswappable: BTreeMap<String, Bytes>,
-    /// The last look at its counters.
-    pub page: Holdings,
-    /// Everything is resident, as far as messages tell.
-    pub complete: bool,
-    /// The swap out under way.
-    pub outgoing: Option<Outgoing>,
-    /// The reclaim under way.
-    pub reclaiming: Option<Reclaiming>,
-    /// When the last reclaim ended.
-    pub reclaimed_at: Moment,
-    /// Since when it has been granted memory without having become resident.
-    pub granting_since: Option<Moment>,
-    /// All it has, by its last counters, resident or not.
-    page_total: Option<Bytes>,
-    /// What it held, by its counters, at moments.
-    samples: VecDeque<(Moment, Bytes)>,
-    /// What NVML says of its process.
-    pub measured: Option<Bytes>,
-    /// What it is taken to hold, where there are no counters.
-    assumed: Option<Bytes>,
+/// Whether what a process says of its grants can be checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// The agent knows what it granted to this process: it cannot have more.
+    Known,
+    /// A previous agent may have granted it anything.
+    Takeover,
+    /// Nobody granted it anything: it has what NVML shows.
+    Stranger,
 }
 
 /// A client.
@@ -158,6 +116,8 @@ pub struct Client {
     pub orders: Orders,
     /// Its session, while there is one.
     pub session: Option<SessionId>,
+    /// When its session began.
+    pub greeted: Moment,
     /// When it lost its session.
     pub disconnected: Option<Moment>,
     /// When its process ended.
@@ -182,6 +142,8 @@ pub struct Client {
     pub paced: bool,
     /// It is being stopped.
     pub stop: Option<Stop>,
+    /// How long earlier sessions left a `Stop` without an answer.
+    stop_waited: Duration,
     /// It is not to be stopped before: its last drain stalled.
     pub retry_at: Moment,
     /// Drains in a row that stalled.
@@ -201,10 +163,14 @@ pub struct Client {
     /// How long it has run, divided by its weight.
     pub runtime: Duration,
     accounted: Moment,
+    /// What it needed when everything was last resident.
+    pub accustomed: Bytes,
     /// Its arenas.
     pub arenas: BTreeMap<ArenaId, Arena>,
     /// No more host memory can be had for it.
     pub host_exhausted: bool,
+    /// When its driver last got much room at once.
+    pub large_room: Option<Moment>,
     /// Its calls by its counter page.
     pub calls: Counts,
     /// What its kernels used.
@@ -230,6 +196,7 @@ impl Client {
             gang: GangId(id.0),
             orders: Orders::default(),
             session: None,
+            greeted: Moment::NEVER,
             disconnected: None,
             exited: None,
             overdue: false,
@@ -242,6 +209,7 @@ impl Client {
             lease: None,
             paced: false,
             stop: None,
+            stop_waited: Duration::ZERO,
             retry_at: Moment::NEVER,
             stalls: 0,
             unyielding: None,
@@ -252,8 +220,10 @@ impl Client {
             pauses: VecDeque::new(),
             runtime,
             accounted: Moment::NEVER,
+            accustomed: Bytes::ZERO,
             arenas: BTreeMap::new(),
             host_exhausted: false,
+            large_room: None,
             calls: Counts::default(),
             heat: Heat::default(),
             untrusted: None,
@@ -263,32 +233,57 @@ impl Client {
         }
     }
 
-    pub(super) fn begin(&mut self, session: SessionId, hello: &Hello, now: Moment) {
+    pub(super) fn begin(
+        &mut self,
+        session: SessionId,
+        hello: &Hello,
+        word: Word,
+        plausible: impl Fn(DeviceId) -> Plausible,
+        now: Moment,
+    ) {
+        self.end_session(now);
         self.session = Some(session);
+        self.greeted = now;
         self.disconnected = None;
         self.shim = hello.release.chars().filter(|c| !c.is_control()).take(64).collect();
-        self.stop = None;
         self.paced = false;
-        self.wants = None;
         self.arenas.clear();
         self.limits.clear();
         self.host_exhausted = false;
-        self.lease = hello.running.then_some(Lease::given(now, Some(now), None));
+        self.lease = match self.lease {
+            _ if !hello.running => None,
+            // Saying so again makes it no longer.
+            Some(lease) => Some(lease),
+            None if word == Word::Known => Some(Lease::unearned()),
+            None => Some(Lease::given(now, Some(now), None)),
+        };
+        if !hello.running {
+            self.stop_waited = Duration::ZERO;
+        }
         self.active(now);
         let mut before = std::mem::take(&mut self.devices);
         for held in hello.devices.iter().take(MAX_DEVICES) {
             let old = before.remove(&held.device).unwrap_or_default();
+            let plausible = plausible(held.device);
             let resident = held.resident.min(MOST);
             let needed = held.total.min(MOST).max(resident);
+            let granted = match word {
+                // Beyond its grant it may have allocated without an agent.
+                Word::Known => held.granted.min(old.granted).max(resident.min(plausible.bytes())),
+                Word::Takeover => held.granted.max(resident).min(plausible.total()),
+                Word::Stranger => held.granted.max(resident).min(plausible.bytes()),
+            };
             self.devices.insert(
                 held.device,
                 Holding {
-                    granted: held.granted.min(MOST).max(resident),
+                    granted: granted.min(MOST),
                     needed,
                     complete: resident >= needed,
                     page: old.page,
                     measured: old.measured,
                     samples: old.samples,
+                    plausible,
+                    unproven: word == Word::Stranger && plausible == Plausible::Unknown,
                     ..Holding::default()
                 },
             );
@@ -298,7 +293,10 @@ impl Client {
     pub(super) fn end_session(&mut self, now: Moment) {
         self.session = None;
         self.disconnected.get_or_insert(now);
-        self.stop = None;
+        // A new session does not begin the time again in which it has to stop.
+        if let Some(stop) = self.stop.take() {
+            self.stop_waited = now.since(stop.at);
+        }
         self.wants = None;
         for holding in self.devices.values_mut() {
             holding.outgoing = None;
@@ -314,11 +312,6 @@ impl Client {
     /// Whether its memory can be taken.
     pub fn movable(&self) -> bool {
         self.commandable() && self.unyielding.is_none() && !self.bypass
-    }
-
-    /// What nobody else can have of a device as long as it lives, or is pinned.
-    pub(super) fn keeps(&self, holding: &Holding) -> Bytes {
-        if self.orders.pinned { holding.claimed() } else { holding.immovable() }
     }
 
     /// It is swapped out by order.
@@ -368,7 +361,7 @@ impl Client {
 
     /// `Stop` was sent. Who wants to run from now on says so anew.
     pub fn stopping(&mut self, ticket: Ticket, now: Moment) {
-        self.stop = Some(Stop { ticket, at: now });
+        self.stop = Some(Stop { ticket, at: now - self.stop_waited });
         self.wants = None;
         self.stops_total += 1;
     }
@@ -377,6 +370,7 @@ impl Client {
     pub fn stopped(&mut self, ticket: Ticket) -> bool {
         let asked = self.stop.take_if(|stop| stop.ticket == ticket).is_some();
         if asked {
+            self.stop_waited = Duration::ZERO;
             self.lease = None;
             self.stalls = 0;
             self.unyielding = None;
@@ -388,6 +382,7 @@ impl Client {
     pub fn stalled(&mut self, ticket: Ticket, settings: &Settings, now: Moment) -> bool {
         let asked = self.stop.take_if(|stop| stop.ticket == ticket).is_some();
         if asked {
+            self.stop_waited = Duration::ZERO;
             self.stalls += 1;
             self.stalls_total += 1;
             let pause = settings.lease_floor * 2_u32.saturating_pow(self.stalls.min(10));
@@ -432,20 +427,26 @@ impl Client {
         false
     }
 
-    /// A swap out ended, well or not.
-    pub fn swap_out_done(&mut self, ticket: Ticket, now: Moment) -> Option<Moment> {
+    /// A swap out ended, well or not: it was this one.
+    pub fn swap_out_done(&mut self, ticket: Ticket, now: Moment) -> Option<Outgoing> {
         for holding in self.devices.values_mut() {
             if holding.reclaiming.take_if(|reclaiming| reclaiming.ticket == ticket).is_some() {
                 holding.reclaimed_at = now;
             }
             if let Some(outgoing) = holding.outgoing.take_if(|outgoing| outgoing.ticket == ticket) {
-                return Some(outgoing.at);
+                return Some(outgoing);
             }
         }
         None
     }
 
+    /// A swap out brought all that was asked for.
+    pub fn swapped_out(&mut self) {
+        self.swap_failures = 0;
+    }
+
     /// A swap out could not do all: it is tried again later.
+    /// One that goes on failing is served around, like one that cannot be stopped.
     pub fn swap_failed(&mut self, why: &str, now: Moment) {
         self.swap_failures = self.swap_failures.saturating_add(1);
         self.swap_failures_total += 1;
@@ -454,18 +455,24 @@ impl Client {
         self.swap_problem = Some(why.chars().filter(|c| !c.is_control()).take(200).collect());
     }
 
-    /// Its counter page was looked at.
-    pub fn sample(&mut self, page: &Page, now: Moment) {
+    /// Its counter page was looked at. Says what it no longer holds of what was booked beyond its grants.
+    pub fn sample(&mut self, page: &Page, now: Moment) -> Vec<(DeviceId, Bytes)> {
         self.paged = true;
         if page.waiting > 0 || page.calls.application != self.calls.application {
             self.active(now);
         }
         self.calls = page.calls;
+        let mut less = Vec::new();
         for (device, held) in &page.holdings {
             if let Some(holding) = self.holding(*device) {
+                let before = holding.booked();
                 holding.sample(held, now);
+                if holding.booked() < before {
+                    less.push((*device, before.saturating_sub(holding.booked())));
+                }
             }
         }
+        less
     }
 
     /// It showed a sign of work.
@@ -514,15 +521,23 @@ impl Client {
             let first = self.unyielding.replace(self.unyielding.unwrap_or(now)).is_none();
             return first.then_some(if stop { "did not stop" } else { "did not swap out" });
         }
+        if self.swap_failures >= settings.stalls_until_unyielding && self.unyielding.is_none() {
+            self.unyielding = Some(now);
+            return Some("fails to swap out");
+        }
         if self.unyielding.is_some_and(|since| now.since(since) > settings.unyielding_retry) {
             self.unyielding = None;
             self.stalls = settings.stalls_until_unyielding.saturating_sub(1);
+            self.swap_failures = self.swap_failures.min(self.stalls);
         }
         None
     }
 
     pub(super) fn account(&mut self, now: Moment) {
         let ran = now.since(self.accounted);
+        if self.complete() {
+            self.accustomed = self.devices.values().map(|holding| holding.needed).sum();
+        }
         let runs = self.lease.is_some_and(|lease| lease.began.is_some()) && self.complete();
         if runs && self.busy(now) && self.accounted != Moment::NEVER {
             self.runtime += ran.div_f64(self.orders.weight.value());
@@ -545,102 +560,5 @@ impl Client {
         let swapped: Bytes =
             self.devices.values().map(|holding| holding.page.swapped.min(holding.page.shadow)).sum();
         self.arena_ready().saturating_sub(swapped)
-    }
-}
-
-impl Holding {
-    /// Bytes on the device that count against the grant.
-    pub fn held(&self) -> Bytes {
-        self.assumed.unwrap_or(self.page.resident + self.page.unswappable)
-    }
-
-    /// What nobody else can be granted: its grant, or what it holds beyond that.
-    pub fn booked(&self) -> Bytes {
-        self.granted.max(self.held())
-    }
-
-    /// Bytes that stay on the device whatever it is told.
-    pub fn immovable(&self) -> Bytes {
-        let reported: Bytes = self.unswappable.values().copied().sum();
-        reported.max(self.page.unswappable).min(self.booked())
-    }
-
-    /// What it takes on the device to run without ever giving anything back.
-    pub fn claimed(&self) -> Bytes {
-        self.needed.max(self.held())
-    }
-
-    /// Granted and not used.
-    pub fn unused(&self) -> Bytes {
-        self.granted.saturating_sub(self.held())
-    }
-
-    pub(super) fn release(&mut self, ticket: Option<Ticket>, bytes: Bytes) -> Bytes {
-        let believed = bytes.min(self.granted);
-        self.granted -= believed;
-        if self.granted < self.needed {
-            self.complete = false;
-        }
-        if let Some(outgoing) = &mut self.outgoing
-            && Some(outgoing.ticket) == ticket
-        {
-            outgoing.left = outgoing.left.saturating_sub(bytes);
-        }
-        believed
-    }
-
-    fn sample(&mut self, held: &Holdings, now: Moment) {
-        self.page = Holdings {
-            resident: held.resident.min(MOST),
-            swapped: held.swapped.min(MOST),
-            shadow: held.shadow.min(MOST),
-            unswappable: held.unswappable.min(MOST),
-            copied_out: held.copied_out.min(MOST),
-            copied_in: held.copied_in.min(MOST),
-            clean: held.clean.min(MOST),
-        };
-        self.assumed = None;
-        // Counters are not read at one instant: only a total that stands still says what is needed now.
-        let total = self.page.resident + self.page.swapped + self.page.unswappable;
-        if self.page_total.replace(total) == Some(total) {
-            self.needed = total;
-        }
-        if !self.complete
-            && self.page.swapped == Bytes::ZERO
-            && self.held() >= self.needed
-            && self.outgoing.is_none()
-        {
-            self.complete = self.granted >= self.needed;
-        }
-        if self.samples.len() == SAMPLES {
-            self.samples.pop_front();
-        }
-        self.samples.push_back((now, self.page.resident + self.page.unswappable));
-    }
-
-    /// The least and the most it can have held while NVML was read from `began` on until the last sample. It cannot have
-    /// held more than NVML `measured` of its process. While it moves memory, driver and counters differ by a step or two.
-    pub(super) fn between(&mut self, began: Moment, measured: Option<Bytes>, paged: bool) -> (Bytes, Bytes) {
-        self.measured = measured;
-        if !paged {
-            let held = self.granted.min(measured.unwrap_or_default());
-            self.assumed = Some(held);
-            return (held, held);
-        }
-        let last_before = self.samples.iter().rposition(|(at, _)| *at <= began);
-        let held = self.samples.iter().skip(last_before.unwrap_or(0)).map(|(_, bytes)| *bytes);
-        let high = held.clone().max().unwrap_or_default();
-        // Without a look at its counters before the reading nobody knows that it held anything then.
-        let low = last_before.and_then(|_| held.min()).unwrap_or_default();
-        let steps = self.samples.iter().zip(self.samples.iter().skip(1));
-        let step = steps.map(|((_, one), (_, next))| one.0.abs_diff(next.0)).max().unwrap_or_default();
-        let step = if low == high && !self.moving() { 0 } else { step.min(STEP) };
-        let most = measured.unwrap_or(MOST);
-        (Bytes(low.0.saturating_sub(step)).min(most), (high + Bytes(step)).min(most))
-    }
-
-    /// It swaps in or out, as far as messages tell.
-    fn moving(&self) -> bool {
-        self.outgoing.is_some() || (!self.complete && self.unused() > Bytes::ZERO)
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
 
+use super::holding::{Plausible, STEP};
 use crate::device::Reading;
 use crate::moment::Moment;
 use crate::settings::Settings;
@@ -41,6 +42,8 @@ pub struct Device {
     pub unconfirmed: Vec<(Moment, Bytes)>,
     /// Room that drivers want.
     pub rooms: Vec<Room>,
+    /// In use, and ascribed to no process by NVML.
+    pub(super) rest: Bytes,
     /// `foreign` is known from a reading that may be relied on.
     pub(super) settled: bool,
 }
@@ -60,9 +63,16 @@ pub struct Room {
     pub since: Moment,
     /// When it was promised; kept free for a moment from then on.
     pub made: Option<Moment>,
+    /// With what its client asked for besides it is more than [`Room::SMALL`].
+    pub large: bool,
+    /// Memory is taken from others for it; otherwise it is made when there happens to be room.
+    pub presses: bool,
 }
 
 impl Room {
+    /// A context, or a module: what one client has asked for up to here others always make room for, for everybody has to
+    /// begin.
+    pub const SMALL: Bytes = Bytes::GIB;
     /// How many requests of one client may be open.
     pub const AT_ONCE: usize = 16;
 }
@@ -83,6 +93,16 @@ impl Device {
         self.unconfirmed.iter().map(|(_, bytes)| *bytes).sum()
     }
 
+    /// The most that the process can hold here without a grant: what NVML showed, and what it may have taken since where
+    /// it is known to be at work here.
+    pub(super) fn plausible(&self, pid: u32) -> Plausible {
+        if self.read_began == Moment::NEVER {
+            return Plausible::Unknown;
+        }
+        let listed = self.per_process.get(&pid).map(|bytes| *bytes + Bytes(2 * STEP));
+        Plausible::Most { bytes: listed.unwrap_or(self.rest).min(self.total), total: self.total }
+    }
+
     pub(super) fn given_back(&mut self, bytes: Bytes, now: Moment) {
         let many = self.unconfirmed.len() >= 64;
         match self.unconfirmed.last_mut() {
@@ -97,7 +117,8 @@ impl Device {
 
     /// Bytes to keep free for drivers beyond what the reserve covers.
     pub fn room(&self) -> Bytes {
-        self.rooms.iter().map(|room| room.bytes).sum::<Bytes>().saturating_sub(self.reserve)
+        let pressing = self.rooms.iter().filter(|room| room.presses);
+        pressing.map(|room| room.bytes).sum::<Bytes>().saturating_sub(self.reserve)
     }
 
     pub(super) fn limit(&mut self, settings: &Settings) {
@@ -105,17 +126,18 @@ impl Device {
         self.reserve = settings.reserve.min(self.capacity);
     }
 
-    pub(super) fn read(&mut self, reading: &Reading, began: Moment, settings: &Settings, now: Moment) {
+    pub(super) fn read(&mut self, reading: &Reading, began: Moment, settings: &Settings) {
         self.index = reading.index;
         self.name.clone_from(&reading.name);
         self.total = reading.total;
         self.used = reading.used;
         self.link = reading.link;
         self.per_process.clone_from(&reading.per_process);
+        self.rest = self.used.saturating_sub(self.per_process.values().copied().sum());
         self.read_began = began;
         self.unconfirmed.retain(|(at, _)| *at >= began);
         self.limit(settings);
-        self.rooms.retain(|room| room.made.is_none_or(|made| now.since(made) < KEPT));
+        self.rooms.retain(|room| room.made.is_none_or(|made| began.since(made) < KEPT));
     }
 
     /// Takes the foreign bytes from the reading. While clients move memory, what they held at the very moment of the
@@ -125,5 +147,40 @@ impl Device {
         let (low, high) = (self.used.saturating_sub(most), self.used.saturating_sub(least));
         self.foreign = if self.settled { self.foreign.clamp(low, high) } else { high };
         self.settled = all_known;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_that_was_made_is_kept_until_a_reading_can_show_what_became_of_it() {
+        let mut device = Device::default();
+        let made = Moment(1_000_000_000);
+        device.rooms.push(Room {
+            client: ClientId(1),
+            ticket: Ticket(1),
+            device: DeviceId([1; 16]),
+            bytes: Bytes::GIB,
+            since: made,
+            made: Some(made),
+            large: false,
+            presses: true,
+        });
+        let reading = Reading {
+            device: DeviceId([1; 16]),
+            index: 0,
+            name: String::new(),
+            total: Bytes::GIB,
+            link: None,
+            used: Bytes::ZERO,
+            per_process: BTreeMap::new(),
+        };
+        // However late it comes, it shows a moment before the driver took it.
+        device.read(&reading, made + KEPT / 2, &Settings::default());
+        assert_eq!(device.rooms.len(), 1);
+        device.read(&reading, made + KEPT, &Settings::default());
+        assert!(device.rooms.is_empty());
     }
 }

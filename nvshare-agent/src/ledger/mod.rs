@@ -6,6 +6,7 @@ mod check;
 mod client;
 mod device;
 mod heat;
+mod holding;
 mod observed;
 mod orders;
 
@@ -15,9 +16,13 @@ use std::time::Duration;
 use nvshare_common::protocol::Hello;
 use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
 
-pub use client::{Arena, Client, GangId, Holding, Lease, Outgoing, Page, Reclaiming, SessionId, Stop};
+use client::Word;
+use holding::Plausible;
+
+pub use client::{Arena, Client, GangId, Lease, Page, SessionId, Stop};
 pub use device::{Device, Room};
 pub use heat::Heat;
+pub use holding::{Holding, Outgoing, Reclaiming};
 pub use observed::Observed;
 pub use orders::Orders;
 
@@ -165,9 +170,15 @@ impl Ledger {
     }
 
     /// A shim said `Hello`. The same process again is the same client; what it says of its grants is the truth, because
-    /// its previous session is over.
+    /// its previous session is over; but it cannot have been granted more than it was, nor hold more than NVML shows.
     pub fn hello(&mut self, process: Process, session: SessionId, hello: &Hello, now: Moment) -> ClientId {
-        let id = self.by_process.get(&process).copied().unwrap_or_else(|| {
+        let known = self.by_process.get(&process).copied();
+        let word = match known {
+            Some(_) => Word::Known,
+            None if self.granting_from == Moment::NEVER => Word::Takeover,
+            None => Word::Stranger,
+        };
+        let id = known.unwrap_or_else(|| {
             self.last_client += 1;
             ClientId(self.last_client)
         });
@@ -176,7 +187,9 @@ impl Ledger {
         self.by_process.insert(process, id);
         let before: Vec<(DeviceId, Bytes)> =
             client.devices.iter().map(|(device, holding)| (*device, holding.booked())).collect();
-        client.begin(session, hello, now);
+        let devices = &self.devices;
+        let plausible = |id| devices.get(&id).map_or(Plausible::Unknown, |at| at.plausible(process.pid));
+        client.begin(session, hello, word, plausible, now);
         for (device, before) in before {
             let after = client.devices.get(&device).map(Holding::booked).unwrap_or_default();
             if let Some(device) = self.devices.get_mut(&device) {
@@ -246,6 +259,13 @@ impl Ledger {
         believed
     }
 
+    /// So much is no longer booked on `device`, by a client's word: no reading shows yet that it is free.
+    pub fn unbooked(&mut self, device: DeviceId, bytes: Bytes, now: Moment) {
+        if let Some(device) = self.devices.get_mut(&device) {
+            device.given_back(bytes, now);
+        }
+    }
+
     /// What may be granted on `device` right now: NVML was read lately, and what was given back since does not count.
     pub fn grantable(&self, device: DeviceId, now: Moment) -> Option<i64> {
         let at = self.devices.get(&device)?;
@@ -261,11 +281,19 @@ impl Ledger {
         }
     }
 
-    /// NVML was read, from `began` on, and the counter pages were looked at just now.
-    pub fn reading(&mut self, reading: &Reading, began: Moment, settings: &Settings, now: Moment) {
+    /// NVML was read, from `began` on, and the counter pages were looked at just now. Says who claims more than can be
+    /// true; nothing is booked for that.
+    pub fn reading(
+        &mut self,
+        reading: &Reading,
+        began: Moment,
+        settings: &Settings,
+        now: Moment,
+    ) -> Vec<ClientId> {
         let id = reading.device;
-        self.devices.entry(id).or_default().read(reading, began, settings, now);
-        let (mut least, mut most) = (Bytes::ZERO, Bytes::ZERO);
+        let device = self.devices.entry(id).or_default();
+        device.read(reading, began, settings);
+        let (mut least, mut most, mut boasts) = (Bytes::ZERO, Bytes::ZERO, Vec::new());
         for client in self.clients.values_mut() {
             let measured = reading.per_process.get(&client.process.pid).copied();
             let gone = client.exited.is_some_and(|exited| {
@@ -278,13 +306,15 @@ impl Ledger {
             }
             let paged = client.paged;
             let Some(holding) = client.devices.get_mut(&id) else { continue };
-            let (low, high) = holding.between(began, measured, paged);
+            if holding.prove(device.plausible(client.process.pid)) {
+                boasts.push(client.id);
+            }
+            let (low, high) = holding.between(began, measured, device.rest, paged);
             least += low;
             most += high;
         }
-        if let Some(device) = self.devices.get_mut(&id) {
-            device.settle(least, most, began >= self.granting_from);
-        }
+        device.settle(least, most, began >= self.granting_from);
+        boasts
     }
 
     /// Takes away the dead whose memory is gone from every device, or whose time is long up.
@@ -322,6 +352,28 @@ impl Ledger {
         true
     }
 
+    /// Decides for which requests memory is taken from others: small ones; large ones of a client that runs, or when nobody
+    /// else wants to run; and of these one every `pause`.
+    pub fn weigh_rooms(&mut self, pause: Duration, now: Moment) {
+        let clients = &self.clients;
+        for device in self.devices.values_mut() {
+            let mut asked: BTreeMap<ClientId, (Bytes, bool)> = BTreeMap::new();
+            for room in &mut device.rooms {
+                let (small, large) = asked.entry(room.client).or_default();
+                room.large = *small + room.bytes > Room::SMALL;
+                if !room.large {
+                    *small += room.bytes;
+                }
+                let (Some(client), None) = (clients.get(&room.client), room.made) else { continue };
+                let recently = client.large_room.is_some_and(|made| now.since(made) < pause);
+                let others = || clients.values().filter(|other| other.id != room.client);
+                let turn = client.lease.is_some()
+                    || !others().any(|other| other.lease.is_some() || other.wants.is_some());
+                room.presses = !room.large || (turn && !recently && !std::mem::replace(large, true));
+            }
+        }
+    }
+
     /// The request was answered: room that was made is kept free until a reading shows what became of it.
     pub fn room_answered(&mut self, client: ClientId, ticket: Ticket, made: bool, now: Moment) {
         for device in self.devices.values_mut() {
@@ -330,6 +382,11 @@ impl Ledger {
             {
                 if made {
                     device.rooms[at].made = Some(now);
+                    if device.rooms[at].large
+                        && let Some(client) = self.clients.get_mut(&client)
+                    {
+                        client.large_room = Some(now);
+                    }
                 } else {
                     device.rooms.remove(at);
                 }
@@ -361,9 +418,10 @@ impl Ledger {
         self.clients.values_mut().filter_map(late).collect()
     }
 
-    /// What all clients together hold on `device` for good.
+    /// What all clients together hold on `device` for good. What is pinned does not count: a program that grows beside it
+    /// waits for the end of the pin instead of failing.
     pub fn stays(&self, device: DeviceId) -> Bytes {
-        self.holdings(device).map(|(client, holding)| client.keeps(holding)).sum()
+        self.holdings(device).map(|(_, holding)| holding.immovable()).sum()
     }
 
     /// The most that `client` can have on `device`: all but what is reserved, foreign, or held by others for good (all
@@ -373,7 +431,7 @@ impl Ledger {
             return Bytes::ZERO;
         };
         let holding = client.devices.get(&device);
-        let own = holding.map(|holding| client.keeps(holding)).unwrap_or_default();
+        let own = holding.map(Holding::immovable).unwrap_or_default();
         let left = at.budget() - stays.saturating_sub(own).0 as i64;
         let most = Bytes(left.max(0) as u64 / (2 << 20) * (2 << 20));
         let needed = holding.map(|holding| holding.needed).unwrap_or_default();

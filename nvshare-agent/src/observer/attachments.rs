@@ -1,16 +1,20 @@
 //! The libcuda files that are observed: each once, however many names it has and processes use it.
 
+use std::collections::HashSet;
+use std::fs::File;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::find;
-use super::library::{Library, LibraryError};
+use super::library::{Identity, Library, LibraryError};
 use super::programs::{Links, Programs};
 use super::seccomp::{self, Returns};
 use crate::observation::Attachment;
 
 /// No more files than this are observed: a container may hold as many copies as it likes.
 const MOST: usize = 64;
+/// How many that cannot be observed are remembered.
+const REMEMBERED: usize = 1024;
 
 /// One file.
 struct Attached {
@@ -35,6 +39,8 @@ pub(super) struct Attachments {
     programs: Programs,
     returns: Returns,
     files: Vec<Attached>,
+    /// Files that cannot be observed, as they were when they were read.
+    useless: HashSet<(Identity, SystemTime)>,
     changed: bool,
     refused: bool,
     problems: Vec<String>,
@@ -51,6 +57,7 @@ impl Attachments {
             programs,
             returns,
             files: Vec::new(),
+            useless: HashSet::new(),
             changed: false,
             refused: false,
             problems: Vec::new(),
@@ -59,7 +66,8 @@ impl Attachments {
 
     /// A file that a flag names.
     pub(super) fn named(&mut self, path: &Path) {
-        if let Err(error) = self.add(path, true) {
+        let opened = find::open_here(path).map_err(|error| LibraryError::Open(path.to_owned(), error));
+        if let Err(error) = opened.and_then(|file| self.add(path, file, true)) {
             tracing::warn!(%error, "not observed");
             self.problems.push(error.to_string());
             self.changed = true;
@@ -71,7 +79,9 @@ impl Attachments {
         if pid == std::process::id() {
             return false;
         }
-        match self.add(&find::through(pid, path), false) {
+        let name = find::through(pid, path);
+        let opened = find::open(pid, path).map_err(|error| LibraryError::Open(name.clone(), error));
+        match opened.and_then(|file| self.add(&name, file, false)) {
             Ok(()) => true,
             // Gone again already, or not what its name says.
             Err(error) => {
@@ -81,8 +91,14 @@ impl Attachments {
         }
     }
 
-    fn add(&mut self, path: &Path, named: bool) -> Result<(), LibraryError> {
-        let (file, identity) = Library::identify(path)?;
+    fn add(&mut self, path: &Path, file: File, named: bool) -> Result<(), LibraryError> {
+        let wrong = |error| LibraryError::Open(path.to_owned(), error);
+        let identity = Library::identify(&file).map_err(wrong)?;
+        // What is no driver's library once is not read again before it changes.
+        let version = (identity, file.metadata().and_then(|file| file.modified()).map_err(wrong)?);
+        if !named && self.useless.contains(&version) {
+            return Ok(());
+        }
         if let Some(known) = self.files.iter_mut().find(|known| known.library.identity == identity) {
             known.used = Instant::now();
             known.named |= named;
@@ -101,11 +117,20 @@ impl Attachments {
             }
             return Ok(());
         }
-        let library = Library::read(path, file, identity)?;
+        let library = match Library::read(path, file, identity) {
+            Ok(library) => library,
+            Err(error) => {
+                if self.useless.len() >= REMEMBERED {
+                    self.useless.clear();
+                }
+                self.useless.insert(version);
+                return Err(error);
+            }
+        };
         let same =
             library.already_probed() && self.files.iter().any(|other| other.library.looks_like(&library));
         let how = if same { How::Same } else { attach(&mut self.programs, &self.returns, &library) };
-        let stepped = library.points.iter().filter(|point| !point.emulated).count();
+        let stepped = stepped(&library);
         match &how {
             How::Links(links) => tracing::info!(
                 library = %path.display(),
@@ -173,6 +198,11 @@ fn attach(programs: &mut Programs, returns: &Returns, library: &Library) -> How 
     How::Links(links)
 }
 
+/// How many probes cost 20 times as much as others.
+fn stepped(library: &Library) -> u32 {
+    library.points.iter().filter(|point| !point.emulated).count() as u32
+}
+
 fn attachment(file: &Attached, multi: bool) -> Attachment {
     let (functions, refused, problem) = match &file.how {
         How::Links(links) => {
@@ -186,6 +216,7 @@ fn attachment(file: &Attached, multi: bool) -> Attachment {
         path: file.library.path.display().to_string(),
         functions: functions as u32,
         refused,
+        stepped: if functions == 0 { 0 } else { stepped(&file.library) },
         means: if multi { "uprobe_multi" } else { "single" }.into(),
         problem,
     }

@@ -1,8 +1,15 @@
 //! Which processes use which libcuda files: by a look at all of them.
 
 use std::collections::HashSet;
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
+
+/// How many files of one process are looked at: it may map as many as it likes.
+const MOST: usize = 64;
 
 /// Whether a file of this name is taken for the CUDA driver's library: `libcuda.so`, `libcuda.so.1`,
 /// `libcuda.so.550.163.01`; not `libcudart.so`.
@@ -17,9 +24,38 @@ pub(super) fn through(pid: u32, path: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/root{path}"))
 }
 
+/// Opens the file that the process knows by `path`, as far as it is one. A process may put what it likes there: a link is
+/// followed within its own root, and what waits for somebody when it is opened (a FIFO) is not opened.
+pub(super) fn open(pid: u32, path: &str) -> io::Result<File> {
+    let root = openat(
+        CWD,
+        format!("/proc/{pid}/root"),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let place = openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), inside)?;
+    regular(place)
+}
+
+/// Opens the file at `path` on the node, as far as it is one.
+pub(super) fn open_here(path: &Path) -> io::Result<File> {
+    regular(openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Opens for reading what was only found so far.
+fn regular(place: OwnedFd) -> io::Result<File> {
+    if FileType::from_raw_mode(fstat(&place)?.st_mode) != FileType::RegularFile {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let again = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(openat(CWD, again, flags, Mode::empty())?.into())
+}
+
 /// Looks at every process. `found` is asked once for each file, and again with another process that maps the same one
 /// if it answers that it could not look at it.
-pub(super) fn scan(mut found: impl FnMut(u32, &str) -> bool) -> std::io::Result<()> {
+pub(super) fn scan(mut found: impl FnMut(u32, &str) -> bool) -> io::Result<()> {
     let mut known = HashSet::new();
     for entry in fs::read_dir("/proc")? {
         let Ok(entry) = entry else { continue };
@@ -53,6 +89,9 @@ fn libraries(maps: &str) -> Vec<(String, &str)> {
             && libraries.iter().all(|(known, _)| *known != file)
         {
             libraries.push((file, path));
+            if libraries.len() >= MOST {
+                break;
+            }
         }
     }
     libraries
@@ -75,6 +114,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_file_is_not_opened_and_links_stay_in_the_root_of_the_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let pid = std::process::id();
+        let open = |name: &str| open(pid, directory.path().join(name).to_str().unwrap());
+        let fifo = directory.path().join("libcuda.so");
+        rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        assert!(open("libcuda.so").unwrap_err().to_string().contains("regular"));
+        assert!(open_here(&fifo).unwrap_err().to_string().contains("regular"));
+        assert!(open(".").is_err());
+        std::fs::write(directory.path().join("file"), "x").unwrap();
+        std::os::unix::fs::symlink("file", directory.path().join("link")).unwrap();
+        assert!(open("link").is_ok());
+        // A way out of the root, for whoever resolves it in his own.
+        std::os::unix::fs::symlink(format!("/proc/{pid}/root/etc/passwd"), directory.path().join("out"))
+            .unwrap();
+        assert!(open("out").is_err());
+    }
+
+    #[test]
     fn a_process_names_each_of_its_libraries_once() {
         let maps = "\
 7f00-7f01 r--p 00000000 fe:01 1234                       /usr/lib/x86_64-linux-gnu/libcuda.so.550.1
@@ -88,5 +146,12 @@ mod tests {
             ("fe:01 77".to_owned(), "/opt/my libs/libcuda.so.1"),
         ];
         assert_eq!(libraries(maps), expected);
+    }
+
+    #[test]
+    fn a_process_with_very_many_libraries_does_not_keep_the_observer() {
+        let line = |inode| format!("7f00-7f01 r--p 00000000 fe:01 {inode} /x/libcuda.so.{inode}\n");
+        let maps: String = (0..1000).map(line).collect();
+        assert_eq!(libraries(&maps).len(), MOST);
     }
 }

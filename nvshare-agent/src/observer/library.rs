@@ -1,9 +1,11 @@
 //! A libcuda file: opened once; its symbols, their code and the probes are all found through that one descriptor, so
 //! that nothing can be exchanged in between.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -14,7 +16,43 @@ use object::elf;
 use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{Object, ObjectSymbol, ReadCache, ReadRef, SymbolKind};
 
-use super::site;
+use super::{find, site};
+
+/// No driver's library is larger (NVIDIA's have 80 to 100 MB).
+const LARGEST: u64 = 512 << 20;
+/// No more than this is read of one: of NVIDIA's, the tables of symbols and the beginnings of functions are a few MB.
+const MOST_READ: u64 = 64 << 20;
+
+/// A file of which only so much is read, whatever it says of itself: a sparse one costs nothing to make.
+#[derive(Clone, Copy)]
+struct Bounded<'a> {
+    file: &'a ReadCache<File>,
+    left: &'a Cell<u64>,
+}
+
+impl Bounded<'_> {
+    fn charge(self, bytes: u64) -> Result<(), ()> {
+        self.left.set(self.left.get().checked_sub(bytes).ok_or(())?);
+        Ok(())
+    }
+}
+
+impl<'a> ReadRef<'a> for Bounded<'a> {
+    fn len(self) -> Result<u64, ()> {
+        self.file.len()
+    }
+
+    fn read_bytes_at(self, offset: u64, size: u64) -> Result<&'a [u8], ()> {
+        self.charge(size)?;
+        self.file.read_bytes_at(offset, size)
+    }
+
+    fn read_bytes_at_until(self, range: Range<u64>, delimiter: u8) -> Result<&'a [u8], ()> {
+        let found = self.file.read_bytes_at_until(range, delimiter)?;
+        self.charge(found.len() as u64)?;
+        Ok(found)
+    }
+}
 
 /// What makes two names the same file: device and inode, as the file system under the name tells them. An overlay may
 /// tell others than the file below it does; see [`Library::already_probed`].
@@ -70,19 +108,16 @@ pub struct Library {
 
 impl Library {
     /// The identity of a file, without looking into it.
-    pub fn identify(path: &Path) -> Result<(File, Identity), LibraryError> {
-        let wrong = |error| LibraryError::Open(path.to_owned(), error);
-        let file = File::open(path).map_err(wrong)?;
-        let status = file.metadata().map_err(wrong)?;
-        if !status.is_file() {
-            return Err(wrong(io::Error::other("not a regular file")));
-        }
-        Ok((file, Identity { device: status.dev(), inode: status.ino() }))
+    pub fn identify(file: &File) -> io::Result<Identity> {
+        let status = file.metadata()?;
+        Ok(Identity { device: status.dev(), inode: status.ino() })
     }
 
     /// Opens a file and finds its probes.
     pub fn open(path: &Path) -> Result<Library, LibraryError> {
-        let (file, identity) = Library::identify(path)?;
+        let wrong = |error| LibraryError::Open(path.to_owned(), error);
+        let file = find::open_here(path).map_err(wrong)?;
+        let identity = Library::identify(&file).map_err(wrong)?;
         Library::read(path, file, identity)
     }
 
@@ -90,8 +125,13 @@ impl Library {
     pub fn read(path: &Path, file: File, identity: Identity) -> Result<Library, LibraryError> {
         let elf_error = |error: object::Error| LibraryError::Elf(path.to_owned(), error.to_string());
         let bytes = file.metadata().map_err(|error| LibraryError::Open(path.to_owned(), error))?.len();
+        if bytes > LARGEST {
+            return Err(LibraryError::Elf(path.to_owned(), format!("it has {bytes} bytes")));
+        }
         let cache = ReadCache::new(file);
-        let elf = ElfFile64::<object::Endianness, _>::parse(&cache).map_err(elf_error)?;
+        let left = Cell::new(MOST_READ);
+        let bounded = Bounded { file: &cache, left: &left };
+        let elf = ElfFile64::<object::Endianness, _>::parse(bounded).map_err(elf_error)?;
         let here = if cfg!(target_arch = "x86_64") {
             object::Architecture::X86_64
         } else {
@@ -119,14 +159,14 @@ impl Library {
                 missing.push(probe.symbol);
                 continue;
             };
-            let code = code(&elf, &cache, address, length);
+            let code = code(&elf, bounded, address, length);
             let chosen = code.and_then(|(offset, code)| Some((offset, site::choose(code, address)?)));
             let Some((offset, site)) = chosen else {
                 tracing::warn!(library = %path.display(), symbol = probe.symbol, "not observed: its code does not decode");
                 missing.push(probe.symbol);
                 continue;
             };
-            let offset = offset + site.offset;
+            let Some(offset) = offset.checked_add(site.offset) else { continue };
             if let Some(other) = points.iter().find(|point| point.offset == offset) {
                 // One function under two names: counted once.
                 tracing::debug!(symbol = probe.symbol, same_as = other.symbol, "an alias");
@@ -209,8 +249,8 @@ fn code<'data, R: ReadRef<'data>>(
         let rest = segment.p_filesz(endian).checked_sub(into)?;
         let executable = segment.p_flags(endian) & elf::PF_X != 0;
         (segment.p_type(endian) == elf::PT_LOAD && executable && rest > 0)
-            .then(|| (segment.p_offset(endian) + into, rest))
-    })?;
+            .then(|| Some((segment.p_offset(endian).checked_add(into)?, rest)))
+    })??;
     let length = if length == 0 { site::WINDOW as u64 } else { length.min(site::REACH as u64) };
     Some((offset, file.read_bytes_at(offset, length.min(rest)).ok()?))
 }
@@ -229,5 +269,57 @@ fn shape(symbol: &str, call: Call) -> Shape {
         (_, Call::Map | Call::Unmap | Call::Prefetch | Call::Advise) => Shape::Range,
         ("cuLaunchKernelEx" | "cuLaunchKernelEx_ptsz", Call::Launch) => Shape::LaunchThird,
         (_, Call::Launch) => Shape::LaunchStack,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A library of this machine with nothing in it but a table of symbols of `bytes`.
+    fn with_symbols(bytes: u64) -> tempfile::NamedTempFile {
+        let here = if cfg!(target_arch = "x86_64") { elf::EM_X86_64 } else { elf::EM_AARCH64 };
+        let mut header = vec![0; 64];
+        header[..8].copy_from_slice(b"\x7fELF\x02\x01\x01\0");
+        header[16..18].copy_from_slice(&3_u16.to_le_bytes());
+        header[18..20].copy_from_slice(&here.to_le_bytes());
+        header[20] = 1;
+        header[40..48].copy_from_slice(&64_u64.to_le_bytes()); // where the sections are
+        header[52..54].copy_from_slice(&64_u16.to_le_bytes());
+        header[58..60].copy_from_slice(&64_u16.to_le_bytes());
+        header[60..62].copy_from_slice(&3_u16.to_le_bytes());
+        header[62..64].copy_from_slice(&2_u16.to_le_bytes()); // the sections' names
+        let section = |kind: u32, at: u64, bytes: u64, link: u32, entry: u64| {
+            let mut section = vec![0; 64];
+            section[4..8].copy_from_slice(&kind.to_le_bytes());
+            section[24..32].copy_from_slice(&at.to_le_bytes());
+            section[32..40].copy_from_slice(&bytes.to_le_bytes());
+            section[40..44].copy_from_slice(&link.to_le_bytes());
+            section[56..64].copy_from_slice(&entry.to_le_bytes());
+            section
+        };
+        let all = [
+            header,
+            vec![0; 64],
+            section(elf::SHT_DYNSYM, 4096, bytes, 2, 24),
+            section(elf::SHT_STRTAB, 256, 1, 0, 0),
+        ];
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().write_all_at(&all.concat(), 0).unwrap();
+        file.as_file().set_len(4096 + bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn of_a_file_that_claims_huge_tables_little_is_read() {
+        let small = with_symbols(24 * 1000);
+        let error = Library::open(small.path()).unwrap_err();
+        assert!(matches!(error, LibraryError::NoSymbols(_)), "{error}");
+        let large = with_symbols(24 * 10_000_000);
+        let error = Library::open(large.path()).unwrap_err();
+        assert!(matches!(error, LibraryError::Elf(..)), "{error}");
+        let huge = with_symbols(24 << 30);
+        let error = Library::open(huge.path()).unwrap_err();
+        assert!(error.to_string().contains("bytes"), "{error}");
     }
 }

@@ -22,6 +22,7 @@ mod watch;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -49,6 +50,8 @@ pub use site::{Site, choose as choose_site};
 const TICK: Duration = Duration::from_millis(10);
 /// All processes are looked at this often, for what the events missed.
 const SCAN_EVERY: Duration = Duration::from_secs(30);
+/// However much the events miss, the looks at all processes are so far apart at least.
+const SCAN_AGAIN: Duration = Duration::from_secs(1);
 /// The counts of the observer itself are told this often at most.
 const HEALTH_EVERY: Duration = Duration::from_millis(500);
 /// No more observations than this go into one batch.
@@ -132,14 +135,22 @@ impl Drop for Observer {
 }
 
 fn run(options: &Options, stop: &OwnedFd, mut tell: impl FnMut(Vec<Observation>) -> bool) {
-    match State::begin(options, stop) {
+    let ended = guard(|| match State::begin(options, stop) {
         Ok(state) => state.run(&mut tell),
-        Err(error) => {
-            tracing::warn!(%error, "nothing is observed");
-            let problems = vec![error.to_string()];
-            tell(vec![Observation::Observer(Health { problems, ..Health::default() })]);
-        }
+        Err(error) => Some(error.to_string()),
+    });
+    if let Some(why) = ended {
+        tracing::warn!(why, "nothing is observed");
+        tell(vec![Observation::Observer(Health { problems: vec![why], ..Health::default() })]);
     }
+}
+
+/// Observes. Says why it ended, if nobody ended it: a panic is a reason like others.
+fn guard(observe: impl FnOnce() -> Option<String>) -> Option<String> {
+    // Whatever it left half done went with it: only `tell` is used afterwards.
+    std::panic::catch_unwind(AssertUnwindSafe(observe)).unwrap_or_else(|_| {
+        Some("the observer panicked, which it never should: please report this with the log".to_owned())
+    })
 }
 
 /// Why the observer did not start.
@@ -169,6 +180,7 @@ struct State {
     epoll: Arc<OwnedFd>,
     discover: bool,
     scan_at: Instant,
+    scanned_at: Instant,
     health: Health,
     health_at: Instant,
     /// About the ways in which mappings are found.
@@ -207,6 +219,7 @@ impl State {
             epoll,
             discover: options.discover,
             scan_at: Instant::now() + SCAN_EVERY,
+            scanned_at: Instant::now(),
             health: Health::default(),
             health_at: Instant::now(),
             problems,
@@ -240,11 +253,12 @@ impl State {
         self
     }
 
-    fn run(mut self, tell: &mut impl FnMut(Vec<Observation>) -> bool) {
+    /// Says why it ended, if neither whoever listens nor `stop` ended it.
+    fn run(mut self, tell: &mut impl FnMut(Vec<Observation>) -> bool) -> Option<String> {
         let mut events = Vec::with_capacity(64);
         loop {
             if !self.flush(tell) {
-                return;
+                return None;
             }
             let mut dead = self.watch.dead_on_arrival();
             let mut mapped = Vec::new();
@@ -255,8 +269,7 @@ impl State {
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
-                    tracing::error!(%error, "cannot wait for events: the observer ends");
-                    return;
+                    return Some(format!("the observer cannot wait for events any more: {error}"));
                 }
             }
             for event in &events {
@@ -275,7 +288,7 @@ impl State {
                 self.attachments.detach();
             }
             if !self.take_in(&dead, tell) {
-                return;
+                return None;
             }
             if let Some(log) = &mut self.log {
                 log.flush();
@@ -286,7 +299,7 @@ impl State {
             self.update_health();
             if stop {
                 self.flush(tell);
-                return;
+                return None;
             }
         }
     }
@@ -324,18 +337,19 @@ impl State {
     }
 
     fn read_mappings(&mut self, number: usize) {
-        let State { mappings, attachments, scan_at, .. } = self;
+        let State { mappings, attachments, scan_at, scanned_at, .. } = self;
         let found = |Mapped { pid, path }: Mapped| {
             attachments.found(pid, &path);
         };
         if mappings[number].read(found) {
             tracing::debug!("events of mappings were lost: looking at all processes");
-            *scan_at = Instant::now();
+            *scan_at = (*scan_at).min(*scanned_at + SCAN_AGAIN);
         }
     }
 
     fn scan(&mut self) {
-        self.scan_at = Instant::now() + SCAN_EVERY;
+        self.scanned_at = Instant::now();
+        self.scan_at = self.scanned_at + SCAN_EVERY;
         let attachments = &mut self.attachments;
         if let Err(error) = find::scan(|pid, path| attachments.found(pid, path)) {
             tracing::warn!(%error, "cannot look at the node's processes (/proc)");
@@ -369,4 +383,15 @@ fn add(epoll: &OwnedFd, what: impl AsFd, number: u64) -> io::Result<()> {
         let descriptor = what.as_fd().as_raw_fd();
         io::Error::other(format!("descriptor {descriptor}: {error}"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_observer_that_panics_leaves_a_reason() {
+        assert!(guard(|| panic!("as if it were wrong")).unwrap().contains("report this"));
+        assert_eq!(guard(|| None), None);
+    }
 }

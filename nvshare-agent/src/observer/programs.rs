@@ -258,8 +258,11 @@ fn load_multi(ebpf: &Ebpf, bytes: &[u8], path: &Path) -> Result<Option<Probes>, 
         .maps
         .iter()
         .filter_map(|(name, map)| {
-            let (Map::Array(data) | Map::HashMap(data) | Map::Queue(data) | Map::RingBuf(data)) =
-                ebpf.map(name)?
+            let (Map::Array(data)
+            | Map::HashMap(data)
+            | Map::LruHashMap(data)
+            | Map::Queue(data)
+            | Map::RingBuf(data)) = ebpf.map(name)?
             else {
                 return None;
             };
@@ -355,4 +358,23 @@ fn chain(error: &dyn std::error::Error) -> String {
 fn last_lines(log: &str) -> String {
     let lines: Vec<&str> = log.trim_end().lines().collect();
     lines[lines.len().saturating_sub(12)..].iter().flat_map(|line| ["\n  ", line]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_without_a_reason_of_the_verifier_is_one_of_permission() {
+        let refused = |errno, log: &str| {
+            let verifier_log = aya_obj::VerifierLog::new(log.to_owned());
+            program_error(
+                "entry",
+                &ProgramError::LoadError { io_error: io::Error::from_raw_os_error(errno), verifier_log },
+            )
+        };
+        assert!(refused(libc::EPERM, "").to_string().contains("CAP_BPF"));
+        assert!(matches!(refused(libc::EACCES, "invalid access"), LoadError::Program { .. }));
+        assert!(matches!(refused(libc::EINVAL, ""), LoadError::Program { .. }));
+    }
 }

@@ -34,7 +34,7 @@ pub fn choose(code: &[u8], address: u64) -> Option<Site> {
     let mut instruction = Instruction::default();
     while decoder.can_decode() {
         decoder.decode_out(&mut instruction);
-        let offset = instruction.ip() - address;
+        let offset = instruction.ip().wrapping_sub(address);
         if instruction.is_invalid() {
             // Beyond the first instruction: what is there may be data behind a jump.
             return (offset != 0).then_some(ENTRY);
@@ -99,7 +99,7 @@ fn jumped_to(code: &[u8], address: u64, site: u64) -> bool {
     decoder.iter().any(|instruction| {
         (0..instruction.op_count()).any(|operand| instruction.op_kind(operand) == OpKind::NearBranch64)
             && instruction.flow_control() != FlowControl::Call
-            && (address + 1..=address + site).contains(&instruction.near_branch_target())
+            && (1..=site).contains(&instruction.near_branch_target().wrapping_sub(address))
     })
 }
 
@@ -164,6 +164,12 @@ mod tests {
         assert_eq!(choose(b"\x85\xc0\x74\x00\xff\xc8\x75\xfa\xc3", AT), Some(ENTRY));
         // ... back to the entry is another call.
         assert_eq!(choose(b"\x85\xc0\x74\x00\xff\xc8\x75\xf8\xc3", AT), at(2));
+    }
+
+    #[test]
+    fn an_address_at_the_end_of_all_addresses_is_one_like_any_other() {
+        assert_eq!(choose(b"\x85\xc0\x74\x00\xff\xc8\x75\xfa\xc3", u64::MAX - 1), Some(ENTRY));
+        assert_eq!(choose(b"\x85\xc0\x74\x00\xff\xc8\x75\xf8\xc3", u64::MAX - 1), at(2));
     }
 
     #[test]

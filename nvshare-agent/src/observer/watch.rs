@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nvshare_common::event::{Kind, Record, Slot};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -33,6 +34,8 @@ pub(super) struct Watch {
     slots: Slots,
     live: HashMap<u32, Live>,
     handed_out: u64,
+    /// A process could not be followed, and that was said.
+    blind: bool,
     /// Records lost by processes that are gone.
     lost_before: u64,
 }
@@ -40,7 +43,7 @@ pub(super) struct Watch {
 impl Watch {
     /// Nobody yet.
     pub(super) fn new(slots: Slots, epoll: Arc<OwnedFd>) -> Watch {
-        Watch { epoll, slots, live: HashMap::new(), handed_out: 0, lost_before: 0 }
+        Watch { epoll, slots, live: HashMap::new(), handed_out: 0, blind: false, lost_before: 0 }
     }
 
     /// Finds processes that made their first call since the last time.
@@ -59,7 +62,19 @@ impl Watch {
 
     fn adopt(&mut self, slot: u32, pid: u32) {
         let first = self.slots.read(slot).first;
-        let descriptor = Pid::from_raw(pid as i32).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let descriptor = match Pid::from_raw(pid as i32).map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
+            Some(Ok(descriptor)) => Some(descriptor),
+            None | Some(Err(Errno::SRCH)) => None,
+            // It says nothing about the process: it is looked for again.
+            Some(Err(error)) => {
+                if !std::mem::replace(&mut self.blind, true) {
+                    tracing::warn!(pid, %error, "cannot follow a process");
+                }
+                self.handed_out = u64::MAX;
+                return;
+            }
+        };
+        self.blind = false;
         let process = Process::of(pid);
         // A process that began after the slot's first call has only inherited the number.
         let same = process.is_some_and(|process| began(process) <= Moment(first) + 2 * TICK);

@@ -20,8 +20,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
 
 use super::Hindrance;
+use super::memory::ROOM_WAITS;
 use super::units::{Rank, Role, Unit};
-use crate::ledger::Ledger;
+use crate::ledger::{Client, Ledger};
 use crate::moment::Moment;
 use crate::order::Priority;
 use crate::settings::Settings;
@@ -101,18 +102,21 @@ struct Field {
 }
 
 impl Field {
-    fn new(ledger: &Ledger, units: &[Unit], now: Moment) -> Field {
-        let asks: BTreeSet<_> = ledger
-            .devices()
-            .values()
-            .flat_map(|device| device.rooms.iter().map(|room| room.client))
-            .collect();
+    fn new(ledger: &Ledger, settings: &Settings, units: &[Unit], now: Moment) -> Field {
+        let rooms = ledger.devices().values().flat_map(|device| &device.rooms);
+        let asks: BTreeSet<_> = rooms.filter(|room| room.presses).map(|room| room.client).collect();
+        // Whoever asks without end does not keep the lease for ever by that.
+        let longest = settings.lease_ceiling + ROOM_WAITS;
+        let asks = |client: &&Client| {
+            asks.contains(&client.id) && client.lease.is_some_and(|lease| now.since(lease.given) < longest)
+        };
         let mut field = Field::default();
         for (index, unit) in units.iter().enumerate() {
-            let asks = || unit.members.iter().any(|client| asks.contains(&client.id));
+            let asks = || unit.members.iter().any(asks);
             match unit.role {
                 Role::Fixed | Role::Leaving | Role::HeldOut => {}
                 _ if unit.pinned() => field.contenders.push(index),
+                Role::Protected { .. } if unit.outgrew() => field.contenders.push(index),
                 Role::Protected { floor, .. } if floor > now => field.fixed.push(index),
                 Role::Protected { .. } => field.protected.push(index),
                 // It must not be stopped to make room for its own driver.
@@ -139,7 +143,7 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: 
     let mut room = Room::new(ledger, units);
     let most = Most::new(ledger, units);
     let mut chosen = Chosen::default();
-    let mut field = Field::new(ledger, units, now);
+    let mut field = Field::new(ledger, settings, units, now);
     let mut protected = Vec::new();
     let mut contenders = field.contenders;
     for index in field.fixed {
@@ -179,16 +183,20 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: 
         });
         for index in equals {
             let unit = &units[index];
-            let starts = !unit.leased();
-            let in_time = !blocked || !starts || now + settings.lease_floor <= horizon;
+            let starts = unit.starts();
+            // The end of a lease that it has already cannot be set.
+            let in_time = !blocked || !starts || (!unit.leased() && now + settings.lease_floor <= horizon);
             if in_time && room.take(unit, !unit.pinned()) {
                 chosen.running.push((index, (blocked && starts).then_some(horizon)));
             } else if let Some(why) = most.never(unit) {
                 chosen.hindered.push(Hindrance { client: unit.id(), why });
             } else {
                 if !blocked {
-                    horizon =
-                        protected.iter().map(|index| ends(&units[*index], of)).max().unwrap_or_default();
+                    // What never ends is nothing that anybody's turn could wait for; and whoever comes meanwhile must
+                    // not move the head's turn further and further away.
+                    let ends = protected.iter().map(|index| ends(&units[*index], of));
+                    let last = ends.filter(|end| *end != Moment(u64::MAX)).max().unwrap_or_default();
+                    horizon = last.min(unit.waits_since() + settings.lease_ceiling);
                 }
                 blocked = true;
                 chosen.waiting.push(index);
@@ -254,7 +262,8 @@ impl Most {
     fn new(ledger: &Ledger, units: &[Unit]) -> Most {
         let left = ledger.devices().iter().map(|(id, device)| (*id, device.budget())).collect();
         let mut most = Most { left, pinned: BTreeMap::new(), who: Vec::new() };
-        for unit in units {
+        // Whoever waits for the memory of the dead, which is about to be seen gone, has not to wait for ever.
+        for unit in units.iter().filter(|unit| !unit.dying()) {
             for (device, need) in &unit.needs {
                 if unit.pinned() {
                     *most.pinned.entry(*device).or_default() += need.needed.0 as i64;

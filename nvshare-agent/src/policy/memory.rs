@@ -22,7 +22,7 @@ const SLACK: Bytes = Bytes(4 << 20);
 /// How long a client that had nothing to give back is not asked again.
 const RECLAIM_AGAIN: Duration = Duration::from_millis(500);
 /// How long a driver's request for room stays open.
-const ROOM_WAITS: Duration = Duration::from_secs(30);
+pub(super) const ROOM_WAITS: Duration = Duration::from_secs(30);
 
 /// A client that is to get memory on a device.
 struct Lack {
@@ -244,7 +244,7 @@ impl Plan<'_> {
             let made = left.is_some_and(|left| bytes <= left);
             if !made
                 && self.now.since(room.since) < ROOM_WAITS
-                && bytes <= self.most_room(id, device, room.client)
+                && bytes <= most_room(self.ledger, id, device, room.client)
             {
                 open = true;
                 continue;
@@ -253,18 +253,6 @@ impl Plan<'_> {
             self.out.todo.push(Decision::Room { client: room.client, ticket: room.ticket, made });
         }
         open
-    }
-
-    /// The most that could ever be free on a device while `client` runs there.
-    fn most_room(&self, id: DeviceId, device: &Device, client: ClientId) -> i64 {
-        let stays = self.ledger.holdings(id).map(|(holder, holding)| {
-            if holder.id == client {
-                holding.booked()
-            } else {
-                holding.booked().saturating_sub(takeable(holder, id))
-            }
-        });
-        device.budget() + device.reserve.0 as i64 - stays.sum::<Bytes>().0 as i64
     }
 
     /// Grants what is free to those who lack it. Says what is left, or none while nothing may be granted.
@@ -334,6 +322,30 @@ impl Plan<'_> {
         }
         reads
     }
+}
+
+/// The most that could ever be free on a device while `client` runs there.
+fn most_room(ledger: &Ledger, id: DeviceId, device: &Device, client: ClientId) -> i64 {
+    let stays = ledger.holdings(id).map(|(holder, holding)| {
+        if holder.id == client {
+            holding.booked()
+        } else {
+            holding.booked().saturating_sub(takeable(holder, id))
+        }
+    });
+    device.budget() + device.reserve.0 as i64 - stays.sum::<Bytes>().0 as i64
+}
+
+/// Refusals of what no device could ever have free.
+pub(super) fn impossible_rooms(ledger: &Ledger) -> Vec<Decision> {
+    let all = ledger
+        .devices()
+        .iter()
+        .flat_map(|(id, device)| device.rooms.iter().map(move |room| (id, device, room)));
+    all.filter(|(_, _, room)| room.made.is_none())
+        .filter(|(id, device, room)| room.bytes.0 as i64 > most_room(ledger, **id, device, room.client))
+        .map(|(_, _, room)| Decision::Room { client: room.client, ticket: room.ticket, made: false })
+        .collect()
 }
 
 fn takes_from(decision: &Decision, unit: &Unit) -> bool {

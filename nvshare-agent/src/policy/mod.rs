@@ -109,6 +109,11 @@ pub fn decide(ledger: &Ledger, settings: &Settings, now: Moment) -> Decisions {
     memory::arrange(ledger, &units, chosen, now)
 }
 
+/// Refuses the requests for room that could not be met by anything.
+pub fn impossible_rooms(ledger: &Ledger) -> Vec<Decision> {
+    memory::impossible_rooms(ledger)
+}
+
 /// How long a lease lasts that a switch of this cost began.
 pub fn lease_length(settings: &Settings, cost: Duration) -> Duration {
     let paid =

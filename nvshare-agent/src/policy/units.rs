@@ -81,6 +81,12 @@ impl Unit<'_> {
         self.members[0].id
     }
 
+    /// Choosing it begins something: it has no lease, or had it before it wanted more memory than it has (a new process
+    /// runs until it is told otherwise, and what it allocates then must wait like anybody else).
+    pub(super) fn starts(&self) -> bool {
+        !self.leased() || self.outgrew()
+    }
+
     /// It has the lease, all of it.
     pub(super) fn leased(&self) -> bool {
         matches!(self.role, Role::Protected { .. } | Role::Expired | Role::Idle)
@@ -88,6 +94,26 @@ impl Unit<'_> {
 
     pub(super) fn pinned(&self) -> bool {
         self.rank == Rank::Pinned
+    }
+
+    /// It wants to grow by more than it ever ran with, under a lease that was not given for that.
+    pub(super) fn outgrew(&self) -> bool {
+        self.members.iter().any(|client| {
+            let needed: Bytes = client.devices.values().map(|holding| holding.needed).sum();
+            !client.complete()
+                && client.lease.is_some_and(|lease| lease.began.is_some())
+                && needed.saturating_sub(client.accustomed) > client.accustomed
+        })
+    }
+
+    /// Its processes ended, and what they hold goes.
+    pub(super) fn dying(&self) -> bool {
+        self.members.iter().all(|client| client.exited.is_some() && !client.overdue)
+    }
+
+    /// When the longest-waiting of it began to wait.
+    pub(super) fn waits_since(&self) -> Moment {
+        self.members.iter().filter_map(|client| client.wants).min().unwrap_or(Moment(u64::MAX))
     }
 }
 
@@ -204,10 +230,8 @@ fn lease_end(settings: &Settings, client: &Client) -> Moment {
         Some(began) => began + lease_length(settings, lease.cost),
         None => lease.given + settings.lease_ceiling + ARRIVAL,
     };
-    match lease.cap {
-        Some(cap) if lease.began.is_some() => end.min(cap.max(lease.given + settings.lease_floor)),
-        _ => end,
-    }
+    // Also while its memory is on the way: somebody waits for the end of it.
+    lease.cap.map_or(end, |cap| end.min(cap.max(lease.given + settings.lease_floor)))
 }
 
 /// When somebody of a higher rank may take its place.

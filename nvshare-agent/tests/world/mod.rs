@@ -57,6 +57,8 @@ pub(crate) struct Shim {
     pub works: bool,
     pub never_drains: bool,
     pub ignores_stop: bool,
+    /// How it answers every swap out without doing anything: with a failure, or as if it had.
+    pub swaps_nothing: Option<bool>,
     waiting: bool,
     draining: Option<(Ticket, u64)>,
     outs: Vec<(Ticket, DeviceId, u64, u64)>,
@@ -113,6 +115,7 @@ impl World {
             pinned: BTreeMap::new(),
             strict: true,
         };
+        world.core.begin_granting(world.moment());
         world.run(10);
         world
     }
@@ -139,6 +142,7 @@ impl World {
             works: false,
             never_drains: false,
             ignores_stop: false,
+            swaps_nothing: None,
             waiting: false,
             draining: None,
             outs: Vec::new(),
@@ -158,6 +162,23 @@ impl World {
         });
         self.connect(self.shims.len() - 1);
         self.shims.len() - 1
+    }
+
+    /// A process that keeps to nothing says `Hello`.
+    pub(crate) fn stranger(&mut self, granted: u64, running: bool) -> (ClientId, SessionId) {
+        self.sessions += 1;
+        let session = SessionId(self.sessions);
+        let held = Held { device: card(0), granted: Bytes(granted), resident: Bytes(0), total: Bytes(0) };
+        let hello = Hello { release: "x".into(), running, arenas: 0, devices: vec![held] };
+        let now = self.moment();
+        (self.core.hello(Process { pid: 9999, start: 1 }, session, &hello, now), session)
+    }
+
+    /// ... and sends this.
+    pub(crate) fn hear(&mut self, (client, session): (ClientId, SessionId), message: ToAgent) {
+        let now = self.moment();
+        let commands = self.core.hear(client, session, message, now);
+        self.deliver(commands);
     }
 
     /// A process starts, allocates on the first card, and works without pause.
@@ -477,6 +498,12 @@ impl World {
             ToShim::SwapOut { ticket, device, bytes, .. } => {
                 assert!(!self.shims[index].lease, "client {index} is swapped out while it runs");
                 self.shims[index].said_resident.insert(device, false);
+                if let Some(admits) = self.shims[index].swaps_nothing {
+                    let why = "copy failed".to_owned();
+                    let done = ToAgent::SwapOutDone { ticket, copied: Bytes(0), clean: Bytes(0) };
+                    self.say(index, if admits { ToAgent::SwapFailed { ticket, why } } else { done });
+                    return;
+                }
                 self.shims[index].outs.push((ticket, device, bytes.0, 0));
             }
             ToShim::Reclaim { ticket, device } => {

@@ -33,7 +33,8 @@ pub(crate) struct Gate {
     state: AtomicU32,
     for_good: AtomicBool,
     slots: Mutex<Vec<&'static Slot>>,
-    lock: Mutex<()>,
+    /// How often it was opened.
+    lock: Mutex<u64>,
     opened: Condvar,
 }
 
@@ -76,7 +77,7 @@ impl Gate {
                 state: AtomicU32::new(0),
                 for_good: AtomicBool::new(false),
                 slots: Mutex::new(Vec::new()),
-                lock: Mutex::new(()),
+                lock: Mutex::new(0),
                 opened: Condvar::new(),
             }
         }
@@ -126,11 +127,12 @@ impl Gate {
         }
         slot.depth.store(0, Ordering::Release);
         loop {
-            // Said again each time: the gate may have opened and shut while this thread slept, and whoever shut it then
-            // believes that nobody waits.
+            // Said again after each opening, also one that was over before this thread woke, or fell asleep: whoever shut
+            // the gate then believes that nobody waits.
+            let openings = *self.lock.lock().unwrap_or_else(PoisonError::into_inner);
             waiting();
             let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-            while !self.passable() {
+            while !self.passable() && *guard == openings {
                 guard = self.opened.wait(guard).unwrap_or_else(PoisonError::into_inner);
             }
             drop(guard);
@@ -163,7 +165,10 @@ impl Gate {
 
     /// Clears and sets bits of the state, and wakes whoever waits for that.
     pub(crate) fn change(&self, clear: u32, set: u32) {
-        let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut openings = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if clear & SHUT != 0 {
+            *openings += 1;
+        }
         self.state.fetch_and(!clear, Ordering::SeqCst);
         self.state.fetch_or(set, Ordering::SeqCst);
         self.opened.notify_all();

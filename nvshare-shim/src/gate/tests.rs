@@ -97,6 +97,35 @@ fn a_call_that_executes_nothing_passes_a_shut_gate_and_others_ask_to_run_once() 
 }
 
 #[test]
+fn a_thread_that_slept_through_an_opening_asks_to_run_again() {
+    let limit = Instant::now() + Duration::from_secs(20);
+    for _ in 0..100 {
+        let gate = gate(false);
+        gate.shut(membarrier::issue);
+        let (asked, passed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let slot = gate.register();
+                drop(gate.enter(slot, || false, || _ = asked.fetch_add(1, Ordering::Relaxed)));
+                passed.store(true, Ordering::Relaxed);
+            });
+            while asked.load(Ordering::Relaxed) == 0 {
+                std::thread::yield_now();
+            }
+            gate.open();
+            gate.shut(membarrier::issue);
+            let mut silent = false;
+            while asked.load(Ordering::Relaxed) < 2 && !passed.load(Ordering::Relaxed) && !silent {
+                silent = Instant::now() > limit;
+                std::thread::yield_now();
+            }
+            gate.open();
+            assert!(!silent, "it waits, and whoever shut the gate does not know");
+        });
+    }
+}
+
+#[test]
 fn slots_are_used_again_by_later_threads() {
     let gate = gate(false);
     for _ in 0..100 {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Bare;
 use crate::cuda::sys::CUdeviceptr;
 use crate::cuda::{CEnum, CUresult};
-use crate::{memory, start, streams};
+use crate::{gate, memory, start, streams};
 
 /// What `cuMemAllocPitch` rounds a row up to: attribute `TEXTURE_ALIGNMENT` of all devices so far.
 const PITCH: usize = 512;
@@ -149,14 +149,26 @@ pub(crate) unsafe fn attributes<F: Fn() -> CUresult>(
     result
 }
 
-/// `SYNC_MEMOPS` on memory of ours is refused to nobody, but such memory stays where it is.
+/// `SYNC_MEMOPS` is asked for before memory is given to other hardware: where the driver allows it, the memory stays where
+/// it is. For mapped memory, as ours is, it answers 801 (seen on an H200).
 pub(crate) unsafe fn set_attribute<F: Fn() -> CUresult>(
     bare: &Bare<F>,
-    _attribute: CEnum,
-    _at: CUdeviceptr,
+    attribute: CEnum,
+    at: CUdeviceptr,
 ) -> CUresult {
-    bare.call()
+    if !start::active() || attribute != SYNC_MEMOPS {
+        return bare.call();
+    }
+    let _pass = gate::pass();
+    let result = bare.call();
+    if result.ok() {
+        memory::stays(at, 1);
+    }
+    result
 }
+
+/// `CU_POINTER_ATTRIBUTE_SYNC_MEMOPS`.
+const SYNC_MEMOPS: CEnum = 6;
 
 /// A context that was made behind our back would be drained by nobody.
 fn note_context() {

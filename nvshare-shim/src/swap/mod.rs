@@ -2,7 +2,7 @@
 //!
 //! - [`standing`]: whether the application may run, and with it the gate; [`plan`]: which extents leave, pure;
 //! - [`engine`]: the thread; [`outward`], [`inward`]: its two pipelines; [`workshop`], [`stream`], [`prints`]: what it has
-//!   in the application's context; [`shadow`]: pinned host memory; [`dma`]: who else may use device memory.
+//!   in the application's context; [`shadow`]: pinned host memory, [`spare`]: how much of our own; [`dma`]: who else may use device memory.
 
 pub mod dma;
 pub mod engine;
@@ -11,6 +11,7 @@ pub mod outward;
 pub mod plan;
 pub mod prints;
 pub mod shadow;
+pub mod spare;
 pub mod standing;
 pub mod stream;
 pub mod workshop;

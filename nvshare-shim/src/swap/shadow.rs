@@ -10,6 +10,7 @@ use nvshare_common::units::{ArenaId, Bytes};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
+use super::spare;
 use crate::config::BLOCK_BYTES;
 use crate::driver::driver;
 use crate::memory::device::{self, Device};
@@ -155,6 +156,14 @@ pub fn register_one(context: usize) -> bool {
 /// Makes an arena of our own that holds at least `bytes` more, for the time without an agent.
 pub fn make_own(bytes: u64) -> Result<(), String> {
     let bytes = bytes.max(OWN_ARENA).next_multiple_of(BLOCK_BYTES);
+    let spare = spare::bytes();
+    if bytes > spare {
+        return Err(format!(
+            "{} of host memory would be needed, and {} can be spared here; raise the container's memory limit",
+            Bytes(bytes),
+            Bytes(spare)
+        ));
+    }
     let cannot = |error: rustix::io::Errno| format!("cannot make {} of host memory: {error}", Bytes(bytes));
     let file = rustix::fs::memfd_create(c"nvshare-arena", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
         .map_err(cannot)?;

@@ -1,0 +1,134 @@
+//! How the log looks, and that it does not repeat itself: a warning is written once per cause, however often the cause
+//! comes back within some minutes.
+
+use std::collections::HashMap;
+use std::fmt::{Debug, Write};
+use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, fmt};
+
+use crate::config::LogFormat;
+
+/// A cause is worth a line again after this long.
+const AGAIN: Duration = Duration::from_mins(10);
+/// How many causes are remembered.
+const CAUSES: usize = 1024;
+/// Fields that differ each time and are no part of a cause.
+const FLEETING: [&str; 2] = ["session", "ticket"];
+
+/// Begins to write log lines to standard error. `filter` was parsed once already, when the command line was read.
+pub fn begin(filter: &str, format: LogFormat) {
+    let filter = EnvFilter::builder().parse_lossy(filter);
+    // Whoever reads the log may go away: its internal errors would be printed to the same broken pipe, and panic.
+    let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
+    match format {
+        LogFormat::Text => {
+            lines.with_ansi(std::io::stderr().is_terminal()).finish().with(OncePerCause::default()).init();
+        }
+        LogFormat::Json => lines.json().finish().with(OncePerCause::default()).init(),
+    }
+}
+
+/// Lets a warning pass only if the same one, with the same fields, was not written lately. Other levels pass.
+#[derive(Debug, Default)]
+struct OncePerCause {
+    written: Mutex<HashMap<String, Instant>>,
+}
+
+impl OncePerCause {
+    fn is_news(&self, cause: String, now: Instant) -> bool {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.get(&cause).is_some_and(|at| now.duration_since(*at) < AGAIN) {
+            return false;
+        }
+        if written.len() >= CAUSES {
+            written.retain(|_, at| now.duration_since(*at) < AGAIN);
+        }
+        // So many causes within minutes are one cause; their lines are better than nothing.
+        if written.len() < CAUSES {
+            written.insert(cause, now);
+        }
+        true
+    }
+}
+
+impl<S: Subscriber> Layer<S> for OncePerCause {
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
+        if *event.metadata().level() != Level::WARN {
+            return true;
+        }
+        let mut cause = Cause(event.metadata().target().to_owned());
+        event.record(&mut cause);
+        self.is_news(cause.0, Instant::now())
+    }
+}
+
+/// A warning as text, without what differs each time.
+struct Cause(String);
+
+impl Visit for Cause {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        if !FLEETING.contains(&field.name()) {
+            // Writing to a String cannot fail.
+            let _ = write!(self.0, "\n{}={value:?}", field.name());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use tracing::{info, warn};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_warning_is_written_once_per_cause_and_news_always() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = fmt().with_writer(move || writer.clone()).finish().with(OncePerCause::default());
+        tracing::subscriber::with_default(subscriber, || {
+            for session in 0..3 {
+                warn!(session, pid = 7, why = "nonsense", "session closed");
+                info!("client connected");
+            }
+            warn!(session = 9, pid = 8, why = "nonsense", "session closed");
+        });
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.matches("session closed").count(), 2, "{text}");
+        assert_eq!(text.matches("client connected").count(), 3, "{text}");
+    }
+
+    #[test]
+    fn a_cause_is_news_again_after_a_while_and_causes_do_not_pile_up() {
+        let once = OncePerCause::default();
+        let now = Instant::now();
+        assert!(once.is_news("a".to_owned(), now) && !once.is_news("a".to_owned(), now + AGAIN / 2));
+        assert!(once.is_news("a".to_owned(), now + AGAIN));
+        for number in 0..2 * CAUSES {
+            assert!(once.is_news(number.to_string(), now + AGAIN));
+        }
+        assert!(once.written.lock().unwrap().len() <= CAUSES);
+    }
+}
