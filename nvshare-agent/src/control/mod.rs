@@ -337,6 +337,17 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_does_not_read_is_told_apart_from_one_that_has_ended() {
+        let (packets, outgoing) = mpsc::channel(1);
+        let outbox = Outbox { packets, dismissed: Arc::default() };
+        let answer = Answer::Refused { why: "no".to_owned() };
+        assert_eq!(outbox.answer(&answer), Ok(()));
+        assert_eq!(outbox.answer(&answer), Err(Undelivered));
+        drop(outgoing);
+        assert_eq!(outbox.answer(&answer), Ok(()));
+    }
+
+    #[test]
     fn one_process_has_a_handful_of_connections() {
         let connections = Connections::default();
         let process = Process { pid: 1, start: 1 };

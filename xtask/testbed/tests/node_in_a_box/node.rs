@@ -146,8 +146,8 @@ impl AgentPod {
             last = state;
             let known = last["clients"].as_array().map_or(&[][..], Vec::as_slice);
             let seen = known.iter().filter(|client| calls_seen(client) > 0).count();
-            let switched = last["switches"]["count"].as_u64() >= Some(switches);
-            switched && (known.len(), seen) == (clients, clients)
+            let often = last["switches"]["count"].as_u64() >= Some(switches);
+            often && (known.len(), seen) == (clients, clients)
         });
         assert!(turns, "{clients} clients did not take {switches} turns; state: {last:#}");
         assert_eq!(last["observer"]["lost"], 0, "records of the uprobes were lost");
