@@ -20,6 +20,7 @@ use rustix::net::{
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 
 pub(crate) use page::wait_for;
@@ -114,9 +115,9 @@ pub struct Outbox {
     dismissed: Arc<Notify>,
 }
 
-/// A message that could not be queued: the session is over, or its queue is full.
+/// A message that could not be queued, because the client does not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the client's queue is full, or its session has ended")]
+#[error("the client's queue is full")]
 pub struct Undelivered;
 
 impl Outbox {
@@ -141,7 +142,11 @@ impl Outbox {
         descriptor: Option<Arc<OwnedFd>>,
     ) -> Result<(), Undelivered> {
         match packet {
-            Ok(bytes) => self.packets.try_send(Packet { bytes, descriptor }).map_err(|_| Undelivered),
+            Ok(bytes) => match self.packets.try_send(Packet { bytes, descriptor }) {
+                Err(TrySendError::Full(_)) => Err(Undelivered),
+                // The session has ended, which is no fault of the client's; what it says of it is on its way.
+                Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
+            },
             Err(error) => {
                 // The lists we send are bounded: this is a mistake of ours, not the client's.
                 tracing::error!(%error, "a message cannot be sent");
@@ -329,6 +334,17 @@ mod tests {
         drop(other);
         let count = connections.0.lock().unwrap();
         assert_eq!((count.all, count.processes.len(), count.cgroups.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_is_told_apart_from_one_that_has_ended() {
+        let (packets, outgoing) = mpsc::channel(1);
+        let outbox = Outbox { packets, dismissed: Arc::default() };
+        let answer = Answer::Refused { why: "no".to_owned() };
+        assert_eq!(outbox.answer(&answer), Ok(()));
+        assert_eq!(outbox.answer(&answer), Err(Undelivered));
+        drop(outgoing);
+        assert_eq!(outbox.answer(&answer), Ok(()));
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Containers made of what the plugin returned and nothing else: the library is in their programs, the agent knows them,
 //! and they share a card.
 
+use std::path::Path;
 use std::time::Duration;
 
 use nvshare_agent::plugin::api::ContainerAllocateResponse;
+use nvshare_testbed::kubernetes::{Kubelet, allocated};
 use nvshare_testbed::{Agent, Container, ContainerBuilder, containers_work, wait_for};
 use serde_json::Value;
 
-use crate::kubelet::Kubelet;
 use crate::node::KubernetesNode;
 
 const LIMIT: Duration = Duration::from_mins(2);
@@ -16,15 +17,9 @@ const LIMIT: Duration = Duration::from_mins(2);
 fn with(
     given: &ContainerAllocateResponse,
     cdi: Option<&Value>,
-    mut container: ContainerBuilder,
+    container: ContainerBuilder,
 ) -> ContainerBuilder {
-    for (name, value) in &given.envs {
-        container = container.env(name, value);
-    }
-    for mount in &given.mounts {
-        assert!(mount.read_only, "{mount:?}");
-        container = container.mount_read_only(&mount.host_path, &mount.container_path);
-    }
+    let mut container = allocated(given, Path::new("/"), container);
     for device in &given.cdi_devices {
         let (kind, name) = device.name.split_once('=').expect("a qualified name");
         let specification = cdi.expect("a CDI specification");

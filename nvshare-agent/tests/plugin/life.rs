@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use nvshare_testbed::kubernetes::Kubelet;
 use nvshare_testbed::{Agent, wait_for};
 use serde_json::Value;
 
-use crate::kubelet::Kubelet;
 use crate::node::KubernetesNode;
 
 const LIMIT: Duration = Duration::from_mins(1);

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use nvshare_agent::health::{Health, Part};
 use nvshare_agent::plugin;
 use nvshare_agent::snapshot::{Device, State};
+use nvshare_testbed::kubernetes::Kubelet;
 use tempfile::TempDir;
 use tokio::sync::watch;
-
-use crate::kubelet::Kubelet;
 
 fn published(cards: &[(&str, f64)]) -> Arc<State> {
     let device = |&(uuid, age): &(&str, f64)| Device {

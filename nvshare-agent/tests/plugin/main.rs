@@ -2,7 +2,6 @@
 //! hands out.
 
 mod containers;
-mod kubelet;
 mod life;
 mod loss;
 mod node;

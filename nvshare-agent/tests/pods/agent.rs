@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use nvshare_common::frame;
 use nvshare_common::protocol::Hello;
-use nvshare_testbed::wait_for;
+use nvshare_testbed::kubernetes::{Api, NODE, pod};
+use nvshare_testbed::{Cgroups, wait_for};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
-use crate::api::{Api, NODE, pod};
 use crate::kubelet;
 
 const LIMIT: Duration = Duration::from_mins(1);
@@ -130,48 +130,11 @@ fn a_client_says_hello() {
     std::io::stdin().read_line(&mut line).unwrap();
 }
 
-/// A cgroup of a container, made for a test; gone with it.
-struct Cgroup(Vec<PathBuf>);
-
-impl Cgroup {
-    /// Below any hierarchy that lets us; `None` where no one does.
-    fn make(path: &str) -> Option<Cgroup> {
-        let hierarchies =
-            ["/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/pids", "/sys/fs/cgroup/memory"];
-        hierarchies.into_iter().find_map(|hierarchy| {
-            if !Path::new(hierarchy).join("cgroup.procs").exists() {
-                return None;
-            }
-            let mut made = Cgroup(Vec::new());
-            let mut directory = PathBuf::from(hierarchy);
-            let top = format!("nvshare-test-{}", std::process::id());
-            for name in std::iter::once(top.as_str()).chain(path.split('/')) {
-                directory.push(name);
-                std::fs::create_dir(&directory).ok()?;
-                made.0.push(directory.clone());
-            }
-            Some(made)
-        })
-    }
-
-    fn enter(&self, client: &Client) {
-        let file = self.0.last().unwrap().join("cgroup.procs");
-        std::fs::write(&file, client.0.id().to_string()).unwrap();
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        for directory in self.0.iter().rev() {
-            let _ = std::fs::remove_dir(directory);
-        }
-    }
-}
-
 #[test]
 fn a_client_in_a_pods_cgroup_has_the_pods_labels_and_obeys_its_annotations_until_it_ends() {
     let id = "a".repeat(64);
-    let Some(cgroup) = Cgroup::make(&format!("kubepods/burstable/pod{UID}/{id}")) else {
+    let cgroups = Cgroups::new();
+    let Some(cgroup) = cgroups.make(&format!("kubepods/burstable/pod{UID}/{id}")) else {
         eprintln!("SKIPPED: no cgroup can be made here; run as root with a writable /sys/fs/cgroup");
         return;
     };
@@ -181,7 +144,7 @@ fn a_client_in_a_pods_cgroup_has_the_pods_labels_and_obeys_its_annotations_until
     api.put(pod("train-0", UID, None, annotations.clone()));
     let agent = Agent::start(&["--kube-api", &api.url().to_string()]);
     let mut client = Client::new(&agent.socket(), "");
-    cgroup.enter(&client);
+    std::fs::write(cgroup.join("cgroup.procs"), client.0.id().to_string()).unwrap();
     client.connect();
     agent.client_of(["ml", "train-0", "aaaaaaaaaaaa"]);
     api.put(pod("train-0", UID, Some(("trainer", &id)), annotations));
@@ -206,7 +169,6 @@ fn a_client_in_a_pods_cgroup_has_the_pods_labels_and_obeys_its_annotations_until
     wait_for("the series vanish with the client", LIMIT, || {
         (!agent.get("/metrics").contains(labels)).then_some(())
     });
-    drop(cgroup);
 }
 
 #[test]

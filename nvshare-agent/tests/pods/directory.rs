@@ -8,12 +8,12 @@ use nvshare_agent::health::{Health, Part};
 use nvshare_agent::pods::cgroup::Place;
 use nvshare_agent::pods::directory::{Certainty, Directory};
 use nvshare_agent::pods::{self, ApiServer, Options, events};
+use nvshare_testbed::kubernetes::{Api, NODE, pod};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::api::{Api, NODE, pod};
 use crate::kubelet;
 
 const LIMIT: Duration = Duration::from_mins(1);

@@ -2,6 +2,5 @@
 //! them.
 
 mod agent;
-mod api;
 mod directory;
 mod kubelet;

@@ -1,32 +1,31 @@
 //! A running agent, seen from outside: its process, its HTTP pages, its log.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::Value;
 
-use crate::wait_for;
+use crate::{Pages, wait_for};
 
 /// An agent that dies with this value.
 pub struct Agent {
     child: Child,
-    address: SocketAddr,
+    pages: Pages,
     log: PathBuf,
 }
 
 impl Agent {
     pub(crate) fn spawn(mut command: Command, log: PathBuf) -> Agent {
-        let address = free_address();
-        command.arg("--listen").arg(address.to_string());
+        let pages = Pages::at_a_free_address();
+        command.arg("--listen").arg(pages.address().to_string());
         let file = File::options().create(true).append(true).open(&log).expect("the agent's log");
         command.stdin(Stdio::null()).stdout(file.try_clone().expect("a descriptor")).stderr(file);
         let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
-        Agent { child, address, log }
+        Agent { child, pages, log }
     }
 
     /// The agent's process id.
@@ -36,7 +35,7 @@ impl Agent {
 
     /// Where its HTTP pages are.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.pages.address()
     }
 
     /// Waits until `/readyz` answers 200.
@@ -61,15 +60,7 @@ impl Agent {
 
     /// `GET path`: status and body.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
-        let mut stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(2))?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a header")?;
-        let status = head.split(' ').nth(1).context("an answer without a status")?.parse()?;
-        anyhow::ensure!(!head.to_ascii_lowercase().contains("chunked"), "a chunked answer");
-        Ok((status, body.to_owned()))
+        self.pages.get(path)
     }
 
     /// `/api/v1/state`.
@@ -82,9 +73,7 @@ impl Agent {
 
     /// `/api/v1/state`, or why not.
     pub fn try_state(&self) -> Result<Value> {
-        let (status, body) = self.get("/api/v1/state").context("cannot ask the agent for its state")?;
-        anyhow::ensure!(status == 200, "the agent answered {status} to a question for its state: {body}");
-        Ok(serde_json::from_str(&body)?)
+        self.pages.state()
     }
 
     /// What the agent logged so far.
@@ -118,9 +107,4 @@ impl Drop for Agent {
             eprintln!("the agent's log:\n{}", self.log());
         }
     }
-}
-
-/// An address nobody listens on at this moment.
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port")
 }

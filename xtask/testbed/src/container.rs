@@ -1,5 +1,5 @@
-//! Containers as a container runtime makes them, by `runc`: programs with mount, pid, network and IPC namespaces and a
-//! cgroup of their own, and no capability unless asked for. Their root shows the programs and libraries of this machine,
+//! Containers as a container runtime makes them, by `runc`: programs with mount, pid, network, IPC and cgroup namespaces
+//! and a cgroup of their own, and no capability unless asked for. Their root shows the programs and libraries of this machine,
 //! read-only.
 
 use std::ffi::OsString;
@@ -16,13 +16,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::client::die_with_parent;
-use crate::wait_for;
+use crate::{Cgroups, wait_for};
 
 /// No container of a test works longer than this, even beside a busy compiler.
 const LIMIT: Duration = Duration::from_mins(4);
 /// What a container's own root shows of this machine.
 const OF_THE_MACHINE: [&str; 7] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr"];
-/// All capabilities, as runc names them, without `CAP_`.
+/// All capabilities in the kernel's order, as runc names them, without `CAP_`.
 const CAPABILITIES: &str = "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE \
     NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT \
     SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE \
@@ -40,6 +40,7 @@ pub struct ContainerBuilder {
     host_pid: bool,
     host_network: bool,
     cgroup: Option<String>,
+    read_only: bool,
 }
 
 /// A container that was started. It is killed and deleted with this value, and when this process dies.
@@ -50,6 +51,8 @@ pub struct Container {
     status: Option<ExitStatus>,
     /// Deletes it.
     undertaker: Child,
+    /// Go after the container.
+    _cgroups: Cgroups,
 }
 
 /// Whether there is `runc` to make containers with, and this user may. Says loudly what to do where not.
@@ -115,11 +118,14 @@ impl ContainerBuilder {
         self
     }
 
-    /// All capabilities, all devices, nothing hidden.
+    /// All capabilities that this process could have, all devices, nothing hidden.
     #[must_use]
     pub fn privileged(mut self) -> ContainerBuilder {
         self.privileged = true;
-        self.capabilities(&CAPABILITIES.split(' ').collect::<Vec<_>>())
+        let possible = bounding_set();
+        let all = CAPABILITIES.split(' ').enumerate();
+        let mine = all.filter(|(number, _)| possible >> number & 1 == 1).map(|(_, name)| name);
+        self.capabilities(&mine.collect::<Vec<_>>())
     }
 
     /// Sees the machine's processes (`hostPID`).
@@ -136,6 +142,13 @@ impl ContainerBuilder {
         self
     }
 
+    /// Nothing can be written but what is mounted for it (`readOnlyRootFilesystem`).
+    #[must_use]
+    pub fn read_only(mut self) -> ContainerBuilder {
+        self.read_only = true;
+        self
+    }
+
     /// Its cgroup, by which pods are recognised, below the root of all cgroups.
     #[must_use]
     pub fn cgroup(mut self, path: impl Into<String>) -> ContainerBuilder {
@@ -147,12 +160,14 @@ impl ContainerBuilder {
     ///
     /// # Panics
     /// Where there is no `runc`, or it refuses.
-    pub fn start(self) -> Container {
+    pub fn start(mut self) -> Container {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("nvshare-test-{}-{number}", std::process::id());
         let bundle = TempDir::with_prefix("nvshare-container-").expect("a temporary directory");
         let shown = make_root(&bundle.path().join("rootfs"));
+        let cgroups = Cgroups::new();
+        self.cgroup.get_or_insert_with(|| cgroups.path(&name));
         let config = self.config(&name, shown);
         fs::write(bundle.path().join("config.json"), format!("{config:#}"))
             .expect("the container's configuration");
@@ -168,7 +183,7 @@ impl ContainerBuilder {
         die_with_parent(&mut command);
         let undertaker = undertaker(bundle.path(), &name);
         let runc = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
-        let mut container = Container { name, bundle, runc, status: None, undertaker };
+        let mut container = Container { name, bundle, runc, status: None, undertaker, _cgroups: cgroups };
         wait_for("the container starts", LIMIT, || {
             let ended = container.ended();
             if container.read("pid").trim().parse::<u32>().is_ok() {
@@ -187,13 +202,16 @@ impl ContainerBuilder {
             plain("/dev", "tmpfs", &["nosuid", "mode=755", "size=65536k"]),
             plain("/dev/shm", "tmpfs", &["nosuid", "nodev", "mode=1777"]),
             plain("/sys", "sysfs", &["nosuid", "nodev", if self.privileged { "rw" } else { "ro" }]),
-            plain("/tmp", "tmpfs", &["nosuid", "nodev", "mode=1777"]),
         ];
+        if !self.read_only {
+            mounts.push(plain("/tmp", "tmpfs", &["nosuid", "nodev", "mode=1777"]));
+        }
         mounts.extend(shown.iter().map(|path| {
             json!({ "destination": path, "type": "bind", "source": path, "options": ["rbind", "rprivate", "ro"] })
         }));
         mounts.extend(self.mounts.iter().cloned());
-        let mut namespaces = vec![json!({"type": "mount"}), json!({"type": "ipc"}), json!({"type": "uts"})];
+        let mut namespaces: Vec<_> =
+            ["mount", "ipc", "uts", "cgroup"].map(|kind| json!({"type": kind})).into();
         if !self.host_pid {
             namespaces.push(json!({"type": "pid"}));
         }
@@ -219,12 +237,12 @@ impl ContainerBuilder {
                 },
                 "noNewPrivileges": !self.privileged,
             },
-            "root": { "path": "rootfs" },
+            "root": { "path": "rootfs", "readonly": self.read_only },
             "hostname": name,
             "mounts": mounts,
             "linux": {
                 "namespaces": namespaces,
-                "cgroupsPath": self.cgroup.clone().unwrap_or_else(|| format!("/nvshare-test/{name}")),
+                "cgroupsPath": self.cgroup,
                 "resources": { "devices": [{ "allow": self.privileged, "access": "rwm" }] },
                 "maskedPaths": hidden,
             },
@@ -316,13 +334,21 @@ impl Drop for Container {
     }
 }
 
+/// The capabilities that a program started here can get, a bit for each.
+fn bounding_set() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("the state of this process");
+    let set = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).expect("a bounding set");
+    u64::from_str_radix(set.trim(), 16).expect("a number")
+}
+
 /// A process that deletes the container when it is told to, or when this process dies, in whatever way: then it removes
-/// what is left of the bundle too.
+/// what is left of the bundle and of the cgroups too.
 fn undertaker(bundle: &Path, name: &str) -> Child {
     const SCRIPT: &str = "read -r order; told=$?; runc --root \"$1/state\" delete --force \"$2\" 2>/dev/null; \
-                          test $told = 0 || rm -rf \"$1\"";
+                          test $told = 0 && exit; rm -rf \"$1\"; \
+                          find /sys/fs/cgroup -depth -type d -path \"*/nvshare-test-$3-*\" -exec rmdir {} \\;";
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", SCRIPT, "undertaker"]).arg(bundle).arg(name);
+    command.args(["-c", SCRIPT, "undertaker"]).arg(bundle).arg(name).arg(std::process::id().to_string());
     // A group of its own: what ends the tests at a terminal does not end it.
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
     command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"))

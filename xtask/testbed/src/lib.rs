@@ -5,18 +5,24 @@
 
 mod agent;
 mod artifacts;
+mod cgroup;
 mod client;
 mod container;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 mod node;
 mod nvidia;
+mod pages;
 mod running;
 mod wait;
 
 pub use agent::Agent;
 pub use artifacts::Artifacts;
+pub use cgroup::Cgroups;
 pub use client::ClientCommand;
 pub use container::{Container, ContainerBuilder, containers_work};
 pub use node::{Node, NodeBuilder};
 pub use nvidia::{NvidiaLibrary, nvidia_libraries, static_cudart};
+pub use pages::Pages;
 pub use running::Client;
 pub use wait::wait_for;

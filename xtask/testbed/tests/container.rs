@@ -83,10 +83,16 @@ fn a_container_ends_with_the_process_that_made_it_even_when_that_is_killed() {
     let id = wait_for("the container starts", Duration::from_secs(20), || {
         std::fs::read_to_string(report.path()).unwrap().parse::<u32>().ok()
     });
+    let its_cgroups = format!("nvshare-test-{}-*", maker.id());
     maker.kill().unwrap();
     maker.wait().unwrap();
     let process = format!("/proc/{id}");
     wait_for("its process is gone", Duration::from_secs(10), || {
         (!Path::new(&process).exists()).then_some(())
+    });
+    wait_for("its cgroups are gone", Duration::from_secs(10), || {
+        let find = ["/sys/fs/cgroup", "-maxdepth", "2", "-name", &its_cgroups];
+        let left = std::process::Command::new("find").args(find).output().unwrap();
+        left.stdout.is_empty().then_some(())
     });
 }

@@ -24,6 +24,9 @@ pub(crate) struct Options {
     /// For how long, instead of a number of iterations.
     #[arg(long)]
     pub(crate) seconds: Option<f64>,
+    /// Until this file is there, instead of a number of iterations.
+    #[arg(long, conflicts_with_all = ["iterations", "seconds"])]
+    pub(crate) until: Option<PathBuf>,
     /// How many times a step goes over each buffer before it goes on to the next.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) passes: u64,

@@ -54,10 +54,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     let (mut steps, mut first_steps) = (Vec::new(), Vec::new());
     let mut fastest = Duration::MAX;
     let mut iterations = 0;
-    while options
-        .seconds
-        .map_or(iterations < options.iterations, |limit| start.elapsed().as_secs_f64() < limit)
-    {
+    while goes_on(options, start, iterations) {
         let switched = turns.as_mut().map_or(Ok(false), Turns::take)?;
         let begin = Instant::now();
         work.step()?;
@@ -93,6 +90,14 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         switches: turns.as_ref().map_or(0, |turns| turns.switches),
         data_errors: work.errors,
     })
+}
+
+/// Whether there is to be another iteration.
+fn goes_on(options: &Options, start: Instant, iterations: u64) -> bool {
+    if let Some(file) = &options.until {
+        return !file.exists();
+    }
+    options.seconds.map_or(iterations < options.iterations, |limit| start.elapsed().as_secs_f64() < limit)
 }
 
 fn progress(options: &Options, what: &str) {

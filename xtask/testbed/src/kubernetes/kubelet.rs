@@ -13,7 +13,6 @@ use nvshare_agent::plugin::api::{
     ContainerPreferredAllocationRequest, Device, DevicePluginOptions, Empty, KUBELET_SOCKET,
     PreferredAllocationRequest, RegisterRequest, VERSION,
 };
-use nvshare_testbed::wait_for;
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -22,10 +21,12 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 
+use crate::wait_for;
+
 const LIMIT: Duration = Duration::from_mins(1);
 
 /// A kubelet. Dropping it is a crash: its socket stays behind.
-pub(crate) struct Kubelet {
+pub struct Kubelet {
     runtime: Runtime,
     directory: PathBuf,
     heard: Arc<Heard>,
@@ -43,7 +44,7 @@ struct Heard {
 
 impl Kubelet {
     /// Starts with this directory of plugins.
-    pub(crate) fn start(directory: &Path) -> Kubelet {
+    pub fn start(directory: &Path) -> Kubelet {
         fs::create_dir_all(directory).unwrap();
         for entry in fs::read_dir(directory).unwrap() {
             fs::remove_file(entry.unwrap().path()).unwrap();
@@ -66,17 +67,17 @@ impl Kubelet {
     }
 
     /// Waits for the `number`th registration since this kubelet started, from 1.
-    pub(crate) fn registration(&self, number: usize) -> RegisterRequest {
+    pub fn registration(&self, number: usize) -> RegisterRequest {
         wait_for("the plugin registers", LIMIT, || self.heard.registrations.borrow().get(number - 1).cloned())
     }
 
     /// How often plugins registered.
-    pub(crate) fn registrations(&self) -> usize {
+    pub fn registrations(&self) -> usize {
         self.heard.registrations.borrow().len()
     }
 
     /// Waits until the plugin's devices are so many, with so many of them healthy.
-    pub(crate) fn devices(&self, all: usize, healthy: usize) -> Vec<Device> {
+    pub fn devices(&self, all: usize, healthy: usize) -> Vec<Device> {
         let what = format!("the plugin lists {all} devices, {healthy} of them healthy");
         wait_for(&what, LIMIT, || {
             let devices = self.heard.devices.borrow().clone().unwrap_or_default();
@@ -86,22 +87,17 @@ impl Kubelet {
     }
 
     /// Breaks off every conversation, as when a connection breaks; the kubelet does not begin another.
-    pub(crate) fn lose_sight(&self) {
+    pub fn lose_sight(&self) {
         self.heard.followers.lock().unwrap().drain(..).for_each(|follower| follower.abort());
     }
 
     /// What the plugin says it can do.
-    pub(crate) fn options(&self) -> DevicePluginOptions {
+    pub fn options(&self) -> DevicePluginOptions {
         self.ask(async |mut plugin| plugin.get_device_plugin_options(Empty {}).await).unwrap()
     }
 
     /// The plugin's choice.
-    pub(crate) fn prefer(
-        &self,
-        free: &[String],
-        included: &[String],
-        size: i32,
-    ) -> Result<Vec<String>, Status> {
+    pub fn prefer(&self, free: &[String], included: &[String], size: i32) -> Result<Vec<String>, Status> {
         let request = PreferredAllocationRequest {
             container_requests: vec![ContainerPreferredAllocationRequest {
                 available_device_ids: free.to_vec(),
@@ -115,7 +111,7 @@ impl Kubelet {
     }
 
     /// What a container gets with these devices.
-    pub(crate) fn allocate(&self, devices: &[String]) -> Result<ContainerAllocateResponse, Status> {
+    pub fn allocate(&self, devices: &[String]) -> Result<ContainerAllocateResponse, Status> {
         let request = AllocateRequest {
             container_requests: vec![ContainerAllocateRequest { device_ids: devices.to_vec() }],
         };

@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 /// The one node that there is.
-pub(crate) const NODE: &str = "gpu-node-1";
+pub const NODE: &str = "gpu-node-1";
 
 #[derive(Default)]
 struct Cluster {
@@ -33,14 +33,14 @@ struct Cluster {
 
 /// The server; it ends with the test's runtime.
 #[derive(Clone)]
-pub(crate) struct Api {
+pub struct Api {
     address: SocketAddr,
     cluster: Arc<Mutex<Cluster>>,
     changed: watch::Sender<u64>,
 }
 
 /// A pod as the API server shows it.
-pub(crate) fn pod(name: &str, uid: &str, container: Option<(&str, &str)>, annotations: Value) -> Value {
+pub fn pod(name: &str, uid: &str, container: Option<(&str, &str)>, annotations: Value) -> Value {
     let status = |(name, id): (&str, &str)| {
         json!({"name": name, "containerID": format!("containerd://{id}"), "image": "", "imageID": "", "ready": true,
             "restartCount": 0})
@@ -54,7 +54,7 @@ pub(crate) fn pod(name: &str, uid: &str, container: Option<(&str, &str)>, annota
 
 impl Api {
     /// Begins to serve on `listener`.
-    pub(crate) fn start(listener: TcpListener) -> Api {
+    pub fn start(listener: TcpListener) -> Api {
         let address = listener.local_addr().unwrap();
         let api = Api { address, cluster: Arc::default(), changed: watch::channel(0).0 };
         let routes = Router::new()
@@ -66,12 +66,12 @@ impl Api {
     }
 
     /// Where it is.
-    pub(crate) fn url(&self) -> Uri {
+    pub fn url(&self) -> Uri {
         format!("http://{}", self.address).parse().unwrap()
     }
 
     /// There is this pod, as it is now.
-    pub(crate) fn put(&self, pod: Value) {
+    pub fn put(&self, pod: Value) {
         self.change(|cluster| {
             let uid = pod["metadata"]["uid"].as_str().unwrap().to_owned();
             let kind = if cluster.pods.contains_key(&uid) { "MODIFIED" } else { "ADDED" };
@@ -82,7 +82,7 @@ impl Api {
     }
 
     /// The pod is gone.
-    pub(crate) fn delete(&self, uid: &str) {
+    pub fn delete(&self, uid: &str) {
         self.change(|cluster| {
             let pod = stamped(cluster.pods.remove(uid).unwrap(), cluster.version);
             cluster.history.push((cluster.version, json!({"type": "DELETED", "object": pod})));
@@ -90,7 +90,7 @@ impl Api {
     }
 
     /// The pod is gone, and a watch has missed it: versions until now are forgotten.
-    pub(crate) fn delete_and_forget(&self, uid: &str) {
+    pub fn delete_and_forget(&self, uid: &str) {
         self.change(|cluster| {
             cluster.pods.remove(uid).unwrap();
             cluster.history.clear();
@@ -99,17 +99,17 @@ impl Api {
     }
 
     /// Whether everything is refused.
-    pub(crate) fn deny(&self, denied: bool) {
+    pub fn deny(&self, denied: bool) {
         self.change(|cluster| cluster.denied = denied);
     }
 
     /// The events that were posted.
-    pub(crate) fn events(&self) -> Vec<Value> {
+    pub fn events(&self) -> Vec<Value> {
         self.cluster.lock().unwrap().events.clone()
     }
 
     /// How often the pods were listed.
-    pub(crate) fn lists(&self) -> u64 {
+    pub fn lists(&self) -> u64 {
         self.cluster.lock().unwrap().lists
     }
 
