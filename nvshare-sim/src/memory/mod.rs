@@ -22,7 +22,7 @@ use nvshare_sim_card::config::MAX_CARDS;
 use nvshare_sim_card::now;
 
 pub(crate) use managed::touch_managed;
-pub(crate) use space::{Location, access, classify};
+pub(crate) use space::{Location, access, classify, classify_for_copy};
 
 use crate::context::Context;
 use crate::device::card;

@@ -134,13 +134,20 @@ pub(crate) fn classify(address: u64) -> Location {
     match read().find(address) {
         None => Location::Pageable,
         Some(area) => match &area.kind {
-            // Without anything behind it the driver takes a reserved address for the program's own memory.
-            Kind::Reserved(mappings) if !mapping::is_there(mappings, address) => Location::Pageable,
             Kind::Plain(_) | Kind::Reserved(_) => Location::Device(area.device),
             Kind::Managed(_) => Location::Managed,
             Kind::Pinned(_) => Location::Pinned,
         },
     }
+}
+
+/// What an address is to a copy: a reserved one with nothing behind it is taken for the program's own memory.
+pub(crate) fn classify_for_copy(address: u64) -> Location {
+    let is_empty = |area: &Arc<Area>| match &area.kind {
+        Kind::Reserved(mappings) => !mapping::is_there(mappings, address),
+        _ => false,
+    };
+    if read().find(address).is_some_and(is_empty) { Location::Pageable } else { classify(address) }
 }
 
 /// Whether work on `device` may touch all of the range; if not, why. Memory that the driver does not know is allowed.

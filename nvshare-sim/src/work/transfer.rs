@@ -170,7 +170,7 @@ impl Transfer {
 
 /// An error the driver would give at the call already: an end that must be memory of a device and is not.
 pub(crate) fn device_end(address: u64) -> Outcome {
-    match memory::classify(address) {
+    match memory::classify_for_copy(address) {
         Location::Pageable => Err(CUresult::CUDA_ERROR_INVALID_VALUE),
         _ => Ok(()),
     }

@@ -225,7 +225,7 @@ mod tests {
             "GPU 0 NVIDIA H200 in turns, needs 32 GiB of 16 GiB (200 %)",
             "ml/train-1",
             "waiting",
-            "high x2.5 pinned",
+            "pinned, high, weight 2.5",
             "client 1: waits for host memory",
             "q quit",
         ] {
