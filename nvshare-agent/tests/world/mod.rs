@@ -100,6 +100,18 @@ pub(crate) struct World {
 }
 
 impl World {
+    /// A thousand clients on two cards that together want a hundred times what there is, a third of them at work.
+    pub(crate) fn crowd() -> World {
+        let mut world = World::new(&[16 * GIB, 16 * GIB]);
+        for number in 0..1000_u64 {
+            let client = world.start();
+            world.allocate(client, (number % 2) as u8, (1 + number % 7) * GIB);
+            world.shims[client].works = number % 3 == 0;
+        }
+        world.run(3000);
+        world
+    }
+
     pub(crate) fn new(cards: &[u64]) -> World {
         let mut world = World {
             core: Core::new(settings()),
