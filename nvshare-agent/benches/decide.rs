@@ -12,7 +12,7 @@ use world::World;
 fn decision(criterion: &mut Criterion) {
     let world = World::crowd();
     let (core, now) = (&world.core, world.moment());
-    criterion.bench_function("decide/1000_clients", |bencher| {
+    criterion.bench_function("decide_1000_clients", |bencher| {
         bencher.iter(|| black_box(decide(&core.ledger, &core.settings, now)));
     });
 }

@@ -40,7 +40,7 @@ fn scrape(criterion: &mut Criterion) {
     };
     let (_publish, state) = watch::channel(Arc::new(state));
     let metrics = Metrics::new(state, Health::new());
-    criterion.bench_function("scrape/1000_clients", |bencher| bencher.iter(|| black_box(metrics.text())));
+    criterion.bench_function("scrape_1000_clients", |bencher| bencher.iter(|| black_box(metrics.text())));
 }
 
 criterion_group!(benches, scrape);

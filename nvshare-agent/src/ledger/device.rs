@@ -88,6 +88,12 @@ impl Device {
         self.settled && now.since(self.read_began) < FRESH
     }
 
+    /// What may be granted right now of what is `free`: NVML was read lately, and what was given back since does not
+    /// count.
+    pub fn grantable(&self, now: Moment, free: impl FnOnce() -> i64) -> Option<i64> {
+        self.fresh(now).then(|| free() - self.unseen().0 as i64)
+    }
+
     /// What was given back and is not seen to be free.
     pub fn unseen(&self) -> Bytes {
         self.unconfirmed.iter().map(|(_, bytes)| *bytes).sum()

@@ -268,8 +268,7 @@ impl Ledger {
 
     /// What may be granted on `device` right now: NVML was read lately, and what was given back since does not count.
     pub fn grantable(&self, device: DeviceId, now: Moment) -> Option<i64> {
-        let at = self.devices.get(&device)?;
-        at.fresh(now).then(|| self.free(device) - at.unseen().0 as i64)
+        self.devices.get(&device)?.grantable(now, || self.free(device))
     }
 
     /// Everybody who could hold memory without being in here is known by now, or gone: a reading that began earlier may

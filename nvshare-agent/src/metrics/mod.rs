@@ -1,6 +1,8 @@
 //! Every exported series, made from the published [`State`] whenever somebody asks: a series vanishes with the client or
 //! device it belongs to, and nothing is counted twice.
 
+mod clients;
+mod lines;
 mod series;
 
 use std::collections::BTreeMap;
@@ -12,7 +14,9 @@ use tokio::sync::watch;
 
 use crate::control::CONNECTIONS;
 use crate::health::{Health, Readiness};
-use crate::snapshot::{Activity, Client, Device, State, Totals};
+use crate::snapshot::{Activity, State, Totals};
+use clients::clients;
+use lines::Lines;
 use series::{Page, Series};
 
 /// Reasons for unswappable memory that one client may have a label for; the rest is `other`. Shims choose these texts.
@@ -23,8 +27,7 @@ const CLIENTS: usize = CONNECTIONS;
 /// The most characters of a label that comes from a client.
 const LABEL_CHARS: usize = 32;
 
-/// What `/metrics` shows. No registry stands in between: sorting every sample of a thousand clients would take longer
-/// than the rest of a scrape, and the [table](Series) is in order already.
+/// What `/metrics` shows.
 pub struct Metrics {
     state: watch::Receiver<Arc<State>>,
     health: Health,
@@ -39,7 +42,12 @@ impl Metrics {
     /// All series in Prometheus' text format.
     pub fn text(&self) -> prometheus::Result<String> {
         let state = Arc::clone(&self.state.borrow());
-        TextEncoder::new().encode_to_string(&page(&state, &self.health.readiness()).families())
+        let mut text =
+            TextEncoder::new().encode_to_string(&page(&state, &self.health.readiness()).families())?;
+        let mut lines = Lines::new();
+        clients(&mut lines, &state);
+        lines.write(&mut text);
+        Ok(text)
     }
 }
 
@@ -47,9 +55,6 @@ fn page(state: &State, readiness: &Readiness) -> Page {
     let mut page = Page::new();
     agent(&mut page, state, readiness);
     devices(&mut page, state);
-    for client in state.clients.iter().take(CLIENTS) {
-        one_client(&mut page, client, &state.devices);
-    }
     all_clients(&mut page, state);
     observer(&mut page, state);
     page
@@ -123,55 +128,6 @@ fn devices(page: &mut Page, state: &State) {
             page.put(Series::DeviceUnswappable, &[gpu[0], gpu[1], &reason], bytes(amount));
         }
     }
-}
-
-fn one_client(page: &mut Page, client: &Client, devices: &[Device]) {
-    let (number, name, shim) = (client.client.0.to_string(), label(&client.name), label(&client.shim));
-    let owner = &client.owner;
-    let who = [number.as_str(), &owner.namespace, &owner.pod, &owner.container, name.as_str()];
-
-    page.put(Series::ClientInfo, &with(who, [shim.as_str()]), 1.0);
-    page.put(Series::ClientActivity, &with(who, [client.activity.name()]), 1.0);
-    page.put(Series::ClientUnyielding, &who, flag(client.activity == Activity::Unyielding));
-    page.put(Series::ClientWaiting, &who, client.waiting_seconds);
-    page.put(Series::ClientIdle, &who, client.idle_seconds);
-    if let Some(left) = client.lease_seconds {
-        page.put(Series::ClientLease, &who, left);
-    }
-    page.put(Series::ClientWeight, &who, client.weight);
-    page.put(Series::ClientPriority, &with(who, [client.priority.name()]), 1.0);
-    page.put(Series::ClientPinned, &who, flag(client.pinned));
-    page.put(Series::ClientHeldOut, &who, flag(client.held_out));
-    page.put(Series::ClientArenas, &who, bytes(client.arena_bytes));
-    for held in &client.devices {
-        let device = devices.iter().find(|device| device.uuid == held.uuid);
-        // Empty once NVML does not list it any more.
-        let index = device.map(|device| device.index.to_string()).unwrap_or_default();
-        let gpu = [index.as_str(), &held.uuid];
-        let figures = [
-            (Series::ClientResident, held.resident),
-            (Series::ClientSwapped, held.swapped),
-            (Series::ClientShadow, held.shadow),
-            (Series::ClientGranted, held.granted),
-            (Series::ClientNeeded, held.needed),
-        ];
-        for (series, figure) in figures {
-            page.put(series, &with(who, gpu), bytes(figure));
-        }
-        for (reason, amount) in few(&held.unswappable_reasons) {
-            page.put(Series::ClientUnswappable, &with(who, [gpu[0], gpu[1], &reason]), bytes(amount));
-        }
-    }
-    for (call, count) in client.totals.application_calls.iter().filter(|(_, count)| **count > 0) {
-        page.put(Series::ClientCalls, &with(who, [call.as_str()]), *count as f64);
-    }
-    page.put(Series::ClientCopied, &with(who, ["out"]), bytes(client.totals.copied_out));
-    page.put(Series::ClientCopied, &with(who, ["in"]), bytes(client.totals.copied_in));
-}
-
-/// The labels of a client, and more.
-fn with<'a, const N: usize>(who: [&'a str; 5], more: [&'a str; N]) -> Vec<&'a str> {
-    who.into_iter().chain(more).collect()
 }
 
 /// What clients did together, those that ended too: these never go back while the agent runs.
@@ -273,7 +229,7 @@ mod tests {
     use super::*;
     use crate::health::Part;
     use crate::observation::Attachment;
-    use crate::snapshot::{ClientDevice, Device};
+    use crate::snapshot::{Client, ClientDevice, Device};
 
     const GPU: &str = "GPU-01234567-89ab-cdef-1032-547698badcfe";
 

@@ -32,6 +32,11 @@ macro_rules! series {
                 kind: MetricType::$kind,
                 labels: &$labels,
             }),*];
+
+            /// Its line of the table.
+            pub(super) const fn definition(self) -> &'static Definition {
+                &Self::TABLE[self as usize]
+            }
         }
     };
 }
@@ -135,7 +140,7 @@ impl Page {
     /// Puts a gauge or a counter on the page; `labels` are the values for the names in the table.
     pub(super) fn put(&mut self, series: Series, labels: &[&str], value: f64) {
         let mut metric = labelled(series, labels);
-        if Series::TABLE[series as usize].kind == MetricType::COUNTER {
+        if series.definition().kind == MetricType::COUNTER {
             let mut counter = Counter::default();
             counter.set_value(value);
             metric.set_counter(counter);
@@ -180,7 +185,7 @@ impl Page {
 }
 
 fn labelled(series: Series, values: &[&str]) -> Metric {
-    let names = Series::TABLE[series as usize].labels;
+    let names = series.definition().labels;
     debug_assert_eq!(names.len(), values.len(), "{series:?} has the labels {names:?}");
     let pairs = names.iter().zip(values).map(|(name, value)| {
         let mut pair = LabelPair::default();

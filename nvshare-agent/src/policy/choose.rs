@@ -231,7 +231,7 @@ fn favoured(ledger: &Ledger, settings: &Settings, units: &[Unit], most: &Most, n
     let mut highest: BTreeMap<DeviceId, Rank> = BTreeMap::new();
     let contend = |unit: &&Unit| matches!(unit.role, Role::Protected { .. } | Role::Expired | Role::Waiting);
     for unit in units.iter().filter(contend).filter(|unit| !unit.pinned()) {
-        for device in unit.needs.keys() {
+        for device in unit.devices() {
             let highest = highest.entry(*device).or_insert(unit.rank);
             *highest = unit.rank.max(*highest);
         }
@@ -241,8 +241,7 @@ fn favoured(ledger: &Ledger, settings: &Settings, units: &[Unit], most: &Most, n
         // One that has had the lease since before anybody was there may wait for memory.
         let waits = matches!(unit.role, Role::Waiting | Role::Expired);
         let since = unit.wants.filter(|_| waits)?;
-        let lower =
-            || unit.needs.keys().any(|device| highest.get(device).is_some_and(|rank| *rank > unit.rank));
+        let lower = || unit.devices().any(|device| highest.get(device).is_some_and(|rank| *rank > unit.rank));
         let long = now.since(since.max(ledger.favoured_at())) >= long;
         (long && lower() && most.never(unit).is_none()).then_some((since, unit.id(), index))
     });

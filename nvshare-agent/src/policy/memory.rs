@@ -49,6 +49,7 @@ pub(super) fn arrange(ledger: &Ledger, units: &[Unit], chosen: Chosen, now: Mome
         let lacks = plan.lacks(*id, &running);
         let lacking: i64 = lacks.iter().map(|lack| lack.bytes.0 as i64).sum();
         let free = ledger.free(*id);
+        let grantable = device.grantable(now, || free);
         plan.free.insert(*id, free);
         let mut missing = lacking + device.room().0 as i64 - free;
         if missing > 0 {
@@ -57,11 +58,11 @@ pub(super) fn arrange(ledger: &Ledger, units: &[Unit], chosen: Chosen, now: Mome
         if missing > 0 {
             plan.take(*id, missing, &victims, lacks.first().map(|lack| lack.client));
         }
-        let unseen = ledger.grantable(*id, now).is_none() || device.unseen() > Bytes::ZERO;
-        let room_waits = plan.rooms(*id, device);
+        let unseen = grantable.is_none() || device.unseen() > Bytes::ZERO;
+        let room_waits = plan.rooms(*id, device, grantable);
         reads |= room_waits && unseen;
         plan.out.pressing |= room_waits || !lacks.is_empty();
-        let left = plan.grant(*id, device, &lacks);
+        let left = plan.grant(*id, device, grantable, &lacks);
         reads |= unseen && free > 0 && !lacks.is_empty();
         spare.insert(*id, (left, lacks.is_empty()));
     }
@@ -146,7 +147,7 @@ impl Plan<'_> {
             if leased {
                 self.stop(unit, None);
             }
-            for device in unit.needs.keys() {
+            for device in unit.devices() {
                 let gives: Bytes = unit.members.iter().map(|client| takeable(client, *device)).sum();
                 if gives == Bytes::ZERO || !(leased || self.willing(unit, *device, gives.0 as i64)) {
                     continue;
@@ -233,12 +234,12 @@ impl Plan<'_> {
     }
 
     /// Answers drivers that want room. Says whether one still waits.
-    fn rooms(&mut self, id: DeviceId, device: &Device) -> bool {
+    fn rooms(&mut self, id: DeviceId, device: &Device, grantable: Option<i64>) -> bool {
         let mut open = false;
         // What drivers want may come from the reserve: it is there for that.
         let reserve = device.reserve.0 as i64;
         let made: Bytes = device.rooms.iter().filter(|room| room.made.is_some()).map(|room| room.bytes).sum();
-        let mut left = self.ledger.grantable(id, self.now).map(|left| left + reserve - made.0 as i64);
+        let mut left = grantable.map(|left| left + reserve - made.0 as i64);
         for room in device.rooms.iter().filter(|room| room.made.is_none()) {
             let bytes = room.bytes.0 as i64;
             let made = left.is_some_and(|left| bytes <= left);
@@ -256,10 +257,16 @@ impl Plan<'_> {
     }
 
     /// Grants what is free to those who lack it. Says what is left, or none while nothing may be granted.
-    fn grant(&mut self, id: DeviceId, device: &Device, lacks: &[Lack]) -> Option<i64> {
-        let mut left = self.ledger.grantable(id, self.now)? - device.room().0 as i64;
+    fn grant(
+        &mut self,
+        id: DeviceId,
+        device: &Device,
+        grantable: Option<i64>,
+        lacks: &[Lack],
+    ) -> Option<i64> {
+        let mut left = grantable? - device.room().0 as i64;
         for lack in lacks {
-            let bytes = grantable(lack.bytes, left);
+            let bytes = part(lack.bytes, left);
             if bytes > Bytes::ZERO {
                 left -= bytes.0 as i64;
                 self.out.todo.push(Decision::Grant { client: lack.client, device: id, bytes });
@@ -286,13 +293,13 @@ impl Plan<'_> {
             let unit = &self.units[*index];
             let lack =
                 |device: &DeviceId| lacks(unit, *device).iter().map(|lack| lack.bytes.0 as i64).sum::<i64>();
-            let free = unit.needs.keys().all(|device| {
+            let free = unit.devices().all(|device| {
                 lack(device) == 0 || left.get(device).is_some_and(|left| lack(device) <= *left)
             });
             if !free || self.out.todo.iter().any(|decision| takes_from(decision, unit)) {
                 continue;
             }
-            for device in unit.needs.keys() {
+            for device in unit.devices() {
                 *left.entry(*device).or_default() -= lack(device);
             }
             for client in unit.members.iter().filter(|client| client.lease.is_none()) {
@@ -305,10 +312,10 @@ impl Plan<'_> {
     /// reading is needed for that.
     fn ahead(&mut self, unit: &Unit, spare: &mut BTreeMap<DeviceId, (Option<i64>, bool)>) -> bool {
         let mut reads = false;
-        for device in unit.needs.keys() {
+        for device in unit.devices() {
             let Some((left, true)) = spare.get_mut(device) else { continue };
             for lack in lacks(unit, *device) {
-                let bytes = grantable(lack.bytes, left.unwrap_or_default());
+                let bytes = part(lack.bytes, left.unwrap_or_default());
                 if let Some(left) = left
                     && bytes > Bytes::ZERO
                 {
@@ -364,7 +371,7 @@ fn lacks(unit: &Unit, device: DeviceId) -> Vec<Lack> {
 }
 
 /// As much of `lack` as `left` allows, in whole pieces.
-fn grantable(lack: Bytes, left: i64) -> Bytes {
+fn part(lack: Bytes, left: i64) -> Bytes {
     let left = left.max(0) as u64;
     if lack.0 <= left { lack } else { Bytes(left / PIECE * PIECE) }
 }

@@ -1,12 +1,11 @@
 //! What the policy stops and resumes as one: a gang, seen through the question whether it may, must or wants to run.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
 
 use super::lease_length;
-use crate::ledger::{Client, GangId, Ledger};
+use crate::ledger::{Client, Ledger};
 use crate::moment::Moment;
 use crate::order::Priority;
 use crate::settings::Settings;
@@ -55,7 +54,8 @@ pub(super) struct Unit<'a> {
     pub(super) runtime: Duration,
     /// Its last sign of work.
     pub(super) active_at: Moment,
-    pub(super) needs: BTreeMap<DeviceId, Need>,
+    /// By device, each once. Mostly one: a list costs less than a map.
+    pub(super) needs: Vec<(DeviceId, Need)>,
 }
 
 /// What a unit needs and holds on one device.
@@ -85,6 +85,11 @@ impl Unit<'_> {
     /// runs until it is told otherwise, and what it allocates then must wait like anybody else).
     pub(super) fn starts(&self) -> bool {
         !self.leased() || self.outgrew()
+    }
+
+    /// The devices that it uses.
+    pub(super) fn devices(&self) -> impl Iterator<Item = &DeviceId> {
+        self.needs.iter().map(|(device, _)| device)
     }
 
     /// It has the lease, all of it.
@@ -119,18 +124,22 @@ impl Unit<'_> {
 
 /// All units.
 pub(super) fn units<'a>(ledger: &'a Ledger, settings: &Settings, now: Moment) -> Vec<Unit<'a>> {
-    let mut gangs: BTreeMap<GangId, Vec<&Client>> = BTreeMap::new();
-    for client in ledger.clients().values() {
-        gangs.entry(client.gang).or_default().push(client);
-    }
-    gangs.into_values().map(|members| unit(ledger, settings, members, now)).collect()
+    let mut clients: Vec<&Client> = ledger.clients().values().collect();
+    // Stable: the members of a gang stay in the order of their numbers.
+    clients.sort_by_key(|client| client.gang);
+    let gangs = clients.chunk_by(|one, next| one.gang == next.gang);
+    gangs.map(|members| unit(ledger, settings, members.to_vec(), now)).collect()
 }
 
 fn unit<'a>(ledger: &Ledger, settings: &Settings, members: Vec<&'a Client>, now: Moment) -> Unit<'a> {
-    let mut needs: BTreeMap<DeviceId, Need> = BTreeMap::new();
+    let mut needs: Vec<(DeviceId, Need)> = Vec::with_capacity(members[0].devices.len());
     for client in &members {
         for (device, holding) in &client.devices {
-            let need = needs.entry(*device).or_default();
+            let at = needs.iter().position(|(known, _)| known == device).unwrap_or_else(|| {
+                needs.push((*device, Need::default()));
+                needs.len() - 1
+            });
+            let need = &mut needs[at].1;
             need.granted += holding.booked();
             let stays = holding.booked().saturating_sub(takeable(client, *device));
             // What a pinned one does not use can be asked back while it runs.
@@ -142,7 +151,8 @@ fn unit<'a>(ledger: &Ledger, settings: &Settings, members: Vec<&'a Client>, now:
             need.needed += if client.commandable() { holding.needed } else { holding.booked() };
         }
     }
-    for need in needs.values_mut() {
+    needs.sort_unstable_by_key(|(device, _)| *device);
+    for (_, need) in &mut needs {
         need.needed = need.needed.max(need.floor);
     }
     let role = role(ledger, settings, &members, now);
