@@ -79,9 +79,9 @@ pub fn decode_hello(packet: &[u8]) -> Result<Hello, FrameError> {
 pub fn encode_answer(answer: &Answer) -> Result<Vec<u8>, FrameError> {
     let mut packet = head();
     match answer {
-        Answer::Welcome { client } => {
+        Answer::Welcome { client, limits } => {
             packet.push(WELCOME);
-            packet.extend(encode(client)?);
+            packet.extend(encode(&(client, limits))?);
         }
         Answer::Refused { why } => {
             packet.push(REFUSED);
@@ -96,9 +96,10 @@ pub fn decode_answer(packet: &[u8]) -> Result<Answer, FrameError> {
     let (version, body) = split(packet)?;
     match body.split_first() {
         Some((&REFUSED, why)) => Ok(Answer::Refused { why: String::from_utf8_lossy(why).into_owned() }),
-        Some((&WELCOME, client)) => {
+        Some((&WELCOME, welcome)) => {
             understood(version)?;
-            Ok(Answer::Welcome { client: decode(client)? })
+            let (client, limits) = decode(welcome)?;
+            Ok(Answer::Welcome { client, limits })
         }
         _ => Err(FrameError::Malformed { bytes: packet.len(), why: "neither welcome nor refused".into() }),
     }
@@ -139,7 +140,8 @@ mod tests {
     #[test]
     fn a_session_opens_and_a_refusal_is_read_by_any_version() {
         assert_eq!(decode_hello(&encode_hello(&hello()).unwrap()).unwrap(), hello());
-        let welcome = Answer::Welcome { client: ClientId(7) };
+        let limits = vec![(DeviceId([7; 16]), Bytes::GIB)];
+        let welcome = Answer::Welcome { client: ClientId(7), limits };
         assert_eq!(decode_answer(&encode_answer(&welcome).unwrap()).unwrap(), welcome);
         let refused = Answer::Refused { why: "agent 0.9 speaks protocol 9".into() };
         let mut packet = encode_answer(&refused).unwrap();

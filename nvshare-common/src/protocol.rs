@@ -52,6 +52,8 @@ pub enum Answer {
     Welcome {
         /// The agent's number for this client.
         client: ClientId,
+        /// The first [`ToShim::Limit`] of each device, so that the first question for memory is answered by them.
+        limits: Vec<(DeviceId, Bytes)>,
     },
     /// No session; the client runs bare. Says why, with both versions where that is the reason.
     Refused {

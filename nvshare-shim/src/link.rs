@@ -185,6 +185,10 @@ fn run(tried: &Sender<()>) {
             Ok(mut session) => {
                 said = false;
                 log::info!("connected to the agent as client {}", session.client().0);
+                // Before the application's first call returns: frameworks ask once how much there is.
+                for (device, bytes) in session.limits() {
+                    on_device(device, Term::Limit(bytes.0));
+                }
                 let _ = tried.send(());
                 alone.forget();
                 want_what_is_missing();

@@ -425,16 +425,30 @@ impl Core {
             .collect();
         for client in clients {
             for (device, stays) in &devices {
-                let bytes = self.ledger.limit(client, *device, *stays);
-                let Some(told) = self.ledger.client_mut(client) else { continue };
-                let old = told.limits.get(device).copied();
-                if old.is_none_or(|old| old.0.abs_diff(bytes.0) >= LIMIT_STEP || (bytes < old)) {
-                    told.limits.insert(*device, bytes);
+                if let Some(bytes) = self.limit(client, *device, *stays) {
                     commands.extend(self.command(client, ToShim::Limit { device: *device, bytes }));
                 }
             }
         }
         commands
+    }
+
+    /// The limits that a client is told as it is welcomed.
+    pub fn first_limits(&mut self, client: ClientId) -> Vec<(DeviceId, Bytes)> {
+        let devices: Vec<DeviceId> = self.ledger.devices().keys().copied().collect();
+        let limit = |device| Some((device, self.limit(client, device, self.ledger.stays(device))?));
+        devices.into_iter().filter_map(limit).collect()
+    }
+
+    /// The client's limit on a device, if it is to be told; it counts as told.
+    fn limit(&mut self, client: ClientId, device: DeviceId, stays: Bytes) -> Option<Bytes> {
+        let bytes = self.ledger.limit(client, device, stays);
+        let told = &mut self.ledger.client_mut(client)?.limits;
+        let new = told.get(&device).is_none_or(|old| old.0.abs_diff(bytes.0) >= LIMIT_STEP || bytes < *old);
+        new.then(|| {
+            told.insert(device, bytes);
+            bytes
+        })
     }
 
     /// How long until time alone could change a decision.

@@ -290,7 +290,8 @@ impl Conductor {
         }
         self.host.opened(client, hello.arenas, now);
         self.sessions.opened += 1;
-        if outbox.answer(&Answer::Welcome { client }).is_ok() {
+        let limits = self.core.first_limits(client);
+        if outbox.answer(&Answer::Welcome { client, limits }).is_ok() {
             self.lines.insert(session, Line { client, outbox });
         }
         if new {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nvshare_common::frame;
 use nvshare_common::protocol::{Answer, Hello, ToAgent, ToShim};
-use nvshare_common::units::ClientId;
+use nvshare_common::units::{Bytes, ClientId, DeviceId};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::{
@@ -162,6 +162,7 @@ pub(super) struct Session {
     bell: Arc<OwnedFd>,
     buffer: Vec<u8>,
     client: ClientId,
+    limits: Vec<(DeviceId, Bytes)>,
 }
 
 impl Session {
@@ -171,11 +172,11 @@ impl Session {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(End::Connect)?;
         let (socket, bell) = (Arc::new(socket), Arc::new(bell));
         let buffer = vec![0; frame::MAX_BYTES];
-        let mut session = Session { socket, bell, buffer, client: ClientId(0) };
+        let mut session = Session { socket, bell, buffer, client: ClientId(0), limits: Vec::new() };
         let before = session.greet()?;
         match session.answer() {
-            Ok(client) => {
-                session.client = client;
+            Ok(welcome) => {
+                (session.client, session.limits) = welcome;
                 shared().ever_managed = true;
                 Ok(session)
             }
@@ -192,6 +193,11 @@ impl Session {
     /// The agent's number for this client.
     pub(super) const fn client(&self) -> ClientId {
         self.client
+    }
+
+    /// What the client was told of its limits as it was welcomed.
+    pub(super) fn limits(&mut self) -> Vec<(DeviceId, Bytes)> {
+        std::mem::take(&mut self.limits)
     }
 
     /// Says `Hello`. From here on all that changes is said too, in order; the lock is held until then. Returns whether
@@ -230,7 +236,7 @@ impl Session {
         Ok(std::mem::replace(&mut shared.managed, true))
     }
 
-    fn answer(&mut self) -> Result<ClientId, End> {
+    fn answer(&mut self) -> Result<(ClientId, Vec<(DeviceId, Bytes)>), End> {
         let deadline = Instant::now() + ANSWER_LIMIT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -242,7 +248,7 @@ impl Session {
             }
             if let Some((length, _)) = self.packet()? {
                 return match frame::decode_answer(&self.buffer[..length]) {
-                    Ok(Answer::Welcome { client }) => Ok(client),
+                    Ok(Answer::Welcome { client, limits }) => Ok((client, limits)),
                     Ok(Answer::Refused { why }) => Err(End::Refused(why)),
                     Err(error) => Err(End::Refused(error.to_string())),
                 };

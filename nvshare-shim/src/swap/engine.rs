@@ -9,6 +9,7 @@ use nvshare_common::protocol::ToAgent;
 use nvshare_common::units::{Bytes, DeviceRange, Ticket};
 
 use super::inward::{Inward, Step};
+use super::lending::{self, Loan};
 use super::outward::{Outcome, Outward};
 use super::plan::{Candidate, choose};
 use super::workshop::Workshop;
@@ -39,6 +40,7 @@ pub fn run(device: &'static Device) {
         shop: None,
         complained: false,
         inward: Inward::default(),
+        loan: None,
         no_room_until: None,
         seen: 0,
     };
@@ -57,6 +59,8 @@ struct Engine {
     /// That there is none was said.
     complained: bool,
     inward: Inward,
+    /// While extents are on their way in.
+    loan: Option<Loan>,
     /// The device was full at the last try.
     no_room_until: Option<Instant>,
     /// How much news this thread has seen.
@@ -109,13 +113,21 @@ impl Engine {
 
     /// One step of the swap-in; false when there is nothing to do for now.
     fn advance(&mut self) -> bool {
+        let advanced = self.step();
+        if self.inward.is_empty() {
+            self.loan = None;
+        }
+        advanced
+    }
+
+    fn step(&mut self) -> bool {
         let Some(shop) = &mut self.shop else { return false };
         if self.inward.finish_one(self.device, shop, !self.inward.is_full()) {
             self.settle();
             return true;
         }
         let full = self.no_room_until.is_some_and(|until| Instant::now() < until);
-        if !full {
+        if !full && lending::may_begin(&mut self.loan) {
             self.no_room_until = None;
             match self.inward.begin_one(self.device, shop) {
                 Step::Began => return true,
@@ -134,6 +146,7 @@ impl Engine {
         if let Some(shop) = &mut self.shop {
             while self.inward.finish_one(self.device, shop, false) {}
         }
+        self.loan = None;
         self.settle();
     }
 
@@ -267,6 +280,7 @@ impl Engine {
             .into_iter()
             .map(|candidate| candidate.id)
             .collect();
+        let _loan = lending::borrow();
         Outward::new(self.device, shop, ticket).run(&chosen)
     }
 
@@ -288,6 +302,7 @@ impl Engine {
     /// All or nothing: two clients that hold half each would wait for one another for ever.
     fn restore(&mut self, answer: &Sender<bool>) {
         self.device.state().space.set_terms(|terms| terms.unlimited = true);
+        self.loan = Some(lending::borrow());
         while let Some(shop) = &mut self.shop {
             if self.inward.begin_one(self.device, shop) != Step::Began {
                 break;

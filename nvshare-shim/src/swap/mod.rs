@@ -7,6 +7,7 @@
 pub mod dma;
 pub mod engine;
 pub mod inward;
+pub mod lending;
 pub mod outward;
 pub mod plan;
 pub mod prints;

@@ -10,7 +10,7 @@ use nvshare_common::units::{ArenaId, Bytes};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-use super::spare;
+use super::{lending, spare};
 use crate::config::BLOCK_BYTES;
 use crate::driver::driver;
 use crate::memory::device::{self, Device};
@@ -267,13 +267,20 @@ pub fn with_agents_arenas<T>(each: impl FnMut((ArenaId, std::os::fd::BorrowedFd<
     shadows.arenas.iter().filter_map(|arena| Some((arena.id?, arena.file.as_fd()))).map(each).collect()
 }
 
-/// `context` is about to be destroyed: what was registered in it must be registered elsewhere.
+/// `context` is about to be destroyed: what is registered in it must be registered elsewhere. Called by the engine that
+/// leaves it, with no copy of its own under way.
 pub fn unregister(context: usize) {
-    let mut shadows = shadows();
-    for arena in shadows.arenas.iter_mut().filter(|arena| arena.registered == Some(context)) {
-        // SAFETY: it was registered, and no copy of ours is under way when a context is left.
-        let _ = unsafe { driver().cuMemHostUnregister(std::ptr::with_exposed_provenance_mut(arena.host)) };
-        arena.registered = None;
+    lending::recalled(|| {
+        let mut shadows = shadows();
+        for arena in shadows.arenas.iter_mut().filter(|arena| arena.registered == Some(context)) {
+            // SAFETY: it was registered, and while loans are recalled nothing copies to or from an arena.
+            let _ =
+                unsafe { driver().cuMemHostUnregister(std::ptr::with_exposed_provenance_mut(arena.host)) };
+            arena.registered = None;
+        }
+    });
+    for device in device::all() {
+        device.wake();
     }
 }
 

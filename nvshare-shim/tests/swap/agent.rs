@@ -34,8 +34,14 @@ impl Listener {
 
     /// The next shim that connects, welcomed.
     pub(crate) fn welcome(&self) -> Agent {
+        self.welcome_within(Vec::new())
+    }
+
+    /// The next shim that connects, welcomed and told its limits.
+    pub(crate) fn welcome_within(&self, limits: Vec<(DeviceId, Bytes)>) -> Agent {
         let (mut agent, hello) = self.accept();
-        agent.packet(&frame::encode_answer(&Answer::Welcome { client: ClientId(1) }).unwrap(), None);
+        let answer = Answer::Welcome { client: ClientId(1), limits };
+        agent.packet(&frame::encode_answer(&answer).unwrap(), None);
         for _ in 0..hello.arenas {
             let message = agent.next("an arena of before");
             assert!(matches!(message, ToAgent::ArenaHeld { .. }), "{message:?}");

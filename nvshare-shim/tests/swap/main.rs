@@ -133,6 +133,17 @@ fn two_devices_swap_at_the_same_time() {
     run(&node, command);
 }
 
+#[test]
+fn a_context_of_one_device_goes_while_the_other_swaps() {
+    if is_real() {
+        return;
+    }
+    let node = builder().env("NVSHARE_SIM_CARDS", "2").env("NVSHARE_SIM_CARD_BYTES", "64M").build();
+    let mut command = client(&node, "leaving");
+    command.env("NVSHARE_DEBUG_SWAP_EVERY", "15ms");
+    run(&node, command);
+}
+
 /// A client that a test leads line by line.
 struct Led {
     child: Child,
@@ -423,6 +434,18 @@ fn beyond_the_limit_an_allocation_fails_at_once_and_the_client_sees_only_its_lim
     assert_ne!(client.ask(&format!("alloc {}", 4 * MIB)), "out of memory");
     assert_eq!(client.ask("alloc 1048576"), "out of memory");
     drop(client);
+}
+
+#[test]
+fn the_first_question_for_memory_is_answered_by_the_limit_of_the_welcome() {
+    let node = node();
+    let (first, listener, _agent, device) = led(&node, client(&node, "scripted"), 4 * MIB, 0);
+    first.end();
+    let mut second = Led::start(client(&node, "scripted"));
+    let _agent = listener.welcome_within(vec![(device, Bytes(16 * MIB))]);
+    assert_eq!(second.answer(), "ready");
+    assert_eq!(second.ask("info"), format!("{0} {0}", 16 * MIB));
+    second.end();
 }
 
 #[test]

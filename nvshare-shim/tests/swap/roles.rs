@@ -18,6 +18,7 @@ pub(crate) fn run(role: &str) {
         "quarantine" => freed_during_a_capture(),
         "contexts" => contexts(),
         "devices" => two_devices(),
+        "leaving" => one_device_leaves(),
         "scripted" => scripted(),
         _ => panic!("no client program `{role}`"),
     }
@@ -368,6 +369,39 @@ fn two_devices() {
             assert_eq!(others(*buffer, bytes, value), 0);
         }
     }
+}
+
+/// Contexts of one device come and go, with the arenas that are pinned in them, while the other device swaps.
+fn one_device_leaves() {
+    cu!(cuInit(0));
+    let bytes = 6 << 20;
+    let stays = std::thread::spawn(move || {
+        let mut context = std::ptr::null_mut();
+        cu!(cuDevicePrimaryCtxRetain(&raw mut context, 1));
+        cu!(cuCtxSetCurrent(context));
+        let (gpu, stream, buffer) = (Gpu::load(), stream(), alloc(bytes));
+        for value in 1..60 {
+            gpu.launch("nvshare_store", stream, &[buffer, bytes as u64 / 8, value]);
+            std::thread::sleep(Duration::from_millis(7));
+            synchronize(stream);
+            assert_eq!(others(buffer, bytes, value), 0);
+        }
+    });
+    let mut rounds = 0;
+    while !stays.is_finished() || rounds < 3 {
+        let mut context = std::ptr::null_mut();
+        cu!(cuCtxCreate_v2(&raw mut context, 0, 0));
+        let (gpu, stream, buffer) = (Gpu::load(), stream(), alloc(bytes));
+        for value in 1..3 {
+            gpu.launch("nvshare_store", stream, &[buffer, bytes as u64 / 8, value]);
+            std::thread::sleep(Duration::from_millis(20));
+            synchronize(stream);
+            assert_eq!(others(buffer, bytes, value), 0);
+        }
+        cu!(cuCtxDestroy_v2(context));
+        rounds += 1;
+    }
+    stays.join().unwrap();
 }
 
 /// Obeys lines on standard input, answering each with one line: a test leads it, and plays the agent as well.
