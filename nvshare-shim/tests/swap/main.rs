@@ -23,13 +23,22 @@ fn role() {
     }
 }
 
-/// With `NVSHARE_TEST_REAL` set the tests run on the machine's own GPU (those that need a simulated fault do not).
+/// With `NVSHARE_TEST_REAL=N` the tests run on the machine's own GPUs, of which there are N (those that need a simulated
+/// fault do not).
 fn builder() -> NodeBuilder {
     if is_real() { Node::builder().real() } else { Node::builder() }
 }
 
 fn is_real() -> bool {
     std::env::var_os("NVSHARE_TEST_REAL").is_some()
+}
+
+/// A node with two cards, if there is one.
+fn two_cards() -> Option<Node> {
+    if std::env::var("NVSHARE_TEST_REAL").is_ok_and(|cards| cards == "1") {
+        return None;
+    }
+    Some(builder().env("NVSHARE_SIM_CARDS", "2").env("NVSHARE_SIM_CARD_BYTES", "64M").build())
 }
 
 fn node() -> Node {
@@ -124,10 +133,7 @@ fn contexts_come_and_go_while_swaps_are_forced() {
 
 #[test]
 fn two_devices_swap_at_the_same_time() {
-    if is_real() {
-        return;
-    }
-    let node = builder().env("NVSHARE_SIM_CARDS", "2").env("NVSHARE_SIM_CARD_BYTES", "64M").build();
+    let Some(node) = two_cards() else { return };
     let mut command = client(&node, "devices");
     command.env("NVSHARE_DEBUG_SWAP_EVERY", "15ms");
     run(&node, command);
@@ -135,10 +141,7 @@ fn two_devices_swap_at_the_same_time() {
 
 #[test]
 fn a_context_of_one_device_goes_while_the_other_swaps() {
-    if is_real() {
-        return;
-    }
-    let node = builder().env("NVSHARE_SIM_CARDS", "2").env("NVSHARE_SIM_CARD_BYTES", "64M").build();
+    let Some(node) = two_cards() else { return };
     let mut command = client(&node, "leaving");
     command.env("NVSHARE_DEBUG_SWAP_EVERY", "15ms");
     run(&node, command);
