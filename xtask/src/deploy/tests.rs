@@ -72,6 +72,18 @@ fn every_overlay_is_accepted_strictly() {
 }
 
 #[test]
+fn every_manifest_in_the_documents_is_accepted_strictly() {
+    let Some(programs) = python_programs() else { return };
+    let text = fs::read_to_string(root().join("docs/kubernetes.md")).unwrap();
+    let examples: Vec<&str> =
+        text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(examples.len() >= 3, "{examples:?}");
+    for example in examples {
+        validate(&programs, example).unwrap_or_else(|error| panic!("{example}{error:#}"));
+    }
+}
+
+#[test]
 fn version_and_image_are_filled_in_wherever_they_belong() {
     for overlay in overlays().unwrap() {
         let image = |version: &str, image: &str| Render {
