@@ -6,6 +6,7 @@ mod expected;
 mod live;
 mod pages;
 mod prometheus;
+mod provisioning;
 
 use std::collections::BTreeSet;
 use std::process::Command;
