@@ -19,11 +19,8 @@ fn recipes() -> Vec<String> {
     let text = text(README);
     let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
     // One shows a job alone.
-    let whole = |block: &str| match block.starts_with("  - ") {
-        true => format!("scrape_configs:\n{block}"),
-        false => block.to_owned(),
-    };
-    blocks.map(whole).collect()
+    let head = |block: &str| if block.starts_with("  - ") { "scrape_configs:\n" } else { "" };
+    blocks.map(|block| format!("{}{block}", head(block))).collect()
 }
 
 #[test]
