@@ -1,7 +1,9 @@
 //! `cargo xtask deploy render`: prints an overlay of `deploy/` with version and image filled in. The manifests are put
-//! together by kubectl's own kustomize, over a small kustomization written for the occasion.
+//! together by kubectl's own kustomize, over a small kustomization written for the occasion; the alerts come from
+//! `dashboards/alerts.yaml`, where they are written once for every kind of Prometheus.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -14,6 +16,8 @@ use crate::dist;
 
 /// The image's name in the base.
 const IMAGE: &str = "nvshare-agent";
+/// What the alerts say of where the documents are, until somebody knows better.
+const DOCUMENTS: &str = "https://nvshare.example.com/";
 
 #[derive(Subcommand)]
 pub(crate) enum Deploy {
@@ -23,7 +27,8 @@ pub(crate) enum Deploy {
 
 #[derive(Args, Clone)]
 pub(crate) struct Render {
-    /// The release: the image's tag unless --image has one, and a label.
+    /// The release: the image's tag unless --image has one, and a label. Another one than this checkout's needs an --image
+    /// with tag or digest
     #[arg(long, default_value = dist::version(), value_parser = version)]
     pub(crate) version: String,
     /// Where the image is: NAME, NAME:TAG or NAME@sha256:DIGEST [default: what the overlay says]
@@ -32,6 +37,12 @@ pub(crate) struct Render {
     /// Which of deploy/overlays.
     #[arg(long, default_value = "default")]
     pub(crate) overlay: String,
+    /// Also print dashboards/alerts.yaml as a PrometheusRule of the Prometheus Operator
+    #[arg(long)]
+    pub(crate) with_rules: bool,
+    /// The address under which people read this repository's files: the alerts link to docs/runbook.md there
+    #[arg(long, value_name = "URL", default_value = DOCUMENTS, value_parser = documents, requires = "with_rules")]
+    pub(crate) documents: String,
 }
 
 /// `cargo xtask deploy ...`.
@@ -53,6 +64,14 @@ fn render(options: &Render) -> Result<String> {
         options.overlay,
         overlays.into_iter().collect::<Vec<_>>().join(", ")
     );
+    let exact = options.image.as_ref().is_some_and(|image| is_exact(image));
+    ensure!(
+        options.version == dist::version() || exact,
+        "--version {} is not the release of this checkout, {}, and a tag changes no library: check that release out, or \
+         name the image that was built from it with its tag or digest (--image NAME:TAG)",
+        options.version,
+        dist::version()
+    );
     let directory = root().join("target/deploy");
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let directory = tempfile::tempdir_in(&directory)?;
@@ -69,15 +88,33 @@ fn render(options: &Render) -> Result<String> {
     );
     fs::write(directory.path().join("kustomization.yaml"), kustomization)?;
     fs::write(directory.path().join("version.yaml"), patch(options))?;
-    kustomize(directory.path())
+    let manifests = kustomize(directory.path())?;
+    if options.with_rules {
+        Ok(format!("{manifests}---\n{}", rules(&options.documents)?))
+    } else {
+        Ok(manifests)
+    }
+}
+
+/// The alerts, as the Prometheus Operator takes them.
+fn rules(documents: &str) -> Result<String> {
+    let file = root().join("dashboards/alerts.yaml");
+    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let mut rule = String::from(
+        "apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata:\n  name: nvshare-agent\n  namespace: \
+         nvshare-system\n  labels: {app.kubernetes.io/name: nvshare}\nspec:\n",
+    );
+    for line in text.replace(DOCUMENTS, documents).lines().filter(|line| !line.is_empty()) {
+        let _ = writeln!(rule, "  {line}");
+    }
+    Ok(rule)
 }
 
 /// What is changed in the DaemonSet. The image too: old kustomize's `images` finds none that has a digest.
 fn patch(options: &Render) -> String {
     let label = format!("{{app.kubernetes.io/version: \"{}\"}}", options.version);
     let containers = options.image.as_ref().map_or(String::new(), |image| {
-        let exact = image.contains('@') || split_tag(image).1.is_some();
-        let image = if exact { image.clone() } else { format!("{image}:{}", options.version) };
+        let image = if is_exact(image) { image.clone() } else { format!("{image}:{}", options.version) };
         format!(
             "    spec:\n      initContainers:\n      - {{name: install-shim, image: \"{image}\"}}\n      containers:\n      \
              - {{name: agent, image: \"{image}\"}}\n"
@@ -87,6 +124,11 @@ fn patch(options: &Render) -> String {
         "apiVersion: apps/v1\nkind: DaemonSet\nmetadata:\n  name: nvshare-agent\n  namespace: nvshare-system\n  \
          labels: {label}\nspec:\n  template:\n    metadata:\n      labels: {label}\n{containers}"
     )
+}
+
+/// Whether an image has a tag or a digest.
+fn is_exact(image: &str) -> bool {
+    image.contains('@') || split_tag(image).1.is_some()
 }
 
 /// Name and tag. A colon before the last slash is that of the registry's port.
@@ -136,6 +178,16 @@ fn version(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err("expected what an image's tag and a label can be, such as 0.1.0: letters, digits, `_`, `.` and `-`"
+        .to_owned())
+}
+
+fn documents(text: &str) -> Result<String, String> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:~%".contains(&byte);
+    if rest.is_some_and(|rest| !rest.is_empty() && rest.bytes().all(plain)) {
+        return Ok(format!("{}/", text.trim_end_matches('/')));
+    }
+    Err("expected the address in front of docs/runbook.md, such as https://git.example.com/nvshare/blob/main/"
         .to_owned())
 }
 

@@ -1,10 +1,12 @@
-//! The dashboards, the alerts and the runbook: that they are whole and agree with what the agent exports, and that a
-//! Prometheus which scrapes a running node finds data for every expression.
+//! The dashboards, the alerts and the runbook: that they are whole and agree with what the agent exports, that what they
+//! tell to type can be typed, and that a Prometheus which scrapes a running node finds data for every expression.
 
+mod commands;
 mod expected;
 mod live;
 mod pages;
 mod prometheus;
+mod provisioning;
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -114,7 +116,7 @@ fn every_alert_has_a_section_of_the_runbook_and_tests_that_it_fires_and_that_it_
     let addresses = pages::yaml_values(&rules, "runbook_url");
     let tests = text("dashboards/alerts_test.yaml");
     for (alert, address) in alerts.iter().zip(&addresses) {
-        assert_eq!(*address, format!("{RUNBOOK}#{}", alert.to_lowercase()));
+        assert_eq!(*address, format!("https://nvshare.example.com/{RUNBOOK}#{}", alert.to_lowercase()));
         assert!(runbook.contains(&format!("\n## {alert}\n")), "{RUNBOOK} has no section {alert}");
         let quiet = tests
             .lines()
