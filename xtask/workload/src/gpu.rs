@@ -16,6 +16,8 @@ const THREADS: u32 = 256;
 /// The primary context of one device, with the kernels loaded. Buffers must be dropped before it.
 pub(crate) struct Gpu {
     device: CUdevice,
+    /// All memory of the device, as the driver says it at the start.
+    pub(crate) memory: u64,
     module: CUmodule,
     /// A blocking one: copies, which run in the legacy stream, wait for kernels and kernels for copies.
     stream: CUstream,
@@ -43,6 +45,8 @@ impl Gpu {
             unsafe { result::primary_ctx::retain(device) }.context("cannot make a context")?;
         // SAFETY: the context was retained just now.
         unsafe { result::ctx::set_current(context) }?;
+        // As frameworks do: once, at the start.
+        let (_, memory) = result::mem_get_info()?;
         let image = CString::new(KERNELS)?;
         // SAFETY: the image is PTX text that ends with a zero.
         let module =
@@ -54,6 +58,7 @@ impl Gpu {
         };
         Ok(Gpu {
             device,
+            memory: memory as u64,
             module,
             stream: result::stream::create(result::stream::StreamKind::Default)?,
             queue,

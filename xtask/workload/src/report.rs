@@ -8,6 +8,8 @@ use serde::Serialize;
 #[derive(Serialize, Debug)]
 pub(crate) struct Report {
     pub(crate) device: String,
+    /// All memory of the device, as `cuMemGetInfo` says it at the start.
+    pub(crate) device_bytes: u64,
     pub(crate) bytes: u64,
     pub(crate) buffers: u64,
     pub(crate) iterations: u64,

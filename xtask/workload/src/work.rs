@@ -78,6 +78,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     let moved = work.bytes() * (1 + iterations * (options.passes + 1));
     Ok(Report {
         device: work.gpu.name()?,
+        device_bytes: work.gpu.memory,
         bytes: work.bytes(),
         buffers: options.buffers,
         iterations,

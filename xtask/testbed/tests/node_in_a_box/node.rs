@@ -14,6 +14,8 @@ use crate::manifest::Manifest;
 
 /// For everything that ought to happen at once, even beside a busy compiler.
 pub(crate) const LIMIT: Duration = Duration::from_mins(2);
+/// A pod whose annotation limits its memory, and to how much.
+pub(crate) const LIMITED: (usize, u64) = (1, 80 << 20);
 /// How many shares a card has unless configured otherwise.
 const SHARES: usize = 10;
 
@@ -90,7 +92,9 @@ impl ClusterNode {
         let flags = format!("--bytes {bytes} --buffers 4 --seed {} --until {SHARED}/finish", number + 1);
         let container = allocated(&given, &self.root(), self.node.workload_container(&flags));
         let (uid, id) = (uid(number), id(number));
-        self.api.put(pod(&name(number), &uid, Some(("trainer", &id)), json!({})));
+        let annotations =
+            if number == LIMITED.0 { json!({"nvshare.com/memory-limit": "80Mi"}) } else { json!({}) };
+        self.api.put(pod(&name(number), &uid, Some(("trainer", &id)), annotations));
         container.mount_read_only(shared, SHARED).cgroup(self.cgroups.container(&uid, &id)).start()
     }
 
@@ -171,6 +175,12 @@ impl AgentPod {
             let metrics = self.pages.get("/metrics").ok()?.1;
             (!metrics.contains("pod=\"train-")).then_some(())
         });
+    }
+
+    /// SIGTERM, as in an update.
+    pub(crate) fn stop(mut self) {
+        let status = self.container.stop();
+        assert!(status.success(), "the agent ended with {status}: {}", self.container.errors());
     }
 
     /// `kill -9` and the end of the container, as when a node replaces it.
