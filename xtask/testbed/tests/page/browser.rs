@@ -72,6 +72,13 @@ impl Browser {
         self.command("POST", "execute/sync", &json!({"script": script, "args": []}))
     }
 
+    /// Presses a key and lets it go; `key` is the character that stands for it in WebDriver.
+    pub(crate) fn press(&self, key: char) {
+        let strokes = [json!({"type": "keyDown", "value": key}), json!({"type": "keyUp", "value": key})];
+        let keyboard = json!({"type": "key", "id": "keyboard", "actions": strokes});
+        self.command("POST", "actions", &json!({"actions": [keyboard]}));
+    }
+
     /// Everything in a log (`browser`: the console; `performance`: what was requested) since it was last read.
     pub(crate) fn log(&self, kind: &str) -> Vec<Value> {
         let entries = self.command("POST", "se/log", &json!({"type": kind}));
