@@ -333,7 +333,10 @@ impl Totals {
         ];
         for (sum, more) in pairs {
             for (name, count) in more {
-                *sum.entry(name.clone()).or_default() += count;
+                match sum.get_mut(name) {
+                    Some(sum) => *sum += count,
+                    None => drop(sum.insert(name.clone(), *count)),
+                }
             }
         }
         self.lost += other.lost;

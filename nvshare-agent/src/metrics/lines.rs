@@ -51,6 +51,8 @@ impl Lines {
 
     /// Adds all of it to a page in Prometheus' text format.
     pub(super) fn write(self, page: &mut String) {
+        // Heads too: 256 bytes each are enough.
+        page.reserve(self.0.iter().map(|lines| lines.len() + 256).sum());
         for (Definition { name, help, kind, .. }, lines) in Series::TABLE.iter().zip(self.0) {
             if lines.is_empty() {
                 continue;
