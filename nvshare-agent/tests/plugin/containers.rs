@@ -2,6 +2,7 @@
 //! and they share a card.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use nvshare_agent::plugin::api::ContainerAllocateResponse;
@@ -77,12 +78,20 @@ fn two_containers_with_shares_of_one_card_take_turns_on_it() {
     assert_eq!(node.node.violations(), Vec::<String>::new());
 }
 
-#[test]
-fn every_way_of_preloading_makes_a_container_a_client_unless_it_opts_out() {
-    if !containers_work() {
-        return;
-    }
-    for preload in ["ld-so-preload", "env", "cdi"] {
+/// How the library can be handed over.
+const WAYS: [&str; 3] = ["ld-so-preload", "env", "cdi"];
+
+/// A node whose plugin hands the library over that way, and one allocation of it.
+struct Way {
+    node: KubernetesNode,
+    _kubelet: Kubelet,
+    agent: Agent,
+    given: ContainerAllocateResponse,
+    cdi: Option<Value>,
+}
+
+impl Way {
+    fn new(preload: &str) -> Way {
         let node = KubernetesNode::new(1);
         node.install();
         let kubelet = Kubelet::start(&node.kubelet());
@@ -91,6 +100,17 @@ fn every_way_of_preloading_makes_a_container_a_client_unless_it_opts_out() {
         let cdi = std::fs::read(node.cdi().join("nvshare.com-gpu.json")).ok();
         let cdi: Option<Value> = cdi.map(|text| serde_json::from_slice(&text).unwrap());
         assert_eq!(cdi.is_some(), preload == "cdi");
+        Way { node, _kubelet: kubelet, agent, given, cdi }
+    }
+}
+
+#[test]
+fn every_way_of_preloading_makes_a_container_a_client_unless_it_opts_out() {
+    if !containers_work() {
+        return;
+    }
+    for preload in WAYS {
+        let Way { node, agent, given, cdi, .. } = Way::new(preload);
         let container = || node.node.workload_container("--bytes 16M --seconds 3");
         let mut client = with(&given, cdi.as_ref(), container()).start();
         wait_until_client(&agent, &client);
@@ -101,6 +121,33 @@ fn every_way_of_preloading_makes_a_container_a_client_unless_it_opts_out() {
         let opened = agent.state()["sessions"]["opened"].as_u64();
         assert_eq!(opened, Some(1), "with {preload}: a container that opted out is a client");
         assert_eq!(node.node.violations(), Vec::<String>::new());
+    }
+}
+
+/// As in an image of Alpine Linux: musl's loader loads whatever it finds under a path in `LD_PRELOAD`, and ends the program
+/// where it cannot; it knows no `$LIB`, finds nothing there and goes on; and it never reads `/etc/ld.so.preload`.
+#[test]
+fn programs_with_another_c_library_run_however_the_library_is_handed_over() {
+    if !containers_work() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (source, program) = (directory.path().join("program.c"), directory.path().join("program"));
+    std::fs::write(&source, "#include <stdio.h>\nint main(void) { return puts(\"runs\") < 0; }\n").unwrap();
+    let compiled = Command::new("musl-gcc").arg("-o").arg(&program).arg(&source).status();
+    if !compiled.is_ok_and(|status| status.success()) {
+        return eprintln!("SKIPPED: no program of musl was tried: `apt-get install musl-tools`");
+    }
+    let musl = || ContainerBuilder::new(["/musl/program"]).mount_read_only(directory.path(), "/musl");
+    for preload in WAYS {
+        let way = Way::new(preload);
+        let mut container = with(&way.given, way.cdi.as_ref(), musl()).start();
+        assert!(container.end().success(), "with {preload}: {}", container.errors());
+        assert_eq!(container.output(), "runs\n", "with {preload}");
+        // What is avoided.
+        let plain = musl().mount_read_only(way.node.library(), "/plain");
+        let status = plain.env("LD_PRELOAD", "/plain/libnvshare.so").start().end();
+        assert_eq!(status.code(), Some(127), "this musl loads a library that was made for glibc");
     }
 }
 
