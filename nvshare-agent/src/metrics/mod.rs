@@ -1,6 +1,7 @@
 //! Every exported series, made from the published [`State`] whenever somebody asks: a series vanishes with the client or
 //! device it belongs to, and nothing is counted twice.
 
+mod foreign;
 mod series;
 
 use std::collections::BTreeMap;
@@ -227,6 +228,9 @@ fn observer(page: &mut Page, state: &State) {
         bytes(state.processes.iter().map(|process| process.allocated).sum()),
     );
     page.put(Series::ForeignManaged, &[], bytes(state.processes.iter().map(|process| process.managed).sum()));
+    for (owner, allocated) in foreign::by_owner(&state.processes) {
+        page.put(Series::ForeignPod, &owner, bytes(allocated));
+    }
 
     let observer = &state.observer;
     let failed = observer.attachments.iter().filter(|file| file.problem.is_some()).count();
@@ -306,6 +310,9 @@ mod tests {
             total: Bytes(1 << 30),
             ..Device::default()
         }];
+        let other = serde_json::json!({"process": {"pid": 4_242_424, "start": 1}, "name": "miner", "measured": 0,
+            "allocated": 5, "managed": 0, "inexact": false, "idle_seconds": 0.0, "seen": {}});
+        state.processes.push(serde_json::from_value(other).unwrap());
         state.ended_totals.copied_out = Bytes(1000);
         state.sessions.refused.insert("version".to_owned(), 1);
         state.sessions.closed.insert("malformed".to_owned(), 1);
