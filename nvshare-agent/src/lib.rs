@@ -11,6 +11,7 @@ pub mod conductor;
 pub mod config;
 pub mod control;
 pub mod device;
+mod full;
 pub mod health;
 pub mod hostmem;
 pub mod http;
