@@ -13,12 +13,14 @@ use tracing::{debug, info, warn};
 
 use crate::admin::server::Server;
 use crate::admin::{Request, Response};
+use crate::change::Change;
 use crate::conductor::{self, Conductor, Input};
 use crate::config::Config;
 use crate::control::{BindError, Listener};
 use crate::device::{self, Poll, Report};
 use crate::health::{Health, Part};
 use crate::http;
+use crate::log;
 use crate::moment::Moment;
 use crate::observation::Observation;
 use crate::observer::{self, Observer};
@@ -241,11 +243,13 @@ fn administrator(
                 Request::Set { changes } => {
                     let (answer, answered) = oneshot::channel();
                     let texts: Vec<String> = changes.iter().map(ToString::to_string).collect();
+                    let filters: Vec<String> = changes.iter().filter_map(Change::log_filter).collect();
                     if inputs.send(Input::Set { changes, answer }).await.is_err() {
                         return failed("the agent is stopping".to_owned());
                     }
                     match answered.await {
                         Ok(Ok(settings)) => {
+                            filters.iter().for_each(|filter| log::follow(filter));
                             info!(changes = texts.join(" "), "an administrator changed settings");
                             Response::Settings { settings: serde_json::json!(settings) }
                         }
