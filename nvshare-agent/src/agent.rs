@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use crate::admin::server::Server;
 use crate::admin::{Request, Response};
@@ -27,6 +27,7 @@ use crate::observer::{self, Observer};
 use crate::order::Order;
 use crate::plugin;
 use crate::pods::{self, directory::Directory};
+use crate::roll::Roll;
 use crate::snapshot::State;
 
 /// NVML takes a second at most; one that takes longer hangs.
@@ -149,18 +150,11 @@ fn readings(
     health: Health,
     read: Arc<AtomicU64>,
 ) -> impl FnMut(Report) + Send + 'static {
-    let mut problem = None;
+    let mut roll = Roll::default();
     move |report| {
         read.store(Moment::now().0, Ordering::Relaxed);
+        roll.call(&report);
         // One device of several that does not answer keeps nobody from sharing the others.
-        if report.problem != problem && !report.devices.is_empty() {
-            if let Some(why) = &report.problem {
-                warn!(why, "a device cannot be read");
-            } else {
-                info!(devices = report.devices.len(), "devices are read");
-            }
-        }
-        problem.clone_from(&report.problem);
         match &report.problem {
             Some(why) if report.devices.is_empty() => health.missing(Part::Devices, why),
             _ => health.works(Part::Devices),

@@ -26,6 +26,7 @@ pub mod order;
 pub mod plugin;
 pub mod pods;
 pub mod policy;
+mod roll;
 pub mod settings;
 pub mod snapshot;
 pub mod value;
