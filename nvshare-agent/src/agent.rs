@@ -9,22 +9,25 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use crate::admin::server::Server;
 use crate::admin::{Request, Response};
+use crate::change::Change;
 use crate::conductor::{self, Conductor, Input};
 use crate::config::Config;
 use crate::control::{BindError, Listener};
 use crate::device::{self, Poll, Report};
 use crate::health::{Health, Part};
 use crate::http;
+use crate::log;
 use crate::moment::Moment;
 use crate::observation::Observation;
 use crate::observer::{self, Observer};
 use crate::order::Order;
 use crate::plugin;
 use crate::pods::{self, directory::Directory};
+use crate::roll::Roll;
 use crate::snapshot::State;
 
 /// NVML takes a second at most; one that takes longer hangs.
@@ -147,18 +150,11 @@ fn readings(
     health: Health,
     read: Arc<AtomicU64>,
 ) -> impl FnMut(Report) + Send + 'static {
-    let mut problem = None;
+    let mut roll = Roll::default();
     move |report| {
         read.store(Moment::now().0, Ordering::Relaxed);
+        roll.call(&report);
         // One device of several that does not answer keeps nobody from sharing the others.
-        if report.problem != problem && !report.devices.is_empty() {
-            if let Some(why) = &report.problem {
-                warn!(why, "a device cannot be read");
-            } else {
-                info!(devices = report.devices.len(), "devices are read");
-            }
-        }
-        problem.clone_from(&report.problem);
         match &report.problem {
             Some(why) if report.devices.is_empty() => health.missing(Part::Devices, why),
             _ => health.works(Part::Devices),
@@ -241,11 +237,13 @@ fn administrator(
                 Request::Set { changes } => {
                     let (answer, answered) = oneshot::channel();
                     let texts: Vec<String> = changes.iter().map(ToString::to_string).collect();
+                    let filters: Vec<String> = changes.iter().filter_map(Change::log_filter).collect();
                     if inputs.send(Input::Set { changes, answer }).await.is_err() {
                         return failed("the agent is stopping".to_owned());
                     }
                     match answered.await {
                         Ok(Ok(settings)) => {
+                            filters.iter().for_each(|filter| log::follow(filter));
                             info!(changes = texts.join(" "), "an administrator changed settings");
                             Response::Settings { settings: serde_json::json!(settings) }
                         }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::value;
 
 /// A setting and its new value. It travels as the text that it prints and reads.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Change {
     /// The shortest lease.
@@ -23,12 +23,21 @@ pub enum Change {
     Reserve(Bytes),
     /// Host memory for shadows.
     HostMemory(Bytes),
+    /// Which log lines are written; no setting of the conductor's.
+    Log(String),
+}
+
+impl Change {
+    /// The new filter of the log, if it is that.
+    pub fn log_filter(&self) -> Option<String> {
+        if let Change::Log(filter) = self { Some(filter.clone()) } else { None }
+    }
 }
 
 impl FromStr for Change {
     type Err = String;
     fn from_str(text: &str) -> Result<Change, String> {
-        let names = "lease-floor=200ms, lease-ceiling=60s, lease-factor=40, reserve=256M or host-memory=64G";
+        let names = "lease-floor=200ms, lease-ceiling=60s, lease-factor=40, reserve=256M, host-memory=64G or log=debug";
         let (name, value) = text.split_once('=').ok_or_else(|| format!("expected NAME=VALUE: {names}"))?;
         let change = match name.trim() {
             "lease-floor" => value::duration(value).map(Change::LeaseFloor),
@@ -36,6 +45,8 @@ impl FromStr for Change {
             "lease-factor" => value::factor(value.trim()).map(Change::LeaseFactor),
             "reserve" => value::bytes(value).map(Change::Reserve),
             "host-memory" => value::some_bytes(value).map(Change::HostMemory),
+            "log" if value.trim().is_empty() => Err("expected error, warn, info, debug or trace".to_owned()),
+            "log" => value::log_filter(value.trim()).map(Change::Log),
             _ => return Err(format!("`{name}` cannot be changed while the agent runs: expected {names}")),
         };
         change.map_err(|expected| format!("`{value}` is no value for {name}: {expected}"))
@@ -44,12 +55,13 @@ impl FromStr for Change {
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Change::LeaseFloor(floor) => write!(f, "lease-floor={}", value::show(floor)),
-            Change::LeaseCeiling(ceiling) => write!(f, "lease-ceiling={}", value::show(ceiling)),
+        match self {
+            Change::LeaseFloor(floor) => write!(f, "lease-floor={}", value::show(*floor)),
+            Change::LeaseCeiling(ceiling) => write!(f, "lease-ceiling={}", value::show(*ceiling)),
             Change::LeaseFactor(factor) => write!(f, "lease-factor={factor}"),
             Change::Reserve(bytes) => write!(f, "reserve={}", bytes.0),
             Change::HostMemory(bytes) => write!(f, "host-memory={}", bytes.0),
+            Change::Log(filter) => write!(f, "log={filter}"),
         }
     }
 }
@@ -79,6 +91,7 @@ mod tests {
             "lease-factor=12.5",
             "reserve=1024",
             "host-memory=4096",
+            "log=info,nvshare_agent::policy=debug",
         ];
         for text in texts {
             assert_eq!(text.parse::<Change>().unwrap().to_string(), text);
@@ -93,6 +106,8 @@ mod tests {
             ("socket=/run/x", "lease-ceiling"),
             ("host-memory=0", "more than 0"),
             ("lease-factor=0.5", "from 1"),
+            ("log=info,==", "error, warn, info"),
+            ("log=", "error, warn, info"),
         ] {
             let error = text.parse::<Change>().unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");

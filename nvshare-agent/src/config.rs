@@ -1,6 +1,7 @@
 //! Everything that can be configured, as flags and environment variables, in one place; a file may say the same (see
 //! [`mod@file`]). What makes no sense is refused here, before anything is started.
 
+mod examples;
 pub mod file;
 pub mod show;
 
@@ -13,7 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use nvshare_common::protocol;
 use nvshare_common::units::Bytes;
 
-use crate::admin::orders::{self, PinArgs, SetWhat, SwapArgs};
+use crate::admin::orders::{PinArgs, SetWhat, SwapArgs};
 use crate::change::Change;
 use crate::install::InstallArgs;
 use crate::plugin;
@@ -29,7 +30,8 @@ pub const EXIT_USAGE: u8 = 64;
 
 /// What scripts can tell from the exit status of a command that asks the running agent.
 pub const EXIT_STATUSES: &str = "Exit status: 0 done, 1 refused or failed, 2 no such client, 3 the agent cannot be \
-                                 reached, 64 the command line makes no sense.";
+                                 reached, 4 the agent is not ready (only by `status --check`), 64 the command line \
+                                 makes no sense.";
 
 /// Lets processes share a GPU whose memory is smaller than the sum of what they use.
 ///
@@ -50,11 +52,13 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the agent (the default)
+    #[command(after_help = examples::run())]
     Run(Box<Config>),
     /// Show how the agent would be configured by these flags, the environment and the file, and what comes from where
-    #[command(after_help = CONFIG_EXAMPLES)]
+    #[command(after_help = examples::config())]
     Config(Box<ConfigArgs>),
     /// Show devices, clients and settings of the running agent
+    #[command(after_help = examples::status())]
     Status(StatusArgs),
     /// Change settings of the running agent, or of one client, until it restarts
     Set(SetArgs),
@@ -65,37 +69,15 @@ pub enum Command {
     /// Undo `pin`
     Unpin(PinArgs),
     /// Show devices and clients of the running agent on the whole terminal, again and again
-    #[command(after_help = TOP_EXAMPLES)]
+    #[command(after_help = examples::top())]
     Top(TopArgs),
     /// Show which CUDA drivers are observed, how many of their functions, and what is wrong with the probes
-    #[command(after_help = PROBES_EXAMPLES)]
+    #[command(after_help = examples::probes())]
     Probes(ProbesArgs),
     /// Put the library for clients on the node, where pods get it from
+    #[command(after_help = examples::install_shim())]
     InstallShim(InstallArgs),
 }
-
-const CONFIG_EXAMPLES: &str =
-    "A flag comes before the environment, the environment before the file. The file is TOML; its \
-keys are the names of the flags:
-  reserve = \"256M\"
-  lease-ceiling = \"30s\"
-  no-uprobes = true
-
-Examples:
-  nvshare-agent config
-  nvshare-agent config --config ./agent.toml --json | jq .reserve";
-
-const TOP_EXAMPLES: &str =
-    "Keys: q quit, arrows choose a client, s sort, ? help. Where the output is no terminal, plain \
-tables are printed.
-
-Examples:
-  nvshare-agent top
-  nvshare-agent top --every 5s --count 12 > an-hour-ago.txt";
-
-const PROBES_EXAMPLES: &str = "Examples:
-  nvshare-agent probes
-  nvshare-agent probes --json | jq '.attachments[] | {path, functions, refused}'";
 
 /// Where the running agent is.
 #[derive(Clone, Debug, Args)]
@@ -126,22 +108,20 @@ pub struct StatusArgs {
     /// Print the whole state as JSON
     #[arg(long)]
     pub json: bool,
+    /// End with status 4 when the agent is not ready
+    #[arg(long)]
+    pub check: bool,
 }
 
 /// `set`.
 #[derive(Debug, Args)]
-#[command(subcommand_negates_reqs = true, after_help = orders::examples(&[
-    ("nvshare-agent set lease-floor=200ms lease-ceiling=30s", "all of them or none"),
-    ("nvshare-agent set lease floor=200ms", "the same in other words"),
-    ("nvshare-agent set priority 3 high", "for client 3"),
-    ("nvshare-agent set weight 3 2", "twice the time of others"),
-    ("nvshare-agent set limit 3 8G", "at most 8 GiB of each device"),
-]))]
+#[command(subcommand_negates_reqs = true, after_help = examples::set())]
 pub struct SetArgs {
     /// Where the agent is.
     #[command(flatten)]
     pub admin: AdminArgs,
-    /// What to change: lease-floor=200ms, lease-ceiling=60s, lease-factor=40, reserve=256M, host-memory=64G
+    /// What to change: lease-floor=200ms, lease-ceiling=60s, lease-factor=40, reserve=256M, host-memory=64G,
+    /// log=debug
     #[arg(required = true, value_name = "NAME=VALUE")]
     pub changes: Vec<Change>,
     /// What else to set.
@@ -273,7 +253,7 @@ pub struct Config {
     pub kube_api: Option<axum::http::Uri>,
 
     /// Which log lines: error, warn, info, debug, trace, or a filter such as info,nvshare_agent::policy=debug
-    #[arg(long, value_name = "FILTER", env = "NVSHARE_AGENT_LOG", default_value = "info", value_parser = log_filter)]
+    #[arg(long, value_name = "FILTER", env = "NVSHARE_AGENT_LOG", default_value = "info", value_parser = value::log_filter)]
     pub log: String,
 
     /// How log lines look
@@ -361,13 +341,6 @@ fn listen(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         "expected an address and a port, such as 0.0.0.0:9430, 127.0.0.1:9430 or [::]:9430".to_owned()
     })
-}
-
-fn log_filter(text: &str) -> Result<String, String> {
-    match text.parse::<tracing_subscriber::EnvFilter>() {
-        Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(format!("expected error, warn, info, debug, trace or a filter of these ({error})")),
-    }
 }
 
 #[cfg(test)]

@@ -20,6 +20,9 @@ use crate::moment::Moment;
 const BUSY: Duration = Duration::from_millis(100);
 /// Time between two readings, or two attempts to load NVML, while there are none.
 const QUIET: Duration = Duration::from_secs(2);
+/// While a card is lost NVML starts anew this often, because only then it finds that the card is back. That takes long:
+/// the other cards must not wait for it at every reading.
+const RENEWAL: Duration = Duration::from_secs(10);
 
 /// What NVML says about one device at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,11 +134,14 @@ fn read_on(library: OsString, asked: &mpsc::Receiver<Ask>, mut publish: impl FnM
 struct Source {
     library: OsString,
     nvml: Option<Nvml>,
+    loaded: Instant,
+    /// The most devices that it ever listed.
+    most: u32,
 }
 
 impl Source {
     fn new(library: OsString) -> Source {
-        Source { library, nvml: None }
+        Source { library, nvml: None, loaded: Instant::now(), most: 0 }
     }
 
     fn read(&mut self) -> Report {
@@ -147,15 +153,18 @@ impl Source {
     }
 
     fn devices(&mut self) -> Result<Report, DeviceError> {
-        let nvml = match self.nvml.take() {
-            Some(nvml) => nvml,
-            None => self.load()?,
+        let nvml = if let Some(nvml) = self.nvml.take() {
+            nvml
+        } else {
+            self.loaded = Instant::now();
+            self.load()?
         };
         let library = || self.library.to_string_lossy().into_owned();
         let count =
             nvml.device_count().map_err(|source| DeviceError::Start { library: library(), source })?;
         let mut report = Report::default();
-        let mut lost = false;
+        self.most = self.most.max(count);
+        let mut lost = count < self.most;
         for index in 0..count {
             match reading(&nvml, index) {
                 Ok(reading) => report.devices.push(reading),
@@ -175,7 +184,7 @@ impl Source {
             }
         }
         // NVML finds new devices and recovered ones only when it starts; so an empty or broken one is not kept.
-        if !report.devices.is_empty() && !lost {
+        if !report.devices.is_empty() && (!lost || self.loaded.elapsed() < RENEWAL) {
             self.nvml = Some(nvml);
         }
         if report.devices.is_empty() && report.problem.is_none() {

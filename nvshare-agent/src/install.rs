@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use rustix::fs::{FlockOperation, flock};
 
+use crate::full;
+
 /// Where the directory of a release appears in pods; `ld.so.preload` names the library there.
 pub const IN_PODS: &str = "/var/lib/nvshare/current";
 /// The library's name, on the node and in pods.
@@ -84,8 +86,7 @@ pub enum InstallError {
     NoLink(PathBuf),
     /// No room.
     #[error(
-        "no room for {}: {source}. Make room in its file system and start again; nothing that was there has changed",
-        path.display()
+        "cannot write {}: {}, and start again; nothing that was there has changed", path.display(), full::text(path)
     )]
     Full {
         /// What was to be written.

@@ -4,14 +4,14 @@
 use std::collections::HashMap;
 use std::fmt::{Debug, Write};
 use std::io::IsTerminal;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::{EnvFilter, fmt, reload};
 
 use crate::config::LogFormat;
 
@@ -22,6 +22,11 @@ const CAUSES: usize = 1024;
 /// Fields that differ each time and are no part of a cause.
 const FLEETING: [&str; 2] = ["session", "ticket"];
 
+/// Changes the filter of the log that was begun.
+type ChangeFilter = dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync;
+
+static FILTER: OnceLock<Box<ChangeFilter>> = OnceLock::new();
+
 /// Begins to write log lines to standard error. `filter` was parsed once already, when the command line was read.
 pub fn begin(filter: &str, format: LogFormat) {
     let filter = EnvFilter::builder().parse_lossy(filter);
@@ -29,9 +34,27 @@ pub fn begin(filter: &str, format: LogFormat) {
     let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match format {
         LogFormat::Text => {
-            lines.with_ansi(std::io::stderr().is_terminal()).finish().with(OncePerCause::default()).init();
+            let lines = lines.with_ansi(std::io::stderr().is_terminal()).with_filter_reloading();
+            let handle = lines.reload_handle();
+            let _ = FILTER.set(Box::new(move |filter| handle.reload(filter)));
+            lines.finish().with(OncePerCause::default()).init();
         }
-        LogFormat::Json => lines.json().finish().with(OncePerCause::default()).init(),
+        LogFormat::Json => {
+            let lines = lines.json().with_filter_reloading();
+            let handle = lines.reload_handle();
+            let _ = FILTER.set(Box::new(move |filter| handle.reload(filter)));
+            lines.finish().with(OncePerCause::default()).init();
+        }
+    }
+}
+
+/// Writes the lines that `filter` says from now on. It was parsed once already, when it came.
+pub fn follow(filter: &str) {
+    // Nothing is there to be changed before the log has begun.
+    if let Some(change) = FILTER.get()
+        && let Err(error) = change(EnvFilter::builder().parse_lossy(filter))
+    {
+        tracing::error!(%error, "the log's filter cannot be changed");
     }
 }
 
@@ -82,7 +105,7 @@ impl Visit for Cause {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io;
     use std::sync::Arc;
 
@@ -103,19 +126,25 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_warning_is_written_once_per_cause_and_news_always() {
+    /// What the log has of `story`.
+    pub(crate) fn written(story: impl FnOnce()) -> String {
         let lines = Lines::default();
         let writer = lines.clone();
         let subscriber = fmt().with_writer(move || writer.clone()).finish().with(OncePerCause::default());
-        tracing::subscriber::with_default(subscriber, || {
+        tracing::subscriber::with_default(subscriber, story);
+        let text = lines.0.lock().unwrap();
+        String::from_utf8(text.clone()).unwrap()
+    }
+
+    #[test]
+    fn a_warning_is_written_once_per_cause_and_news_always() {
+        let text = written(|| {
             for session in 0..3 {
                 warn!(session, pid = 7, why = "nonsense", "session closed");
                 info!("client connected");
             }
             warn!(session = 9, pid = 8, why = "nonsense", "session closed");
         });
-        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
         assert_eq!(text.matches("session closed").count(), 2, "{text}");
         assert_eq!(text.matches("client connected").count(), 3, "{text}");
     }

@@ -89,6 +89,7 @@ impl Settings {
         let mut new = self.clone();
         for change in changes {
             match *change {
+                Change::Log(_) => {}
                 Change::LeaseFloor(floor) => new.lease_floor = floor,
                 Change::LeaseCeiling(ceiling) => new.lease_ceiling = ceiling,
                 Change::LeaseFactor(factor) => new.lease_factor = factor,
@@ -136,7 +137,7 @@ mod tests {
     fn changes_are_judged_together_and_a_senseless_result_is_refused() {
         let now = Settings::default();
         let floor = Change::LeaseFloor(Duration::from_secs(100));
-        assert!(now.with(&[floor]).unwrap_err().to_string().contains("floor <= ceiling"));
+        assert!(now.with(std::slice::from_ref(&floor)).unwrap_err().to_string().contains("floor <= ceiling"));
         let both = [floor, Change::LeaseCeiling(Duration::from_secs(200))];
         assert_eq!(now.with(&both).unwrap().lease_floor, Duration::from_secs(100));
         let small = Settings { capacity: Some(Bytes::GIB), ..now };

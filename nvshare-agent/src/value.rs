@@ -127,6 +127,14 @@ fn split(text: &str) -> (&str, &str) {
     (&text[..end], text[end..].trim_start())
 }
 
+/// Which log lines: a level, or a filter of `tracing`.
+pub fn log_filter(text: &str) -> Result<String, String> {
+    match text.parse::<tracing_subscriber::EnvFilter>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("expected error, warn, info, debug, trace or a filter of these ({error})")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -23,6 +23,9 @@ pub enum CommandError {
     /// Nobody is meant.
     #[error(transparent)]
     NoClient(#[from] NoSuchClient),
+    /// Asked for by `status --check`.
+    #[error("the agent is not ready: {0}")]
+    NotReady(String),
     /// Nobody reads the output.
     #[error("cannot write the answer: {0}")]
     Output(#[from] io::Error),
@@ -36,6 +39,7 @@ impl CommandError {
             CommandError::Ask(
                 AskError::NoAgent { .. } | AskError::Forbidden { .. } | AskError::Silent { .. },
             ) => 3,
+            CommandError::NotReady(_) => 4,
             _ => 1,
         }
     }
@@ -44,13 +48,23 @@ impl CommandError {
 /// `nvshare-agent status`.
 pub fn status(args: &StatusArgs) -> Result<(), CommandError> {
     let mut client = Client::connect(&args.admin.admin_socket)?;
-    if args.json {
+    let readiness = if args.json {
         let (state, readiness) = raw(&mut client)?;
         let all = serde_json::json!({"state": state, "readiness": readiness});
-        return print(&format!("{all:#}\n"));
+        print(&format!("{all:#}\n"))?;
+        readiness
+    } else {
+        let (state, readiness) = ask(&mut client)?;
+        print(&view::text(&state, &readiness, None))?;
+        readiness
+    };
+    if readiness.ready || !args.check {
+        return Ok(());
     }
-    let (state, readiness) = ask(&mut client)?;
-    print(&view::text(&state, &readiness, None))
+    let needed = readiness.missing.iter().filter(|missing| missing.needed);
+    let why: Vec<String> =
+        needed.map(|missing| format!("{}: {}", missing.part.name(), missing.why)).collect();
+    Err(CommandError::NotReady(why.join("; ")))
 }
 
 /// `nvshare-agent probes`.

@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod command;
+mod foreign;
 pub mod orders;
 pub mod server;
 pub mod top;

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::{MAX_LINE_BYTES, Request, Response};
+use crate::full;
 
 /// Administrators that are served at the same time.
 const CONNECTIONS: usize = 16;
@@ -25,8 +26,8 @@ const PATIENCE: Duration = Duration::from_mins(1);
 pub enum BindError {
     /// Its directory is not there and cannot be made.
     #[error(
-        "cannot create {}: {source}; run the agent as root, or name a directory it may write to with --admin-socket",
-        directory.display()
+        "cannot create {}: {}", directory.display(), full::cause(source, directory,
+            "run the agent as root, or name a directory it may write to with --admin-socket")
     )]
     Directory {
         /// Of the socket.
@@ -52,7 +53,8 @@ pub enum BindError {
         path: PathBuf,
     },
     /// The socket cannot be made.
-    #[error("cannot listen on {}: {source}; remove what is there, or choose another --admin-socket", path.display())]
+    #[error("cannot listen on {}: {}", path.display(), full::cause(source, path,
+        "remove what is there, or choose another --admin-socket"))]
     Bind {
         /// The socket.
         path: PathBuf,

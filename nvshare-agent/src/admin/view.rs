@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nvshare_common::units::Bytes;
 
+use super::foreign;
 use crate::health::Readiness;
 use crate::observation::Health;
 use crate::snapshot::{Client, Device, State};
@@ -74,6 +75,7 @@ fn heading(
     out.push_str(&devices(&state.devices));
     writeln!(out)?;
     out.push_str(&clients(state));
+    out.push_str(&foreign::text(&state.processes));
     Ok(())
 }
 
@@ -206,7 +208,7 @@ pub(super) fn probes(observer: &Health) -> String {
 }
 
 /// Columns as wide as their widest cell, two spaces apart.
-fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+pub(super) fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
     let widths: [usize; N] = std::array::from_fn(|column| {
         rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()

@@ -11,6 +11,7 @@ use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId};
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 
 use super::core::{Command, Core};
+use super::lack::Lack;
 use crate::hostmem::{self, Made, Maker, Order};
 use crate::ledger::Client;
 use crate::moment::Moment;
@@ -48,7 +49,7 @@ pub(super) struct HostMemory {
     not_before: Moment,
     trimmed: Moment,
     missing: Bytes,
-    problem: Option<String>,
+    lack: Lack,
 }
 
 impl HostMemory {
@@ -65,7 +66,7 @@ impl HostMemory {
             not_before: Moment::NEVER,
             trimmed: Moment::NEVER,
             missing: Bytes::ZERO,
-            problem: None,
+            lack: Lack::default(),
         })
     }
 
@@ -114,13 +115,10 @@ impl HostMemory {
             }
         }
         if refused {
-            self.problem = Some(format!(
-                "{} of host memory for shadows are missing: --host-memory ({}) is used up; raise it, or run less",
-                self.missing, core.settings.host_memory
-            ));
+            self.lack.budget(core.settings.host_memory);
             commands.extend(self.trim(core, &contended, now));
         } else if self.missing == Bytes::ZERO {
-            self.problem = None;
+            self.lack.over();
         }
         commands
     }
@@ -148,10 +146,9 @@ impl HostMemory {
         let descriptor = match made.arena {
             Ok(descriptor) => Arc::new(descriptor),
             Err(why) => {
-                if self.problem.is_none() {
+                if self.lack.node(&why) {
                     tracing::warn!(%why, "no host memory for shadows");
                 }
-                self.problem = Some(why.to_string());
                 self.not_before = now + PAUSE;
                 return Vec::new();
             }
@@ -234,7 +231,7 @@ impl HostMemory {
             handed_out: core.ledger.clients().values().map(Client::arena_bytes).sum(),
             being_made: self.ordered.values().copied().sum(),
             missing: self.missing,
-            problem: self.problem.clone(),
+            problem: self.lack.why(),
         }
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod core;
 mod host;
+mod lack;
 mod orders;
 mod owners;
 mod publish;

@@ -36,7 +36,6 @@ struct Turns {
 #[derive(Debug, PartialEq)]
 enum Line<'a> {
     Device(&'a Device),
-    DeviceGone(String),
     TurnsBegin(&'a Device),
     TurnsEnd { device: &'a Device, seconds: f64, switches: u64 },
 }
@@ -52,10 +51,8 @@ impl Story {
     fn lines<'a>(&mut self, state: &'a State) -> Vec<Line<'a>> {
         let (now, switches) = (state.up_seconds, state.switches.count);
         let mut lines = Vec::new();
-        let gone = |uuid: &String| state.devices.iter().all(|device| device.uuid != *uuid);
-        lines.extend(
-            self.devices.extract_if(.., |uuid, _| gone(uuid)).map(|(uuid, _)| Line::DeviceGone(uuid)),
-        );
+        // That a card is lost was told when its reading failed; it is told again as a device to share when it is back.
+        self.devices.retain(|uuid, _| state.devices.iter().any(|device| device.uuid == *uuid));
         for device in &state.devices {
             let told = self.devices.entry(device.uuid.clone()).or_insert_with(|| {
                 lines.push(Line::Device(device));
@@ -90,7 +87,6 @@ impl Line<'_> {
                 capacity = %device.capacity,
                 "a device to share"
             ),
-            Line::DeviceGone(uuid) => info!(uuid, "a device is gone"),
             Line::TurnsBegin(device) => info!(
                 gpu = device.index,
                 uuid = device.uuid,
@@ -136,6 +132,7 @@ mod tests {
         let state = at(16.0, false, 9);
         let end = Line::TurnsEnd { device: &state.devices[0], seconds: 5.0, switches: 6 };
         assert_eq!(story.lines(&state), [end]);
-        assert_eq!(story.lines(&State::default()), [Line::DeviceGone("GPU-1".to_owned())]);
+        assert_eq!(story.lines(&State::default()), [], "the roll of the cards tells that one is lost");
+        assert_eq!(story.lines(&state), [Line::Device(&state.devices[0])]);
     }
 }

@@ -28,6 +28,7 @@ pub use page::{CounterPage, PageError};
 pub use peer::{Peer, PeerError};
 
 use crate::conductor::Input;
+use crate::full;
 use crate::ledger::SessionId;
 use crate::observation::Process;
 
@@ -156,11 +157,14 @@ impl Outbox {
     }
 }
 
+/// The usual remedy.
+const ROOT: &str = "run as root, or choose another path with --socket";
+
 /// Why there is no socket for clients.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// No directory.
-    #[error("cannot create {}, the directory of the clients' socket: {source}; run as root, or choose another path with --socket", path.display())]
+    #[error("cannot create {}, the directory of the clients' socket: {}", path.display(), full::cause(source, path, ROOT))]
     Directory {
         /// Which.
         path: PathBuf,
@@ -174,7 +178,7 @@ pub enum BindError {
         path: PathBuf,
     },
     /// No socket.
-    #[error("cannot listen on {} for clients: {source}; run as root, or choose another path with --socket", path.display())]
+    #[error("cannot listen on {} for clients: {}", path.display(), full::cause(source, path, ROOT))]
     Socket {
         /// Where.
         path: PathBuf,

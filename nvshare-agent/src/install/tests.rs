@@ -161,7 +161,7 @@ fn a_full_disk_is_said_and_leaves_nothing_half_written() {
     assert!(Command::new("umount").arg(&small).status().unwrap().success());
     assert!(matches!(error, InstallError::Full { .. }), "{error}");
     assert!(
-        error.to_string().contains("1.2.3/libnvshare.so") && error.to_string().contains("Make room"),
+        error.to_string().contains("1.2.3/libnvshare.so") && error.to_string().contains("free some"),
         "{error}"
     );
     assert!(left.is_empty() && !current, "{left:?}");

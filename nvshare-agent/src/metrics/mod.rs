@@ -2,6 +2,7 @@
 //! device it belongs to, and nothing is counted twice.
 
 mod clients;
+mod foreign;
 mod lines;
 mod series;
 
@@ -183,6 +184,9 @@ fn observer(page: &mut Page, state: &State) {
         bytes(state.processes.iter().map(|process| process.allocated).sum()),
     );
     page.put(Series::ForeignManaged, &[], bytes(state.processes.iter().map(|process| process.managed).sum()));
+    for (owner, allocated) in foreign::by_owner(&state.processes) {
+        page.put(Series::ForeignPod, &owner, bytes(allocated));
+    }
 
     let observer = &state.observer;
     let failed = observer.attachments.iter().filter(|file| file.problem.is_some()).count();
@@ -262,6 +266,9 @@ mod tests {
             total: Bytes(1 << 30),
             ..Device::default()
         }];
+        let other = serde_json::json!({"process": {"pid": 4_242_424, "start": 1}, "name": "miner", "measured": 0,
+            "allocated": 5, "managed": 0, "inexact": false, "idle_seconds": 0.0, "seen": {}});
+        state.processes.push(serde_json::from_value(other).unwrap());
         state.ended_totals.copied_out = Bytes(1000);
         state.sessions.refused.insert("version".to_owned(), 1);
         state.sessions.closed.insert("malformed".to_owned(), 1);

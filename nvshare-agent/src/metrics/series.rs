@@ -111,6 +111,7 @@ series! {
     ForeignProcesses GAUGE "foreign_processes" [] "Processes that use the driver without being clients.";
     ForeignAllocated GAUGE "foreign_allocated_bytes" [] "Device memory that such processes were seen to allocate and not to free.";
     ForeignManaged GAUGE "foreign_managed_bytes" [] "The same for managed memory.";
+    ForeignPod GAUGE "foreign_pod_allocated_bytes" ["namespace", "pod", "container"] "Device memory that such processes were seen to allocate and not to free, by container; 64 at most, the rest is the container other.";
 
     UprobesLoaded GAUGE "uprobes_loaded" [] "1 when the eBPF programs are in the kernel.";
     UprobeFiles GAUGE "uprobe_files" ["state"] "Files of the CUDA driver that were found: attached, or failed.";

@@ -8,6 +8,8 @@ use std::{fs, io::ErrorKind};
 
 use tokio::net::UnixListener;
 
+use crate::full;
+
 /// A file that another one at the same path is not. The time tells apart two that got the same inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
@@ -38,8 +40,8 @@ pub(super) enum SocketError {
     },
     /// No socket.
     #[error(
-        "cannot listen on {}: {source}; run the agent as root, with the kubelet's directory mounted into its container, \
-         writable (--kubelet-dir)", path.display()
+        "cannot listen on {}: {}", path.display(), full::cause(source, path,
+            "run the agent as root, with the kubelet's directory mounted into its container, writable (--kubelet-dir)")
     )]
     Bind {
         /// Where.

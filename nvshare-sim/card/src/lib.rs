@@ -5,8 +5,10 @@
 //! it for anybody (NVML, tests, the demo); a process that uses the cards joins them as a [`Member`].
 //!
 //! [`config`] what can be chosen; [`ledger`] who holds which block; [`managed`] the driver's own paging;
-//! [`clock`] the time that transfers and kernels take; [`faults`] what is to go wrong on purpose.
+//! [`clock`] the time that transfers and kernels take; [`faults`] what is to go wrong on purpose,
+//! `bus` which card is to be lost.
 
+mod bus;
 pub mod clock;
 pub mod config;
 mod control;
@@ -24,6 +26,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+pub use bus::Bus;
 pub use clock::{Lane, Traffic, now, sleep_until};
 pub use config::{BLOCK_BYTES, Config};
 pub use control::OpenError;

@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt::Write;
 use std::sync::Arc;
 
-use nvshare_sim_card::{Cards, DEVICE_NAME};
+use nvshare_sim_card::{Bus, Cards, DEVICE_NAME};
 
 use crate::{Return, export, put, put_text, session};
 
@@ -66,11 +66,14 @@ fn link(device: Device) -> Result<(c_uint, c_uint), Return> {
 pub(crate) fn card(device: Device) -> Result<(Arc<Cards>, usize), Return> {
     let cards = session::cards()?;
     let index = (device as usize).checked_sub(1).filter(|index| *index < cards.config().cards as usize);
-    Ok((cards, index.ok_or(Return::InvalidArgument)?))
+    let index = index.ok_or(Return::InvalidArgument)?;
+    if cards.bus(index) == Bus::There { Ok((cards, index)) } else { Err(Return::GpuIsLost) }
 }
 
-fn handle(index: usize) -> Device {
-    (index + 1) as Device
+/// A handle for a card that answers.
+fn handle(index: usize) -> Result<Device, Return> {
+    let device = (index + 1) as Device;
+    card(device).map(|_| device)
 }
 
 /// As CUDA and NVML print it.
@@ -98,12 +101,7 @@ fn bus_id(index: usize) -> String {
 }
 
 fn by_index(index: c_uint) -> Result<Device, Return> {
-    let cards = session::cards()?;
-    if u64::from(index) < cards.config().cards {
-        Ok(handle(index as usize))
-    } else {
-        Err(Return::InvalidArgument)
-    }
+    handle(*session::listed()?.get(index as usize).ok_or(Return::InvalidArgument)?)
 }
 
 /// The first card that `matches` the caller's text.
@@ -120,12 +118,13 @@ unsafe fn by_text(
     }
     // SAFETY: a C string, by this function's contract.
     let wanted = unsafe { CStr::from_ptr(wanted) }.to_str().map_err(|_| Return::InvalidArgument)?;
-    let found = (0..cards.config().cards as usize).find(|index| matches(&cards, *index, wanted));
-    found.map(handle).ok_or(Return::NotFound)
+    let listed = session::listed()?;
+    let found = listed.iter().find(|index| matches(&cards, **index, wanted));
+    handle(*found.ok_or(Return::NotFound)?)
 }
 
 fn count() -> Result<c_uint, Return> {
-    Ok(session::cards()?.config().cards as c_uint)
+    Ok(session::listed()?.len() as c_uint)
 }
 
 export! {
@@ -165,8 +164,9 @@ export! {
 
     fn nvmlDeviceGetIndex(device: Device, index: *mut c_uint) {
         let (_, known) = card(device)?;
+        let place = session::listed()?.iter().position(|listed| *listed == known);
         // SAFETY: an out-parameter of NVML.
-        unsafe { put(index, known as c_uint) }
+        unsafe { put(index, place.ok_or(Return::InvalidArgument)? as c_uint) }
     }
 
     fn nvmlDeviceGetMinorNumber(device: Device, number: *mut c_uint) {

@@ -30,6 +30,8 @@ pub enum Return {
     InsufficientSize = 7,
     /// The cards cannot be opened.
     DriverNotLoaded = 9,
+    /// The card fell off the bus.
+    GpuIsLost = 15,
     /// The version in a structure is not one that exists.
     ArgumentVersionMismatch = 25,
     /// A defect of this library.

@@ -3,12 +3,14 @@
 use std::ffi::c_uint;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nvshare_sim_card::Cards;
+use nvshare_sim_card::{Bus, Cards};
 
 use crate::{Outcome, Return, export};
 
 struct Session {
     cards: Arc<Cards>,
+    /// The cards that were there when it began: NVML numbers these, and hears of others when it starts again.
+    listed: Arc<[usize]>,
     users: usize,
 }
 
@@ -18,6 +20,12 @@ static SESSION: Mutex<Option<Session>> = Mutex::new(None);
 pub(crate) fn cards() -> Result<Arc<Cards>, Return> {
     let session = SESSION.lock().unwrap_or_else(PoisonError::into_inner);
     session.as_ref().map(|session| Arc::clone(&session.cards)).ok_or(Return::Uninitialized)
+}
+
+/// The cards that NVML numbers, by their places.
+pub(crate) fn listed() -> Result<Arc<[usize]>, Return> {
+    let session = SESSION.lock().unwrap_or_else(PoisonError::into_inner);
+    session.as_ref().map(|session| Arc::clone(&session.listed)).ok_or(Return::Uninitialized)
 }
 
 fn start() -> Outcome {
@@ -30,7 +38,9 @@ fn start() -> Outcome {
         eprintln!("nvshare-sim: {error}");
         Return::DriverNotLoaded
     })?;
-    *session = Some(Session { cards: Arc::new(cards), users: 1 });
+    let all = 0..cards.config().cards as usize;
+    let listed = all.filter(|card| cards.bus(*card) != Bus::Unlisted).collect();
+    *session = Some(Session { cards: Arc::new(cards), listed, users: 1 });
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
-use nvshare_sim_card::{Cards, Config, FaultPlan};
+use nvshare_sim_card::{Bus, Cards, Config, FaultPlan};
 
 fn library() -> PathBuf {
     let executable = std::env::current_exe().expect("the path of this test");
@@ -51,5 +51,23 @@ fn nvml_wrapper_sees_the_cards_and_who_uses_them() {
     assert!(matches!(processes[0].used_gpu_memory, UsedGpuMemory::Used(bytes) if bytes == 10 << 20));
     assert!(first.running_graphics_processes().unwrap().is_empty());
     assert!(nvml.sys_process_name(std::process::id(), 512).unwrap().contains("wrapper"));
+
+    let cards = Cards::open(directory.path(), &config).unwrap();
+    cards.set_bus(0, Bus::Lost).unwrap();
+    assert!(matches!(first.memory_info(), Err(NvmlError::GpuLost)));
+    assert!(matches!(nvml.device_by_index(0), Err(NvmlError::GpuLost)));
+    assert_eq!(second.memory_info().unwrap().used, 0, "the other one answers");
+    cards.set_bus(0, Bus::Unlisted).unwrap();
+    assert_eq!(nvml.device_count().unwrap(), 2, "NVML numbers the cards when it starts");
+    assert!(matches!(nvml.device_by_index(0), Err(NvmlError::GpuLost)));
+    let uuid = second.uuid().unwrap();
+    nvml.shutdown().unwrap();
+    let nvml = Nvml::builder().lib_path(library().as_os_str()).init().unwrap();
+    assert_eq!((nvml.device_count().unwrap(), nvml.device_by_index(0).unwrap().uuid().unwrap()), (1, uuid));
+    cards.set_bus(0, Bus::There).unwrap();
+    nvml.shutdown().unwrap();
+    let nvml = Nvml::builder().lib_path(library().as_os_str()).init().unwrap();
+    assert_eq!(nvml.device_count().unwrap(), 2);
+    assert_eq!(nvml.device_by_index(0).unwrap().memory_info().unwrap().used, 10 << 20);
     nvml.shutdown().unwrap();
 }

@@ -8,6 +8,7 @@ use ratatui::style::{Color, Modifier, Style, Stylize};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row as Cells, Table, TableState, Wrap};
 
+use super::foreign;
 use super::model::{Look, Model, Row};
 use crate::admin::view;
 use crate::snapshot::{Activity, Device};
@@ -44,6 +45,9 @@ pub(super) fn draw(frame: &mut Frame, model: &mut Model) {
         let lines = devices.into_iter().flat_map(|device| gauge(device, middle.width));
         frame.render_widget(Paragraph::new(lines.collect::<Vec<Line>>()), middle);
     }
+    let processes = model.last.as_ref().map_or(&[][..], |look| &look.state.processes);
+    // The head of the clients' table, or that there are none, takes two lines.
+    let table = foreign::draw(frame, processes, table, 2 + model.rows().len().min(1000) as u16);
     clients(frame, model, table);
     frame.render_widget(Paragraph::new(notes), below);
     let order = if model.reversed { ", reversed" } else { "" };

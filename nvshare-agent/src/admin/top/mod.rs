@@ -3,6 +3,7 @@
 //! `draw` shows it.
 
 mod draw;
+mod foreign;
 mod model;
 
 use std::io::{self, IsTerminal};

@@ -42,6 +42,9 @@ function who(client) {
   return `${client.owner.namespace || "?"}/${pod}${container}`;
 }
 
+/// The pod, else the container, else none.
+const pod = (process) => process.owner?.pod ? who(process) : process.owner?.container || "-";
+
 const colour = (client) => COLOURS[(client - 1) % COLOURS.length];
 const sum = (client, of) => (client.devices || []).reduce((total, held) => total + (held[of] || 0), 0);
 
@@ -276,9 +279,9 @@ function showSwitches(state) {
 
 function showForeign(state) {
   byId("foreign-section").hidden = state.processes.length === 0;
-  keyed(byId("foreign").tBodies[0], state.processes, (other) => `${other.process.pid}-${other.process.start}`, row(5),
-    (line, other) => fill(line, [String(other.process.pid), other.name, bytes(other.measured), bytes(other.managed),
-      age(other.idle_seconds)]));
+  keyed(byId("foreign").tBodies[0], state.processes, (other) => `${other.process.pid}-${other.process.start}`, row(6),
+    (line, other) => fill(line, [String(other.process.pid), other.name, pod(other), bytes(other.measured),
+      bytes(other.managed), age(other.idle_seconds)]));
 }
 
 // ---- what comes

@@ -1,115 +1,21 @@
 //! The agent's binary from outside, on a machine that has next to nothing it wants: no uprobes, no clients, and NVML
-//! only in one test.
+//! only where a test puts it there.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
-use std::process::{Child, ChildStderr, Command, Output, Stdio};
+mod full;
+mod help;
+mod home;
+mod log;
+mod ready;
+mod uid;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use nvshare_testbed::{Artifacts, Client, Node, wait_for};
 use serde_json::Value;
-use tempfile::TempDir;
 
-const LIMIT: Duration = Duration::from_secs(30);
-
-fn agent() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nvshare-agent"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("NVSHARE_") {
-            command.env_remove(name);
-        }
-    }
-    // The machine's own kubelet must not hear of it.
-    command.env("NVSHARE_AGENT_DEVICE_PLUGIN", "off");
-    command.stdin(Stdio::null());
-    command
-}
-
-struct Home(TempDir);
-
-impl Home {
-    fn new() -> Home {
-        Home(TempDir::with_prefix("nvshare-edge-").unwrap())
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.0.path().join("run/agent.sock")
-    }
-
-    fn admin_socket(&self) -> PathBuf {
-        self.0.path().join("admin/admin.sock")
-    }
-
-    /// The agent with this home, and whatever else.
-    fn command(&self, more: &[&str]) -> Command {
-        let mut command = agent();
-        command.arg("--socket").arg(self.socket()).arg("--admin-socket").arg(self.admin_socket());
-        command.arg("--nvml").arg(self.nvml()).args(["--log-format", "json"]).args(more);
-        command
-    }
-
-    /// Where NVML would be.
-    fn nvml(&self) -> PathBuf {
-        self.0.path().join("libnvidia-ml.so.1")
-    }
-
-    fn start(&self) -> Running {
-        self.start_with(&["--no-uprobes"])
-    }
-
-    fn start_with(&self, more: &[&str]) -> Running {
-        let mut command = self.command(&["--listen", "127.0.0.1:0"]);
-        command.args(more);
-        command.env("NVSHARE_SIM_DIR", self.0.path().join("card")).env("NVSHARE_SIM_CARDS", "2");
-        let mut child = command.stderr(Stdio::piped()).spawn().expect("the agent");
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut said = String::new();
-        let address = loop {
-            let mut line = String::new();
-            assert_ne!(log.read_line(&mut line).unwrap(), 0, "the agent ended; it said:\n{said}");
-            said.push_str(&line);
-            let line: Value = serde_json::from_str(&line).expect("a line of JSON");
-            if let Some(address) = line["fields"]["http"].as_str() {
-                break address.parse().unwrap();
-            }
-        };
-        Running { child, address, log: Some(log) }
-    }
-
-    fn ask(&self, command: &str, more: &[&str]) -> Output {
-        agent().arg(command).arg("--admin-socket").arg(self.admin_socket()).args(more).output().unwrap()
-    }
-}
-
-struct Running {
-    child: Child,
-    address: SocketAddr,
-    log: Option<BufReader<ChildStderr>>,
-}
-
-impl Running {
-    fn get(&self, path: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
+use home::{Home, LIMIT, agent, text};
 
 #[test]
 fn bad_configuration_ends_with_64_and_names_flag_value_and_expected_form() {
@@ -127,16 +33,6 @@ fn bad_configuration_ends_with_64_and_names_flag_value_and_expected_form() {
     let output = agent().env("NVSHARE_AGENT_RESERVE", "lots").arg("run").output().unwrap();
     assert_eq!(output.status.code(), Some(64));
     assert!(text(&output.stderr).contains("'lots'"));
-}
-
-#[test]
-fn help_is_no_error_and_documents_the_environment() {
-    let output = agent().arg("--help").output().unwrap();
-    assert!(output.status.success());
-    let help = text(&output.stdout);
-    for part in ["NVSHARE_AGENT_CAPACITY", "--lease-factor", "status", "top", "set", "[default: 500ms]"] {
-        assert!(help.contains(part), "--help says nothing of {part}");
-    }
 }
 
 #[test]
@@ -290,29 +186,6 @@ fn orders_that_make_no_sense_end_with_64_and_say_what_was_expected() {
         assert_eq!(output.status.code(), Some(64), "{command} {words:?}: {output:?}");
         let said = text(&output.stderr);
         assert!(parts.iter().all(|part| said.contains(part)), "{command} {words:?}: {said}");
-    }
-}
-
-#[test]
-fn each_command_that_orders_explains_itself_with_examples_and_exit_statuses() {
-    for words in [
-        &["swap", "--help"][..],
-        &["swap", "out", "--help"],
-        &["swap", "in", "--help"],
-        &["pin", "--help"],
-        &["unpin", "--help"],
-        &["set", "--help"],
-        &["set", "lease", "--help"],
-        &["set", "priority", "--help"],
-        &["set", "weight", "--help"],
-        &["set", "limit", "--help"],
-    ] {
-        let output = agent().args(words).output().unwrap();
-        assert!(output.status.success(), "{words:?}");
-        let help = text(&output.stdout);
-        for part in ["Examples:", "  nvshare-agent ", "2 no such client", "3 the agent cannot be"] {
-            assert!(help.contains(part), "{words:?} says nothing of {part}: {help}");
-        }
     }
 }
 
