@@ -243,7 +243,9 @@ fn administrator(
                     }
                     match answered.await {
                         Ok(Ok(settings)) => {
-                            filters.iter().for_each(|filter| log::follow(filter));
+                            for filter in &filters {
+                                log::follow(filter);
+                            }
                             info!(changes = texts.join(" "), "an administrator changed settings");
                             Response::Settings { settings: serde_json::json!(settings) }
                         }
