@@ -43,6 +43,8 @@ pub enum Step {
     ToDevice(u64),
     /// So many bytes moved to the host.
     ToHost(u64),
+    /// A CPU took a page fault: what it moved is told by itself.
+    Nothing,
 }
 
 /// The sums of one process, as the map of the eBPF programs has them; a plain word each, added to atomically.
@@ -94,35 +96,36 @@ impl Layout {
     }
 
     /// Whether events of this kind are counted at all.
-    #[inline(always)]
+    #[inline]
     pub const fn counts(&self, kind: u32) -> bool {
         kind == self.fault || kind == self.migration
     }
 
-    /// What an event of a kind that [counts](Layout::counts) adds, `Ok(None)` for a fault of a CPU: what it moved is told
-    /// by itself. `word` and `long` read 4 and 8 bytes at an offset. `Err` if they cannot, or what is there is no event.
-    #[inline(always)]
+    /// What an event of a kind that [counts](Layout::counts) adds. `word` and `long` read 4 and 8 bytes at an
+    /// offset. `None` if they cannot, or what is there is no event.
+    #[inline]
     pub fn step(
         &self,
         kind: u32,
         word: impl Fn(u32) -> Option<u32>,
         long: impl Fn(u32) -> Option<u64>,
-    ) -> Result<Option<Step>, ()> {
+    ) -> Option<Step> {
         if kind == self.fault {
-            let processor = word(self.processor_at).ok_or(())?;
-            return Ok((processor != 0).then_some(Step::Fault));
+            let processor = word(self.processor_at)?;
+            return Some(if processor == 0 { Step::Nothing } else { Step::Fault });
         }
-        let to = word(self.to_at).ok_or(())?;
-        let bytes = long(self.bytes_at).ok_or(())?;
+        let to = word(self.to_at)?;
+        let bytes = long(self.bytes_at)?;
         if bytes == 0 || bytes > BLOCK_BYTES {
-            return Err(());
+            return None;
         }
-        Ok(Some(if to == 0 { Step::ToHost(bytes) } else { Step::ToDevice(bytes) }))
+        Some(if to == 0 { Step::ToHost(bytes) } else { Step::ToDevice(bytes) })
     }
 }
 
 impl Usage {
     /// What was added since `before`.
+    #[must_use]
     pub const fn since(self, before: Usage) -> Usage {
         Usage {
             faults: self.faults.saturating_sub(before.faults),
@@ -145,7 +148,7 @@ mod tests {
         bytes
     }
 
-    fn step(layout: Layout, kind: u32, event: [u8; 64]) -> Result<Option<Step>, ()> {
+    fn step(layout: Layout, kind: u32, event: [u8; 64]) -> Option<Step> {
         let word = |at| Some(u32::from_le_bytes(event[at as usize..][..4].try_into().unwrap()));
         let long = |at| Some(u64::from_le_bytes(event[at as usize..][..8].try_into().unwrap()));
         layout.step(kind, word, long)
@@ -176,8 +179,25 @@ mod tests {
     #[test]
     fn an_unknown_driver_and_what_is_no_version_have_no_layout() {
         for version in [
-            "", "\n", "510.47.03", "514.99", "527.1", "548.0", "577.1", "596.1", "600.1", "580", "580.", ".580.1",
-            "580.a", "580.1.2.3", "-580.1", "+580.1", "99999999999.1", "580 .1", "N/A",
+            "",
+            "\n",
+            "510.47.03",
+            "514.99",
+            "527.1",
+            "548.0",
+            "577.1",
+            "596.1",
+            "600.1",
+            "580",
+            "580.",
+            ".580.1",
+            "580.a",
+            "580.1.2.3",
+            "-580.1",
+            "+580.1",
+            "99999999999.1",
+            "580 .1",
+            "N/A",
         ] {
             assert_eq!(Layout::of_version(version), None, "{version:?}");
         }
@@ -187,8 +207,8 @@ mod tests {
     fn faults_of_devices_count_and_those_of_cpus_do_not() {
         for (_, layout) in DRIVERS {
             let by = |processor| step(layout, layout.fault, event(&[(layout.processor_at, processor, 4)]));
-            assert_eq!(by(1), Ok(Some(Step::Fault)), "{layout:?}");
-            assert_eq!(by(0), Ok(None), "{layout:?}");
+            assert_eq!(by(1), Some(Step::Fault), "{layout:?}");
+            assert_eq!(by(0), Some(Step::Nothing), "{layout:?}");
         }
     }
 
@@ -198,18 +218,18 @@ mod tests {
             let moved = |to, bytes| {
                 step(layout, layout.migration, event(&[(layout.to_at, to, 4), (layout.bytes_at, bytes, 8)]))
             };
-            assert_eq!(moved(0, 4096), Ok(Some(Step::ToHost(4096))), "{layout:?}");
-            assert_eq!(moved(2, BLOCK_BYTES), Ok(Some(Step::ToDevice(BLOCK_BYTES))), "{layout:?}");
-            assert_eq!(moved(2, BLOCK_BYTES + 1), Err(()), "{layout:?}");
-            assert_eq!(moved(2, 0), Err(()), "{layout:?}");
+            assert_eq!(moved(0, 4096), Some(Step::ToHost(4096)), "{layout:?}");
+            assert_eq!(moved(2, BLOCK_BYTES), Some(Step::ToDevice(BLOCK_BYTES)), "{layout:?}");
+            assert_eq!(moved(2, BLOCK_BYTES + 1), None, "{layout:?}");
+            assert_eq!(moved(2, 0), None, "{layout:?}");
         }
     }
 
     #[test]
     fn what_cannot_be_read_adds_nothing() {
         let (_, layout) = &DRIVERS[0];
-        assert_eq!(layout.step(layout.fault, |_| None, |_| Some(1)), Err(()));
-        assert_eq!(layout.step(layout.migration, |_| Some(1), |_| None), Err(()));
+        assert_eq!(layout.step(layout.fault, |_| None, |_| Some(1)), None);
+        assert_eq!(layout.step(layout.migration, |_| Some(1), |_| None), None);
         assert!(!layout.counts(layout.migration + 1));
     }
 

@@ -78,11 +78,11 @@ pub fn happened(events: u64, kind: u32, event: u64) {
     // SAFETY: as above.
     let long = |at: u32| unsafe { bpf_probe_read_kernel((event + u64::from(at)) as *const u64) }.ok();
     match layout.step(kind, word, long) {
-        Ok(Some(Step::Fault)) => usage.faults.add(1),
-        Ok(Some(Step::ToDevice(bytes))) => usage.to_device.add(bytes),
-        Ok(Some(Step::ToHost(bytes))) => usage.to_host.add(bytes),
-        Ok(None) => {}
-        Err(()) => lose(|losses| &losses.unreadable),
+        Some(Step::Fault) => usage.faults.add(1),
+        Some(Step::ToDevice(bytes)) => usage.to_device.add(bytes),
+        Some(Step::ToHost(bytes)) => usage.to_host.add(bytes),
+        Some(Step::Nothing) => {}
+        None => lose(|losses| &losses.unreadable),
     }
 }
 
@@ -92,7 +92,6 @@ pub fn ends(events: u64) {
     let _ = UVM_SPACES.remove(events);
 }
 
-#[inline(always)]
 fn lose(which: impl Fn(&SharedLosses) -> &Word) {
     if let Some(losses) = UVM_LOSSES.get_ptr(0) {
         // SAFETY: as with the sums: the same words, in a map that lives as long as any program.

@@ -4,12 +4,13 @@
 pub(crate) const OTHER_LABELS: [&str; 6] = ["instance", "job", "le", "alertname", "alertstate", "severity"];
 
 /// Parts of expressions, and why nothing may come of an expression that has them.
-pub(crate) const EMPTY: [(&str, &str); 6] = [
+pub(crate) const EMPTY: [(&str, &str); 7] = [
     ("unswappable_bytes", "the workload's memory can all be moved"),
     ("nvshare_sessions_refused_total", "nobody is refused"),
     ("nvshare_sessions_closed_total", "nobody has left yet"),
     ("activity=~\"disconnected", "nobody is gone"),
     ("priority=\"low\"", "everybody is of normal priority"),
+    ("nvshare_uvm_", "managed memory is observed in NVIDIA's kernel module, which is not loaded here"),
     ("ALERTS", "no alert is near on a node that is well"),
 ];
 
