@@ -154,6 +154,24 @@ pub struct Health {
     pub unattributed: u64,
     /// The first look at all processes is done.
     pub scanned: bool,
+    /// Managed memory.
+    #[serde(default)]
+    pub uvm: Uvm,
+}
+
+/// Whether the kernel tells of managed memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uvm {
+    /// It does.
+    pub observed: bool,
+    /// Why not; nothing also while the eBPF programs are not loaded at all.
+    pub why: Option<String>,
+    /// Faults and migrations of VA spaces older than the agent.
+    pub unknown: u64,
+    /// VA spaces and processes for which there was no room.
+    pub refused: u64,
+    /// Events that made no sense: the driver is not as it is thought to be.
+    pub unreadable: u64,
 }
 
 /// One libcuda file.

@@ -2,6 +2,7 @@
 //!
 //! - [`probe`]: which driver functions are observed, under which heading (eBPF programs, agent, shim).
 //! - [`event`]: the records the eBPF programs write and the agent reads.
+//! - [`uvm`]: what the kernel module for managed memory tells, by driver.
 //! - [`counters`]: the page a client shares with the agent: what it holds, and the driver calls it made.
 //! - [`fingerprint`]: the keyed hash of a block, in Rust and as the kernel the swap engine launches.
 //! - [`protocol`]: the messages between agent and shim; [`frame`] carries them, [`units`] are their words.
@@ -20,3 +21,4 @@ pub mod probe;
 pub mod protocol;
 #[cfg(feature = "std")]
 pub mod units;
+pub mod uvm;

@@ -184,6 +184,7 @@ pub(super) fn probes(observer: &Health) -> String {
     for problem in &observer.problems {
         let _ = writeln!(text, "problem: {problem}");
     }
+    let _ = writeln!(text, "{}\n", managed(observer));
     if observer.attachments.is_empty() {
         text.push_str("no CUDA driver was found: none is in use, and --libcuda names none\n");
         return text;
@@ -205,6 +206,19 @@ pub(super) fn probes(observer: &Health) -> String {
         }
     }
     text
+}
+
+/// One line on managed memory.
+fn managed(observer: &Health) -> String {
+    let uvm = &observer.uvm;
+    if uvm.observed {
+        return format!(
+            "managed memory is observed: {} events of older address spaces, {} without room, {} unreadable",
+            uvm.unknown, uvm.refused, uvm.unreadable
+        );
+    }
+    let why = uvm.why.as_deref().unwrap_or("the eBPF programs are not loaded");
+    format!("managed memory is not observed: {}", printable(why))
 }
 
 /// Columns as wide as their widest cell, two spaces apart.
@@ -324,6 +338,7 @@ mod tests {
         let observer = Health {
             loaded: true,
             problems: vec!["no return probes here".to_owned()],
+            uvm: crate::observation::Uvm { why: Some("no module".to_owned()), ..Default::default() },
             attachments: vec![
                 file("/lib/a.so.1", 40, &["cuMemAlloc_v2: no such symbol"], None),
                 file("/lib/b\u{1b}.so.1", 0, &[], Some("no permission")),
@@ -334,6 +349,7 @@ mod tests {
         for part in [
             "first look at all processes is not done",
             "problem: no return probes here",
+            "managed memory is not observed: no module",
             "40        1        2        uprobe_multi  /lib/a.so.1",
             "/lib/a.so.1: cuMemAlloc_v2: no such symbol",
             "/lib/b?.so.1: no permission",

@@ -157,9 +157,23 @@ fn all_clients(page: &mut Page, state: &State) {
     page.put(Series::SwapFailures, &[], all.swap_failures as f64);
     page.put(Series::Stops, &[], all.stops as f64);
     page.put(Series::DrainStalls, &[], all.stalls as f64);
+    uvm(page, state, &all);
+    calls(page, &all);
+}
+
+/// No figure where nobody looks: a zero would pass for one.
+fn uvm(page: &mut Page, state: &State, all: &Totals) {
+    let uvm = &state.observer.uvm;
+    page.put(Series::UvmObserved, &[], flag(uvm.observed));
+    if !uvm.observed {
+        return;
+    }
     page.put(Series::UvmFaults, &[], all.uvm_faults as f64);
     page.put(Series::UvmBytes, &[], bytes(all.uvm_bytes));
-    calls(page, &all);
+    let lost = [("unknown", uvm.unknown), ("refused", uvm.refused), ("unreadable", uvm.unreadable)];
+    for (reason, count) in lost {
+        page.put(Series::UvmUnattributed, &[reason], count as f64);
+    }
 }
 
 fn calls(page: &mut Page, all: &Totals) {
@@ -273,6 +287,7 @@ mod tests {
         state.sessions.refused.insert("version".to_owned(), 1);
         state.sessions.closed.insert("malformed".to_owned(), 1);
         state.switches.seconds.record(0.3);
+        state.observer.uvm.observed = true;
         state.observer.attachments = vec![
             Attachment { functions: 60, ..Attachment::default() },
             Attachment { problem: Some("no permission".to_owned()), ..Attachment::default() },
@@ -345,6 +360,20 @@ mod tests {
                 series.name
             );
         }
+    }
+
+    #[test]
+    fn managed_memory_has_no_figures_where_it_is_not_observed() {
+        let mut state = full();
+        state.ended_totals.uvm_faults = 7;
+        let observed = samples(&scrape(state.clone()));
+        assert_eq!(observed["nvshare_uvm_observed"][0].1, 1.0);
+        assert_eq!(observed["nvshare_uvm_faults_total"][0].1, 7.0);
+        state.observer.uvm.observed = false;
+        let not = samples(&scrape(state));
+        assert_eq!(not["nvshare_uvm_observed"][0].1, 0.0);
+        let uvm: Vec<_> = not.keys().filter(|name| name.starts_with("nvshare_uvm")).collect();
+        assert_eq!(uvm, ["nvshare_uvm_observed"]);
     }
 
     #[test]

@@ -105,8 +105,10 @@ series! {
     DrainStalls COUNTER "drain_stalls_total" [] "Drains that were given up because the work made no progress.";
 
     Calls COUNTER "calls_total" ["seen_by", "made_by", "call"] "Driver calls of all clients, by who counted them (shim, uprobes) and who made them (application, engine).";
-    UvmFaults COUNTER "uvm_faults_total" [] "Page faults on managed memory of clients, where the kernel tells.";
-    UvmBytes COUNTER "uvm_moved_bytes_total" [] "Managed memory of clients that the driver moved, both ways.";
+    UvmFaults COUNTER "uvm_faults_total" [] "Page faults of devices on managed memory of clients; absent unless nvshare_uvm_observed is 1.";
+    UvmBytes COUNTER "uvm_moved_bytes_total" [] "Managed memory of clients that the driver moved, both ways; absent unless nvshare_uvm_observed is 1.";
+    UvmObserved GAUGE "uvm_observed" [] "1 while the kernel module for managed memory is observed; nvshare-agent probes says why not.";
+    UvmUnattributed COUNTER "uvm_unattributed_total" ["reason"] "Events of managed memory that were charged to nobody: of an address space older than the agent (unknown), without room (refused), or that made no sense (unreadable); absent unless nvshare_uvm_observed is 1.";
 
     ForeignProcesses GAUGE "foreign_processes" [] "Processes that use the driver without being clients.";
     ForeignAllocated GAUGE "foreign_allocated_bytes" [] "Device memory that such processes were seen to allocate and not to free.";

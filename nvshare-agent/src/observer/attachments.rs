@@ -64,6 +64,11 @@ impl Attachments {
         }
     }
 
+    /// The object, for programs that are not about files.
+    pub(super) fn ebpf(&mut self) -> &mut aya::Ebpf {
+        self.programs.ebpf()
+    }
+
     /// A file that a flag names.
     pub(super) fn named(&mut self, path: &Path) {
         let opened = find::open_here(path).map_err(|error| LibraryError::Open(path.to_owned(), error));

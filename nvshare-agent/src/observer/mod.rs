@@ -2,7 +2,8 @@
 //!
 //! One thread owns it all: it loads the programs (`programs`), finds libcuda files (`mappings` as they are mapped,
 //! `find` at start and now and then), decides where probes sit (`library`, `site`), reads counts (`slots`) and
-//! records, follows processes to their death (`watch`) and tells the conductor in observations (`translate`).
+//! records, follows processes to their death (`watch`) and tells the conductor in observations (`translate`). What the
+//! kernel module for managed memory does is seen by kprobes, where they can be had (`uvm`).
 //!
 //! Everything here may be missing (no permission, no object, an old kernel): then [`Health`] says what and what helps, and
 //! the agent runs on. Losing an observation may cost speed, never data.
@@ -18,6 +19,7 @@ mod seccomp;
 mod site;
 mod slots;
 mod translate;
+mod uvm;
 mod watch;
 
 use std::io;
@@ -34,12 +36,13 @@ use nvshare_common::event::{RING_BYTES, Record};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use crate::config::Config;
-use crate::observation::{Health, Observation};
+use crate::observation::{self, Health, Observation};
 use attachments::Attachments;
 use kernel_log::KernelLog;
 use mappings::{Mapped, Mappings};
 use programs::Programs;
 use slots::Slots;
+use uvm::Uvm;
 use watch::Watch;
 
 pub use library::{Library, LibraryError, Point};
@@ -60,6 +63,9 @@ const BATCH: usize = 4096;
 /// One launch in so many is looked at closely, unless a test wants more.
 const SAMPLE_EVERY: u32 = 64;
 
+/// Where the kernel lists its modules.
+pub const MODULES: &str = "/sys/module";
+
 /// What to observe.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -71,6 +77,8 @@ pub struct Options {
     pub discover: bool,
     /// One launch in this many is sampled with its parameters; 0: none.
     pub sample_every: u32,
+    /// Where the kernel lists its modules: `/sys/module`, except in tests.
+    pub modules: PathBuf,
     /// Attach probes one by one, as kernels before 6.6 need it, also where `uprobe_multi` is there.
     pub single: bool,
 }
@@ -84,6 +92,7 @@ impl Options {
             libraries: config.libcuda.clone(),
             discover: true,
             sample_every: SAMPLE_EVERY,
+            modules: MODULES.into(),
             single: false,
         }
     }
@@ -175,6 +184,8 @@ struct State {
     attachments: Attachments,
     records: RingBuf<MapData>,
     watch: Watch,
+    /// Or why its maps could not be had.
+    uvm: Result<Uvm, String>,
     log: Option<EbpfLogger<KernelLog>>,
     mappings: Vec<Mappings>,
     epoll: Arc<OwnedFd>,
@@ -199,6 +210,8 @@ impl State {
         let log = EbpfLogger::init_with_logger(programs.ebpf(), KernelLog)
             .inspect_err(|error| problems.push(format!("the eBPF programs cannot log: {error}")))
             .ok();
+        let uvm = Uvm::new(programs.ebpf(), &options.modules)
+            .inspect_err(|why| tracing::warn!(why, "managed memory is not observed; the rest is"));
         let mut mappings = Vec::new();
         if options.discover {
             // Before the first look at all processes, so that nobody slips in between.
@@ -214,6 +227,7 @@ impl State {
             attachments: Attachments::new(programs),
             records: maps.records,
             watch: Watch::new(slots, Arc::clone(&epoll)),
+            uvm,
             log,
             mappings,
             epoll,
@@ -247,6 +261,8 @@ impl State {
         }
         if self.discover {
             self.scan();
+        } else {
+            self.look_at_uvm();
         }
         self.health.scanned = true;
         self.update_health();
@@ -325,6 +341,10 @@ impl State {
             }
         }
         self.watch.report(&mut self.tell);
+        if let Ok(uvm) = &mut self.uvm {
+            // The last of a process, while it is still known.
+            uvm.read(!dead.is_empty(), |pid| self.watch.process(pid), &mut self.tell);
+        }
         for slot in dead {
             self.watch.died(*slot, &mut self.tell);
         }
@@ -356,6 +376,14 @@ impl State {
         }
         self.attachments.drop_unused(2 * SCAN_EVERY + SCAN_EVERY / 2);
         self.attachments.look_again();
+        self.look_at_uvm();
+    }
+
+    /// The module may have been loaded, or loaded again.
+    fn look_at_uvm(&mut self) {
+        if let Ok(uvm) = &mut self.uvm {
+            uvm.look(self.attachments.ebpf());
+        }
     }
 
     /// Tells how the observer is, when that changed.
@@ -363,11 +391,19 @@ impl State {
         let (lost, unattributed) = self.watch.losses();
         let attachments = self.attachments.changed();
         let first = !self.health.loaded;
-        let counted = (self.health.lost, self.health.unattributed) != (lost, unattributed);
-        if !(first || attachments || counted && self.health_at.elapsed() >= HEALTH_EVERY) {
+        let uvm = match &self.uvm {
+            Ok(uvm) => uvm.health(),
+            Err(why) => observation::Uvm { why: Some(why.clone()), ..observation::Uvm::default() },
+        };
+        let changed =
+            attachments || uvm.observed != self.health.uvm.observed || uvm.why != self.health.uvm.why;
+        let counted =
+            (self.health.lost, self.health.unattributed) != (lost, unattributed) || uvm != self.health.uvm;
+        if !(first || changed || counted && self.health_at.elapsed() >= HEALTH_EVERY) {
             return;
         }
         self.health.loaded = true;
+        self.health.uvm = uvm;
         (self.health.lost, self.health.unattributed) = (lost, unattributed);
         self.health.problems = self.problems.iter().cloned().chain(self.attachments.problems()).collect();
         self.health.attachments = self.attachments.list();

@@ -163,6 +163,11 @@ impl Watch {
         (lost, nobody.application.iter().chain(&nobody.engine).sum())
     }
 
+    /// The process that has `pid`, if it has a slot.
+    pub(super) fn process(&self, pid: u32) -> Option<Process> {
+        self.live.values().map(|live| live.process).find(|process| process.pid == pid)
+    }
+
     /// How many processes are watched.
     pub(super) fn processes(&self) -> usize {
         self.live.len()

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use nvshare_agent::observation::Observation;
-use nvshare_agent::observer::{Observer, Options};
+use nvshare_agent::observer::{MODULES, Observer, Options};
 use nvshare_common::probe::{Call, PROBES};
 
 use crate::client::Client;
@@ -31,6 +31,7 @@ fn without_its_object_the_observer_says_what_to_do() {
         libraries: Vec::new(),
         discover: false,
         sample_every: 0,
+        modules: MODULES.into(),
         single: false,
     };
     let observer = Observer::start(options, move |batch| sender.send(batch).is_ok()).unwrap();
@@ -58,8 +59,14 @@ fn without_permission_the_observer_says_what_it_needs() {
         // SAFETY: no arguments.
         assert!(done == 0 || unsafe { libc::geteuid() } != 0);
         let (sender, told) = std::sync::mpsc::channel();
-        let options =
-            Options { object: copy, libraries: vec![], discover: true, sample_every: 0, single: false };
+        let options = Options {
+            object: copy,
+            libraries: vec![],
+            discover: true,
+            sample_every: 0,
+            modules: MODULES.into(),
+            single: false,
+        };
         let observer = Observer::start(options, move |batch| sender.send(batch).is_ok()).unwrap();
         let batch = told.recv().unwrap();
         observer.stop();
@@ -97,7 +104,14 @@ fn probes_that_are_attached_one_by_one_count_as_exactly() {
     // Few functions: such a probe takes 0.1 s to detach.
     let fake = Fake::with(|name| ["cuLaunchKernel", "cuMemAlloc_v2"].contains(&name));
     let libraries = vec![fake.path()];
-    let single = |object| Options { object, libraries, discover: false, sample_every: 1, single: true };
+    let single = |object| Options {
+        object,
+        libraries,
+        discover: false,
+        sample_every: 1,
+        modules: MODULES.into(),
+        single: true,
+    };
     let Some(seen) = observe_with(single) else { return };
     assert_eq!(seen.health().attachments[0].means, "single");
     let mut client = Client::start(&fake.path());
@@ -113,8 +127,14 @@ fn probes_that_are_attached_one_by_one_count_as_exactly() {
 
 #[test]
 fn a_library_is_found_within_moments_of_being_mapped() {
-    let discover =
-        |object| Options { object, libraries: Vec::new(), discover: true, sample_every: 0, single: false };
+    let discover = |object| Options {
+        object,
+        libraries: Vec::new(),
+        discover: true,
+        sample_every: 0,
+        modules: MODULES.into(),
+        single: false,
+    };
     let Some(seen) = observe_with(discover) else { return };
     let fake = Fake::new();
     let mut client = Client::start(&fake.path());
@@ -137,8 +157,14 @@ fn a_library_in_use_before_the_observer_starts_is_found() {
     let fake = Fake::new();
     let mut client = Client::start(&fake.path());
     client.run("call cuLaunchKernel 5 1");
-    let discover =
-        |object| Options { object, libraries: Vec::new(), discover: true, sample_every: 0, single: false };
+    let discover = |object| Options {
+        object,
+        libraries: Vec::new(),
+        discover: true,
+        sample_every: 0,
+        modules: MODULES.into(),
+        single: false,
+    };
     let Some(seen) = observe_with(discover) else { return };
     client.run("call cuLaunchKernel 7 1");
     seen.wait_for_count(client.pid(), Call::Launch, 7);
