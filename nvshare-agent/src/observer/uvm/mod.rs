@@ -75,10 +75,7 @@ impl Uvm {
             return;
         }
         self.attached = None;
-        let why = match found.and_then(|driver| self.attach(ebpf, driver)) {
-            Ok(()) => None,
-            Err(why) => Some(why),
-        };
+        let why = found.and_then(|driver| self.attach(ebpf, driver)).err();
         if why != self.why || why.is_none() {
             match &why {
                 None => tracing::info!("managed memory is observed, by kprobes in nvidia_uvm"),
