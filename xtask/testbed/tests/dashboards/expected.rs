@@ -4,7 +4,7 @@
 pub(crate) const OTHER_LABELS: [&str; 6] = ["instance", "job", "le", "alertname", "alertstate", "severity"];
 
 /// Parts of expressions, and why nothing may come of an expression that has them.
-pub(crate) const EMPTY: [(&str, &str); 7] = [
+pub(crate) const EMPTY: &[(&str, &str)] = &[
     ("unswappable_bytes", "the workload's memory can all be moved"),
     ("nvshare_foreign_pod_allocated_bytes", "every program has the library"),
     ("nvshare_sessions_refused_total", "nobody is refused"),

@@ -1,7 +1,7 @@
 //! The node: its kubelet, its API server, a card, the agent's pod, and pods that share the card.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nvshare_testbed::kubernetes::{Api, Kubelet, allocated, pod};
@@ -156,6 +156,14 @@ impl AgentPod {
         assert!(turns, "{clients} clients did not take {switches} turns; state: {last:#}");
         assert_eq!(last["observer"]["lost"], 0, "records of the uprobes were lost");
         assert_eq!(last["observer"]["problems"], json!([]));
+        if !Path::new("/sys/module/nvidia_uvm").exists() {
+            let uvm = &last["observer"]["uvm"];
+            assert_eq!(uvm["why"], "the module nvidia_uvm is not loaded");
+            let metrics = self.pages.get("/metrics").expect("metrics").1;
+            assert!(
+                metrics.contains("\nnvshare_uvm_observed 0\n") && !metrics.contains("nvshare_uvm_faults")
+            );
+        }
     }
 
     /// `namespace/pod/container` of every client in the metrics, in order.
