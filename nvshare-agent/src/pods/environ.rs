@@ -64,6 +64,9 @@ fn device_ids(environ: &[u8]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::process::Stdio;
+
     use super::*;
 
     #[test]
@@ -79,8 +82,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_environment_of_a_running_process_is_read() {
-        let mut child =
-            std::process::Command::new("sleep").arg("60").env(VARIABLE, "GPU-1::7").spawn().unwrap();
+        let mut cat = std::process::Command::new("cat");
+        cat.env(VARIABLE, "GPU-1::7").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = cat.spawn().unwrap();
+        // While a program is being started its environment is empty for a moment.
+        child.stdin.as_mut().unwrap().write_all(b".").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let process = Process::of(child.id()).unwrap();
         let (tell, told) = tokio::sync::oneshot::channel();
         assert!(Reader::default().read(process, |ids| tell.send(ids).unwrap()));
