@@ -367,11 +367,11 @@ mod tests {
         let mut state = full();
         state.ended_totals.uvm_faults = 7;
         let observed = samples(&scrape(state.clone()));
-        assert_eq!(observed["nvshare_uvm_observed"][0].1, 1.0);
-        assert_eq!(observed["nvshare_uvm_faults_total"][0].1, 7.0);
+        assert_eq!(observed["nvshare_uvm_observed"][0].1 as u64, 1);
+        assert_eq!(observed["nvshare_uvm_faults_total"][0].1 as u64, 7);
         state.observer.uvm.observed = false;
         let not = samples(&scrape(state));
-        assert_eq!(not["nvshare_uvm_observed"][0].1, 0.0);
+        assert_eq!(not["nvshare_uvm_observed"][0].1 as u64, 0);
         let uvm: Vec<_> = not.keys().filter(|name| name.starts_with("nvshare_uvm")).collect();
         assert_eq!(uvm, ["nvshare_uvm_observed"]);
     }
