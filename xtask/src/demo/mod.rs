@@ -4,7 +4,7 @@
 mod card;
 mod clients;
 mod progress;
-mod report;
+pub(crate) mod report;
 mod run;
 mod state;
 
@@ -126,6 +126,11 @@ impl Options {
             options: Options,
         }
         <Standard as clap::Parser>::parse_from(["demo", "--sim"]).options
+    }
+
+    /// Of it one mode alone.
+    pub(crate) fn only(mode: Mode) -> Options {
+        Options { mode: vec![mode], ..Options::standard() }
     }
 }
 
