@@ -27,9 +27,15 @@ impl Who {
 pub(super) struct Lines(Vec<String>);
 
 impl Lines {
-    /// None.
-    pub(super) fn new() -> Lines {
-        Lines(Series::TABLE.iter().map(|_| String::new()).collect())
+    /// None. `sizes` are those of the last page, or nothing: growing costs as much as writing.
+    pub(super) fn new(sizes: &[usize]) -> Lines {
+        let sizes = sizes.iter().copied().chain(std::iter::repeat(0));
+        Lines(Series::TABLE.iter().zip(sizes).map(|(_, size)| String::with_capacity(size)).collect())
+    }
+
+    /// How long the lines of each series are.
+    pub(super) fn sizes(&self) -> Vec<usize> {
+        self.0.iter().map(String::len).collect()
     }
 
     /// One more sample; `more` are the values of the labels after those that name the client.
@@ -157,7 +163,7 @@ mod tests {
                 (Series::ClientCopied, vec!["out"]),
                 (Series::ClientUnswappable, vec!["0", "GPU-1", reason.as_str()]),
             ] {
-                let mut lines = Lines::new();
+                let mut lines = Lines::new(&[]);
                 lines.put(series, &Who::new(who), &more, value);
                 let mut ours = String::new();
                 lines.write(&mut ours);

@@ -7,7 +7,7 @@ mod lines;
 mod series;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nvshare_common::units::Bytes;
 use prometheus::TextEncoder;
@@ -32,12 +32,14 @@ const LABEL_CHARS: usize = 32;
 pub struct Metrics {
     state: watch::Receiver<Arc<State>>,
     health: Health,
+    /// Of the last page, by series of clients.
+    sizes: Mutex<Vec<usize>>,
 }
 
 impl Metrics {
     /// Series of what `state` holds at the time of each scrape.
     pub fn new(state: watch::Receiver<Arc<State>>, health: Health) -> Metrics {
-        Metrics { state, health }
+        Metrics { state, health, sizes: Mutex::default() }
     }
 
     /// All series in Prometheus' text format.
@@ -45,8 +47,11 @@ impl Metrics {
         let state = Arc::clone(&self.state.borrow());
         let mut text =
             TextEncoder::new().encode_to_string(&page(&state, &self.health.readiness()).families())?;
-        let mut lines = Lines::new();
+        let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = Lines::new(&sizes);
         clients(&mut lines, &state);
+        *sizes = lines.sizes();
+        drop(sizes);
         lines.write(&mut text);
         Ok(text)
     }
