@@ -13,6 +13,7 @@ pub(crate) mod lookup;
 pub(crate) mod memory;
 pub(crate) mod plain;
 pub(crate) mod room;
+pub(crate) mod size;
 pub(crate) mod streams;
 pub(crate) mod unswappable;
 pub(crate) mod waiting;
