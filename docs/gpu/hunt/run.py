@@ -47,7 +47,8 @@ def main() -> int:
     # One process of threads, several that reset; each run is short, so that many begin and end.
     kinds = [("reset", [reset, "15", "640"], {**library, **swaps})] * 4
     kinds += [("reset, 200 ms", [reset, "15", "1200"], {**library, **({} if options.bare else {"NVSHARE_DEBUG_SWAP_EVERY": "200ms"})})]
-    kinds += [("sparse", [sys.executable, f"{HERE}/sparse.py", "25"], library)] * 2
+    sparse = [sys.executable, f"{HERE}/sparse.py", "25"]
+    kinds += [("sparse", sparse, library), ("sparse, uncached", sparse, {**library, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})]
     end = time.monotonic() + options.seconds
     counts = collections.defaultdict(collections.Counter)
     bad = 0
