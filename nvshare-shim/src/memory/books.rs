@@ -124,8 +124,13 @@ pub fn gave_back(reason: &'static str, handle: u64) {
     }
 }
 
+/// A green context is gone; what was made in it belongs to another one from now on.
+pub(super) fn inherit(context: usize, heir: usize) {
+    held::table().inherit(context, heir);
+}
+
 /// A context is gone, and what was made in it.
-pub(super) fn context_gone(context: usize) {
+pub(super) fn context_ended(context: usize) {
     let gone = held::table().end_of(context);
     for (reason, held) in gone {
         gave_back_held(reason, held);

@@ -42,6 +42,13 @@ impl Table {
         let gone = self.0.extract_if(.., |_, held| held.context == context);
         gone.map(|((reason, _), held)| (reason, held)).collect()
     }
+
+    /// What belongs to a context belongs to another one from now on.
+    pub fn inherit(&mut self, context: usize, heir: usize) {
+        for held in self.0.values_mut().filter(|held| held.context == context) {
+            held.context = heir;
+        }
+    }
 }
 
 /// All of the process.
@@ -63,6 +70,10 @@ mod tests {
         assert_eq!(table.add("managed", 2, held(7)), None);
         assert_eq!(table.end_of(7), [("array", held(7)), ("managed", held(7))]);
         assert_eq!(table.end_of(7), []);
+        table.add("array", 3, held(7));
+        table.inherit(7, 8);
+        assert_eq!(table.end_of(7), []);
+        assert_eq!(table.remove("array", 3), Some(held(8)));
         assert_eq!(table.remove("managed", 1), Some(held(8)));
         assert_eq!(table.remove("managed", 1), None);
     }

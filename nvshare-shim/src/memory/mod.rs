@@ -3,7 +3,7 @@
 //! - [`map`]: every allocation by address; [`space`]: spans, extents and accounts of one device, pure; [`ranges`]: free
 //!   pieces of slabs (and blocks of arenas), pure; [`extent`]: one extent.
 //! - [`books`]: what passes by the engine; [`held`], [`physical`], [`pools`]: how long which of it lives. [`promise`]: what may be
-//!   promised.
+//!   promised. [`owner`]: whose an address is.
 //! - [`device`]: the devices in use; [`vmm`]: the driver calls; [`mod@back`]: putting memory behind an extent; [`mod@free`].
 //!
 //! An allocation never waits for the agent. What the grant does not cover stays absent, the gate is shut, and the swap
@@ -17,6 +17,7 @@ pub mod extent;
 pub mod free;
 pub mod held;
 pub mod map;
+pub mod owner;
 pub mod physical;
 pub mod pools;
 pub mod promise;
@@ -156,23 +157,22 @@ fn report_kept(device: &Device) {
     link::send(&ToAgent::Unswappable { device: device.id, bytes, reason: "exported".to_owned() });
 }
 
-/// A context is about to be destroyed: everything allocated in it goes, and the engine moves to another.
-pub fn on_context_destroyed(context: sys::CUcontext) {
+/// A context is gone, and so is everything that was allocated in it; with the primary context of the device `primary` also
+/// what was allocated in its green contexts.
+pub fn context_ended(context: sys::CUcontext, primary: Option<sys::CUdevice>) {
     free::free_context(context.addr());
-    swap::leave_context(context.addr());
-    context_gone(context);
-}
-
-/// A context is gone, with all that the driver held in it.
-pub fn context_gone(context: sys::CUcontext) {
-    books::context_gone(context.addr());
+    if let Some(device) = primary.and_then(device::of_ordinal) {
+        free::free_orphans(device);
+    }
+    books::context_ended(context.addr());
     link::sizes::own_end();
 }
 
-/// A green context is about to be destroyed. What was allocated in it is its device's and stays; the engine moves on.
-pub fn leave_green_context(context: sys::CUcontext) {
-    ALLOCATIONS.orphan(context.addr());
-    swap::leave_context(context.addr());
+/// A green context is gone. What was allocated in it is the primary context's and stays.
+pub fn green_context_ended(context: sys::CUcontext, primary: Option<sys::CUcontext>) {
+    let primary = primary.map_or(0, |primary| primary.addr());
+    ALLOCATIONS.inherit(context.addr(), primary);
+    books::inherit(context.addr(), primary);
 }
 
 /// `peer` may now reach all memory of the device with that number.
