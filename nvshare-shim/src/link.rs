@@ -171,6 +171,7 @@ pub fn context_made(ordinal: sys::CUdevice) {
         && let Ok(id) = device::id_of(ordinal)
     {
         let _ = may_have(id, 0);
+        sizes::is_settled(id);
     }
 }
 

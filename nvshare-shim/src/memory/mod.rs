@@ -125,10 +125,8 @@ pub fn describe(pointer: sys::CUdeviceptr) -> Option<Described> {
 pub fn info() -> Option<(usize, usize)> {
     let (device, _) = device::current().ok()??;
     pools::refresh();
-    let total = link::sizes::total(device.id, device.total);
-    let accounts = *device.state().space.accounts();
-    let limit = accounts.limit?;
-    let free = link::sizes::free(device.id, limit.min(total), accounts.needed());
+    let needed = device.state().space.accounts().needed();
+    let (total, free) = link::sizes::figures(device.id, device.total, needed)?;
     Some((free as usize, total as usize))
 }
 

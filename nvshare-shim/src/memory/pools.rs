@@ -89,6 +89,15 @@ pub fn allows(ordinal: sys::CUdevice, bytes: usize) -> bool {
     grows == 0 || super::promise::may_grow(device, grows)
 }
 
+/// So much more may be reserved in a moment: it is booked until the next reading says what it was.
+pub fn expect(ordinal: sys::CUdevice, bytes: usize) {
+    if let Some(device) = device::of_ordinal(ordinal) {
+        let (reserved, used) = figures(ordinal);
+        let grows = (bytes as u64).saturating_sub(reserved.saturating_sub(used));
+        super::account(device, STREAM_ORDERED, |held| held.saturating_add(grows));
+    }
+}
+
 /// Memory was taken or given back: the figures are read again soon.
 #[inline]
 pub fn changed() {
