@@ -206,6 +206,7 @@ impl Context {
         for completion in self.unfinished() {
             completion.wait();
         }
+        crate::memory::pool::synchronised(self.device);
         self.failure().map_or(Ok(()), Err)
     }
 }
