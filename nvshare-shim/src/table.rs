@@ -196,16 +196,21 @@ functions! {
     // Memory that cannot be moved yet.
     [cuMemAllocManaged] (dptr: *mut CUdeviceptr, bytesize: usize, flags: u32) => unswappable::managed(dptr, bytesize);
     [cuMemAllocAsync cuMemAllocAsync_ptsz] (dptr: *mut CUdeviceptr, bytesize: usize, hStream: CUstream) => unswappable::stream_ordered(dptr, bytesize);
-    [cuMemAllocFromPoolAsync cuMemAllocFromPoolAsync_ptsz] (dptr: *mut CUdeviceptr, bytesize: usize, pool: CUmemoryPool, hStream: CUstream) => unswappable::stream_ordered(dptr, bytesize);
+    [cuMemAllocFromPoolAsync cuMemAllocFromPoolAsync_ptsz] (dptr: *mut CUdeviceptr, bytesize: usize, pool: CUmemoryPool, hStream: CUstream) => unswappable::from_this_pool(dptr, bytesize, pool);
     [cuMemFreeAsync cuMemFreeAsync_ptsz] (dptr: CUdeviceptr, hStream: CUstream) => unswappable::free_async(dptr, hStream);
+    [cuMemPoolCreate] (pool: *mut CUmemoryPool, poolProps: *const CUmemPoolProps) => unswappable::pool_create(pool, poolProps);
+    [cuMemPoolDestroy] (pool: CUmemoryPool) => unswappable::pool_destroy(pool);
+    [cuMemPoolTrimTo] (pool: CUmemoryPool, minBytesToKeep: usize) => unswappable::trims();
+    [cuMemPoolSetAttribute] (pool: CUmemoryPool, attr: CEnum, value: *mut c_void) => unswappable::trims();
+    [cuDeviceGraphMemTrim] (device: CUdevice) => unswappable::trims();
     [cuMemCreate] (handle: *mut CUmemGenericAllocationHandle, size: usize, prop: *const CUmemAllocationProp, flags: u64) => unswappable::create(handle, size, prop);
     [cuMemRelease] (handle: CUmemGenericAllocationHandle) => unswappable::release(handle);
     [cuMemImportFromShareableHandle] (handle: *mut CUmemGenericAllocationHandle, osHandle: *mut c_void, shHandleType: CEnum) => unswappable::import(handle);
-    [cuMemMap] (ptr: CUdeviceptr, size: usize, offset: usize, handle: CUmemGenericAllocationHandle, flags: u64) => plain::counted();
-    [cuMemUnmap] (ptr: CUdeviceptr, size: usize) => plain::counted();
+    [cuMemMap] (ptr: CUdeviceptr, size: usize, offset: usize, handle: CUmemGenericAllocationHandle, flags: u64) => unswappable::map(ptr, size, handle);
+    [cuMemUnmap] (ptr: CUdeviceptr, size: usize) => unswappable::unmap(ptr, size);
     [cuIpcGetMemHandle] (pHandle: *mut CUipcMemHandle, dptr: CUdeviceptr) => unswappable::export_one(dptr);
     [cuMemGetHandleForAddressRange] (handle: *mut c_void, dptr: CUdeviceptr, size: usize, handleType: CEnum, flags: u64) => unswappable::export(dptr, size);
-    [cuMemRetainAllocationHandle] (handle: *mut CUmemGenericAllocationHandle, addr: *mut c_void) => unswappable::retain(addr);
+    [cuMemRetainAllocationHandle] (handle: *mut CUmemGenericAllocationHandle, addr: *mut c_void) => unswappable::retain(handle, addr);
     [cuArrayCreate_v2] (pHandle: *mut CUarray, pAllocateArray: *const CUDA_ARRAY_DESCRIPTOR) => unswappable::array(pHandle, pAllocateArray);
     [cuArray3DCreate_v2] (pHandle: *mut CUarray, pAllocateArray: *const CUDA_ARRAY3D_DESCRIPTOR) => unswappable::array_3d(pHandle, pAllocateArray);
     [cuArrayDestroy] (hArray: CUarray) => unswappable::array_destroy(hArray);
@@ -297,17 +302,17 @@ functions! {
     [cuLaunchKernel cuLaunchKernel_ptsz] (f: CUfunction, gridDimX: u32, gridDimY: u32, gridDimZ: u32, blockDimX: u32, blockDimY: u32, blockDimZ: u32, sharedMemBytes: u32, hStream: CUstream, kernelParams: *mut *mut c_void, extra: *mut *mut c_void) => work::launch(hStream);
     [cuLaunchKernelEx cuLaunchKernelEx_ptsz] (config: *const CUlaunchConfig, f: CUfunction, kernelParams: *mut *mut c_void, extra: *mut *mut c_void) => work::launch_ex(config);
     [cuLaunchCooperativeKernel cuLaunchCooperativeKernel_ptsz] (f: CUfunction, gridDimX: u32, gridDimY: u32, gridDimZ: u32, blockDimX: u32, blockDimY: u32, blockDimZ: u32, sharedMemBytes: u32, hStream: CUstream, kernelParams: *mut *mut c_void) => work::launch(hStream);
-    [cuLaunchCooperativeKernelMultiDevice] (launchParamsList: *mut CUDA_LAUNCH_PARAMS, numDevices: u32, flags: u32) => work::blocking();
-    [cuLaunch] (f: CUfunction) => work::blocking();
-    [cuLaunchGrid] (f: CUfunction, grid_width: i32, grid_height: i32) => work::blocking();
+    [cuLaunchCooperativeKernelMultiDevice] (launchParamsList: *mut CUDA_LAUNCH_PARAMS, numDevices: u32, flags: u32) => work::launch_blocking();
+    [cuLaunch] (f: CUfunction) => work::launch_blocking();
+    [cuLaunchGrid] (f: CUfunction, grid_width: i32, grid_height: i32) => work::launch_blocking();
     [cuLaunchGridAsync] (f: CUfunction, grid_width: i32, grid_height: i32, hStream: CUstream) => work::launch(hStream);
     [cuLaunchHostFunc cuLaunchHostFunc_ptsz] (hStream: CUstream, function: CUhostFn, userData: *mut c_void) => work::on(hStream);
     [cuLaunchHostFunc_v2 cuLaunchHostFunc_v2_ptsz] (hStream: CUstream, function: CUhostFn, userData: *mut c_void, syncMode: u32) => work::on(hStream);
     [cuStreamAddCallback cuStreamAddCallback_ptsz] (hStream: CUstream, callback: *mut c_void, userData: *mut c_void, flags: u32) => work::on(hStream);
 
     // Graphs.
-    [cuGraphLaunch cuGraphLaunch_ptsz] (hGraph: CUgraphExec, hStream: CUstream) => work::launch(hStream);
-    [cuGraphUpload cuGraphUpload_ptsz] (hGraph: CUgraphExec, hStream: CUstream) => work::on(hStream);
+    [cuGraphLaunch cuGraphLaunch_ptsz] (hGraph: CUgraphExec, hStream: CUstream) => work::launch_graph(hStream);
+    [cuGraphUpload cuGraphUpload_ptsz] (hGraph: CUgraphExec, hStream: CUstream) => work::launch_graph(hStream);
     [cuGraphAddMemAllocNode] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, nodeParams: *mut CUDA_MEM_ALLOC_NODE_PARAMS) => unswappable::graph_node(nodeParams);
     [cuGraphAddNode] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, nodeParams: *mut CUgraphNodeParams) => unswappable::any_graph_node(nodeParams);
     [cuGraphAddNode_v2 cuGraphAddNode_v3] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, dependencyData: *const CUgraphEdgeData, numDependencies: usize, nodeParams: *mut CUgraphNodeParams) => unswappable::any_graph_node(nodeParams);
@@ -380,6 +385,39 @@ functions! {
     [cuLibraryLoadData] (library: *mut CUlibrary, code: *const c_void, jitOptions: *mut CEnum, jitOptionsValues: *mut *mut c_void, numJitOptions: u32, libraryOptions: *mut CEnum, libraryOptionValues: *mut *mut c_void, numLibraryOptions: u32) => room::retried();
     [cuLibraryLoadFromFile] (library: *mut CUlibrary, fileName: *const c_char, jitOptions: *mut CEnum, jitOptionsValues: *mut *mut c_void, numJitOptions: u32, libraryOptions: *mut CEnum, libraryOptionValues: *mut *mut c_void, numLibraryOptions: u32) => room::retried();
     [cuCtxSetLimit] (limit: CEnum, value: usize) => room::retried();
+    [cuLinkComplete] (state: CUlinkState, cubinOut: *mut *mut c_void, sizeOut: *mut usize) => room::retried();
+    // Where modules are loaded lazily, these load them.
+    [cuModuleGetFunction] (hfunc: *mut CUfunction, hmod: CUmodule, name: *const c_char) => room::lazy();
+    [cuModuleGetGlobal] (dptr: *mut u32, bytes: *mut u32, hmod: CUmodule, name: *const c_char) => room::lazy();
+    [cuModuleGetGlobal_v2] (dptr: *mut CUdeviceptr, bytes: *mut usize, hmod: CUmodule, name: *const c_char) => room::lazy();
+    [cuLibraryGetModule] (pMod: *mut CUmodule, library: CUlibrary) => room::retried();
+    [cuLibraryGetKernel] (pKernel: *mut CUkernel, library: CUlibrary, name: *const c_char) => room::lazy();
+    [cuLibraryGetGlobal] (dptr: *mut CUdeviceptr, bytes: *mut usize, library: CUlibrary, name: *const c_char) => room::lazy();
+    [cuLibraryGetManaged] (dptr: *mut CUdeviceptr, bytes: *mut usize, library: CUlibrary, name: *const c_char) => room::lazy();
+    [cuLibraryGetUnifiedFunction] (fptr: *mut *mut c_void, library: CUlibrary, symbol: *const c_char) => room::lazy();
+    [cuKernelGetFunction] (pFunc: *mut CUfunction, kernel: CUkernel) => room::lazy();
+    [cuKernelGetAttribute] (pi: *mut i32, attrib: CEnum, kernel: CUkernel, dev: CUdevice) => room::lazy();
+    [cuKernelSetAttribute] (attrib: CEnum, val: i32, kernel: CUkernel, dev: CUdevice) => room::lazy();
+    [cuFuncLoad] (function: CUfunction) => room::lazy();
+    [cuFuncGetAttribute] (pi: *mut i32, attrib: CEnum, hfunc: CUfunction) => room::lazy();
+    [cuFuncSetAttribute] (hfunc: CUfunction, attrib: CEnum, value: i32) => room::lazy();
+    [cuOccupancyMaxActiveBlocksPerMultiprocessor] (numBlocks: *mut i32, func: CUfunction, blockSize: i32, dynamicSMemSize: usize) => room::lazy();
+    [cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags] (numBlocks: *mut i32, func: CUfunction, blockSize: i32, dynamicSMemSize: usize, flags: u32) => room::lazy();
+    // Page tables, and what the driver keeps of things that are mapped.
+    [cuMemSetAccess] (ptr: CUdeviceptr, size: usize, desc: *const CUmemAccessDesc, count: usize) => room::lazy();
+    [cuMemAddressReserve] (ptr: *mut CUdeviceptr, size: usize, alignment: usize, addr: CUdeviceptr, flags: u64) => room::lazy();
+    [cuGreenCtxCreate] (phCtx: *mut CUgreenCtx, desc: CUdevResourceDesc, dev: CUdevice, flags: u32) => room::retried();
+    [cuEventCreate] (phEvent: *mut CUevent, Flags: u32) => room::lazy();
+    [cuTexObjectCreate] (pTexObject: *mut CUtexObject, pResDesc: *const CUDA_RESOURCE_DESC, pTexDesc: *const CUDA_TEXTURE_DESC, pResViewDesc: *const CUDA_RESOURCE_VIEW_DESC) => room::lazy();
+    [cuSurfObjectCreate] (pSurfObject: *mut CUsurfObject, pResDesc: *const CUDA_RESOURCE_DESC) => room::lazy();
+    [cuImportExternalMemory] (extMem_out: *mut CUexternalMemory, memHandleDesc: *const CUDA_EXTERNAL_MEMORY_HANDLE_DESC) => room::lazy();
+    [cuExternalMemoryGetMappedBuffer] (devPtr: *mut CUdeviceptr, extMem: CUexternalMemory, bufferDesc: *const CUDA_EXTERNAL_MEMORY_BUFFER_DESC) => room::lazy();
+    [cuIpcOpenMemHandle] (pdptr: *mut CUdeviceptr, handle: CUipcMemHandle, Flags: u32) => room::lazy();
+    [cuIpcOpenMemHandle_v2] (pdptr: *mut CUdeviceptr, handle: CUipcMemHandle, Flags: u32) => room::lazy();
+
+    // How large the device is.
+    [cuDeviceTotalMem] (bytes: *mut u32, dev: CUdevice) => size::total_32(bytes, dev);
+    [cuDeviceTotalMem_v2] (bytes: *mut usize, dev: CUdevice) => size::total(bytes, dev);
   }
   bare {
     cuDriverGetVersion(driverVersion: *mut i32);
@@ -390,7 +428,6 @@ functions! {
     cuDeviceGetAttribute(pi: *mut i32, attrib: CEnum, dev: CUdevice);
     cuDeviceGetUuid(uuid: *mut CUuuid, dev: CUdevice);
     cuDeviceGetUuid_v2(uuid: *mut CUuuid, dev: CUdevice);
-    cuDeviceTotalMem_v2(bytes: *mut usize, dev: CUdevice);
     cuDevicePrimaryCtxGetState(dev: CUdevice, flags: *mut u32, active: *mut i32);
     cuCtxGetCurrent(pctx: *mut CUcontext);
     cuCtxSetCurrent(ctx: CUcontext);
@@ -404,26 +441,24 @@ functions! {
     cuStreamGetFlags(hStream: CUstream, flags: *mut u32);
     cuStreamQuery(hStream: CUstream);
     cuThreadExchangeStreamCaptureMode(mode: *mut CEnum);
-    cuEventCreate(phEvent: *mut CUevent, Flags: u32);
     cuEventRecord(hEvent: CUevent, hStream: CUstream);
     cuEventRecord_ptsz(hEvent: CUevent, hStream: CUstream);
     cuEventQuery(hEvent: CUevent);
     cuEventDestroy_v2(hEvent: CUevent);
     cuEventElapsedTime(pMilliseconds: *mut f32, hStart: CUevent, hEnd: CUevent);
-    cuMemAddressReserve(ptr: *mut CUdeviceptr, size: usize, alignment: usize, addr: CUdeviceptr, flags: u64);
     cuMemAddressFree(ptr: CUdeviceptr, size: usize);
-    cuMemSetAccess(ptr: CUdeviceptr, size: usize, desc: *const CUmemAccessDesc, count: usize);
     cuMemGetAccess(flags: *mut u64, location: *const CUmemLocation, ptr: CUdeviceptr);
     cuMemGetAllocationGranularity(granularity: *mut usize, prop: *const CUmemAllocationProp, option: CEnum);
     cuMemExportToShareableHandle(shareableHandle: *mut c_void, handle: CUmemGenericAllocationHandle, handleType: CEnum, flags: u64);
     cuMemGetAllocationPropertiesFromHandle(prop: *mut CUmemAllocationProp, handle: CUmemGenericAllocationHandle);
-    cuMemHostAlloc(pp: *mut *mut c_void, bytesize: usize, Flags: u32);
     cuMemFreeHost(p: *mut c_void);
+    cuMemHostAlloc(pp: *mut *mut c_void, bytesize: usize, Flags: u32);
     cuMemHostRegister_v2(p: *mut c_void, bytesize: usize, Flags: u32);
     cuMemHostUnregister(p: *mut c_void);
+    cuDeviceGetDefaultMemPool(pool_out: *mut CUmemoryPool, dev: CUdevice);
+    cuMemPoolGetAttribute(pool: CUmemoryPool, attr: CEnum, value: *mut c_void);
+    cuDeviceGetGraphMemAttribute(device: CUdevice, attr: CEnum, value: *mut c_void);
     cuMemHostGetDevicePointer_v2(pdptr: *mut CUdeviceptr, p: *mut c_void, Flags: u32);
-    cuModuleGetFunction(hfunc: *mut CUfunction, hmod: CUmodule, name: *const c_char);
     cuModuleUnload(hmod: CUmodule);
-    cuFuncGetAttribute(pi: *mut i32, attrib: CEnum, hfunc: CUfunction);
   }
 }

@@ -15,6 +15,7 @@ pub(crate) mod memory;
 pub(crate) mod memsets;
 pub(crate) mod plain;
 pub(crate) mod room;
+pub(crate) mod size;
 pub(crate) mod streams;
 pub(crate) mod unswappable;
 pub(crate) mod waiting;

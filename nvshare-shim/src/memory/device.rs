@@ -9,7 +9,9 @@ use std::time::Duration;
 use nvshare_common::counters::DeviceCounters;
 use nvshare_common::units::{Bytes, DeviceId};
 
+use super::books::Said;
 use super::free::Quarantined;
+use super::promise::Answered;
 use super::ranges::Ranges;
 use super::space::Space;
 use super::vmm::Kind;
@@ -66,6 +68,14 @@ pub struct State {
     pub leaving: bool,
     /// Bytes of unswappable memory by reason.
     pub unswappable: BTreeMap<&'static str, u64>,
+    /// What the agent was told of them.
+    pub said: Said,
+    /// Bytes of managed memory.
+    pub managed: u64,
+    /// The number of the reading of pools that is booked.
+    pub pools_read: u64,
+    /// What the agent last said to a question whether more may be needed.
+    pub answered: Option<Answered>,
     /// Whether `Resident` is to be said once nothing is missing.
     pub announce: bool,
     /// Bytes copied in since the last `Resident`.
@@ -116,6 +126,7 @@ impl Device {
             counters.resident.store(accounts.resident, Release);
             counters.swapped.store(accounts.total.saturating_sub(accounts.resident), Release);
             counters.unswappable.store(accounts.unswappable, Release);
+            counters.managed.store(state.managed, Release);
         }
     }
 
@@ -226,6 +237,18 @@ fn meet(ordinal: sys::CUdevice) -> Known {
     known
 }
 
+/// The UUID of the device with that number; it need not be in use.
+pub fn id_of(ordinal: sys::CUdevice) -> Result<DeviceId, CUresult> {
+    let mut uuid = sys::CUuuid { bytes: [0; 16] };
+    // SAFETY: `uuid` is where the answer goes. The second form names a MIG slice.
+    let asked = unsafe { driver().cuDeviceGetUuid_v2(&raw mut uuid, ordinal) };
+    if !asked.ok() {
+        // SAFETY: as above.
+        unsafe { driver().cuDeviceGetUuid(&raw mut uuid, ordinal) }.result()?;
+    }
+    Ok(DeviceId(uuid.bytes.map(|byte| byte as u8)))
+}
+
 impl Device {
     fn describe(ordinal: sys::CUdevice, index: usize) -> Result<Device, String> {
         let attribute = |number| {
@@ -238,14 +261,7 @@ impl Device {
             return Err("it has no virtual memory management (attribute 102), which swapping needs".into());
         }
         let rdma = attribute(RDMA_WITH_VIRTUAL_MEMORY_SUPPORTED).is_ok_and(|value| value != 0);
-        let mut uuid = sys::CUuuid { bytes: [0; 16] };
-        // SAFETY: `uuid` is where the answer goes. The second form names a MIG slice.
-        let asked = unsafe { driver().cuDeviceGetUuid_v2(&raw mut uuid, ordinal) };
-        if !asked.ok() {
-            // SAFETY: as above.
-            unsafe { driver().cuDeviceGetUuid(&raw mut uuid, ordinal) }.result().map_err(name)?;
-        }
-        let id = DeviceId(uuid.bytes.map(|byte| byte as u8));
+        let id = id_of(ordinal).map_err(name)?;
         let kind = Kind { ordinal, rdma };
         let granularity = kind.granularity().map_err(name)?;
         // Extents are multiples of the block; a granularity that does not divide it is met nowhere.
