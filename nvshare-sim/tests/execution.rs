@@ -481,45 +481,6 @@ fn the_fingerprint_kernel_computes_what_the_library_does() {
 }
 
 #[test]
-fn a_queue_is_bounded_and_a_launch_waits_for_room() {
-    let context = Context::new();
-    let (stream, flag) = (context.stream(1), context.pinned(4096));
-    flag[0] = 0;
-    let (address, handle, function) =
-        (flag.as_ptr() as u64, context.handle, context.function("nvshare_spin"));
-    assert_eq!(context.launch(stream, "nvshare_wait_flag", &[address]), 0);
-    let submitted = std::sync::Arc::new(AtomicU32::new(0));
-    let count = std::sync::Arc::clone(&submitted);
-    let thread = std::thread::spawn(move || {
-        ok!(cuCtxSetCurrent(handle));
-        let nanoseconds = 0_u64;
-        let parameters = [&raw const nanoseconds];
-        for _ in 0..3000 {
-            ok!(cuLaunchKernel(
-                function,
-                1_u32,
-                1_u32,
-                1_u32,
-                1_u32,
-                1_u32,
-                1_u32,
-                0_u32,
-                stream,
-                parameters.as_ptr(),
-                0_u64
-            ));
-            count.fetch_add(1, Ordering::SeqCst);
-        }
-    });
-    wait("the queue is full", || submitted.load(Ordering::SeqCst) >= 1024);
-    std::thread::sleep(Duration::from_millis(20));
-    assert!(submitted.load(Ordering::SeqCst) < 2000, "it blocks");
-    set_flag(flag);
-    thread.join().expect("the thread");
-    ok!(cuStreamSynchronize(stream));
-}
-
-#[test]
 fn a_stream_writes_words_and_waits_for_them() {
     let context = Context::new();
     let (one, two, device) = (context.stream(1), context.stream(1), context.device(4096));

@@ -2,6 +2,7 @@
 //! allocation in one of its contexts; its swap thread starts then.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -134,6 +135,8 @@ enum Known {
 
 static KNOWN: RwLock<Vec<(sys::CUdevice, Known)>> = RwLock::new(Vec::new());
 static MEETING: Mutex<()> = Mutex::new(());
+/// How many devices were met, under nvshare or not.
+static MET: AtomicUsize = AtomicUsize::new(0);
 
 /// All devices under nvshare, in the order in which they were met.
 pub fn all() -> Vec<&'static Device> {
@@ -149,12 +152,26 @@ pub fn all() -> Vec<&'static Device> {
 
 /// The device with that index in [`all`].
 pub fn by_index(index: usize) -> Option<&'static Device> {
-    all().into_iter().find(|device| device.index == index)
+    find(|device| device.index == index)
 }
 
 /// The device with that UUID.
 pub fn by_id(id: DeviceId) -> Option<&'static Device> {
-    all().into_iter().find(|device| device.id == id)
+    find(|device| device.id == id)
+}
+
+fn find(wanted: impl Fn(&Device) -> bool) -> Option<&'static Device> {
+    let known = KNOWN.read().unwrap_or_else(PoisonError::into_inner);
+    known.iter().find_map(|(_, known)| match known {
+        Known::Managed(device) if wanted(device) => Some(*device),
+        _ => None,
+    })
+}
+
+/// Whether this process was met on more than one device.
+#[inline]
+pub fn several() -> bool {
+    MET.load(Ordering::Relaxed) > 1
 }
 
 /// The device of the current context, with that context. `Ok(None)`: it is not under nvshare.
@@ -196,7 +213,10 @@ fn meet(ordinal: sys::CUdevice) -> Known {
             Known::Plain
         }
     };
-    let make_known = || KNOWN.write().unwrap_or_else(PoisonError::into_inner).push((ordinal, known));
+    let make_known = || {
+        KNOWN.write().unwrap_or_else(PoisonError::into_inner).push((ordinal, known));
+        MET.fetch_add(1, Ordering::Relaxed);
+    };
     if let Known::Managed(device) = known {
         link::device_met(device, make_known);
         device.state().has_engine = swap::start(device);

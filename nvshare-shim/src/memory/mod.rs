@@ -2,7 +2,7 @@
 //!
 //! - [`map`]: every allocation by address; [`space`]: spans, extents and accounts of one device, pure; [`ranges`]: free
 //!   pieces of slabs (and blocks of arenas), pure; [`extent`]: one extent.
-//! - [`device`]: the devices in use; [`vmm`]: the driver calls; [`mod@back`]: putting memory behind an extent; [`mod@free`].
+//! - [`owner`]: whose an address is. [`device`]: the devices in use; [`vmm`]: the driver calls; [`mod@back`]: putting memory behind an extent; [`mod@free`].
 //!
 //! An allocation never waits for the agent. What the grant does not cover stays absent, the gate is shut, and the swap
 //! thread backs it when grants come. Locks: [`standing`]'s before a device's, never the other way round, and none is held
@@ -13,6 +13,7 @@ pub mod device;
 pub mod extent;
 pub mod free;
 pub mod map;
+pub mod owner;
 pub mod ranges;
 pub mod space;
 pub mod vmm;
@@ -167,16 +168,18 @@ fn report_kept(device: &Device) {
     link::send(&ToAgent::Unswappable { device: device.id, bytes, reason: "exported".to_owned() });
 }
 
-/// A context is about to be destroyed: everything allocated in it goes, and the engine moves to another.
-pub fn on_context_destroyed(context: sys::CUcontext) {
+/// A context is gone, and so is everything that was allocated in it; with the primary context of the device `primary` also
+/// what was allocated in its green contexts.
+pub fn context_ended(context: sys::CUcontext, primary: Option<sys::CUdevice>) {
     free::free_context(context.addr());
-    swap::leave_context(context.addr());
+    if let Some(device) = primary.and_then(device::of_ordinal) {
+        free::free_orphans(device);
+    }
 }
 
-/// A green context is about to be destroyed. What was allocated in it is its device's and stays; the engine moves on.
-pub fn leave_green_context(context: sys::CUcontext) {
-    ALLOCATIONS.orphan(context.addr());
-    swap::leave_context(context.addr());
+/// A green context is gone. What was allocated in it is the primary context's and stays.
+pub fn green_context_ended(context: sys::CUcontext, primary: Option<sys::CUcontext>) {
+    ALLOCATIONS.inherit(context.addr(), primary.map_or(0, |primary| primary.addr()));
 }
 
 /// `peer` may now reach all memory of the device with that number.

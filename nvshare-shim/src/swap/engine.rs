@@ -2,7 +2,7 @@
 //! reaches.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use nvshare_common::protocol::ToAgent;
@@ -209,20 +209,30 @@ impl Engine {
                 let given = shadow::trim(bytes);
                 log::debug!("gave up {} of {} of host memory", Bytes(given), Bytes(bytes));
             }
-            Order::Leave { context, left } => {
-                if let Some(shop) = self.shop.take_if(|shop| shop.context == context) {
-                    shadow::unregister(context);
-                    shop.close();
-                }
-                let other = ALLOCATIONS.another_context(self.device.index, context);
-                let mut state = self.device.state();
-                state.leaving = false;
-                if state.home == Some(context) {
-                    state.home = other.filter(|other| *other != 0);
-                }
-                drop(state);
-                let _ = left.send(());
-            }
+            Order::Leave { context, left, gone } => self.leave(context, &left, &gone),
+        }
+    }
+
+    /// Uses nothing in `context` until it is said what came of the call that may end it. Nothing is given back before: that
+    /// would wait for the application's kernels, for a call that perhaps ends nothing. What was in a context that is gone
+    /// went with it.
+    fn leave(&mut self, context: usize, left: &Sender<()>, gone: &Receiver<bool>) {
+        let shop = self.shop.take_if(|shop| shop.context == context);
+        if let Some(shop) = &shop {
+            shop.leave();
+        }
+        let gone = shadow::while_context_may_end(context, || {
+            let _ = left.send(());
+            gone.recv().unwrap_or(true)
+        });
+        if !gone {
+            self.shop = shop.and_then(Workshop::come_back);
+        }
+        let other = ALLOCATIONS.another_context(self.device.index, context);
+        let mut state = self.device.state();
+        state.leaving = false;
+        if gone && state.home == Some(context) {
+            state.home = other;
         }
     }
 

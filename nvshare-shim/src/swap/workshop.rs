@@ -64,19 +64,19 @@ impl Workshop {
         self.events.push(event);
     }
 
-    /// Gives everything back; its context is still current and alive.
-    pub fn close(self) {
+    /// Nothing of it is under way or used from now on, until it comes back; its context may end meanwhile.
+    pub fn leave(&self) {
         let _ = self.outward.synchronize();
         let _ = self.inward.synchronize();
-        if let Some(prints) = self.prints {
-            prints.close();
-        }
-        for event in self.events {
-            event.close();
-        }
-        self.outward.close();
-        self.inward.close();
         // SAFETY: no context is a valid choice.
         let _ = unsafe { driver().cuCtxSetCurrent(std::ptr::null_mut()) };
+    }
+
+    /// Its context lives, and everything is still there.
+    pub fn come_back(self) -> Option<Workshop> {
+        // SAFETY: the driver has said that the context lives.
+        let current =
+            unsafe { driver().cuCtxSetCurrent(std::ptr::with_exposed_provenance_mut(self.context)) };
+        current.ok().then_some(self)
     }
 }

@@ -61,9 +61,11 @@ export! {
     fn cuMemcpyPeer / cuMemcpyPeer_ptds(
         to: CUdeviceptr, to_context: CUcontext, from: CUdeviceptr, from_context: CUcontext, bytes: usize,
     ) |cx| {
-        crate::context::by_handle(to_context)?;
-        crate::context::by_handle(from_context)?;
-        let transfer = device_to_device(cx, to, from, bytes)?;
+        let mut transfer = device_to_device(cx, to, from, bytes)?;
+        transfer.named = [to_context, from_context].map(|context| device_of(context).ok());
+        if transfer.named.contains(&None) {
+            return Err(CUresult::CUDA_ERROR_INVALID_CONTEXT);
+        }
         synchronous(cx, transfer)
     }
 
@@ -71,9 +73,11 @@ export! {
         to: CUdeviceptr, to_context: CUcontext, from: CUdeviceptr, from_context: CUcontext, bytes: usize,
         stream: CUstream,
     ) |cx| {
-        crate::context::by_handle(to_context)?;
-        crate::context::by_handle(from_context)?;
-        let transfer = device_to_device(cx, to, from, bytes)?;
+        let mut transfer = device_to_device(cx, to, from, bytes)?;
+        transfer.named = [to_context, from_context].map(|context| device_of(context).ok());
+        if transfer.named.contains(&None) {
+            return Err(CUresult::CUDA_ERROR_INVALID_CONTEXT);
+        }
         asynchronous(cx, transfer, stream)
     }
 
@@ -131,14 +135,14 @@ export! {
     }
 
     fn cuMemcpy3DPeer / cuMemcpy3DPeer_ptds(copy: *const Slices) |cx| {
-        // SAFETY: a description as the driver API demands it; contexts stand where the others have reserved words.
-        let transfer = unsafe { slices(copy) }?;
+        // SAFETY: a description as the driver API demands it.
+        let transfer = unsafe { slices_of_peers(copy) }?;
         synchronous(cx, transfer)
     }
 
     fn cuMemcpy3DPeerAsync / cuMemcpy3DPeerAsync_ptsz(copy: *const Slices, stream: CUstream) |cx| {
         // SAFETY: as above.
-        let transfer = unsafe { slices(copy) }?;
+        let transfer = unsafe { slices_of_peers(copy) }?;
         asynchronous(cx, transfer, stream)
     }
 }
@@ -168,6 +172,28 @@ fn device_to_device(cx: &Call, to: CUdeviceptr, from: CUdeviceptr, bytes: usize)
         device_end(from)?;
     }
     Ok(Transfer::linear(to, from, bytes as u64))
+}
+
+/// The device of a context that was named for an end of a copy.
+fn device_of(context: CUcontext) -> Outcome<usize> {
+    crate::context::by_handle(context).map(|context| context.device)
+}
+
+/// As [`slices`], with contexts where that has reserved words.
+///
+/// # Safety
+/// As [`slices`].
+unsafe fn slices_of_peers(copy: *const Slices) -> Outcome<Transfer> {
+    // SAFETY: the caller's.
+    let mut transfer = unsafe { slices(copy) }?;
+    // SAFETY: not null, or `slices` would have failed.
+    let ends = unsafe { [&(*copy).to, &(*copy).from] };
+    for (named, end) in transfer.named.iter_mut().zip(ends) {
+        if end.kind != 1 {
+            *named = Some(device_of(std::ptr::with_exposed_provenance_mut(end.context as usize))?);
+        }
+    }
+    Ok(transfer)
 }
 
 fn not_null(address: u64) -> Outcome {
@@ -316,7 +342,15 @@ unsafe fn rows(copy: *const Rows) -> Outcome<Transfer> {
         Ok(Plane { address, pitch: pitch as u64, slice: (pitch * copy.height) as u64 })
     };
     let (from, to) = (end(&copy.from)?, end(&copy.to)?);
-    Ok(Transfer { to, from, width: copy.width as u64, height: copy.height as u64, depth: 1, staged: None })
+    Ok(Transfer {
+        to,
+        from,
+        width: copy.width as u64,
+        height: copy.height as u64,
+        depth: 1,
+        named: [None; 2],
+        staged: None,
+    })
 }
 
 /// # Safety
@@ -336,5 +370,5 @@ pub(crate) unsafe fn slices(copy: *const Slices) -> Outcome<Transfer> {
     };
     let (from, to) = (end(&copy.from)?, end(&copy.to)?);
     let [width, height, depth] = [copy.width, copy.height, copy.depth].map(|length| length as u64);
-    Ok(Transfer { to, from, width, height, depth, staged: None })
+    Ok(Transfer { to, from, width, height, depth, named: [None; 2], staged: None })
 }

@@ -162,7 +162,10 @@ pub(crate) fn free(start: u64) -> Outcome {
 
 /// Waits for all work of the context that an area belongs to.
 pub(super) fn wait_for_owner(area: &Area) -> Outcome {
-    CONTEXTS.find(|context| context.id == area.context).map_or(Ok(()), |context| context.synchronize())
+    CONTEXTS.find(|context| context.id == area.context).map_or(Ok(()), |context| {
+        context.jam.pass();
+        context.synchronize()
+    })
 }
 
 /// Takes an area away. Under work that may touch it: a violation.

@@ -36,6 +36,9 @@ pub(crate) struct Transfer {
     pub(crate) height: u64,
     /// Slices.
     pub(crate) depth: u64,
+    /// The devices whose contexts were named for its ends (`to`, `from`), by the forms that name them: the driver then
+    /// carries mapped memory between devices without access, as it does plain memory.
+    pub(crate) named: [Option<usize>; 2],
     /// The bytes themselves, where the driver took them at the call; `from` then points to them.
     pub(crate) staged: Option<Arc<[u8]>>,
 }
@@ -50,7 +53,15 @@ impl Transfer {
     /// A copy of `bytes` in one piece.
     pub(crate) fn linear(to: u64, from: u64, bytes: u64) -> Transfer {
         let plane = |address| Plane { address, pitch: bytes, slice: bytes };
-        Transfer { to: plane(to), from: plane(from), width: bytes, height: 1, depth: 1, staged: None }
+        Transfer {
+            to: plane(to),
+            from: plane(from),
+            width: bytes,
+            height: 1,
+            depth: 1,
+            named: [None; 2],
+            staged: None,
+        }
     }
 
     /// All bytes that are copied.
@@ -102,8 +113,9 @@ impl Transfer {
             return Ok(());
         }
         let own = timeline.context.device;
-        for (plane, write) in [(&self.from, false), (&self.to, true)] {
-            memory::access(plane.address, self.extent(plane), write, own)
+        let [to, from] = self.named;
+        for (plane, write, named) in [(&self.from, false, from), (&self.to, true, to)] {
+            memory::access(plane.address, self.extent(plane), write, named.unwrap_or(own))
                 .map_err(|why| strict::illegal(timeline.context, &format!("{}: {why}", self.describe())))?;
         }
         let managed = [(&self.from, false), (&self.to, true)]
