@@ -9,6 +9,7 @@ mod costs;
 mod ends;
 mod hooks;
 mod order;
+mod pressure;
 mod programs;
 mod room;
 mod run;
