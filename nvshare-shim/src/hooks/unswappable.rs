@@ -109,6 +109,7 @@ pub(crate) unsafe fn free_async<F: Fn() -> CUresult>(
     if start::active()
         && let Some(result) = memory::free_in_order(at, bare.stream(stream))
     {
+        super::below::hear(bare);
         return result;
     }
     let result = bare.call();
@@ -171,6 +172,25 @@ pub(crate) unsafe fn export<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr
         took(EXPORTED, at, 0);
     }
     result
+}
+
+/// Memory is bound to a multicast object, which keeps its physical pages. Of plain memory the driver refuses that.
+pub(crate) unsafe fn bind<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr, bytes: usize) -> CUresult {
+    if start::active() && memory::describe(at).is_some() {
+        return CUresult::CUDA_ERROR_INVALID_VALUE;
+    }
+    // SAFETY: the application's own arguments.
+    unsafe { export(bare, at, bytes) }
+}
+
+/// As [`export`], with the types of another call.
+pub(crate) unsafe fn export_all<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    at: *mut c_void,
+    bytes: u64,
+) -> CUresult {
+    // SAFETY: the application's own arguments.
+    unsafe { export(bare, at.expose_provenance() as u64, bytes as usize) }
 }
 
 /// As [`export`], of whatever is there.
