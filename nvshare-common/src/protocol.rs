@@ -160,7 +160,7 @@ pub enum ToAgent {
         /// Which.
         arena: ArenaId,
     },
-    /// A device error made every call of this client fail until it exits; its gate is open for good.
+    /// A device error made every call of this client fail; its gate is open until it says `Revived`, or exits.
     Dead {
         /// The error's name.
         why: String,
@@ -176,6 +176,8 @@ pub enum ToAgent {
         /// All extents and all memory that cannot be moved.
         total: Bytes,
     },
+    /// The contexts that had failed are gone, and the client goes on as before the error.
+    Revived,
 }
 
 /// Agent to shim.

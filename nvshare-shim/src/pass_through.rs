@@ -47,11 +47,7 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
          cuStreamUpdateCaptureDependencies_ptsz cuStreamUpdateCaptureDependencies_v2 \
          cuStreamUpdateCaptureDependencies_v2_ptsz",
     ),
-    (
-        "managed memory: bound to a stream, stays with the driver",
-        "cuMemGetLocationInfo cuMemRangeGetAttribute cuMemRangeGetAttributes cuStreamAttachMemAsync \
-         cuStreamAttachMemAsync_ptsz",
-    ),
+    ("managed memory: stays with the driver", "cuMemGetLocationInfo"),
     (
         "code and its attributes; its memory is the driver's overhead, which NVML shows",
         "cuFuncGetModule cuFuncGetName cuFuncGetParamCount cuFuncGetParamInfo cuFuncIsLoaded \
@@ -76,12 +72,12 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
     ),
     (
         "mappings made by the application: their memory is counted where it is created",
-        "cuLogicalEndpointAddDevice cuLogicalEndpointBindAddr cuLogicalEndpointBindMem cuLogicalEndpointCreate \
+        "cuLogicalEndpointAddDevice cuLogicalEndpointBindMem cuLogicalEndpointCreate \
          cuLogicalEndpointDestroy cuLogicalEndpointExport cuLogicalEndpointGetLimits cuLogicalEndpointIdRelease \
          cuLogicalEndpointIdReserve cuLogicalEndpointImport cuLogicalEndpointQuery cuLogicalEndpointUnbind \
-         cuMemAddressFree cuMemExportToShareableHandle cuMemGetAccess \
+         cuMemExportToShareableHandle \
          cuMemGetAllocationGranularity cuMemGetAllocationPropertiesFromHandle \
-         cuMulticastAddDevice cuMulticastBindAddr cuMulticastBindAddr_v2 cuMulticastBindMem \
+         cuMulticastAddDevice cuMulticastBindMem \
          cuMulticastBindMem_v2 cuMulticastCreate cuMulticastGetGranularity cuMulticastUnbind",
     ),
     (
@@ -107,29 +103,28 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
          cuTexRefCreate cuTexRefDestroy cuTexRefGetAddress cuTexRefGetAddressMode cuTexRefGetAddress_v2 \
          cuTexRefGetArray cuTexRefGetBorderColor cuTexRefGetFilterMode cuTexRefGetFlags cuTexRefGetFormat \
          cuTexRefGetMaxAnisotropy cuTexRefGetMipmapFilterMode cuTexRefGetMipmapLevelBias \
-         cuTexRefGetMipmapLevelClamp cuTexRefGetMipmappedArray cuTexRefSetAddress2D cuTexRefSetAddress2D_v2 \
-         cuTexRefSetAddress2D_v3 cuTexRefSetAddressMode cuTexRefSetAddress_v2 cuTexRefSetArray \
+         cuTexRefGetMipmapLevelClamp cuTexRefGetMipmappedArray \
+         cuTexRefSetAddressMode cuTexRefSetArray \
          cuTexRefSetBorderColor cuTexRefSetFilterMode cuTexRefSetFlags cuTexRefSetFormat cuTexRefSetMaxAnisotropy \
          cuTexRefSetMipmapFilterMode cuTexRefSetMipmapLevelBias cuTexRefSetMipmapLevelClamp \
          cuTexRefSetMipmappedArray",
     ),
     (
         "builds and changes graphs; what a graph does is gated when it is launched",
-        "cuDeviceGetGraphMemAttribute cuDeviceSetGraphMemAttribute cuGraphAddBatchMemOpNode \
-         cuGraphAddChildGraphNode cuGraphAddDependencies cuGraphAddDependencies_v2 cuGraphAddEmptyNode \
+        "cuDeviceGetGraphMemAttribute cuDeviceSetGraphMemAttribute \
+         cuGraphAddDependencies cuGraphAddDependencies_v2 cuGraphAddEmptyNode \
          cuGraphAddEventRecordNode cuGraphAddEventWaitNode cuGraphAddExternalSemaphoresSignalNode \
          cuGraphAddExternalSemaphoresWaitNode cuGraphAddHostNode cuGraphAddKernelNode cuGraphAddKernelNode_v2 \
-         cuGraphAddMemFreeNode cuGraphAddMemsetNode \
-         cuGraphBatchMemOpNodeGetParams cuGraphBatchMemOpNodeSetParams \
+         cuGraphAddMemFreeNode \
+         cuGraphBatchMemOpNodeGetParams \
          cuGraphChildGraphNodeGetGraph cuGraphClone cuGraphConditionalHandleCreate cuGraphCreate \
          cuGraphDebugDotPrint cuGraphDestroy cuGraphDestroyNode cuGraphEventRecordNodeGetEvent \
          cuGraphEventRecordNodeSetEvent cuGraphEventWaitNodeGetEvent cuGraphEventWaitNodeSetEvent \
-         cuGraphExecBatchMemOpNodeSetParams cuGraphExecChildGraphNodeSetParams cuGraphExecDestroy \
+         cuGraphExecDestroy \
          cuGraphExecEventRecordNodeSetEvent cuGraphExecEventWaitNodeSetEvent \
          cuGraphExecExternalSemaphoresSignalNodeSetParams cuGraphExecExternalSemaphoresWaitNodeSetParams \
          cuGraphExecGetFlags cuGraphExecGetId cuGraphExecHostNodeSetParams cuGraphExecKernelNodeSetParams \
-         cuGraphExecKernelNodeSetParams_v2 cuGraphExecMemsetNodeSetParams \
-         cuGraphExecUpdate cuGraphExecUpdate_v2 \
+         cuGraphExecKernelNodeSetParams_v2 \
          cuGraphExternalSemaphoresSignalNodeGetParams cuGraphExternalSemaphoresSignalNodeSetParams \
          cuGraphExternalSemaphoresWaitNodeGetParams cuGraphExternalSemaphoresWaitNodeSetParams cuGraphGetEdges \
          cuGraphGetEdges_v2 cuGraphGetId cuGraphGetNodes cuGraphGetRootNodes cuGraphHostNodeGetParams \
@@ -137,7 +132,7 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
          cuGraphKernelNodeGetParams cuGraphKernelNodeGetParams_v2 cuGraphKernelNodeSetAttribute \
          cuGraphKernelNodeSetParams cuGraphKernelNodeSetParams_v2 cuGraphMemAllocNodeGetParams \
          cuGraphMemFreeNodeGetParams cuGraphMemcpyNodeGetParams \
-         cuGraphMemsetNodeGetParams cuGraphMemsetNodeSetParams cuGraphNodeFindInClone \
+         cuGraphMemsetNodeGetParams cuGraphNodeFindInClone \
          cuGraphNodeGetContainingGraph cuGraphNodeGetDependencies cuGraphNodeGetDependencies_v2 \
          cuGraphNodeGetDependentNodes cuGraphNodeGetDependentNodes_v2 cuGraphNodeGetEnabled cuGraphNodeGetLocalId \
          cuGraphNodeGetParams cuGraphNodeGetToolsId cuGraphNodeGetType cuGraphNodeSetEnabled \

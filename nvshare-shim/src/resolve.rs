@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::driver::{Driver, driver};
 use crate::nvml;
+use crate::swap::dma;
 use crate::table::{HOOKS, Hook};
 
 static REAL_DLSYM: AtomicPtr<c_void> = AtomicPtr::new(null_mut());
@@ -64,6 +65,14 @@ fn ensure(at: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
     }
     at.store(found, Ordering::Release);
     found
+}
+
+/// The application is about to open a library: some wait until its memory is in.
+unsafe extern "C" fn about_to_open(path: *const c_char) {
+    if !path.is_null() {
+        // SAFETY: the application passed it to `dlopen`. A panic must not unwind into it; there is none expected here.
+        let _ = std::panic::catch_unwind(|| dma::opening(unsafe { CStr::from_ptr(path) }));
+    }
 }
 
 extern "C" fn find_real_dlsym() -> *mut c_void {
@@ -271,6 +280,13 @@ pub(crate) unsafe extern "C" fn dlsym(handle: *mut c_void, name: *const c_char) 
 pub(crate) unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void {
     std::arch::naked_asm!(
         "and esi, {flags}",
+        "push rdi",
+        "push rsi",
+        "sub rsp, 8",
+        "call {about}",
+        "add rsp, 8",
+        "pop rsi",
+        "pop rdi",
         "mov rax, [rip + {real}]",
         "test rax, rax",
         "je 3f",
@@ -285,6 +301,7 @@ pub(crate) unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mu
         "pop rdi",
         "jmp rax",
         flags = const !libc::RTLD_DEEPBIND,
+        about = sym about_to_open,
         real = sym REAL_DLOPEN,
         find = sym find_real_dlopen,
     )
@@ -356,6 +373,12 @@ pub(crate) unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mu
     std::arch::naked_asm!(
         "mov w9, #{deepbind}",
         "bic w1, w1, w9",
+        "stp x29, x30, [sp, #-32]!",
+        "mov x29, sp",
+        "stp x0, x1, [sp, #16]",
+        "bl {about}",
+        "ldp x0, x1, [sp, #16]",
+        "ldp x29, x30, [sp], #32",
         "adrp x9, {real}",
         "ldr x9, [x9, :lo12:{real}]",
         "cbz x9, 3f",
@@ -370,6 +393,7 @@ pub(crate) unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mu
         "ldp x29, x30, [sp], #32",
         "br x9",
         deepbind = const libc::RTLD_DEEPBIND,
+        about = sym about_to_open,
         real = sym REAL_DLOPEN,
         find = sym find_real_dlopen,
     )

@@ -184,10 +184,10 @@ functions! {
     [cuMemAllocPitch_v2] (dptr: *mut CUdeviceptr, pPitch: *mut usize, WidthInBytes: usize, Height: usize, ElementSizeBytes: u32) => memory::alloc_pitch(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes);
     [cuMemFree_v2] (dptr: CUdeviceptr) => memory::free(dptr);
     [cuMemGetInfo_v2] (free: *mut usize, total: *mut usize) => memory::info(free, total);
-    [cuMemGetAddressRange_v2] (pbase: *mut CUdeviceptr, psize: *mut usize, dptr: CUdeviceptr) => memory::address_range(pbase, psize, dptr);
-    [cuPointerGetAttribute] (data: *mut c_void, attribute: CEnum, ptr: CUdeviceptr) => memory::attribute(data, attribute, ptr);
-    [cuPointerGetAttributes] (numAttributes: u32, attributes: *mut CEnum, data: *mut *mut c_void, ptr: CUdeviceptr) => memory::attributes(numAttributes, attributes, data, ptr);
-    [cuPointerSetAttribute] (value: *const c_void, attribute: CEnum, ptr: CUdeviceptr) => memory::set_attribute(attribute, ptr);
+    [cuMemGetAddressRange_v2] (pbase: *mut CUdeviceptr, psize: *mut usize, dptr: CUdeviceptr) => questions::address_range(pbase, psize, dptr);
+    [cuPointerGetAttribute] (data: *mut c_void, attribute: CEnum, ptr: CUdeviceptr) => questions::attribute(data, attribute, ptr);
+    [cuPointerGetAttributes] (numAttributes: u32, attributes: *mut CEnum, data: *mut *mut c_void, ptr: CUdeviceptr) => questions::attributes(numAttributes, attributes, data, ptr);
+    [cuPointerSetAttribute] (value: *const c_void, attribute: CEnum, ptr: CUdeviceptr) => questions::set_attribute(attribute, ptr);
     // With 32-bit addresses: nothing that runs on a 64-bit machine can use what these return.
     [cuMemAlloc] (dptr: *mut u32, bytesize: u32) => plain::counted();
     [cuMemAllocPitch] (dptr: *mut u32, pPitch: *mut u32, WidthInBytes: u32, Height: u32, ElementSizeBytes: u32) => plain::counted();
@@ -210,7 +210,13 @@ functions! {
     [cuMemUnmap] (ptr: CUdeviceptr, size: usize) => unswappable::unmap(ptr, size);
     [cuIpcGetMemHandle] (pHandle: *mut CUipcMemHandle, dptr: CUdeviceptr) => unswappable::export_one(dptr);
     [cuMemGetHandleForAddressRange] (handle: *mut c_void, dptr: CUdeviceptr, size: usize, handleType: CEnum, flags: u64) => unswappable::export(dptr, size);
-    [cuMemRetainAllocationHandle] (handle: *mut CUmemGenericAllocationHandle, addr: *mut c_void) => unswappable::retain(handle, addr);
+    [cuMemRetainAllocationHandle] (handle: *mut CUmemGenericAllocationHandle, addr: *mut c_void) => questions::retain(handle, addr);
+    [cuMemGetAccess] (flags: *mut u64, location: *const CUmemLocation, ptr: CUdeviceptr) => questions::access(flags, location, ptr);
+    [cuMemSetAccess] (ptr: CUdeviceptr, size: usize, desc: *const CUmemAccessDesc, count: usize) => questions::not_for_plain(ptr);
+    [cuMemAddressFree] (ptr: CUdeviceptr, size: usize) => questions::not_for_plain(ptr);
+    [cuMulticastBindAddr] (mcHandle: CUmemGenericAllocationHandle, mcOffset: usize, memptr: CUdeviceptr, size: usize, flags: u64) => unswappable::bind(memptr, size);
+    [cuLogicalEndpointBindAddr] (leId: u32, dev: CUdevice, offset: u64, ptr: *mut c_void, size: u64, flags: u64) => unswappable::export_all(ptr, size);
+    [cuMulticastBindAddr_v2] (mcHandle: CUmemGenericAllocationHandle, dev: CUdevice, mcOffset: usize, memptr: CUdeviceptr, size: usize, flags: u64) => unswappable::bind(memptr, size);
     [cuArrayCreate_v2] (pHandle: *mut CUarray, pAllocateArray: *const CUDA_ARRAY_DESCRIPTOR) => unswappable::array(pHandle, pAllocateArray);
     [cuArray3DCreate_v2] (pHandle: *mut CUarray, pAllocateArray: *const CUDA_ARRAY3D_DESCRIPTOR) => unswappable::array_3d(pHandle, pAllocateArray);
     [cuArrayDestroy] (hArray: CUarray) => unswappable::array_destroy(hArray);
@@ -218,13 +224,16 @@ functions! {
     [cuMipmappedArrayDestroy] (hMipmappedArray: CUmipmappedArray) => unswappable::mipmapped_destroy(hMipmappedArray);
 
     // Managed memory.
-    [cuMemPrefetchAsync cuMemPrefetchAsync_ptsz] (devPtr: CUdeviceptr, count: usize, dstDevice: CUdevice, hStream: CUstream) => work::on(hStream);
-    [cuMemPrefetchAsync_v2 cuMemPrefetchAsync_v2_ptsz] (devPtr: CUdeviceptr, count: usize, location: Location, flags: u32, hStream: CUstream) => work::on(hStream);
+    [cuMemPrefetchAsync cuMemPrefetchAsync_ptsz] (devPtr: CUdeviceptr, count: usize, dstDevice: CUdevice, hStream: CUstream) => questions::prefetch(devPtr, hStream);
+    [cuMemPrefetchAsync_v2 cuMemPrefetchAsync_v2_ptsz] (devPtr: CUdeviceptr, count: usize, location: Location, flags: u32, hStream: CUstream) => questions::prefetch(devPtr, hStream);
     [cuMemPrefetchBatchAsync cuMemPrefetchBatchAsync_ptsz] (dptrs: *mut CUdeviceptr, sizes: *mut usize, count: usize, prefetchLocs: *mut CUmemLocation, prefetchLocIdxs: *mut usize, numPrefetchLocs: usize, flags: u64, hStream: CUstream) => work::on(hStream);
     [cuMemDiscardBatchAsync cuMemDiscardBatchAsync_ptsz] (dptrs: *mut CUdeviceptr, sizes: *mut usize, count: usize, flags: u64, hStream: CUstream) => work::on(hStream);
     [cuMemDiscardAndPrefetchBatchAsync cuMemDiscardAndPrefetchBatchAsync_ptsz] (dptrs: *mut CUdeviceptr, sizes: *mut usize, count: usize, prefetchLocs: *mut CUmemLocation, prefetchLocIdxs: *mut usize, numPrefetchLocs: usize, flags: u64, hStream: CUstream) => work::on(hStream);
-    [cuMemAdvise] (devPtr: CUdeviceptr, count: usize, advice: CEnum, device: CUdevice) => plain::counted();
-    [cuMemAdvise_v2] (devPtr: CUdeviceptr, count: usize, advice: CEnum, location: Location) => plain::counted();
+    [cuMemAdvise] (devPtr: CUdeviceptr, count: usize, advice: CEnum, device: CUdevice) => questions::not_for_plain(devPtr);
+    [cuMemAdvise_v2] (devPtr: CUdeviceptr, count: usize, advice: CEnum, location: Location) => questions::not_for_plain(devPtr);
+    [cuMemRangeGetAttribute] (data: *mut c_void, dataSize: usize, attribute: CEnum, devPtr: CUdeviceptr, count: usize) => questions::not_for_plain(devPtr);
+    [cuMemRangeGetAttributes] (data: *mut *mut c_void, dataSizes: *mut usize, attributes: *mut CEnum, numAttributes: usize, devPtr: CUdeviceptr, count: usize) => questions::not_for_plain(devPtr);
+    [cuStreamAttachMemAsync cuStreamAttachMemAsync_ptsz] (hStream: CUstream, dptr: CUdeviceptr, length: usize, flags: u32) => questions::not_for_plain(dptr);
 
     // Copies.
     [cuMemcpy cuMemcpy_ptds] (dst: CUdeviceptr, src: CUdeviceptr, ByteCount: usize) => copies::linear_now(dst, src, ByteCount);
@@ -316,15 +325,32 @@ functions! {
     [cuGraphAddMemAllocNode] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, nodeParams: *mut CUDA_MEM_ALLOC_NODE_PARAMS) => unswappable::graph_node(nodeParams);
     [cuGraphAddNode] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, nodeParams: *mut CUgraphNodeParams) => unswappable::any_graph_node(nodeParams);
     [cuGraphAddNode_v2 cuGraphAddNode_v3] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, dependencyData: *const CUgraphEdgeData, numDependencies: usize, nodeParams: *mut CUgraphNodeParams) => unswappable::any_graph_node(nodeParams);
-    [cuGraphAddMemcpyNode] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, copyParams: *const c_void, ctx: CUcontext) => work::described();
-    [cuGraphMemcpyNodeSetParams] (hNode: CUgraphNode, nodeParams: *const c_void) => work::described();
-    [cuGraphExecMemcpyNodeSetParams] (hGraphExec: CUgraphExec, hNode: CUgraphNode, copyParams: *const c_void, ctx: CUcontext) => work::described();
+    [cuGraphAddMemcpyNode] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, copyParams: *const c_void, ctx: CUcontext) => copies::node(copyParams, ctx);
+    [cuGraphMemcpyNodeSetParams] (hNode: CUgraphNode, nodeParams: *const c_void) => copies::node_here(nodeParams);
+    [cuGraphExecMemcpyNodeSetParams] (hGraphExec: CUgraphExec, hNode: CUgraphNode, copyParams: *const c_void, ctx: CUcontext) => copies::node(copyParams, ctx);
     [cuGraphNodeSetParams] (hNode: CUgraphNode, nodeParams: *mut CUgraphNodeParams) => work::described();
     [cuGraphExecNodeSetParams] (hGraphExec: CUgraphExec, hNode: CUgraphNode, nodeParams: *mut CUgraphNodeParams) => work::described();
+    [cuGraphAddMemsetNode] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, memsetParams: *const c_void, ctx: CUcontext) => work::described();
+    [cuGraphMemsetNodeSetParams] (hNode: CUgraphNode, nodeParams: *const c_void) => work::described();
+    [cuGraphExecMemsetNodeSetParams] (hGraphExec: CUgraphExec, hNode: CUgraphNode, memsetParams: *const c_void, ctx: CUcontext) => work::described();
+    [cuGraphAddBatchMemOpNode] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, nodeParams: *const c_void) => work::described();
+    [cuGraphBatchMemOpNodeSetParams] (hNode: CUgraphNode, nodeParams: *const c_void) => work::described();
+    [cuGraphExecBatchMemOpNodeSetParams] (hGraphExec: CUgraphExec, hNode: CUgraphNode, nodeParams: *const c_void) => work::described();
+    [cuGraphAddChildGraphNode] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, childGraph: CUgraph) => work::described();
+    [cuGraphExecChildGraphNodeSetParams] (hGraphExec: CUgraphExec, hNode: CUgraphNode, childGraph: CUgraph) => work::described();
+    [cuGraphExecUpdate] (hGraphExec: CUgraphExec, hGraph: CUgraph, hErrorNode_out: *mut CUgraphNode, updateResult_out: *mut CEnum) => work::described();
+    [cuGraphExecUpdate_v2] (hGraphExec: CUgraphExec, hGraph: CUgraph, resultInfo: *mut c_void) => work::described();
     [cuGraphInstantiate] (phGraphExec: *mut CUgraphExec, hGraph: CUgraph, phErrorNode: *mut CUgraphNode, logBuffer: *mut c_char, bufferSize: usize) => work::instantiate();
     [cuGraphInstantiate_v2] (phGraphExec: *mut CUgraphExec, hGraph: CUgraph, phErrorNode: *mut CUgraphNode, logBuffer: *mut c_char, bufferSize: usize) => work::instantiate();
     [cuGraphInstantiateWithFlags] (phGraphExec: *mut CUgraphExec, hGraph: CUgraph, flags: u64) => work::instantiate();
     [cuGraphInstantiateWithParams cuGraphInstantiateWithParams_ptsz] (phGraphExec: *mut CUgraphExec, hGraph: CUgraph, instantiateParams: *mut CUDA_GRAPH_INSTANTIATE_PARAMS) => work::instantiate();
+
+    // Textures over linear memory, and engines that are told an address.
+    [cuTexRefSetAddress_v2] (ByteOffset: *mut usize, hTexRef: CUtexref, dptr: CUdeviceptr, bytes: usize) => work::described();
+    [cuTexRefSetAddress2D] (hTexRef: CUtexref, desc: *const c_void, dptr: CUdeviceptr, Pitch: usize) => work::described();
+    [cuTexRefSetAddress2D_v2] (hTexRef: CUtexref, desc: *const c_void, dptr: CUdeviceptr, Pitch: usize) => work::described();
+    [cuTexRefSetAddress2D_v3] (hTexRef: CUtexref, desc: *const c_void, dptr: CUdeviceptr, Pitch: usize) => work::described();
+    [cuTexObjectCreate] (pTexObject: *mut c_void, pResDesc: *const c_void, pTexDesc: *const c_void, pResViewDesc: *const c_void) => work::described();
 
     // Stream memory operations.
     [cuStreamWriteValue32 cuStreamWriteValue32_ptsz] (stream: CUstream, addr: CUdeviceptr, value: u32, flags: u32) => work::at_addresses(stream);
@@ -425,6 +451,7 @@ functions! {
     cuGetErrorString(error: CEnum, pStr: *mut *const c_char);
     cuDeviceGet(device: *mut CUdevice, ordinal: i32);
     cuDeviceGetCount(count: *mut i32);
+    cuDeviceCanAccessPeer(canAccessPeer: *mut i32, dev: CUdevice, peerDev: CUdevice);
     cuDeviceGetAttribute(pi: *mut i32, attrib: CEnum, dev: CUdevice);
     cuDeviceGetUuid(uuid: *mut CUuuid, dev: CUdevice);
     cuDeviceGetUuid_v2(uuid: *mut CUuuid, dev: CUdevice);
@@ -446,8 +473,6 @@ functions! {
     cuEventQuery(hEvent: CUevent);
     cuEventDestroy_v2(hEvent: CUevent);
     cuEventElapsedTime(pMilliseconds: *mut f32, hStart: CUevent, hEnd: CUevent);
-    cuMemAddressFree(ptr: CUdeviceptr, size: usize);
-    cuMemGetAccess(flags: *mut u64, location: *const CUmemLocation, ptr: CUdeviceptr);
     cuMemGetAllocationGranularity(granularity: *mut usize, prop: *const CUmemAllocationProp, option: CEnum);
     cuMemExportToShareableHandle(shareableHandle: *mut c_void, handle: CUmemGenericAllocationHandle, handleType: CEnum, flags: u64);
     cuMemGetAllocationPropertiesFromHandle(prop: *mut CUmemAllocationProp, handle: CUmemGenericAllocationHandle);

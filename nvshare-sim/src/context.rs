@@ -139,6 +139,8 @@ impl Context {
             stream.close();
         }
         crate::stream::STREAMS.retain(|stream| !Arc::ptr_eq(&stream.context, self));
+        // Their handles are somebody else's next, as they are with a real driver.
+        crate::event::EVENTS.retain(|event| !Arc::ptr_eq(&event.context, self));
         crate::module::forget(self);
         crate::memory::context_destroyed(self);
     }
@@ -206,6 +208,7 @@ impl Context {
         for completion in self.unfinished() {
             completion.wait();
         }
+        crate::memory::pool::synchronised(self.device);
         self.failure().map_or(Ok(()), Err)
     }
 }

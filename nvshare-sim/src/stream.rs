@@ -149,6 +149,7 @@ impl Stream {
         for completion in self.pending() {
             completion.wait();
         }
+        crate::memory::pool::synchronised(self.context.device);
         self.context.failure().map_or(Ok(()), Err)
     }
 

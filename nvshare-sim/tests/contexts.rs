@@ -157,7 +157,8 @@ fn a_green_contexts_stream_is_the_primarys_and_not_covered_by_its_legacy_stream(
     run();
     assert_eq!(call!(cuStreamQuery(stream)), NOT_READY);
     ok!(cuEventRecord(event, 1_u64));
-    ok!(cuEventQuery(event));
+    ok!(cuEventSynchronize(event));
+    assert_eq!(call!(cuStreamQuery(stream)), NOT_READY, "it is over before the green context's work is");
     ok!(cuGreenCtxRecordEvent(green, event));
     assert_eq!(call!(cuEventQuery(event)), NOT_READY);
     ok!(cuCtxSynchronize());

@@ -42,7 +42,9 @@ fn fill(
     let ended = beside(context.handle, move || {
         (0..most)
             .map(|_| submit())
-            .inspect(|_| drop(counted.fetch_add(1, Ordering::SeqCst)))
+            .inspect(|_| {
+                counted.fetch_add(1, Ordering::SeqCst);
+            })
             .max()
             .unwrap_or(0)
     });

@@ -201,6 +201,7 @@ impl Core {
                 );
                 sender.dead = Some(why);
             }
+            ToAgent::Revived => sender.dead = None,
             // Its descriptor matters, not its number: see the task.
             _ => {}
         }

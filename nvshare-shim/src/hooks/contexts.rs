@@ -102,6 +102,7 @@ fn end<F: Fn() -> CUresult>(
         (result, is_gone(result))
     });
     if gone {
+        swap::standing::context_ended(context.addr());
         memory::context_ended(context, primary);
     } else {
         streams::context_given_back(context);

@@ -2,8 +2,8 @@
 //! on an H200) or end in an error for good, and bare the driver stages such copies: the form that names the contexts of
 //! both ends is used in its place, in the same stream. A process with one device pays a load for that.
 //!
-//! What cannot be done so: copies described inside graphs (`cuGraphAddMemcpyNode` has one context for both ends) and the
-//! batches of three-dimensional copies. They pass.
+//! In captures, and for copies described as parts of graphs, there is no such form: the stream's device gets access to the
+//! memory where the cards allow it, else they pass and the driver refuses them. Batches of three-dimensional copies pass.
 
 use std::ffi::c_void;
 
@@ -16,8 +16,8 @@ use crate::cuda::sys::{
 };
 use crate::cuda::{STREAM_LEGACY, STREAM_PER_THREAD};
 use crate::driver::driver;
-use crate::memory::{device, owner};
-use crate::start;
+use crate::memory::{self, device, owner};
+use crate::{start, streams};
 
 /// An address, as the calls pass it.
 pub(crate) trait Address: Copy {
@@ -46,7 +46,7 @@ impl Address for *mut c_void {
 /// The context that work in `stream` runs in.
 pub(super) fn context_of(stream: CUstream) -> Option<CUcontext> {
     if stream == STREAM_LEGACY || stream == STREAM_PER_THREAD {
-        return crate::streams::current_context();
+        return streams::current_context();
     }
     let mut context = std::ptr::null_mut();
     // SAFETY: the application's own stream; `context` is where the answer goes.
@@ -62,17 +62,67 @@ fn device_below(stream: CUstream) -> Option<CUdevice> {
     context_of(stream).and_then(device_of)
 }
 
-/// Whether there is memory of ours at one of the addresses that the device of `stream` cannot reach.
+/// Whether there is memory of ours at one of the addresses that the device of `stream` cannot reach. While the stream is
+/// captured the forms for that break the capture (seen on an H200); there the device gets access, where it can have it.
 pub(super) fn is_out_of_reach(stream: CUstream, addresses: &[u64]) -> bool {
     if !device::several() || !start::active() {
         return false;
     }
-    let owners: Vec<_> = addresses.iter().filter_map(|address| owner::owner(*address)).collect();
-    if owners.is_empty() {
+    let distant = distant(addresses, || device_below(stream));
+    if distant.is_empty() {
         return false;
     }
-    let Some(here) = device_below(stream) else { return false };
-    owners.iter().any(|owner| !owner.is_reachable(here))
+    if streams::is_capturing(stream) {
+        grant(&distant);
+        return false;
+    }
+    true
+}
+
+/// The devices that have memory of ours at the addresses, each with `here`, which cannot reach it.
+fn distant(addresses: &[u64], here: impl FnOnce() -> Option<CUdevice>) -> Vec<(CUdevice, CUdevice)> {
+    let owners: Vec<_> = addresses.iter().filter_map(|address| owner::owner(*address)).collect();
+    if owners.is_empty() {
+        return Vec::new();
+    }
+    let Some(here) = here() else { return Vec::new() };
+    let distant = owners.iter().filter(|owner| !owner.is_reachable(here));
+    distant.map(|owner| (owner.device, here)).collect()
+}
+
+/// Gives the second device of each pair access to all memory of the first, as the application could by itself.
+fn grant(pairs: &[(CUdevice, CUdevice)]) {
+    for &(of, from) in pairs {
+        let mut can = 0;
+        // SAFETY: `can` is where the answer goes.
+        let asked = unsafe { driver().cuDeviceCanAccessPeer(&raw mut can, from, of) };
+        if asked.ok() && can != 0 {
+            memory::on_peer_access(of, from);
+        }
+    }
+}
+
+/// A copy as a part of a graph, that will run in `context`: it names one context for both ends, so its device gets access.
+pub(crate) unsafe fn node<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    copy: *const c_void,
+    context: CUcontext,
+) -> CUresult {
+    if device::several() && start::active() {
+        // SAFETY: null, or the application's description, which the driver would read too.
+        if let Some(copy) = unsafe { copy.cast::<Slices>().as_ref() } {
+            let here = || if context.is_null() { current_device() } else { device_of(context) };
+            grant(&distant(&copy.addresses(), here));
+        }
+    }
+    // SAFETY: the application's own call.
+    unsafe { work::described(bare) }
+}
+
+/// As [`node`], in the current context.
+pub(crate) unsafe fn node_here<F: Fn() -> CUresult>(bare: &Bare<F>, copy: *const c_void) -> CUresult {
+    // SAFETY: the application's own call.
+    unsafe { node(bare, copy, std::ptr::null_mut()) }
 }
 
 /// A copy of `bytes` in a row, in the default stream.
@@ -397,9 +447,13 @@ impl SliceEnd {
 }
 
 impl Slices {
+    /// Where its ends begin that may be a device's.
+    fn addresses(&self) -> Vec<u64> {
+        [&self.from, &self.to].into_iter().filter_map(SliceEnd::first).collect()
+    }
+
     fn is_out_of_reach(&self, stream: CUstream) -> bool {
-        let ends: Vec<u64> = [&self.from, &self.to].into_iter().filter_map(SliceEnd::first).collect();
-        is_out_of_reach(stream, &ends)
+        is_out_of_reach(stream, &self.addresses())
     }
 
     /// As [`linear_across`].

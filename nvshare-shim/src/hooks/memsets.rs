@@ -8,7 +8,7 @@ use crate::cuda::sys::{CUcontext, CUdeviceptr, CUstream};
 use crate::cuda::{CUresult, EVENT_DISABLE_TIMING};
 use crate::driver::driver;
 use crate::memory::owner;
-use crate::streams::{self, Current, Relaxed};
+use crate::streams::{Current, Relaxed};
 
 /// What a memset repeats.
 pub(crate) trait Element: Copy {
@@ -110,10 +110,7 @@ unsafe fn any<F: Fn() -> CUresult>(
 
 /// Submits `work` to a stream of `context`, after everything in `stream` and before what comes there later.
 fn in_order_of(stream: CUstream, context: CUcontext, work: impl Fn(CUstream) -> CUresult) -> CUresult {
-    // A capture would keep the other stream: answered as the bare driver does.
-    let Some(here) = context_of(stream).filter(|_| !streams::is_capturing(stream)) else {
-        return CUresult::CUDA_ERROR_INVALID_VALUE;
-    };
+    let Some(here) = context_of(stream) else { return CUresult::CUDA_ERROR_INVALID_CONTEXT };
     let _relaxed = Relaxed::new();
     submit(stream, here, context, work).err().unwrap_or(CUresult::CUDA_SUCCESS)
 }

@@ -8,12 +8,14 @@ use crate::cuda::sys::CUstream;
 use crate::cuda::{CUresult, STREAM_LEGACY, STREAM_PER_THREAD};
 use crate::table::Symbol;
 
+pub(crate) mod below;
 pub(crate) mod contexts;
 pub(crate) mod copies;
 pub(crate) mod lookup;
 pub(crate) mod memory;
 pub(crate) mod memsets;
 pub(crate) mod plain;
+pub(crate) mod questions;
 pub(crate) mod room;
 pub(crate) mod size;
 pub(crate) mod streams;

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::ffi::c_void;
 
 use super::contexts::current_device;
-use super::{Bare, room};
+use super::{Bare, questions, room};
 use crate::cuda::CUresult;
 use crate::cuda::sys::{
     CUDA_ARRAY_DESCRIPTOR, CUDA_ARRAY3D_DESCRIPTOR, CUDA_MEM_ALLOC_NODE_PARAMS, CUarray, CUdevice,
@@ -154,6 +154,7 @@ pub(crate) unsafe fn free_async<F: Fn() -> CUresult>(
         return bare.call();
     }
     if let Some(result) = memory::free_in_order(at, bare.stream(stream)) {
+        super::below::hear(bare);
         return result;
     }
     let result = bare.call();
@@ -247,6 +248,9 @@ pub(crate) unsafe fn map<F: Fn() -> CUresult>(
     bytes: usize,
     handle: CUmemGenericAllocationHandle,
 ) -> CUresult {
+    if questions::known(at).is_some() {
+        return CUresult::CUDA_ERROR_INVALID_VALUE;
+    }
     let result = room::retry(bare, None);
     if result.ok() && start::active() {
         books::physical(|physical| {
@@ -258,6 +262,9 @@ pub(crate) unsafe fn map<F: Fn() -> CUresult>(
 }
 
 pub(crate) unsafe fn unmap<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr, bytes: usize) -> CUresult {
+    if questions::known(at).is_some() {
+        return CUresult::CUDA_ERROR_INVALID_VALUE;
+    }
     let result = bare.call();
     if result.ok() && start::active() {
         books::physical(|physical| physical.unmapped(at, bytes as u64));
@@ -295,6 +302,25 @@ pub(crate) unsafe fn export<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr
         memory::stays(at, bytes as u64);
     }
     result
+}
+
+/// Memory is bound to a multicast object, which keeps its physical pages. Of plain memory the driver refuses that.
+pub(crate) unsafe fn bind<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr, bytes: usize) -> CUresult {
+    if start::active() && memory::describe(at).is_some() {
+        return CUresult::CUDA_ERROR_INVALID_VALUE;
+    }
+    // SAFETY: the application's own arguments.
+    unsafe { export(bare, at, bytes) }
+}
+
+/// As [`export`], with the types of another call.
+pub(crate) unsafe fn export_all<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    at: *mut c_void,
+    bytes: u64,
+) -> CUresult {
+    // SAFETY: the application's own arguments.
+    unsafe { export(bare, at.expose_provenance() as u64, bytes as usize) }
 }
 
 /// As [`export`], of whatever is there.

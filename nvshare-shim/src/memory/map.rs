@@ -1,6 +1,7 @@
 //! The address map: every allocation of the application, by address. Readers only share a lock for a look-up.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 /// What the application asked for.
@@ -16,6 +17,14 @@ pub struct Allocation {
     pub device: usize,
     /// The context it belongs to.
     pub context: usize,
+    /// See [`number`].
+    pub number: u64,
+}
+
+/// A number for a new allocation: never given twice, and never given by the driver.
+pub fn number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1 << 63);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// A sorted map of allocations that do not overlap.
@@ -84,7 +93,7 @@ mod tests {
     use super::*;
 
     fn allocation(bytes: u64, context: usize) -> Allocation {
-        Allocation { bytes, taken: bytes, piece: false, device: 0, context }
+        Allocation { bytes, taken: bytes, piece: false, device: 0, context, number: 0 }
     }
 
     #[test]

@@ -72,7 +72,10 @@ pub fn allocate(bytes: usize) -> Result<sys::CUdeviceptr, CUresult> {
             bytes.checked_next_multiple_of(device.granularity).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
         (take_span(device, taken, context)?, taken, false)
     };
-    ALLOCATIONS.insert(start, Allocation { bytes, taken, piece, device: device.index, context });
+    ALLOCATIONS.insert(
+        start,
+        Allocation { bytes, taken, piece, device: device.index, context, number: map::number() },
+    );
     Ok(start)
 }
 
@@ -103,21 +106,28 @@ pub struct Described {
     pub context: sys::CUcontext,
     /// Its device, as the driver numbers it.
     pub device: sys::CUdevice,
-    /// Whether all of it is on the device now, so that the driver can answer for it.
-    pub resident: bool,
+    /// Whether network cards may reach it.
+    pub rdma: bool,
+    /// A number that no other allocation has, or had.
+    pub number: u64,
+}
+
+/// Whether an allocation of ours starts at `pointer`.
+pub fn is_allocation(pointer: sys::CUdeviceptr) -> bool {
+    ALLOCATIONS.find(pointer).is_some_and(|(start, _)| start == pointer)
 }
 
 /// What is known of the allocation that `pointer` lies in.
 pub fn describe(pointer: sys::CUdeviceptr) -> Option<Described> {
     let (start, allocation) = ALLOCATIONS.find(pointer)?;
     let device = device::by_index(allocation.device)?;
-    let resident = device.state().space.is_whole(pointer);
     Some(Described {
         start,
         bytes: allocation.bytes,
         context: std::ptr::with_exposed_provenance_mut(allocation.context),
         device: device.kind.ordinal,
-        resident,
+        rdma: device.kind.rdma,
+        number: allocation.number,
     })
 }
 

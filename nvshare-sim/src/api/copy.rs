@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUcontext, CUdeviceptr, CUresult, CUstream};
 
 use crate::capture;
+use crate::context;
 use crate::export::{Call, Outcome, export, put_if};
 use crate::memory::{self, Location};
 use crate::work::{self, Plane, Transfer, Work, device_end};
@@ -61,11 +62,8 @@ export! {
     fn cuMemcpyPeer / cuMemcpyPeer_ptds(
         to: CUdeviceptr, to_context: CUcontext, from: CUdeviceptr, from_context: CUcontext, bytes: usize,
     ) |cx| {
-        let mut transfer = device_to_device(cx, to, from, bytes)?;
-        transfer.named = [to_context, from_context].map(|context| device_of(context).ok());
-        if transfer.named.contains(&None) {
-            return Err(CUresult::CUDA_ERROR_INVALID_CONTEXT);
-        }
+        let by = Some([context::by_handle(from_context)?.device, context::by_handle(to_context)?.device]);
+        let transfer = Transfer { by, ..device_to_device(cx, to, from, bytes)? };
         synchronous(cx, transfer)
     }
 
@@ -73,11 +71,8 @@ export! {
         to: CUdeviceptr, to_context: CUcontext, from: CUdeviceptr, from_context: CUcontext, bytes: usize,
         stream: CUstream,
     ) |cx| {
-        let mut transfer = device_to_device(cx, to, from, bytes)?;
-        transfer.named = [to_context, from_context].map(|context| device_of(context).ok());
-        if transfer.named.contains(&None) {
-            return Err(CUresult::CUDA_ERROR_INVALID_CONTEXT);
-        }
+        let by = Some([context::by_handle(from_context)?.device, context::by_handle(to_context)?.device]);
+        let transfer = Transfer { by, ..device_to_device(cx, to, from, bytes)? };
         asynchronous(cx, transfer, stream)
     }
 
@@ -135,14 +130,14 @@ export! {
     }
 
     fn cuMemcpy3DPeer / cuMemcpy3DPeer_ptds(copy: *const Slices) |cx| {
-        // SAFETY: a description as the driver API demands it.
-        let transfer = unsafe { slices_of_peers(copy) }?;
+        // SAFETY: a description as the driver API demands it; contexts stand where the others have reserved words.
+        let transfer = unsafe { between(copy) }?;
         synchronous(cx, transfer)
     }
 
     fn cuMemcpy3DPeerAsync / cuMemcpy3DPeerAsync_ptsz(copy: *const Slices, stream: CUstream) |cx| {
         // SAFETY: as above.
-        let transfer = unsafe { slices_of_peers(copy) }?;
+        let transfer = unsafe { between(copy) }?;
         asynchronous(cx, transfer, stream)
     }
 }
@@ -172,28 +167,6 @@ fn device_to_device(cx: &Call, to: CUdeviceptr, from: CUdeviceptr, bytes: usize)
         device_end(from)?;
     }
     Ok(Transfer::linear(to, from, bytes as u64))
-}
-
-/// The device of a context that was named for an end of a copy.
-fn device_of(context: CUcontext) -> Outcome<usize> {
-    crate::context::by_handle(context).map(|context| context.device)
-}
-
-/// As [`slices`], with contexts where that has reserved words.
-///
-/// # Safety
-/// As [`slices`].
-unsafe fn slices_of_peers(copy: *const Slices) -> Outcome<Transfer> {
-    // SAFETY: the caller's.
-    let mut transfer = unsafe { slices(copy) }?;
-    // SAFETY: not null, or `slices` would have failed.
-    let ends = unsafe { [&(*copy).to, &(*copy).from] };
-    for (named, end) in transfer.named.iter_mut().zip(ends) {
-        if end.kind != 1 {
-            *named = Some(device_of(std::ptr::with_exposed_provenance_mut(end.context as usize))?);
-        }
-    }
-    Ok(transfer)
 }
 
 fn not_null(address: u64) -> Outcome {
@@ -348,7 +321,7 @@ unsafe fn rows(copy: *const Rows) -> Outcome<Transfer> {
         width: copy.width as u64,
         height: copy.height as u64,
         depth: 1,
-        named: [None; 2],
+        by: None,
         staged: None,
     })
 }
@@ -370,5 +343,16 @@ pub(crate) unsafe fn slices(copy: *const Slices) -> Outcome<Transfer> {
     };
     let (from, to) = (end(&copy.from)?, end(&copy.to)?);
     let [width, height, depth] = [copy.width, copy.height, copy.depth].map(|length| length as u64);
-    Ok(Transfer { to, from, width, height, depth, named: [None; 2], staged: None })
+    Ok(Transfer { to, from, width, height, depth, by: None, staged: None })
+}
+
+/// Like [`slices`], with the contexts of both ends.
+///
+/// # Safety
+/// As [`rows`].
+unsafe fn between(copy: *const Slices) -> Outcome<Transfer> {
+    // SAFETY: the caller's.
+    let (transfer, ends) = unsafe { (slices(copy)?, [(*copy).from.context, (*copy).to.context]) };
+    let [from, to] = ends.map(|end| context::by_handle(end as CUcontext).map(|context| context.device));
+    Ok(Transfer { by: Some([from?, to?]), ..transfer })
 }

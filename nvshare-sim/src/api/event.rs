@@ -59,6 +59,7 @@ export! {
             Record::Work(completion) => {
                 capture::unsafe_call()?;
                 completion.wait();
+                crate::memory::pool::synchronised(event.context.device);
                 event.context.failure().map_or(Ok(()), Err)
             }
         }

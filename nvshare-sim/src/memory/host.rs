@@ -80,7 +80,7 @@ pub(crate) fn unregister(start: u64) -> Outcome {
     let registered = |area: &Area| matches!(&area.kind, Kind::Pinned(pinned) if pinned.registered);
     let area = area.filter(|area| registered(area)).ok_or(CUresult::CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED)?;
     plain::wait_for_owner(&area)?;
-    if let Some(work) = crate::work::in_flight(area.start, area.bytes) {
+    if let Some(work) = crate::work::in_flight(area.start, area.bytes, u64::MAX) {
         let what = piece(area.start, area.bytes);
         crate::strict::violation(&format!("cuMemHostUnregister of {what}: {work} still uses it"));
     }

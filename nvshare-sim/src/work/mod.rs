@@ -13,7 +13,7 @@ use cudarc::driver::sys::CUresult;
 use nvshare_sim_card::now;
 
 pub(crate) use fill::Fill;
-pub(crate) use flight::{in_flight, stop_touching};
+pub(crate) use flight::{in_flight, stop_touching, submitted_so_far};
 pub(crate) use transfer::{Plane, Transfer, device_end};
 
 use crate::capture;

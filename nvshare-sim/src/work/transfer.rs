@@ -36,9 +36,8 @@ pub(crate) struct Transfer {
     pub(crate) height: u64,
     /// Slices.
     pub(crate) depth: u64,
-    /// The devices whose contexts were named for its ends (`to`, `from`), by the forms that name them: the driver then
-    /// carries mapped memory between devices without access, as it does plain memory.
-    pub(crate) named: [Option<usize>; 2],
+    /// The devices that read the source and write the destination, where the call names contexts for them.
+    pub(crate) by: Option<[usize; 2]>,
     /// The bytes themselves, where the driver took them at the call; `from` then points to them.
     pub(crate) staged: Option<Arc<[u8]>>,
 }
@@ -59,7 +58,7 @@ impl Transfer {
             width: bytes,
             height: 1,
             depth: 1,
-            named: [None; 2],
+            by: None,
             staged: None,
         }
     }
@@ -113,9 +112,11 @@ impl Transfer {
             return Ok(());
         }
         let own = timeline.context.device;
-        let [to, from] = self.named;
-        for (plane, write, named) in [(&self.from, false, from), (&self.to, true, to)] {
-            memory::access(plane.address, self.extent(plane), write, named.unwrap_or(own))
+        // Plain memory of another card is staged through the host where there is no way between the cards; mapped memory is
+        // for the devices that were given access.
+        let [reads, writes] = self.by.unwrap_or([own; 2]);
+        for (plane, write, by) in [(&self.from, false, reads), (&self.to, true, writes)] {
+            memory::access(plane.address, self.extent(plane), write, by)
                 .map_err(|why| strict::illegal(timeline.context, &format!("{}: {why}", self.describe())))?;
         }
         let managed = [(&self.from, false), (&self.to, true)]
