@@ -53,6 +53,9 @@ fn booked<F: Fn() -> CUresult>(
     held: Held,
     wants: Option<u64>,
 ) -> (CUresult, Option<Expected>) {
+    if wants.is_some_and(|bytes| !room::is_granted(held.device, bytes)) {
+        return (CUresult::CUDA_ERROR_OUT_OF_MEMORY, None);
+    }
     let made = Cell::new(None);
     let result = room::retry_with(bare, Some(held.device), wants, || {
         let expected = books::expect(reason, held);
@@ -131,7 +134,7 @@ fn from_pool<F: Fn() -> CUresult>(bare: &Bare<F>, device: CUdevice, bytes: usize
 
 #[cold]
 fn beyond_headroom<F: Fn() -> CUresult>(bare: &Bare<F>, device: CUdevice, bytes: usize) -> CUresult {
-    if !pools::allows(device, bytes) {
+    if !pools::allows(device, bytes) || !room::is_granted(device, pools::growth(device, bytes)) {
         return CUresult::CUDA_ERROR_OUT_OF_MEMORY;
     }
     let result = room::retry_with(bare, Some(device), Some(bytes as u64), || {
