@@ -137,7 +137,9 @@ mod tests {
     #[test]
     fn what_is_not_ptx_is_refused() {
         for wild in ["x[18446744073709551615]", ".align 18446744073709551615 y, .param .u64 x", "x[4096]"] {
-            let text = format!(".version 7.0\n.target sm_70\n.visible .entry k(.param .u64 a, .param .u64 {wild}) {{ ret; }}");
+            let text = format!(
+                ".version 7.0\n.target sm_70\n.visible .entry k(.param .u64 a, .param .u64 {wild}) {{ ret; }}"
+            );
             assert_eq!(parse(&text), None, "{wild}");
         }
         assert_eq!(parse("int main() {}"), None);
