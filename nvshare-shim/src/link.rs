@@ -156,6 +156,11 @@ pub fn want_room(ordinal: Option<sys::CUdevice>, bytes: u64, deadline: Instant) 
     }
 }
 
+/// Whether there is an agent to be asked.
+pub fn has_agent() -> bool {
+    session::is_open()
+}
+
 /// Whether this client may come to need `total` on the device, by a look that the agent takes now; the limit that follows is
 /// known here before the answer is. `None`: nobody can say.
 pub fn may_have(device: DeviceId, total: u64) -> Option<bool> {
@@ -171,6 +176,7 @@ pub fn context_made(ordinal: sys::CUdevice) {
         && let Ok(id) = device::id_of(ordinal)
     {
         let _ = may_have(id, 0);
+        sizes::is_settled(id);
     }
 }
 
