@@ -4,6 +4,7 @@ object a line. Needs Python and libcuda, no more than a minute; nothing outside 
 
     python3 docs/gpu/execution.py                  every question, each in a process of its own
     python3 docs/gpu/execution.py NAME...          these
+    python3 docs/gpu/execution.py text FILE        the question about the driver's code, of a library that need not be the machine's
     python3 docs/gpu/execution.py uvm URL          moves managed memory beside an agent whose /metrics is at URL (not asked by default)
 
 On the simulator too: `trap` and the like are nothing that it can run.
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 
-cuda = c.CDLL("libcuda.so.1")
+cuda = c.CDLL("libcuda.so.1") if sys.argv[1:2] != ["text"] else None
 libc = c.CDLL(None)
 libc.malloc.restype = c.c_void_p
 V, U, S = c.c_void_p, c.c_uint64, c.c_size_t
@@ -397,11 +398,11 @@ def wrong(what):
     return ask
 
 
-def driver_text():
+def driver_text(path=None):
     """Functions of the driver that jump to, or call, another function of those that are observed: such a call would be counted twice."""
     import struct
     maps = open("/proc/self/maps").read()
-    path = next(line.split(None, 5)[5] for line in maps.splitlines() if "/libcuda.so" in line)
+    path = path or next(line.split(None, 5)[5] for line in maps.splitlines() if "/libcuda.so" in line)
     data = open(path, "rb").read()
     sections, entry, count = struct.unpack_from("<Q", data, 40)[0], *struct.unpack_from("<HH", data, 58)
     headers = [struct.unpack_from("<IIQQQQIIQQ", data, sections + entry * index) for index in range(count)]
@@ -486,6 +487,8 @@ QUESTIONS = {
 def main():
     if sys.argv[1:2] == ["uvm"]:
         return uvm(sys.argv[2])
+    if sys.argv[1:2] == ["text"]:
+        return driver_text(sys.argv[2])
     if sys.argv[1:2] == ["--one"]:
         return QUESTIONS[sys.argv[2]]()
     for name in sys.argv[1:] or QUESTIONS:

@@ -139,6 +139,8 @@ impl Context {
             stream.close();
         }
         crate::stream::STREAMS.retain(|stream| !Arc::ptr_eq(&stream.context, self));
+        // Their handles are somebody else's next, as they are with a real driver.
+        crate::event::EVENTS.retain(|event| !Arc::ptr_eq(&event.context, self));
         crate::module::forget(self);
         crate::memory::context_destroyed(self);
     }
