@@ -180,6 +180,18 @@ mod tests {
         );
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_setting_or_is_complained_of(text in "\\PC*", which in 0..7_usize) {
+            let name = [
+                "NVSHARE_DISABLE", "NVSHARE_SOCKET", "NVSHARE_LOG", "NVSHARE_EXTENT_BYTES", "NVSHARE_DEBUG_SWAP_EVERY",
+                "NVSHARE_AGENT_GONE_AFTER", "NVSHARE_SWAP_BESIDE_DMA",
+            ][which];
+            let (config, complaints) = read(&[(name, &text)]);
+            proptest::prop_assert!(complaints.is_empty() || config == Config::default());
+        }
+    }
+
     #[test]
     fn nonsense_is_named_with_what_was_expected_and_changes_nothing() {
         for (name, value) in [

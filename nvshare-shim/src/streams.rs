@@ -483,19 +483,44 @@ pub(crate) fn context_seen(context: CUcontext) {
     known().contexts.entry(context.expose_provenance()).or_insert(0);
 }
 
-/// `context` is about to be destroyed, with everything in it. Afterwards nothing of the shim uses it any more.
-pub(crate) fn context_leaves(context: CUcontext) {
+/// `context` may be destroyed by the next call, with everything in it. Afterwards nothing of the shim uses it until it is
+/// said to stay. The caller is inside the gate: a drain in between would miss its work.
+pub(crate) fn context_leaves(context: CUcontext) -> Absent {
     let _alone = IN_USE.write().unwrap_or_else(PoisonError::into_inner);
-    let gone = {
+    let mut known = known();
+    let context = context.expose_provenance();
+    let held = known.contexts.remove(&context);
+    let streams =
+        known.streams.extract_if(.., |_, owner| *owner == context).map(|(stream, _)| stream).collect();
+    let loose = known.loose.extract_if(.., |event| event.context == context).collect();
+    Absent { context, held, streams, loose }
+}
+
+/// What the table had of a context that may be gone. Where nothing more is said, it is.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Absent {
+    context: usize,
+    held: Option<usize>,
+    streams: Vec<usize>,
+    loose: Vec<Arc<Event>>,
+}
+
+impl Absent {
+    /// It lives: everything is as before.
+    pub(crate) fn stays(self) {
         let mut known = known();
-        known.contexts.remove(&context.addr());
-        known.streams.retain(|_, owner| *owner != context.addr());
-        let (gone, loose) =
-            known.loose.drain(..).partition::<Vec<_>, _>(|event| event.context == context.addr());
-        known.loose = loose;
-        gone
-    };
-    drop(gone);
+        if let Some(held) = self.held {
+            *known.contexts.entry(self.context).or_insert(0) += held;
+        }
+        known.streams.extend(self.streams.into_iter().map(|stream| (stream, self.context)));
+        known.loose.extend(self.loose);
+    }
+
+    /// It is gone, and so is what another thread may have met of it meanwhile.
+    pub(crate) fn is_gone(self) {
+        drop(context_leaves(std::ptr::with_exposed_provenance_mut(self.context)));
+    }
 }
 
 /// The contexts that exist.

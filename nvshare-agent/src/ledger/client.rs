@@ -137,6 +137,8 @@ pub struct Client {
     pub unmanaged: BTreeMap<DeviceId, String>,
     /// The limits it was told.
     pub limits: BTreeMap<DeviceId, Bytes>,
+    /// The sizes it was told.
+    pub(crate) sizes: BTreeMap<DeviceId, Bytes>,
     /// It has a counter page.
     pub paged: bool,
     /// Threads wait to run, since then.
@@ -211,6 +213,7 @@ impl Client {
             met: BTreeMap::new(),
             unmanaged: BTreeMap::new(),
             limits: BTreeMap::new(),
+            sizes: BTreeMap::new(),
             paged: false,
             wants: None,
             lease: None,
@@ -259,6 +262,7 @@ impl Client {
         self.met.clear();
         self.unmanaged.clear();
         self.bypass |= hello.bypass;
+        self.sizes.clear();
         self.host_exhausted = false;
         self.lease = match self.lease {
             _ if !hello.running => None,

@@ -6,7 +6,7 @@ use crate::cuda::sys::CUstream;
 use crate::{gate, start, streams};
 
 pub(crate) unsafe fn create<F: Fn() -> CUresult>(bare: &Bare<F>, stream: *mut CUstream) -> CUresult {
-    let result = bare.call();
+    let result = super::room::retry(bare, None);
     if result.ok() && !stream.is_null() && start::active() {
         // SAFETY: the driver has just stored the new handle there.
         streams::created(unsafe { stream.read() });

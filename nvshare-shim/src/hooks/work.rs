@@ -32,9 +32,18 @@ pub(crate) unsafe fn described<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult 
     bare.call()
 }
 
+/// As [`described`], of a call that may take a little memory: see [`super::room::lazy`].
+pub(crate) unsafe fn described_lazily<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
+    let attempt = || {
+        let _pass = gate::pass();
+        bare.call()
+    };
+    super::room::again(bare, attempt(), None, None, attempt)
+}
+
 /// A graph is made ready, with all its copies; the driver may need memory for it.
 pub(crate) unsafe fn instantiate<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
-    super::room::retry_with(bare, None, || {
+    super::room::retry_with(bare, None, None, || {
         let _pass = gate::pass();
         bare.call()
     })
@@ -47,12 +56,30 @@ pub(crate) unsafe fn blocking<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
     unsafe { on(bare, std::ptr::null_mut()) }
 }
 
+/// Kernels in the default stream.
+pub(crate) unsafe fn launch_blocking<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
+    // SAFETY: the null stream is what these functions use.
+    unsafe { launch(bare, std::ptr::null_mut()) }
+}
+
 /// Kernels and graphs in `stream`: work that may be long, and queued up faster than it is done.
 #[inline]
 pub(crate) unsafe fn launch<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
     // SAFETY: the application's own stream.
     let result = unsafe { on(bare, stream) };
+    // Kernels that are loaded lazily are loaded here.
+    // SAFETY: the same.
+    let result = super::room::again_in(bare, result, bare.stream(stream), || unsafe { on(bare, stream) });
     pace::after_launch(bare.stream(stream));
+    result
+}
+
+/// A graph in `stream`: it may bring memory of its own.
+#[inline]
+pub(crate) unsafe fn launch_graph<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
+    // SAFETY: the application's own stream.
+    let result = unsafe { launch(bare, stream) };
+    crate::memory::pools::graph_launched();
     result
 }
 

@@ -14,7 +14,7 @@ use crate::memory::device::{self, Device};
 
 /// How long the agent may take to say anything of a device.
 const DEADLINE: Duration = Duration::from_secs(3);
-/// How long the first use of a device waits for the limit that counts its context: programs ask once how much there is.
+/// How long the first use of a device waits for that: a program that is told nothing promises itself the whole card.
 const FIRST_LIMIT: Duration = Duration::from_secs(1);
 
 /// Something that the agent grants.
@@ -66,11 +66,14 @@ pub(super) fn begin(devices: &[&Device]) {
     terms.devices = devices.iter().map(|device| (device.id, Kind::Asked(now))).collect();
 }
 
-/// The device is met and known, in a session: something has to be said of it.
+/// The device is met and known, in a session: something has to be said of it, unless it was said before.
 pub(super) fn ask(device: &Device) {
     let mut terms = terms();
-    terms.devices.insert(device.id, Kind::Asked(Instant::now()));
-    for (_, term) in terms.early.extract_if(.., |(id, _)| *id == device.id) {
+    let early: Vec<_> = terms.early.extract_if(.., |(id, _)| *id == device.id).collect();
+    let kind = if early.is_empty() { Kind::Asked(Instant::now()) } else { Kind::Managed };
+    // What was said after it was known was said for good.
+    terms.devices.entry(device.id).or_insert(kind);
+    for (_, term) in early {
         term.apply(device);
     }
 }

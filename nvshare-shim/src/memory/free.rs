@@ -58,18 +58,10 @@ pub fn free_in_order(pointer: u64, stream: sys::CUstream) -> Option<CUresult> {
     Some(CUresult::CUDA_SUCCESS)
 }
 
-/// Frees everything that belongs to a context about to be destroyed.
+/// Frees everything that belonged to a context that is gone: its own work ended with it, as the bare memory would have,
+/// whoever else still uses it.
 pub fn free_context(context: usize) {
-    let gone = ALLOCATIONS.remove_context(context);
-    let _relaxed = Relaxed::new();
-    if !gone.is_empty() {
-        wait_for_context();
-    }
-    for (start, allocation) in gone {
-        if let Some(device) = device::by_index(allocation.device) {
-            dispose(device, start, allocation);
-        }
-    }
+    dispose_all(ALLOCATIONS.remove_context(context));
     // Nor is a slab kept for later: who destroys contexts does not expect to find memory in use.
     for device in device::all() {
         let spare: Vec<u64> = device.state().slabs.unused().collect();
@@ -80,6 +72,20 @@ pub fn free_context(context: usize) {
                 drop(state);
                 bury(device, remains);
             }
+        }
+    }
+}
+
+/// Frees what is on `device` and belongs to no context any more.
+pub fn free_orphans(device: &Device) {
+    dispose_all(ALLOCATIONS.remove_orphans(device.index));
+}
+
+fn dispose_all(gone: Vec<(u64, Allocation)>) {
+    let _relaxed = Relaxed::new();
+    for (start, allocation) in gone {
+        if let Some(device) = device::by_index(allocation.device) {
+            dispose(device, start, allocation);
         }
     }
 }
@@ -144,19 +150,6 @@ fn wait(mut mark: Mark) -> Result<(), (Mark, CUresult)> {
         pause = (pause * 2).min(Duration::from_millis(1));
     }
     Ok(())
-}
-
-/// Waits for the work of a context that is about to be destroyed: as [`wait`], but not for a capture that nobody may ever
-/// end, since the driver does not wait for it either.
-fn wait_for_context() {
-    let mark = streams::mark();
-    if !mark.is_behind_capture() {
-        let _ = wait(mark);
-        return;
-    }
-    while matches!(mark.unfinished(), Ok(1..)) && !standing::is_dead() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 fn dispose(device: &Device, start: u64, allocation: Allocation) {
