@@ -53,6 +53,12 @@ pub fn pass_into(stream: CUstream) -> Pass {
     GATE.enter(slot(), || streams::is_capturing(stream), link::want_to_run)
 }
 
+/// Passes the gate whether it is shut or not, for a call that submits nothing: as long as the pass lives no drain ends.
+#[inline]
+pub(crate) fn pass_at_once() -> Pass {
+    GATE.enter(slot(), || true, link::want_to_run)
+}
+
 /// Shuts the gate to new passes and returns at once; threads that are inside stay inside. Idempotent.
 pub fn shut() {
     GATE.shut(|| {

@@ -88,15 +88,17 @@ fn go<F: Fn() -> CUresult>(bare: &Bare<F>, context: CUcontext, last: bool) -> CU
         return bare.call();
     }
     memory::on_context_destroyed(context);
-    streams::context_leaves(context);
+    let absent = streams::context_leaves(context);
     let result = bare.call();
-    if !result.ok() {
-        streams::context_seen(context);
+    if result.ok() {
+        absent.is_gone();
+    } else {
+        absent.stays();
     }
     result
 }
 
-/// A green context's streams are detached with it, and can be asked nothing any more: they are waited for, a while.
+/// A green context's streams are detached with it, and can be asked nothing any more, while their work goes on.
 pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: CUgreenCtx) -> CUresult {
     let mut context = std::ptr::null_mut();
     // SAFETY: the application's handle, and a place for the answer.
@@ -104,10 +106,16 @@ pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: C
     if !start::active() || !found.ok() || context.is_null() {
         return bare.call();
     }
-    streams::wait_a_while();
     memory::leave_green_context(context);
-    streams::context_leaves(context);
-    bare.call()
+    streams::keep_context_in_sight(context);
+    let absent = streams::context_leaves(context);
+    let result = bare.call();
+    if result.ok() {
+        absent.is_gone();
+    } else {
+        absent.stays();
+    }
+    result
 }
 
 /// Memory of the peer's device becomes reachable from the current context's: what is there now, and what will be.

@@ -3,7 +3,7 @@
 
 use super::Bare;
 use crate::cuda::CUresult;
-use crate::cuda::sys::{CUlaunchConfig, CUstream};
+use crate::cuda::sys::{CUDA_LAUNCH_PARAMS, CUlaunchConfig, CUstream};
 use crate::{gate, pace, streams};
 
 /// Work in `stream`.
@@ -50,10 +50,33 @@ pub(crate) unsafe fn blocking<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
 /// Kernels and graphs in `stream`: work that may be long, and queued up faster than it is done.
 #[inline]
 pub(crate) unsafe fn launch<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
-    // SAFETY: the application's own stream.
-    let result = unsafe { on(bare, stream) };
-    pace::after_launch(bare.stream(stream));
+    let stream = bare.stream(stream);
+    let pass = gate::pass_into(stream);
+    streams::note_use(stream);
+    let result = bare.call();
+    // Inside, for it may record an event, which waits for room in the stream as the launch does.
+    let turn = pace::after_launch(stream);
+    drop(pass);
+    if let Some(turn) = turn {
+        turn.wait();
+    }
     result
+}
+
+/// Kernels in a stream of each of several devices.
+pub(crate) unsafe fn launch_list<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    list: *const CUDA_LAUNCH_PARAMS,
+    count: u32,
+) -> CUresult {
+    let _pass = gate::pass();
+    if !list.is_null() {
+        for index in 0..count as usize {
+            // SAFETY: not null, so the driver would read so many too; only the stream's field is read.
+            streams::note_use(bare.stream(unsafe { (&raw const (*list.add(index)).hStream).read() }));
+        }
+    }
+    bare.call()
 }
 
 /// A launch whose stream stands in `config`.
