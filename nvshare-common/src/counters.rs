@@ -53,6 +53,8 @@ pub struct DeviceCounters {
     pub copied_in: AtomicU64,
     /// Bytes that a swap out released without copying because the shadow already held them, or they were zero.
     pub clean: AtomicU64,
+    /// Bytes of managed memory, wherever they are: the driver moves them, and they are in no other figure here.
+    pub managed: AtomicU64,
 }
 
 /// A copy of one device's counters.
@@ -72,6 +74,8 @@ pub struct Holdings {
     pub copied_in: Bytes,
     /// See [`DeviceCounters`].
     pub clean: Bytes,
+    /// See [`DeviceCounters`].
+    pub managed: Bytes,
 }
 
 const _: () = assert!(size_of::<Counters>() <= PAGE_BYTES);
@@ -135,6 +139,7 @@ impl DeviceCounters {
             copied_out: AtomicU64::new(0),
             copied_in: AtomicU64::new(0),
             clean: AtomicU64::new(0),
+            managed: AtomicU64::new(0),
         }
     }
 
@@ -158,6 +163,7 @@ impl DeviceCounters {
             copied_out: read(&self.copied_out),
             copied_in: read(&self.copied_in),
             clean: read(&self.clean),
+            managed: read(&self.managed),
         }
     }
 }

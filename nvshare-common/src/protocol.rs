@@ -54,6 +54,8 @@ pub enum Answer {
         client: ClientId,
         /// The first [`ToShim::Limit`] of each device, so that the first question for memory is answered by them.
         limits: Vec<(DeviceId, Bytes)>,
+        /// The first [`ToShim::Size`] of each device.
+        sizes: Vec<(DeviceId, Bytes)>,
     },
     /// No session; the client runs bare. Says why, with both versions where that is the reason.
     Refused {
@@ -158,17 +160,31 @@ pub enum ToAgent {
         /// Which.
         arena: ArenaId,
     },
-    /// A device error made every call of this client fail until it exits; its gate is open for good.
+    /// A device error made every call of this client fail; its gate is open until it says `Revived`, or exits.
     Dead {
         /// The error's name.
         why: String,
     },
+    /// May the client come to need `total` on `device`? Asked before a promise is made: after a context was made, and for an
+    /// allocation near the limit. Answered with [`ToShim::Room`] from a reading that began after this came, the limit
+    /// that follows from it told before.
+    MayHave {
+        /// The shim's number for this question; never one of a `WantRoom`.
+        ticket: Ticket,
+        /// Where.
+        device: DeviceId,
+        /// All extents and all memory that cannot be moved.
+        total: Bytes,
+    },
+    /// The contexts that had failed are gone, and the client goes on as before the error.
+    Revived,
 }
 
 /// Agent to shim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToShim {
-    /// The most this client can ever hold on `device`: what `cuMemGetInfo` calls total; beyond it an allocation fails.
+    /// The most this client can hold on `device` beside what others hold there for good, its context and other overhead not
+    /// counted: beyond it an allocation fails at once. It moves with what is held for good.
     Limit {
         /// Where.
         device: DeviceId,
@@ -227,11 +243,19 @@ pub enum ToShim {
         /// How much.
         bytes: Bytes,
     },
-    /// The answer to `WantRoom`: room was made (or there was no need), or cannot be made.
+    /// The answer to `WantRoom`: room was made (or there was no need), or cannot be made. And to `MayHave`.
     Room {
         /// Of the request.
         ticket: Ticket,
         /// Whether trying again is worth it.
         made: bool,
+    },
+    /// How large `device` is to this client where that is less than the device: a capacity, or an ordered limit. What
+    /// `cuMemGetInfo` and all others call total; a process to which a size was told once keeps that.
+    Size {
+        /// Where.
+        device: DeviceId,
+        /// Bytes; replaces the previous figure.
+        bytes: Bytes,
     },
 }

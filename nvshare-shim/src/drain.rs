@@ -173,12 +173,12 @@ fn ask_until_finished(attempt: &Attempt, stall: Duration) -> Result<Drained, Sta
             if left.is_nothing() {
                 return Ok(Drained(()));
             }
-            if let Some((_, error)) = &left.unknown
-                && crate::swap::is_final(*error)
+            if let Some(unknown) = &left.unknown
+                && crate::swap::is_final(unknown.error)
             {
                 gate::open_for_good();
-                crate::swap::on_device_error(*error);
-                return Err(Stalled::Dead(*error));
+                unknown.is_the_end();
+                return Err(Stalled::Dead(unknown.error));
             }
             if left.busy > 0 || left.unknown.is_some() {
                 patience.step(left.busy < before, || waited_for(&left))?;
@@ -197,7 +197,9 @@ fn ask_until_finished(attempt: &Attempt, stall: Duration) -> Result<Drained, Sta
 
 fn waited_for(left: &Left) -> String {
     match &left.unknown {
-        Some((what, error)) => format!("{what}, where the driver answers {}", driver().error_name(*error)),
+        Some(unknown) => {
+            format!("{}, where the driver answers {}", unknown.what, driver().error_name(unknown.error))
+        }
         None => format!("{} streams with unfinished work", left.busy),
     }
 }

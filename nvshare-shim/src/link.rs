@@ -5,13 +5,14 @@
 
 pub(crate) mod alone;
 mod session;
+pub(crate) mod sizes;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nvshare_common::protocol::{Purpose, ToAgent, ToShim};
@@ -20,6 +21,8 @@ use nvshare_common::units::{Bytes, DeviceId, Ticket};
 use self::alone::Alone;
 use self::session::{End, Incoming, Session};
 use crate::cuda::sys;
+use crate::driver::driver;
+use crate::memory::books;
 use crate::memory::device::{self, Device};
 use crate::swap::{self, Order, shadow, standing};
 use crate::{config, log, pace, start as threads};
@@ -28,11 +31,11 @@ use crate::{config, log, pace, start as threads};
 const FIRST_ANSWER: Duration = Duration::from_secs(1);
 /// How often a lost agent is looked for.
 const RECONNECT: Duration = Duration::from_secs(1);
-/// How long a driver call that failed for lack of memory waits for room: somebody may have to be stopped and swapped out. The
-/// agent gives up a little earlier.
-const ROOM_LIMIT: Duration = Duration::from_secs(35);
-/// What such a call is assumed to need.
-const ROOM_BYTES: Bytes = Bytes(64 << 20);
+/// How long a driver call that failed for lack of memory waits for room, all in all: somebody may have to be stopped and swapped
+/// out. The agent gives up a little earlier.
+pub(crate) const ROOM_LIMIT: Duration = Duration::from_secs(35);
+/// How long the agent may take to say whether more can be needed: a reading of the device.
+const MAY_HAVE_LIMIT: Duration = Duration::from_secs(2);
 /// How often it looks whether a new agent is there.
 const ROOM_PAUSE: Duration = Duration::from_millis(100);
 /// The stall of a drain that nobody asked for (debugging).
@@ -40,9 +43,11 @@ const DEBUG_STALL: Duration = Duration::from_secs(2);
 
 /// Threads wait at the gate and the agent should know.
 static WAITING: AtomicBool = AtomicBool::new(false);
-/// Grants and limits for devices that this process has not met yet.
+/// Grants and limits for devices that this process has not met yet. Whoever looks whether it has holds this lock until the term
+/// is here or applied; it comes before the session's.
 static EARLY: Mutex<Vec<(DeviceId, Term)>> = Mutex::new(Vec::new());
-static ROOM: Mutex<Option<HashMap<u64, Sender<bool>>>> = Mutex::new(None);
+/// Who waits for an answer of the agent, by ticket.
+static ASKING: Mutex<Option<HashMap<u64, Sender<bool>>>> = Mutex::new(None);
 
 #[derive(Clone, Copy, Debug)]
 enum Term {
@@ -91,6 +96,11 @@ pub fn send(message: &ToAgent) {
     session::send(message);
 }
 
+/// Sends what `act` says, as it stands when it is sent: of two that speak of the same thing the later one has the last word.
+pub fn tell(act: impl FnOnce() -> Option<ToAgent>) {
+    session::tell(act);
+}
+
 /// Gives back a part of the grant: `change` books it and says how much, and the agent is told, with no `Hello` in between
 /// (which would tell of the new grant, and `Released` would count twice). Without a ticket nobody is told.
 pub fn release(ticket: Option<Ticket>, device: DeviceId, change: impl FnOnce() -> u64) -> u64 {
@@ -118,42 +128,79 @@ pub fn runs() {
     WAITING.store(false, Ordering::Release);
 }
 
-/// A driver call failed for lack of memory. Asks the agent for room on the device of that number, or of the current context,
-/// waits for the answer, and says whether trying again is worth it.
-pub fn want_room(ordinal: Option<sys::CUdevice>) -> bool {
-    static TICKETS: AtomicU64 = AtomicU64::new(1);
-    let deadline = Instant::now() + ROOM_LIMIT;
-    while !session::is_open() {
-        // An agent that is being replaced is back soon, and nobody else can make room.
-        if !(session::is_managed() || alone::is_orphan()) || Instant::now() > deadline {
-            return false;
+/// A driver call failed for lack of memory. Asks the agent for room for `bytes` on the device of that number, or of the current
+/// context, waits for the answer until `deadline`, and says whether trying again is worth it.
+pub fn want_room(ordinal: Option<sys::CUdevice>, bytes: u64, deadline: Instant) -> bool {
+    let ordinal = ordinal.or_else(|| {
+        let mut ordinal = 0;
+        // SAFETY: `ordinal` is where the answer goes.
+        unsafe { driver().cuCtxGetDevice(&raw mut ordinal) }.ok().then_some(ordinal)
+    });
+    let Some(device) = ordinal.and_then(device::of_ordinal) else { return false };
+    loop {
+        while !session::is_open() {
+            // An agent that is being replaced is back soon, and nobody else can make room.
+            if !(session::is_managed() || alone::is_orphan()) || Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(ROOM_PAUSE);
         }
-        std::thread::sleep(ROOM_PAUSE);
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let ask = |ticket| ToAgent::WantRoom { ticket, device: device.id, bytes: Bytes(bytes) };
+        match answered(ask, limit) {
+            Ok(made) => return made,
+            Err(RecvTimeoutError::Timeout) => return false,
+            // The agent went away: another one is asked.
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(ROOM_PAUSE),
+        }
     }
-    let device = match ordinal {
-        Some(ordinal) => device::of_ordinal(ordinal),
-        None => device::current().ok().flatten().map(|(device, _)| device),
-    };
-    let Some(device) = device else { return false };
+}
+
+/// Whether this client may come to need `total` on the device, by a look that the agent takes now; the limit that follows is
+/// known here before the answer is. `None`: nobody can say.
+pub fn may_have(device: DeviceId, total: u64) -> Option<bool> {
+    if !session::is_open() || !sizes::is_limited(device) {
+        return None;
+    }
+    answered(|ticket| ToAgent::MayHave { ticket, device, total: Bytes(total) }, MAY_HAVE_LIMIT).ok()
+}
+
+/// A context was made on the device of that number: what it costs is known to the agent before anything is promised.
+pub fn context_made(ordinal: sys::CUdevice) {
+    if session::is_open()
+        && let Ok(id) = device::id_of(ordinal)
+    {
+        let _ = may_have(id, 0);
+    }
+}
+
+/// Sends a question and waits for its answer; disconnected when the session ends.
+fn answered(ask: impl FnOnce(Ticket) -> ToAgent, limit: Duration) -> Result<bool, RecvTimeoutError> {
+    static TICKETS: AtomicU64 = AtomicU64::new(1);
     let ticket = TICKETS.fetch_add(1, Ordering::Relaxed);
     let (answer, told) = channel();
-    let waiters = || ROOM.lock().unwrap_or_else(PoisonError::into_inner);
-    waiters().get_or_insert_default().insert(ticket, answer);
-    send(&ToAgent::WantRoom { ticket: Ticket(ticket), device: device.id, bytes: ROOM_BYTES });
-    let made = told.recv_timeout(ROOM_LIMIT).unwrap_or(false);
-    waiters().get_or_insert_default().remove(&ticket);
+    asking().get_or_insert_default().insert(ticket, answer);
+    send(&ask(Ticket(ticket)));
+    // Where the session ended before, nobody is there to tell.
+    let made =
+        if session::is_open() { told.recv_timeout(limit) } else { Err(RecvTimeoutError::Disconnected) };
+    asking().get_or_insert_default().remove(&ticket);
     made
+}
+
+fn asking() -> MutexGuard<'static, Option<HashMap<u64, Sender<bool>>>> {
+    ASKING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A device is used for the first time: `known` makes it known to everybody, under the terms that hold.
 pub fn device_met(device: &Device, known: impl FnOnce()) {
+    let mut early = EARLY.lock().unwrap_or_else(PoisonError::into_inner);
     session::while_managed(|managed| {
         if managed {
             device.state().space.set_terms(|terms| terms.unlimited = false);
         }
         known();
     });
-    let mut early = EARLY.lock().unwrap_or_else(PoisonError::into_inner);
     for (_, term) in early.extract_if(.., |(id, _)| *id == device.id) {
         term.apply(device);
     }
@@ -186,14 +233,21 @@ fn run(tried: &Sender<()>) {
                 said = false;
                 log::info!("connected to the agent as client {}", session.client().0);
                 // Before the application's first call returns: frameworks ask once how much there is.
-                for (device, bytes) in session.limits() {
+                let (limits, sizes) = session.terms();
+                for (device, bytes) in sizes {
+                    sizes::sized(device, bytes.0);
+                }
+                for (device, bytes) in limits {
                     on_device(device, Term::Limit(bytes.0));
                 }
                 let _ = tried.send(());
                 alone.forget();
                 want_what_is_missing();
+                books::forget_said();
                 let end = serve(&mut session);
                 session.close();
+                // Nobody answers any more.
+                asking().take();
                 pace::set(false);
                 log::info!("the agent is gone: {end}");
                 alone.lost();
@@ -261,6 +315,7 @@ fn obey(message: ToShim, descriptor: Option<OwnedFd>) {
     log::debug!("agent: {message:?}");
     match message {
         ToShim::Limit { device, bytes } => on_device(device, Term::Limit(bytes.0)),
+        ToShim::Size { device, bytes } => sizes::sized(device, bytes.0),
         ToShim::Grant { device, bytes } => on_device(device, Term::Grant(bytes.0)),
         ToShim::Run => run_again(),
         ToShim::Stop { ticket, stall_ms } => stop(ticket, Duration::from_millis(stall_ms.into())),
@@ -286,8 +341,7 @@ fn obey(message: ToShim, descriptor: Option<OwnedFd>) {
             }
         }
         ToShim::Room { ticket, made } => {
-            let waiters = ROOM.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(waiter) = waiters.as_ref().and_then(|waiters| waiters.get(&ticket.0)) {
+            if let Some(waiter) = asking().as_ref().and_then(|asking| asking.get(&ticket.0)) {
                 let _ = waiter.send(made);
             }
         }
@@ -295,9 +349,16 @@ fn obey(message: ToShim, descriptor: Option<OwnedFd>) {
 }
 
 fn on_device(id: DeviceId, term: Term) {
+    if let Term::Limit(bytes) = term {
+        sizes::limited(id, bytes);
+    }
+    let mut early = EARLY.lock().unwrap_or_else(PoisonError::into_inner);
     match device::by_id(id) {
-        Some(device) => term.apply(device),
-        None => EARLY.lock().unwrap_or_else(PoisonError::into_inner).push((id, term)),
+        Some(device) => {
+            drop(early);
+            term.apply(device);
+        }
+        None => early.push((id, term)),
     }
 }
 

@@ -94,14 +94,10 @@ impl Turn {
             in_vain = start.elapsed() > patience;
             std::thread::sleep(Duration::from_micros(50));
         }
-        let (batch, patience) = if in_vain {
-            (MOST_LAUNCHES, (patience / 4).max(LEAST_PATIENCE))
-        } else {
-            (next_batch(self.launches, start.elapsed()), (patience * 2).min(PATIENCE))
-        };
+        let batch = if in_vain { MOST_LAUNCHES } else { next_batch(self.launches, start.elapsed()) };
         let _ = PACE.try_with(|pace| {
             pace.batch.set(batch);
-            pace.patience.set(patience);
+            pace.patience.set(next_patience(patience, in_vain));
         });
     }
 }
@@ -115,6 +111,11 @@ fn next_batch(launches: u32, waited: Duration) -> u32 {
     } else {
         launches
     }
+}
+
+/// How long the next wait may take.
+fn next_patience(patience: Duration, in_vain: bool) -> Duration {
+    if in_vain { (patience / 4).max(LEAST_PATIENCE) } else { (patience * 2).min(PATIENCE) }
 }
 
 #[cfg(test)]
@@ -131,5 +132,19 @@ mod tests {
             assert!(batch == 1 || kernel * batch <= IN_FLIGHT, "{batch} of {kernel:?}");
             assert!(batch == MOST_LAUNCHES || kernel * batch >= IN_FLIGHT / 4, "{batch} of {kernel:?}");
         }
+    }
+
+    #[test]
+    fn a_stream_that_waits_for_another_process_costs_little_more_than_one_wait() {
+        let (mut patience, mut waited) = (PATIENCE, Duration::ZERO);
+        for _ in 0..8 {
+            waited += patience;
+            patience = next_patience(patience, true);
+        }
+        assert!(waited < PATIENCE * 3 / 2, "{waited:?}");
+        for _ in 0..8 {
+            patience = next_patience(patience, false);
+        }
+        assert_eq!(patience, PATIENCE);
     }
 }

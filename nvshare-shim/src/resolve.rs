@@ -1,7 +1,7 @@
 //! How programs find the driver's functions, answered with ours: `dlsym`, `dlopen` and `cuGetProcAddress`.
 //!
 //! `dlsym` and `dlopen` must keep their caller's identity (`RTLD_NEXT` and run paths depend on the return address), so
-//! they are naked functions that jump to the real ones. Names that do not begin with `cu` cost two comparisons.
+//! they are naked functions that jump to the real ones. Names that begin with neither `cu` nor `nv` cost two comparisons.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::null_mut;
@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::driver::{Driver, driver};
+use crate::nvml;
+use crate::swap::dma;
 use crate::table::{HOOKS, Hook};
 
 static REAL_DLSYM: AtomicPtr<c_void> = AtomicPtr::new(null_mut());
@@ -65,6 +67,14 @@ fn ensure(at: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
     found
 }
 
+/// The application is about to open a library: some wait until its memory is in.
+unsafe extern "C" fn about_to_open(path: *const c_char) {
+    if !path.is_null() {
+        // SAFETY: the application passed it to `dlopen`. A panic must not unwind into it; there is none expected here.
+        let _ = std::panic::catch_unwind(|| dma::opening(unsafe { CStr::from_ptr(path) }));
+    }
+}
+
 extern "C" fn find_real_dlsym() -> *mut c_void {
     ensure(&REAL_DLSYM, c"dlsym")
 }
@@ -82,7 +92,7 @@ struct Answer {
 
 const ASK_THE_REAL_ONE: Answer = Answer { address: std::ptr::null(), decided: 0 };
 
-/// Looks up a name that begins with `cu`, asked for with `handle` from the code at `caller`.
+/// Looks up a name that begins with `cu` or `nv`, asked for with `handle` from the code at `caller`.
 unsafe extern "C" fn look_up(handle: *mut c_void, name: *const c_char, caller: *const c_void) -> Answer {
     // SAFETY: the application passed it to `dlsym`.
     let name = unsafe { CStr::from_ptr(name) };
@@ -91,6 +101,12 @@ unsafe extern "C" fn look_up(handle: *mut c_void, name: *const c_char, caller: *
 }
 
 fn decide(handle: *mut c_void, name: &CStr, caller: *const c_void) -> Answer {
+    if name.to_bytes().starts_with(b"nvml") {
+        return match nvml::look_up(handle, name) {
+            Some(address) => Answer { address, decided: 1 },
+            None => ASK_THE_REAL_ONE,
+        };
+    }
     let Some(hook) = hook_named(name.to_bytes()) else { return ASK_THE_REAL_ONE };
     // The next object after the caller: an interposer that stands behind us and wants what is behind it.
     // And the driver, looking up its own.
@@ -213,9 +229,10 @@ fn since(symbol: &str) -> c_int {
 pub(crate) unsafe extern "C" fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void {
     std::arch::naked_asm!(
         "cmp byte ptr [rsi], 0x63", // 'c'
-        "jne 2f",
+        "jne 4f",
         "cmp byte ptr [rsi + 1], 0x75", // 'u'
         "jne 2f",
+        "5:",
         "push rdi",
         "push rsi",
         "sub rsp, 8",
@@ -232,6 +249,12 @@ pub(crate) unsafe extern "C" fn dlsym(handle: *mut c_void, name: *const c_char) 
         "test rax, rax",
         "je 3f",
         "jmp rax",
+        "4:",
+        "cmp byte ptr [rsi], 0x6e", // 'n'
+        "jne 2b",
+        "cmp byte ptr [rsi + 1], 0x76", // 'v'
+        "jne 2b",
+        "jmp 5b",
         "3:",
         "push rdi",
         "push rsi",
@@ -257,6 +280,13 @@ pub(crate) unsafe extern "C" fn dlsym(handle: *mut c_void, name: *const c_char) 
 pub(crate) unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void {
     std::arch::naked_asm!(
         "and esi, {flags}",
+        "push rdi",
+        "push rsi",
+        "sub rsp, 8",
+        "call {about}",
+        "add rsp, 8",
+        "pop rsi",
+        "pop rdi",
         "mov rax, [rip + {real}]",
         "test rax, rax",
         "je 3f",
@@ -271,6 +301,7 @@ pub(crate) unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mu
         "pop rdi",
         "jmp rax",
         flags = const !libc::RTLD_DEEPBIND,
+        about = sym about_to_open,
         real = sym REAL_DLOPEN,
         find = sym find_real_dlopen,
     )
@@ -287,10 +318,11 @@ pub(crate) unsafe extern "C" fn dlsym(handle: *mut c_void, name: *const c_char) 
     std::arch::naked_asm!(
         "ldrb w9, [x1]",
         "cmp w9, #0x63", // 'c'
-        "b.ne 2f",
+        "b.ne 4f",
         "ldrb w9, [x1, #1]",
         "cmp w9, #0x75", // 'u'
         "b.ne 2f",
+        "5:",
         "stp x29, x30, [sp, #-32]!",
         "mov x29, sp",
         "stp x0, x1, [sp, #16]",
@@ -308,6 +340,13 @@ pub(crate) unsafe extern "C" fn dlsym(handle: *mut c_void, name: *const c_char) 
         "ldr x9, [x9, :lo12:{real}]",
         "cbz x9, 3f",
         "br x9",
+        "4:",
+        "cmp w9, #0x6e", // 'n'
+        "b.ne 2b",
+        "ldrb w9, [x1, #1]",
+        "cmp w9, #0x76", // 'v'
+        "b.ne 2b",
+        "b 5b",
         "3:",
         "stp x29, x30, [sp, #-32]!",
         "mov x29, sp",
@@ -334,6 +373,12 @@ pub(crate) unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mu
     std::arch::naked_asm!(
         "mov w9, #{deepbind}",
         "bic w1, w1, w9",
+        "stp x29, x30, [sp, #-32]!",
+        "mov x29, sp",
+        "stp x0, x1, [sp, #16]",
+        "bl {about}",
+        "ldp x0, x1, [sp, #16]",
+        "ldp x29, x30, [sp], #32",
         "adrp x9, {real}",
         "ldr x9, [x9, :lo12:{real}]",
         "cbz x9, 3f",
@@ -348,6 +393,7 @@ pub(crate) unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mu
         "ldp x29, x30, [sp], #32",
         "br x9",
         deepbind = const libc::RTLD_DEEPBIND,
+        about = sym about_to_open,
         real = sym REAL_DLOPEN,
         find = sym find_real_dlopen,
     )
@@ -362,7 +408,7 @@ mod tests {
     fn the_look_up_passes_other_names_on_and_knows_nothing_without_a_driver() {
         // SAFETY: all names are C strings.
         unsafe {
-            for name in [c"getenv", c"c", c"", c"cut", c"no_such_name"] {
+            for name in [c"getenv", c"c", c"", c"cut", c"n", c"nv", c"nvmlInit_v2", c"no_such_name"] {
                 let bare = libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr());
                 assert_eq!(dlsym(libc::RTLD_DEFAULT, name.as_ptr()), bare, "{name:?}");
             }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use nvshare_common::protocol::{Held, Hello, Purpose, ToAgent, ToShim};
 use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId};
 
+use super::asks::{Ask, Asks};
 use super::switches::Switchboard;
 use crate::device::Report;
 use crate::ledger::{Arena, Client, Ledger, Outgoing, Page, Reclaiming, Room, SessionId};
@@ -64,6 +65,8 @@ pub struct Core {
     pub swap_in_seconds: Histogram,
     /// What NVML cannot do.
     pub devices_problem: Option<String>,
+    /// Clients that ask before they promise.
+    pub(super) asks: Asks,
 }
 
 impl Core {
@@ -119,6 +122,9 @@ impl Core {
                     let message = ToShim::Room { ticket, made: false };
                     return vec![Command { client, session, message }];
                 }
+            }
+            ToAgent::MayHave { ticket, device, total } => {
+                self.asks.open(Ask { client, session, ticket, device, total, since: now });
             }
             ToAgent::Released { ticket, device, bytes } => {
                 let believed = self.ledger.released(client, ticket, device, bytes, now);
@@ -195,6 +201,7 @@ impl Core {
                 );
                 sender.dead = Some(why);
             }
+            ToAgent::Revived => sender.dead = None,
             // Its descriptor matters, not its number: see the task.
             _ => {}
         }
@@ -316,8 +323,11 @@ impl Core {
         for refusal in policy::impossible_rooms(&self.ledger) {
             outcome.commands.extend(self.book(refusal, now));
         }
+        let (answers, waits) = self.asks.answer(&self.ledger, now);
+        outcome.commands.extend(answers);
         let decisions = policy::decide(&self.ledger, &self.settings, now);
-        outcome.pressing = decisions.pressing;
+        outcome.pressing = decisions.pressing || waits;
+        outcome.read = waits;
         for decision in decisions.todo {
             match decision {
                 Decision::Read => outcome.read = true,
@@ -425,6 +435,9 @@ impl Core {
             .collect();
         for client in clients {
             for (device, stays) in &devices {
+                if let Some(bytes) = self.size(client, *device) {
+                    commands.extend(self.command(client, ToShim::Size { device: *device, bytes }));
+                }
                 if let Some(bytes) = self.limit(client, *device, *stays) {
                     commands.extend(self.command(client, ToShim::Limit { device: *device, bytes }));
                 }
@@ -438,6 +451,19 @@ impl Core {
         let devices: Vec<DeviceId> = self.ledger.devices().keys().copied().collect();
         let limit = |device| Some((device, self.limit(client, device, self.ledger.stays(device))?));
         devices.into_iter().filter_map(limit).collect()
+    }
+
+    /// The sizes that a client is told as it is welcomed.
+    pub fn first_sizes(&mut self, client: ClientId) -> Vec<(DeviceId, Bytes)> {
+        let devices: Vec<DeviceId> = self.ledger.devices().keys().copied().collect();
+        devices.into_iter().filter_map(|device| Some((device, self.size(client, device)?))).collect()
+    }
+
+    /// How large a device is to the client, if it is to be told; it counts as told.
+    fn size(&mut self, client: ClientId, device: DeviceId) -> Option<Bytes> {
+        let bytes = self.ledger.size(client, device);
+        let told = &mut self.ledger.client_mut(client)?.sizes;
+        (told.insert(device, bytes) != Some(bytes)).then_some(bytes)
     }
 
     /// The client's limit on a device, if it is to be told; it counts as told.

@@ -1,6 +1,7 @@
 //! The one task that owns ledger and policy: it takes observations, requests and readings, and sends commands. What it
 //! does with them is in `core`; here are its inputs, its rhythm, and what it holds for each client.
 
+mod asks;
 pub mod core;
 mod host;
 mod lack;
@@ -291,8 +292,8 @@ impl Conductor {
         }
         self.host.opened(client, hello.arenas, now);
         self.sessions.opened += 1;
-        let limits = self.core.first_limits(client);
-        if outbox.answer(&Answer::Welcome { client, limits }).is_ok() {
+        let (limits, sizes) = (self.core.first_limits(client), self.core.first_sizes(client));
+        if outbox.answer(&Answer::Welcome { client, limits, sizes }).is_ok() {
             self.lines.insert(session, Line { client, outbox });
         }
         if new {

@@ -132,6 +132,8 @@ pub struct Client {
     pub devices: BTreeMap<DeviceId, Holding>,
     /// The limits it was told.
     pub limits: BTreeMap<DeviceId, Bytes>,
+    /// The sizes it was told.
+    pub(crate) sizes: BTreeMap<DeviceId, Bytes>,
     /// It has a counter page.
     pub paged: bool,
     /// Threads wait to run, since then.
@@ -204,6 +206,7 @@ impl Client {
             bypass: false,
             devices: BTreeMap::new(),
             limits: BTreeMap::new(),
+            sizes: BTreeMap::new(),
             paged: false,
             wants: None,
             lease: None,
@@ -249,6 +252,7 @@ impl Client {
         self.paced = false;
         self.arenas.clear();
         self.limits.clear();
+        self.sizes.clear();
         self.host_exhausted = false;
         self.lease = match self.lease {
             _ if !hello.running => None,

@@ -88,6 +88,11 @@ impl Device {
         self.settled && now.since(self.read_began) < FRESH
     }
 
+    /// Whether the last reading began after `since`, and everybody is known.
+    pub(crate) fn read_since(&self, since: Moment) -> bool {
+        self.settled && self.read_began > since
+    }
+
     /// What may be granted right now of what is `free`: NVML was read lately, and what was given back since does not
     /// count.
     pub fn grantable(&self, now: Moment, free: impl FnOnce() -> i64) -> Option<i64> {

@@ -161,6 +161,7 @@ impl Holding {
             copied_out: held.copied_out.min(MOST),
             copied_in: held.copied_in.min(MOST),
             clean: held.clean.min(MOST),
+            managed: held.managed.min(MOST),
         };
         self.assumed = None;
         // Counters are not read at one instant: only a total that stands still says what is needed now.

@@ -438,6 +438,13 @@ impl Ledger {
         most.max(needed).min(client.orders.limit.unwrap_or(Bytes(u64::MAX)))
     }
 
+    /// How large `device` is to `client`, whatever else is on it.
+    pub fn size(&self, client: ClientId, device: DeviceId) -> Bytes {
+        let capacity = self.devices.get(&device).map(|at| at.capacity).unwrap_or_default();
+        let ordered = self.clients.get(&client).and_then(|client| client.orders.limit);
+        ordered.map_or(capacity, |ordered| ordered.min(capacity))
+    }
+
     /// The client wants to run: one that comes back after a long pause begins level with the others.
     pub fn wants(&mut self, client: ClientId, now: Moment) {
         let least = self.least_runtimes(now);

@@ -74,7 +74,7 @@ pub(super) fn scan(mut found: impl FnMut(u32, &str) -> bool) -> io::Result<()> {
 }
 
 /// The libcuda files in the text of `/proc/PID/maps`: device and inode as one text, and the name.
-fn libraries(maps: &str) -> Vec<(String, &str)> {
+pub(super) fn libraries(maps: &str) -> Vec<(String, &str)> {
     let mut libraries: Vec<(String, &str)> = Vec::new();
     for line in maps.lines().filter(|line| line.contains("/libcuda.so")) {
         // address permissions offset device inode   path

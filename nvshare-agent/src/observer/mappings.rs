@@ -152,7 +152,7 @@ impl Drop for Mappings {
     }
 }
 
-fn tell_if_libcuda(record: &[u8], tell: &mut impl FnMut(Mapped)) {
+pub(super) fn tell_if_libcuda(record: &[u8], tell: &mut impl FnMut(Mapped)) {
     let (Some(pid), Some(name)) = (record.get(8..12), record.get(NAME_AT..)) else { return };
     let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
     let pid = u32::from_ne_bytes(pid.try_into().expect("four bytes"));
@@ -164,7 +164,7 @@ fn tell_if_libcuda(record: &[u8], tell: &mut impl FnMut(Mapped)) {
 }
 
 /// `0-3,8` as numbers.
-fn cpus(list: &str) -> Vec<i32> {
+pub(super) fn cpus(list: &str) -> Vec<i32> {
     let numbers = |part: &str| {
         let (from, to) = part.split_once('-').unwrap_or((part, part));
         Some(from.parse::<i32>().ok()?..=to.parse().ok()?)

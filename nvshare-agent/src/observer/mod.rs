@@ -10,6 +10,7 @@
 
 mod attachments;
 mod bpf;
+pub mod doors;
 mod find;
 mod kernel_log;
 mod library;

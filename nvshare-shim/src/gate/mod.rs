@@ -97,6 +97,11 @@ pub fn open_for_good() {
     GATE.open_for_good();
 }
 
+/// Ends [`open_for_good`]: the gate is open, and may be shut.
+pub fn may_shut_again() {
+    GATE.may_shut_again();
+}
+
 /// Lets the gate stand ajar: shut as far as its owner is concerned, but everybody passes; or ends that.
 pub(crate) fn stand_ajar(ajar: bool) {
     if ajar {

@@ -17,7 +17,7 @@ pub(crate) unsafe fn create_green<F: Fn() -> CUresult>(bare: &Bare<F>, stream: *
 }
 
 unsafe fn made<F: Fn() -> CUresult>(bare: &Bare<F>, stream: *mut CUstream, green: bool) -> CUresult {
-    let result = bare.call();
+    let result = super::room::retry(bare, None);
     if result.ok() && !stream.is_null() && start::active() {
         // SAFETY: the driver has just stored the new handle there.
         streams::created(unsafe { stream.read() }, green);

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nvshare_common::frame;
-use nvshare_common::protocol::{Answer, Hello, ToAgent, ToShim};
+use nvshare_common::protocol::{Answer, Hello, Purpose, ToAgent, ToShim};
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -26,7 +26,8 @@ use crate::{config, counters};
 
 /// How long the agent may take to answer a `Hello`.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-/// More than this waiting to be sent means that the agent does not read.
+/// More than this waiting to be sent means that the agent does not read. What an application does, however often, never comes
+/// to that: of messages that replace one another ([`Kind`]) only the last one waits.
 const OUTBOX_LIMIT: usize = 100_000;
 
 /// Why there is no session (any more).
@@ -72,7 +73,34 @@ pub(super) struct Incoming {
 struct Line {
     socket: Arc<OwnedFd>,
     bell: Arc<OwnedFd>,
-    outbox: VecDeque<Vec<u8>>,
+    outbox: VecDeque<(Kind, Vec<u8>)>,
+}
+
+/// What a message replaces that was not sent yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    Want(DeviceId, Purpose),
+    Unswappable(DeviceId, String),
+    /// An event, or an answer: each counts.
+    Other,
+}
+
+impl Kind {
+    fn of(message: &ToAgent) -> Kind {
+        match message {
+            ToAgent::Want { device, purpose, .. } => Kind::Want(*device, *purpose),
+            ToAgent::Unswappable { device, reason, .. } => Kind::Unswappable(*device, reason.clone()),
+            _ => Kind::Other,
+        }
+    }
+}
+
+/// Puts a packet at the end of those that wait, in the place of what it replaces.
+fn queue(outbox: &mut VecDeque<(Kind, Vec<u8>)>, kind: Kind, packet: Vec<u8>) {
+    if kind != Kind::Other {
+        outbox.retain(|(other, _)| *other != kind);
+    }
+    outbox.push_back((kind, packet));
 }
 
 #[derive(Debug)]
@@ -139,14 +167,14 @@ pub(super) fn tell(act: impl FnOnce() -> Option<ToAgent>) {
     let broken = if line.outbox.is_empty() {
         match transmit(&line.socket, &packet, None) {
             Err(Errno::AGAIN) => {
-                line.outbox.push_back(packet);
+                queue(&mut line.outbox, Kind::of(&message), packet);
                 let _ = rustix::io::write(&*line.bell, &1_u64.to_ne_bytes());
                 false
             }
             sent => sent.is_err(),
         }
     } else {
-        line.outbox.push_back(packet);
+        queue(&mut line.outbox, Kind::of(&message), packet);
         line.outbox.len() > OUTBOX_LIMIT
     };
     if broken {
@@ -162,8 +190,11 @@ pub(super) struct Session {
     bell: Arc<OwnedFd>,
     buffer: Vec<u8>,
     client: ClientId,
-    limits: Vec<(DeviceId, Bytes)>,
+    terms: Terms,
 }
+
+/// Limits and sizes of devices.
+type Terms = (Vec<(DeviceId, Bytes)>, Vec<(DeviceId, Bytes)>);
 
 impl Session {
     /// Connects, says what the process holds, and waits for the answer.
@@ -172,11 +203,11 @@ impl Session {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(End::Connect)?;
         let (socket, bell) = (Arc::new(socket), Arc::new(bell));
         let buffer = vec![0; frame::MAX_BYTES];
-        let mut session = Session { socket, bell, buffer, client: ClientId(0), limits: Vec::new() };
+        let mut session = Session { socket, bell, buffer, client: ClientId(0), terms: Terms::default() };
         let before = session.greet()?;
         match session.answer() {
             Ok(welcome) => {
-                (session.client, session.limits) = welcome;
+                (session.client, session.terms) = welcome;
                 shared().ever_managed = true;
                 Ok(session)
             }
@@ -195,9 +226,9 @@ impl Session {
         self.client
     }
 
-    /// What the client was told of its limits as it was welcomed.
-    pub(super) fn limits(&mut self) -> Vec<(DeviceId, Bytes)> {
-        std::mem::take(&mut self.limits)
+    /// What the client was told of its limits, and of its devices' sizes, as it was welcomed.
+    pub(super) fn terms(&mut self) -> Terms {
+        std::mem::take(&mut self.terms)
     }
 
     /// Says `Hello`. From here on all that changes is said too, in order; the lock is held until then. Returns whether
@@ -236,7 +267,7 @@ impl Session {
         Ok(std::mem::replace(&mut shared.managed, true))
     }
 
-    fn answer(&mut self) -> Result<(ClientId, Vec<(DeviceId, Bytes)>), End> {
+    fn answer(&mut self) -> Result<(ClientId, Terms), End> {
         let deadline = Instant::now() + ANSWER_LIMIT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -248,7 +279,7 @@ impl Session {
             }
             if let Some((length, _)) = self.packet()? {
                 return match frame::decode_answer(&self.buffer[..length]) {
-                    Ok(Answer::Welcome { client, limits }) => Ok((client, limits)),
+                    Ok(Answer::Welcome { client, limits, sizes }) => Ok((client, (limits, sizes))),
                     Ok(Answer::Refused { why }) => Err(End::Refused(why)),
                     Err(error) => Err(End::Refused(error.to_string())),
                 };
@@ -298,7 +329,7 @@ impl Session {
     fn flush(&self) {
         let mut shared = shared();
         let Some(line) = &mut shared.line else { return };
-        while let Some(packet) = line.outbox.front() {
+        while let Some((_, packet)) = line.outbox.front() {
             // Any other error shows up when the socket is read.
             if transmit(&self.socket, packet, None).is_err() {
                 return;

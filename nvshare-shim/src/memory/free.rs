@@ -46,9 +46,6 @@ pub fn free(pointer: u64) -> Option<CUresult> {
         && let Err((code, unfinished)) = streams::finish(owner(device, &allocation))
     {
         quarantine(device, pointer, allocation, Until::Finished(unfinished));
-        if crate::swap::is_final(code) {
-            crate::swap::on_device_error(code);
-        }
         return Some(code);
     }
     dispose(device, pointer, allocation);
@@ -84,18 +81,10 @@ pub fn free_in_order(pointer: u64, stream: sys::CUstream) -> Option<CUresult> {
     Some(CUresult::CUDA_SUCCESS)
 }
 
-/// Frees everything that belongs to a context about to be destroyed.
+/// Frees everything that belonged to a context that is gone: its own work ended with it, as the bare memory would have,
+/// whoever else still uses it.
 pub fn free_context(context: usize) {
-    let gone = ALLOCATIONS.remove_context(context);
-    let _relaxed = Relaxed::new();
-    if !gone.is_empty() {
-        let _ = streams::finish(context);
-    }
-    for (start, allocation) in gone {
-        if let Some(device) = device::by_index(allocation.device) {
-            dispose(device, start, allocation);
-        }
-    }
+    dispose_all(ALLOCATIONS.remove_context(context));
     // Nor is a slab kept for later: who destroys contexts does not expect to find memory in use.
     for device in device::all() {
         let spare: Vec<u64> = device.state().slabs.unused().collect();
@@ -106,6 +95,20 @@ pub fn free_context(context: usize) {
                 drop(state);
                 bury(device, remains);
             }
+        }
+    }
+}
+
+/// Frees what is on `device` and belongs to no context any more.
+pub fn free_orphans(device: &Device) {
+    dispose_all(ALLOCATIONS.remove_orphans(device.index));
+}
+
+fn dispose_all(gone: Vec<(u64, Allocation)>) {
+    let _relaxed = Relaxed::new();
+    for (start, allocation) in gone {
+        if let Some(device) = device::by_index(allocation.device) {
+            dispose(device, start, allocation);
         }
     }
 }

@@ -2,10 +2,10 @@
 //! that is destroyed or captured, a context that ends. No lock is held over the call, which may take as long as it likes:
 //! who asks says so first, and who bars waits for those who ask this very thing, for nobody else.
 //!
-//! Why it holds: who asks stores "asked", then loads "barred"; who bars stores "barred", then loads "asked", both in one
-//! total order. Either the one who asks sees the bar and makes no call, or the one who bars sees that he asks, and waits.
+//! Why it holds: who asks stores "asked", then loads "barred"; who bars stores "barred", then loads "asked", with a full
+//! fence between. Either the one who asks sees the bar and makes no call, or the one who bars sees that he asks, and waits.
 
-use super::sync::{AtomicUsize, Ordering, pause};
+use super::sync::{AtomicUsize, Ordering, fence, pause};
 
 /// See the module.
 #[derive(Debug)]
@@ -42,6 +42,7 @@ impl Asks {
     pub(crate) fn ask<T>(&self, question: impl FnOnce() -> T) -> Option<T> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         let _asking = Asking(self);
+        fence(Ordering::SeqCst);
         (self.barred.load(Ordering::SeqCst) == 0).then(question)
     }
 
@@ -54,6 +55,7 @@ impl Asks {
     /// As [`Asks::bar`], until [`Asks::lift`].
     pub(crate) fn close(&self) {
         self.barred.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         while self.asked.load(Ordering::SeqCst) != 0 {
             pause();
         }

@@ -51,6 +51,9 @@ pub(crate) fn finish(context: usize) -> Result<(), (CUresult, Unfinished)> {
     };
     if let Some(error) = error {
         let begun = context.begun.load(Ordering::Acquire);
+        if crate::swap::is_final(error) {
+            context.failed(error);
+        }
         return Err((error, Unfinished { context, begun }));
     }
     context.finished.fetch_max(begun, Ordering::AcqRel);
@@ -103,8 +106,8 @@ fn poll(context: &Arc<Context>) -> Result<(), CUresult> {
         }
         events = waiting;
         let left = survey.look(&Anything).unwrap_or_default();
-        if let Some((_, error)) = left.unknown {
-            return Err(error);
+        if let Some(unknown) = left.unknown {
+            return Err(unknown.error);
         }
         if events.is_empty() && left.busy == 0 {
             // What is behind a capture, which perhaps this very thread shall end, can be waited for by nobody.

@@ -112,6 +112,14 @@ impl Question {
         }
     }
 
+    fn context(&self) -> &Arc<Context> {
+        match self {
+            Question::Stream(stream) => &stream.context,
+            Question::Pending(pending) => pending.context(),
+            Question::Defaults(context) => context,
+        }
+    }
+
     fn name(&self) -> String {
         match self {
             Question::Stream(stream) => format!("stream {:#x}", stream.handle),
@@ -130,10 +138,27 @@ const fn busy(busy: bool) -> Answer {
 pub(crate) struct Left {
     /// How many streams have work.
     pub(crate) busy: usize,
-    /// What the driver does not answer for, for people, and its error.
-    pub(crate) unknown: Option<(String, CUresult)>,
+    /// What the driver does not answer for.
+    pub(crate) unknown: Option<Unknown>,
     /// The default streams may have work, and cannot be asked before a capture ends.
     pub(crate) behind_capture: bool,
+}
+
+/// Something that the driver answers about with an error.
+#[derive(Debug)]
+pub(crate) struct Unknown {
+    /// What, for people.
+    pub(crate) what: String,
+    /// The answer.
+    pub(crate) error: CUresult,
+    context: Arc<Context>,
+}
+
+impl Unknown {
+    /// The error is one that no call survives.
+    pub(crate) fn is_the_end(&self) {
+        self.context.failed(self.error);
+    }
 }
 
 impl Left {
@@ -236,7 +261,10 @@ fn ask_all(questions: &mut Vec<Question>, left: &mut Left, listener: &impl Liste
             Ok(Answer::Idle) => continue,
             Ok(Answer::Busy) => left.busy += 1,
             Ok(Answer::BehindCapture) => left.behind_capture = true,
-            Err(error) => left.unknown = Some((question.name(), error)),
+            Err(error) => {
+                let context = Arc::clone(question.context());
+                left.unknown = Some(Unknown { what: question.name(), error, context });
+            }
         }
         questions.push(question);
     }

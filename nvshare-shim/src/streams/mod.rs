@@ -28,5 +28,5 @@ pub(crate) use self::look::{Left, Listener, Survey, defaults_are_idle, note_use}
 pub use self::mark::Mark;
 pub(crate) use self::mark::mark;
 pub(crate) use self::table::{
-    context_given_back, context_held, context_leaves, context_seen, created, held_once, leaves,
+    context_given_back, context_held, context_leaves, context_seen, created, has_context, held_once, leaves,
 };

@@ -1,6 +1,6 @@
 //! The primitives that asking is built from. The model test puts loom's in their place.
 
-pub(crate) use std::sync::atomic::{AtomicUsize, Ordering};
+pub(crate) use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
 /// Lets others go on for a moment.
 pub(crate) fn pause() {

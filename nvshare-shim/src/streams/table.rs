@@ -106,6 +106,14 @@ impl Context {
         self.gone.load(Ordering::Acquire)
     }
 
+    /// The driver answered in it with an error that no call there survives.
+    pub(super) fn failed(&self, error: CUresult) {
+        // The error is booked under the current context.
+        let current = Current::push(std::ptr::with_exposed_provenance_mut(self.handle));
+        crate::swap::on_device_error(error);
+        drop(current);
+    }
+
     /// Runs `act` with the context current, unless it is gone or going. It does not go before that is over.
     pub(super) fn within<T>(&self, act: impl FnOnce() -> Result<T, CUresult>) -> Result<T, Refusal> {
         if self.is_gone() {
@@ -252,6 +260,11 @@ pub(crate) fn context_given_back(context: CUcontext) {
 /// `context` was met in use, whoever made it.
 pub(crate) fn context_seen(context: CUcontext) {
     known().context(context.expose_provenance());
+}
+
+/// Whether there is any context.
+pub(crate) fn has_context() -> bool {
+    !known().contexts.is_empty()
 }
 
 /// `context` may be destroyed by the next call, with everything in it. Nothing of the shim uses it until it is said what came

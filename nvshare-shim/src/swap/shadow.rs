@@ -267,21 +267,26 @@ pub fn with_agents_arenas<T>(each: impl FnMut((ArenaId, std::os::fd::BorrowedFd<
     shadows.arenas.iter().filter_map(|arena| Some((arena.id?, arena.file.as_fd()))).map(each).collect()
 }
 
-/// `context` is about to be destroyed: what is registered in it must be registered elsewhere. Called by the engine that
-/// leaves it, with no copy of its own under way.
-pub fn unregister(context: usize) {
+/// `context` may end while `may_end` runs, which says whether it did: then what was pinned in it is not any more, and must
+/// be pinned elsewhere. Meanwhile no engine copies to or from what is. Called by the engine that leaves it, with no copy
+/// of its own under way.
+pub fn while_context_may_end(context: usize, may_end: impl FnOnce() -> bool) -> bool {
+    if !shadows().arenas.iter().any(|arena| arena.registered == Some(context)) {
+        return may_end();
+    }
+    let mut gone = true;
     lending::recalled(|| {
-        let mut shadows = shadows();
-        for arena in shadows.arenas.iter_mut().filter(|arena| arena.registered == Some(context)) {
-            // SAFETY: it was registered, and while loans are recalled nothing copies to or from an arena.
-            let _ =
-                unsafe { driver().cuMemHostUnregister(std::ptr::with_exposed_provenance_mut(arena.host)) };
-            arena.registered = None;
+        gone = may_end();
+        if gone {
+            for arena in shadows().arenas.iter_mut().filter(|arena| arena.registered == Some(context)) {
+                arena.registered = None;
+            }
         }
     });
     for device in device::all() {
         device.wake();
     }
+    gone
 }
 
 /// Slots that must stay: of extents that are not on the device, or move just now.

@@ -40,7 +40,7 @@ impl Listener {
     /// The next shim that connects, welcomed and told its limits.
     pub(crate) fn welcome_within(&self, limits: Vec<(DeviceId, Bytes)>) -> Agent {
         let (mut agent, hello) = self.accept();
-        let answer = Answer::Welcome { client: ClientId(1), limits };
+        let answer = Answer::Welcome { client: ClientId(1), sizes: limits.clone(), limits };
         agent.packet(&frame::encode_answer(&answer).unwrap(), None);
         for _ in 0..hello.arenas {
             let message = agent.next("an arena of before");
