@@ -212,7 +212,7 @@ functions! {
     [cuMemGetHandleForAddressRange] (handle: *mut c_void, dptr: CUdeviceptr, size: usize, handleType: CEnum, flags: u64) => unswappable::export(dptr, size);
     [cuMemRetainAllocationHandle] (handle: *mut CUmemGenericAllocationHandle, addr: *mut c_void) => questions::retain(handle, addr);
     [cuMemGetAccess] (flags: *mut u64, location: *const CUmemLocation, ptr: CUdeviceptr) => questions::access(flags, location, ptr);
-    [cuMemSetAccess] (ptr: CUdeviceptr, size: usize, desc: *const CUmemAccessDesc, count: usize) => questions::not_for_plain(ptr);
+    [cuMemSetAccess] (ptr: CUdeviceptr, size: usize, desc: *const CUmemAccessDesc, count: usize) => questions::set_access(ptr);
     [cuMemAddressFree] (ptr: CUdeviceptr, size: usize) => questions::not_for_plain(ptr);
     [cuMulticastBindAddr] (mcHandle: CUmemGenericAllocationHandle, mcOffset: usize, memptr: CUdeviceptr, size: usize, flags: u64) => unswappable::bind(memptr, size);
     [cuLogicalEndpointBindAddr] (leId: u32, dev: CUdevice, offset: u64, ptr: *mut c_void, size: u64, flags: u64) => unswappable::export_all(ptr, size);
@@ -350,7 +350,7 @@ functions! {
     [cuTexRefSetAddress2D] (hTexRef: CUtexref, desc: *const c_void, dptr: CUdeviceptr, Pitch: usize) => work::described();
     [cuTexRefSetAddress2D_v2] (hTexRef: CUtexref, desc: *const c_void, dptr: CUdeviceptr, Pitch: usize) => work::described();
     [cuTexRefSetAddress2D_v3] (hTexRef: CUtexref, desc: *const c_void, dptr: CUdeviceptr, Pitch: usize) => work::described();
-    [cuTexObjectCreate] (pTexObject: *mut c_void, pResDesc: *const c_void, pTexDesc: *const c_void, pResViewDesc: *const c_void) => work::described();
+    [cuTexObjectCreate] (pTexObject: *mut c_void, pResDesc: *const c_void, pTexDesc: *const c_void, pResViewDesc: *const c_void) => work::described_lazily();
 
     // Stream memory operations.
     [cuStreamWriteValue32 cuStreamWriteValue32_ptsz] (stream: CUstream, addr: CUdeviceptr, value: u32, flags: u32) => work::at_addresses(stream);
@@ -430,11 +430,9 @@ functions! {
     [cuOccupancyMaxActiveBlocksPerMultiprocessor] (numBlocks: *mut i32, func: CUfunction, blockSize: i32, dynamicSMemSize: usize) => room::lazy();
     [cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags] (numBlocks: *mut i32, func: CUfunction, blockSize: i32, dynamicSMemSize: usize, flags: u32) => room::lazy();
     // Page tables, and what the driver keeps of things that are mapped.
-    [cuMemSetAccess] (ptr: CUdeviceptr, size: usize, desc: *const CUmemAccessDesc, count: usize) => room::lazy();
     [cuMemAddressReserve] (ptr: *mut CUdeviceptr, size: usize, alignment: usize, addr: CUdeviceptr, flags: u64) => room::lazy();
     [cuGreenCtxCreate] (phCtx: *mut CUgreenCtx, desc: CUdevResourceDesc, dev: CUdevice, flags: u32) => room::retried();
     [cuEventCreate] (phEvent: *mut CUevent, Flags: u32) => room::lazy();
-    [cuTexObjectCreate] (pTexObject: *mut CUtexObject, pResDesc: *const CUDA_RESOURCE_DESC, pTexDesc: *const CUDA_TEXTURE_DESC, pResViewDesc: *const CUDA_RESOURCE_VIEW_DESC) => room::lazy();
     [cuSurfObjectCreate] (pSurfObject: *mut CUsurfObject, pResDesc: *const CUDA_RESOURCE_DESC) => room::lazy();
     [cuImportExternalMemory] (extMem_out: *mut CUexternalMemory, memHandleDesc: *const CUDA_EXTERNAL_MEMORY_HANDLE_DESC) => room::lazy();
     [cuExternalMemoryGetMappedBuffer] (devPtr: *mut CUdeviceptr, extMem: CUexternalMemory, bufferDesc: *const CUDA_EXTERNAL_MEMORY_BUFFER_DESC) => room::lazy();

@@ -381,3 +381,31 @@ fn transmit(socket: &OwnedFd, packet: &[u8], descriptor: Option<BorrowedFd<'_>>)
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     sendmsg(socket.as_fd(), &[IoSlice::new(packet)], &mut control, flags).map(|_| ())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn however_often_a_program_changes_its_mind_only_the_last_word_waits() {
+        let mut outbox = VecDeque::new();
+        let device = DeviceId([1; 16]);
+        let mut say =
+            |message: ToAgent| queue(&mut outbox, Kind::of(&message), frame::encode(&message).unwrap());
+        let want = |total, purpose| ToAgent::Want { device, total: Bytes(total), purpose };
+        let released = ToAgent::Released { ticket: None, device, bytes: Bytes(1) };
+        for total in 0..10_000 {
+            say(want(total, Purpose::Allocation));
+            say(ToAgent::Unswappable { device, bytes: Bytes(total), reason: "vmm".into() });
+        }
+        say(released.clone());
+        say(want(7, Purpose::Work));
+        say(want(8, Purpose::Allocation));
+        say(released.clone());
+        let waits: Vec<ToAgent> = outbox.iter().map(|(_, packet)| frame::decode(packet).unwrap()).collect();
+        let unswappable = ToAgent::Unswappable { device, bytes: Bytes(9_999), reason: "vmm".into() };
+        let last =
+            [unswappable, released.clone(), want(7, Purpose::Work), want(8, Purpose::Allocation), released];
+        assert_eq!(waits, last);
+    }
+}

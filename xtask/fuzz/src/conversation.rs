@@ -94,7 +94,7 @@ impl Room {
                     copied_out: next(),
                     copied_in: next(),
                     clean: next(),
-                    ..Holdings::default()
+                    managed: next(),
                 };
                 let page = Page { holdings: vec![(DeviceId([0; 16]), holdings)], ..Page::default() };
                 self.core.sample(client, &page, now);

@@ -56,7 +56,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     all.push(frame::encode_answer(&Answer::Welcome {
         client: ClientId(1),
         limits: vec![(CARD, Bytes::GIB)],
-        sizes: vec![],
+        sizes: vec![(CARD, Bytes::GIB)],
     }));
     all.push(frame::encode_answer(&Answer::Refused { why: "two builds".into() }));
     all.into_iter().map(|packet| packet.expect("a short message")).collect()
