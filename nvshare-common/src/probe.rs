@@ -60,6 +60,26 @@ impl Call {
         Call::ContextDestroy,
     ];
 
+    /// Whether communication libraries and the like are known to put jumps over the beginnings of such functions, to
+    /// hear of memory that comes and goes.
+    pub const fn is_hooked_by_others(self) -> bool {
+        use Call as C;
+        match self {
+            C::Alloc
+            | C::Free
+            | C::AllocAsync
+            | C::FreeAsync
+            | C::AllocManaged
+            | C::Create
+            | C::Release
+            | C::Map
+            | C::Unmap => true,
+            C::Launch | C::GraphLaunch | C::Prefetch | C::Advise | C::Synchronize | C::ContextDestroy => {
+                false
+            }
+        }
+    }
+
     /// The kind as a metric label.
     pub const fn name(self) -> &'static str {
         match self {

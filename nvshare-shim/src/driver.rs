@@ -165,7 +165,7 @@ impl Driver {
 }
 
 /// The loaded object that an address lies in.
-struct Object {
+pub(crate) struct Object {
     base: usize,
     path: *const libc::c_char,
 }
@@ -185,6 +185,20 @@ impl Object {
         let found: c_int = unsafe { libc::dladdr(address, &raw mut info) };
         (found != 0 && !info.dli_fname.is_null())
             .then(|| Object { base: info.dli_fbase.addr(), path: info.dli_fname })
+    }
+
+    /// A handle of the library that `address` lies in, to be closed; none for the program itself, whose scope is everybody's.
+    pub(crate) fn open(address: *const c_void) -> Option<*mut c_void> {
+        let object = Object::of(address)?;
+        // SAFETY: the path is that of a loaded object; NOLOAD only adds a reference.
+        let handle = unsafe { resolve::real_dlopen(object.path, libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+        (!handle.is_null()).then_some(handle)
+    }
+
+    /// Whether `address` lies in this library.
+    pub(crate) fn is_ours(address: *const c_void) -> bool {
+        let here = Object::of(Object::is_ours as *const c_void);
+        here.zip(Object::of(address)).is_some_and(|(here, there)| here.base == there.base)
     }
 
     fn is_libcuda(&self) -> bool {

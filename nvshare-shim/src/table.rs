@@ -212,7 +212,7 @@ functions! {
     [cuMemGetHandleForAddressRange] (handle: *mut c_void, dptr: CUdeviceptr, size: usize, handleType: CEnum, flags: u64) => unswappable::export(dptr, size);
     [cuMemRetainAllocationHandle] (handle: *mut CUmemGenericAllocationHandle, addr: *mut c_void) => questions::retain(handle, addr);
     [cuMemGetAccess] (flags: *mut u64, location: *const CUmemLocation, ptr: CUdeviceptr) => questions::access(flags, location, ptr);
-    [cuMemSetAccess] (ptr: CUdeviceptr, size: usize, desc: *const CUmemAccessDesc, count: usize) => questions::not_for_plain(ptr);
+    [cuMemSetAccess] (ptr: CUdeviceptr, size: usize, desc: *const CUmemAccessDesc, count: usize) => questions::set_access(ptr);
     [cuMemAddressFree] (ptr: CUdeviceptr, size: usize) => questions::not_for_plain(ptr);
     [cuMulticastBindAddr] (mcHandle: CUmemGenericAllocationHandle, mcOffset: usize, memptr: CUdeviceptr, size: usize, flags: u64) => unswappable::bind(memptr, size);
     [cuLogicalEndpointBindAddr] (leId: u32, dev: CUdevice, offset: u64, ptr: *mut c_void, size: u64, flags: u64) => unswappable::export_all(ptr, size);
@@ -350,7 +350,7 @@ functions! {
     [cuTexRefSetAddress2D] (hTexRef: CUtexref, desc: *const c_void, dptr: CUdeviceptr, Pitch: usize) => work::described();
     [cuTexRefSetAddress2D_v2] (hTexRef: CUtexref, desc: *const c_void, dptr: CUdeviceptr, Pitch: usize) => work::described();
     [cuTexRefSetAddress2D_v3] (hTexRef: CUtexref, desc: *const c_void, dptr: CUdeviceptr, Pitch: usize) => work::described();
-    [cuTexObjectCreate] (pTexObject: *mut c_void, pResDesc: *const c_void, pTexDesc: *const c_void, pResViewDesc: *const c_void) => work::described();
+    [cuTexObjectCreate] (pTexObject: *mut c_void, pResDesc: *const c_void, pTexDesc: *const c_void, pResViewDesc: *const c_void) => work::described_lazily();
 
     // Stream memory operations.
     [cuStreamWriteValue32 cuStreamWriteValue32_ptsz] (stream: CUstream, addr: CUdeviceptr, value: u32, flags: u32) => work::at_addresses(stream);

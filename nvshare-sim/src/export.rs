@@ -128,18 +128,24 @@ macro_rules! export {
                 stringify!($name), $per_thread, $crate::export::export!(@early [$($early)?]), |$cx| $body,
             )
         }
+        // As in the real library, the function that does the work stands apart from the exported one, and begins with an
+        // instruction that the kernel emulates under a probe.
+        #[unsafe(naked)]
+        unsafe extern "C" fn work($($arg: $ty),*) -> ::cudarc::driver::sys::CUresult {
+            ::std::arch::naked_asm!("nop", "jmp {body}", body = sym body)
+        }
         #[unsafe(naked)]
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name($($arg: $ty),*) -> ::cudarc::driver::sys::CUresult {
             ::std::arch::naked_asm!(
                 "cmp dword ptr [rip + {word}], 0x321cba00",
                 "je 2f",
-                "jmp {body}",
+                "jmp {work}",
                 "2:",
                 "mov eax, 4",
                 "ret",
                 word = sym $crate::export::STATE_WORD,
-                body = sym body,
+                work = sym work,
             )
         }
         $crate::export::Export {

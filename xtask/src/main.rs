@@ -37,8 +37,8 @@ enum Task {
     Run(Run),
     /// Build what the tests need, then run all tests.
     Test(test::Options),
-    /// Run the benchmarks and compare them with their budgets.
-    Bench,
+    /// Run the benchmarks and compare them with their budgets and with an earlier run.
+    Bench(bench::Options),
     /// Throw bytes at everything that reads bytes of others.
     Fuzz(fuzz::Options),
     /// Run tests under AddressSanitizer (the library) or ThreadSanitizer (the simulator).
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Sanitize(options) => sanitize::run(&options),
-        Task::Bench => bench::run(),
+        Task::Bench(options) => bench::run(&options),
         Task::Deploy(deploy) => deploy::run(&deploy),
         Task::Dist => dist::run(),
         Task::Ci(options) => ci::run(&options),

@@ -1,7 +1,9 @@
 //! `cargo xtask sanitize address|thread`: tests under a sanitizer, built apart (`target/sanitize-…`) with the compiler's
 //! unstable flags.
 
-use anyhow::Result;
+use std::process::Command;
+
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use crate::build;
@@ -31,16 +33,42 @@ enum Sanitizer {
 
 /// Builds and tests.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let (name, package) = match options.sanitizer {
-        Sanitizer::Address => ("address", "nvshare-shim"),
-        Sanitizer::Thread => ("thread", "nvshare-sim"),
-    };
+    match options.sanitizer {
+        Sanitizer::Address => address(&options.arguments),
+        Sanitizer::Thread => thread(&options.arguments),
+    }
+}
+
+/// The engine's tests link the library: everything that it does in a process is seen. What other tests preload into C programs
+/// is the library as usual: the sanitizer would have to be there first.
+fn address(arguments: &[String]) -> Result<()> {
+    let artifacts = build::run(&build::Options { release: false })?;
+    run_command(
+        test("address", "nvshare-shim", &["-Zsanitizer=address"])
+            // The library keeps what it has until the process ends; so does the simulator.
+            .env("ASAN_OPTIONS", "detect_leaks=0")
+            .env("NVSHARE_ARTIFACTS", artifacts.directory())
+            .args(arguments),
+    )
+}
+
+/// The simulator is a library that the tests open: it takes the sanitizer from them. The standard library is built along, for
+/// what its locks do must be seen.
+fn thread(arguments: &[String]) -> Result<()> {
+    run_command(
+        test("thread", "nvshare-sim", &["-Zsanitizer=thread", "-Clink-arg=-rdynamic"])
+            .args(["-Z", "build-std"])
+            .args(arguments),
+    )
+    .context("the sources of the standard library are needed: rustup component add rust-src")
+}
+
+fn test(name: &str, package: &str, flags: &[&str]) -> Command {
     let mut command = cargo();
     command
         .args(["test", "--package", package, "--target", TARGET])
         .env("CARGO_TARGET_DIR", build::target().join(format!("sanitize-{name}")))
-        .env("CARGO_ENCODED_RUSTFLAGS", format!("-Zsanitizer={name}"))
-        .env("RUSTC_BOOTSTRAP", "1")
-        .args(&options.arguments);
-    run_command(&mut command)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env("RUSTC_BOOTSTRAP", "1");
+    command
 }

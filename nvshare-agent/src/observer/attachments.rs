@@ -1,28 +1,38 @@
-//! The libcuda files that are observed: each once, however many names it has and processes use it.
+//! The libcuda files that are observed: each once, however many names it has and processes use it; and in each the
+//! functions that no process has put other code into.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::find;
-use super::library::{Identity, Library, LibraryError};
+use super::find::{self, InUse};
+use super::guard::Guard;
+use super::library::{Identity, Library, LibraryError, Point};
 use super::programs::{Links, Programs};
 use super::seccomp::{self, Returns};
+use super::share::{self, Owner};
 use crate::observation::Attachment;
 
-/// No more files than this are observed: a container may hold as many copies as it likes.
-const MOST: usize = 64;
 /// How many that cannot be observed are remembered.
 const REMEMBERED: usize = 1024;
+/// Of so many processes with code of their own it is remembered where they have it.
+const PATCHED: usize = 4096;
 
 /// One file.
 struct Attached {
     library: Library,
+    guard: Guard,
+    /// Device and inode as processes' maps have them.
+    files: Vec<String>,
     how: How,
-    /// Named by a flag: observed for ever.
-    named: bool,
+    /// Who brought it; nobody's: named by a flag, observed for ever.
+    owner: Option<Owner>,
     used: Instant,
+    /// Processes that have other code at some of the places: at which, and in which look this was seen last.
+    patched: BTreeMap<u32, (Vec<usize>, u64)>,
+    /// Places without a probe because of them.
+    withheld: BTreeSet<usize>,
 }
 
 enum How {
@@ -44,6 +54,7 @@ pub(super) struct Attachments {
     changed: bool,
     refused: bool,
     problems: Vec<String>,
+    looks: u64,
 }
 
 impl Attachments {
@@ -61,6 +72,7 @@ impl Attachments {
             changed: false,
             refused: false,
             problems: Vec::new(),
+            looks: 0,
         }
     }
 
@@ -72,54 +84,56 @@ impl Attachments {
     /// A file that a flag names.
     pub(super) fn named(&mut self, path: &Path) {
         let opened = find::open_here(path).map_err(|error| LibraryError::Open(path.to_owned(), error));
-        if let Err(error) = opened.and_then(|file| self.add(path, file, true)) {
+        if let Err(error) = opened.and_then(|file| self.add(path, file, None)) {
             tracing::warn!(%error, "not observed");
             self.problems.push(error.to_string());
             self.changed = true;
         }
     }
 
-    /// A file that a process maps. `false` if it could not be looked at through this process.
-    pub(super) fn found(&mut self, pid: u32, path: &str) -> bool {
+    /// A file that a process maps, or one whose protection there has changed.
+    pub(super) fn found(&mut self, pid: u32, used: &InUse) {
         if pid == std::process::id() {
-            return false;
+            return;
         }
-        let name = find::through(pid, path);
-        let opened = find::open(pid, path).map_err(|error| LibraryError::Open(name.clone(), error));
-        match opened.and_then(|file| self.add(&name, file, false)) {
-            Ok(()) => true,
+        if let Some(index) = self.files.iter().position(|known| known.files.contains(&used.file)) {
+            self.files[index].used = Instant::now();
+            self.compare(index, pid, &used.file);
+            return;
+        }
+        let name = find::through(pid, &used.path);
+        let opened = used.open(pid).map_err(|error| LibraryError::Open(name.clone(), error));
+        match opened.and_then(|file| self.add(&name, file, Some((pid, used)))) {
+            Ok(()) => {}
             // Gone again already, or not what its name says.
-            Err(error) => {
-                tracing::debug!(pid, path, %error, "not observed");
-                false
-            }
+            Err(error) => tracing::debug!(pid, path = used.path, %error, "not observed"),
         }
     }
 
-    fn add(&mut self, path: &Path, file: File, named: bool) -> Result<(), LibraryError> {
+    fn add(&mut self, path: &Path, file: File, by: Option<(u32, &InUse)>) -> Result<(), LibraryError> {
         let wrong = |error| LibraryError::Open(path.to_owned(), error);
         let identity = Library::identify(&file).map_err(wrong)?;
         // What is no driver's library once is not read again before it changes.
         let version = (identity, file.metadata().and_then(|file| file.modified()).map_err(wrong)?);
-        if !named && self.useless.contains(&version) {
+        if by.is_some() && self.useless.contains(&version) {
             return Ok(());
         }
-        if let Some(known) = self.files.iter_mut().find(|known| known.library.identity == identity) {
+        if let Some(index) = self.files.iter().position(|known| known.library.identity == identity) {
+            let known = &mut self.files[index];
             known.used = Instant::now();
-            known.named |= named;
+            match by {
+                Some((pid, used)) => {
+                    share::remember(&mut known.files, &used.file);
+                    self.compare(index, pid, &used.file);
+                }
+                None => known.owner = None,
+            }
             return Ok(());
         }
-        if self.files.len() >= MOST {
-            if !self.refused {
-                self.refused = true;
-                let why = format!(
-                    "{MOST} libcuda files are observed already: {} and others are not",
-                    path.display()
-                );
-                tracing::warn!("{why}");
-                self.problems.push(why);
-                self.changed = true;
-            }
+        let owner = by.map(|(pid, _)| Owner::of(pid));
+        if let Some(owner) = &owner
+            && !self.make_room(owner, path)
+        {
             return Ok(());
         }
         let library = match Library::read(path, file, identity) {
@@ -132,41 +146,130 @@ impl Attachments {
                 return Err(error);
             }
         };
+        let guard = Guard::of(&library).map_err(wrong)?;
+        let mut files = Vec::new();
+        if let Some((_, used)) = by {
+            files.push(used.file.clone());
+        }
+        let patched = look_before(&library, &guard, self.looks, &mut files);
+        let mut attached = Attached {
+            library,
+            guard,
+            files,
+            how: How::Not(String::new()),
+            owner,
+            used: Instant::now(),
+            withheld: patched.values().flat_map(|(places, _)| places).copied().collect(),
+            patched,
+        };
+        let library = &attached.library;
         let same =
-            library.already_probed() && self.files.iter().any(|other| other.library.looks_like(&library));
-        let how = if same { How::Same } else { attach(&mut self.programs, &self.returns, &library) };
-        let stepped = stepped(&library);
-        match &how {
+            library.already_probed() && self.files.iter().any(|other| other.library.looks_like(library));
+        attached.how = if same { How::Same } else { attach(&mut self.programs, &self.returns, &attached) };
+        match &attached.how {
             How::Links(links) => tracing::info!(
                 library = %path.display(),
-                functions = library.points.len() - links.failed.len(),
-                stepped,
+                functions = library.points.len() - links.failed.len() - attached.withheld.len(),
+                stepped = stepped(library),
                 "observing a CUDA driver"
             ),
             How::Same => tracing::debug!(library = %path.display(), "observed already, under another name"),
             How::Not(why) => tracing::warn!(library = %path.display(), why, "not observed"),
         }
-        self.files.push(Attached { library, how, named, used: Instant::now() });
+        for refusal in attached.withheld_because() {
+            tracing::warn!(library = %path.display(), "{refusal}");
+        }
+        self.files.push(attached);
         self.changed = true;
+        // Whoever changed its code between the look and the probes.
+        let index = self.files.len() - 1;
+        if let Some((pid, used)) = by {
+            self.compare(index, pid, &used.file);
+        }
         Ok(())
     }
 
-    /// Looks again at files that were taken for others by the breakpoints in them: these may have been somebody else's (an
-    /// agent's that this one replaces) in a copy of the same library, and are gone with him.
-    pub(super) fn look_again(&mut self) {
-        for file in &mut self.files {
-            if matches!(file.how, How::Same) && !file.library.already_probed() {
-                file.how = attach(&mut self.programs, &self.returns, &file.library);
-                self.changed = true;
+    /// Whether one more file of this owner is observed; another one's may have to go.
+    fn make_room(&mut self, owner: &Owner, path: &Path) -> bool {
+        let owners: Vec<Option<&Owner>> = self.files.iter().map(|file| file.owner.as_ref()).collect();
+        match share::room(&owners, owner, |index| self.files[index].used) {
+            share::Room::There => true,
+            share::Room::For(index) => {
+                let gone = self.files.remove(index);
+                tracing::debug!(library = %gone.library.path.display(), "no longer observed: others want room");
+                true
+            }
+            share::Room::None(why) => {
+                if !std::mem::replace(&mut self.refused, true) {
+                    let why = format!("{why}: {} and others are not observed", path.display());
+                    tracing::warn!("{why}");
+                    self.problems.push(why);
+                    self.changed = true;
+                }
+                false
             }
         }
     }
 
-    /// Lets go of files that no process used for so long.
-    pub(super) fn drop_unused(&mut self, time: Duration) {
+    /// Compares what a process has at the places with the file, and takes the probes away from where it has other code.
+    fn compare(&mut self, index: usize, pid: u32, file: &str) {
+        let attached = &mut self.files[index];
+        let Ok(differing) = attached.guard.differing(pid, file) else { return };
+        if differing.is_empty() {
+            attached.patched.remove(&pid);
+        } else if attached.patched.len() < PATCHED || attached.patched.contains_key(&pid) {
+            attached.patched.insert(pid, (differing, self.looks));
+        } else {
+            // Too many to remember each: nowhere then.
+            attached.patched.insert(pid, ((0..attached.library.points.len()).collect(), self.looks));
+            attached.patched.pop_first();
+        }
+        self.withhold(index);
+    }
+
+    /// Takes probes away, or puts them back, after processes with other code came or went.
+    fn withhold(&mut self, index: usize) {
+        let attached = &mut self.files[index];
+        let withheld: BTreeSet<usize> =
+            attached.patched.values().flat_map(|(places, _)| places).copied().collect();
+        if withheld == attached.withheld {
+            return;
+        }
+        let fewer = withheld.is_superset(&attached.withheld);
+        attached.withheld = withheld;
+        if matches!(attached.how, How::Links(_)) {
+            // First away, then the others again: calls in between are not seen, but none is counted twice.
+            attached.how = How::Not(String::new());
+            attached.how = attach(&mut self.programs, &self.returns, attached);
+        }
+        for refusal in attached.withheld_because().into_iter().filter(|_| fewer) {
+            tracing::warn!(library = %attached.library.path.display(), "{refusal}");
+        }
+        self.changed = true;
+    }
+
+    /// A look at all processes begins: those with other code that are not met again are gone.
+    pub(super) fn begin_look(&mut self) {
+        self.looks += 1;
+    }
+
+    /// A look at all processes has ended. Looks again, too, at files that were taken for others by the breakpoints in them:
+    /// these may have been somebody else's (an agent's that this one replaces) in a copy of the same library, and are gone
+    /// with him.
+    pub(super) fn end_look(&mut self, unused: Duration) {
         let before = self.files.len();
-        self.files.retain(|file| file.named || file.used.elapsed() < time);
+        self.files.retain(|file| file.owner.is_none() || file.used.elapsed() < unused);
         self.changed |= self.files.len() != before;
+        for index in 0..self.files.len() {
+            let looks = self.looks;
+            self.files[index].patched.retain(|_, (_, seen)| *seen == looks);
+            self.withhold(index);
+            let file = &mut self.files[index];
+            if matches!(file.how, How::Same) && !file.library.already_probed() {
+                file.how = attach(&mut self.programs, &self.returns, file);
+                self.changed = true;
+            }
+        }
     }
 
     /// Takes every probe away.
@@ -191,13 +294,95 @@ impl Attachments {
 
     /// All files.
     pub(super) fn list(&self) -> Vec<Attachment> {
-        self.files.iter().map(|file| attachment(file, self.programs.multi())).collect()
+        self.files.iter().map(|file| file.show(self.programs.multi())).collect()
     }
 }
 
-fn attach(programs: &mut Programs, returns: &Returns, library: &Library) -> How {
-    let links = programs.attach(library, *returns == Returns::Sound);
-    if links.failed.len() == library.points.len() {
+impl Attached {
+    /// Where its probes go.
+    fn points(&self) -> Vec<&Point> {
+        let points = self.library.points.iter().enumerate();
+        points.filter(|(index, _)| !self.withheld.contains(index)).map(|(_, point)| point).collect()
+    }
+
+    /// Why functions have none.
+    fn withheld_because(&self) -> Vec<String> {
+        let because = |index: &usize| {
+            let mut who = self.patched.iter().filter(|(_, (places, _))| places.contains(index));
+            let pid = who.next().map_or(0, |(pid, _)| *pid);
+            let others = match who.count() {
+                0 => String::new(),
+                more => format!(" and {more} others"),
+            };
+            format!(
+                "{}: not observed: process {pid}{others} has put other code there",
+                self.library.points[*index].symbol
+            )
+        };
+        self.withheld.iter().map(because).collect()
+    }
+
+    fn show(&self, multi: bool) -> Attachment {
+        let all = self.library.points.len();
+        let (functions, mut refused, problem) = match &self.how {
+            How::Links(links) => {
+                let refused: Vec<String> = links.failed.iter().map(ToString::to_string).collect();
+                (all - links.failed.len() - self.withheld.len(), refused, None)
+            }
+            How::Same => (all, Vec::new(), None),
+            How::Not(why) => (0, Vec::new(), Some(why.clone())),
+        };
+        refused.extend(self.withheld_because());
+        refused.extend(self.library.exposed.iter().map(|symbol| {
+            format!("{symbol}: not observed: its only place is where other libraries put their jumps")
+        }));
+        Attachment {
+            path: self.library.path.display().to_string(),
+            functions: functions as u32,
+            refused,
+            stepped: if functions == 0 { 0 } else { stepped(&self.library) },
+            means: if multi { "uprobe_multi" } else { "single" }.into(),
+            problem,
+        }
+    }
+}
+
+/// Compares all processes that map a file with it, before it gets any probe. Learns how their maps call it.
+fn look_before(
+    library: &Library,
+    guard: &Guard,
+    looks: u64,
+    files: &mut Vec<String>,
+) -> BTreeMap<u32, (Vec<usize>, u64)> {
+    let mut patched = BTreeMap::new();
+    let mut known: HashMap<String, bool> = files.iter().map(|file| (file.clone(), true)).collect();
+    let looked = find::scan(|pid, used| {
+        let this = *known
+            .entry(used.file.clone())
+            .or_insert_with(|| used.open(pid).is_ok_and(|file| library.may_be(&file)));
+        if !this {
+            return;
+        }
+        let Ok(differing) = guard.differing(pid, &used.file) else { return };
+        if differing.len() > library.points.len() / 2 && !files.contains(&used.file) {
+            // Another file of the same size and age.
+            return;
+        }
+        share::remember(files, &used.file);
+        if !differing.is_empty() && patched.len() < PATCHED {
+            patched.insert(pid, (differing, looks));
+        }
+    });
+    if let Err(error) = looked {
+        tracing::warn!(%error, "cannot look at the node's processes (/proc)");
+    }
+    patched
+}
+
+fn attach(programs: &mut Programs, returns: &Returns, attached: &Attached) -> How {
+    let points = attached.points();
+    let links = programs.attach(&attached.library, &points, *returns == Returns::Sound);
+    if !points.is_empty() && links.failed.len() == points.len() {
         return How::Not(links.failed.first().map_or_else(String::new, ToString::to_string));
     }
     How::Links(links)
@@ -206,23 +391,4 @@ fn attach(programs: &mut Programs, returns: &Returns, library: &Library) -> How 
 /// How many probes cost 20 times as much as others.
 fn stepped(library: &Library) -> u32 {
     library.points.iter().filter(|point| !point.emulated).count() as u32
-}
-
-fn attachment(file: &Attached, multi: bool) -> Attachment {
-    let (functions, refused, problem) = match &file.how {
-        How::Links(links) => {
-            let refused = links.failed.iter().map(ToString::to_string).collect();
-            (file.library.points.len() - links.failed.len(), refused, None)
-        }
-        How::Same => (file.library.points.len(), Vec::new(), None),
-        How::Not(why) => (0, Vec::new(), Some(why.clone())),
-    };
-    Attachment {
-        path: file.library.path.display().to_string(),
-        functions: functions as u32,
-        refused,
-        stepped: if functions == 0 { 0 } else { stepped(&file.library) },
-        means: if multi { "uprobe_multi" } else { "single" }.into(),
-        problem,
-    }
 }

@@ -8,13 +8,13 @@ use crate::observation::{Observation, Process};
 
 /// The libraries named in the text of a process' `/proc/PID/maps`.
 pub fn maps(text: &str) -> Vec<String> {
-    find::libraries(text).into_iter().map(|(_, path)| path.to_owned()).collect()
+    find::libraries(text).into_iter().map(|library| library.path).collect()
 }
 
 /// The process and the file in a record of a new mapping, if it is a libcuda's.
 pub fn mapping(record: &[u8]) -> Option<(u32, String)> {
     let mut told = None;
-    mappings::tell_if_libcuda(record, &mut |mapped| told = Some((mapped.pid, mapped.path)));
+    mappings::tell_if_libcuda(record, &mut |mapped| told = Some((mapped.pid, mapped.library.path)));
     told
 }
 

@@ -1,6 +1,5 @@
 //! Which processes use which libcuda files: by a look at all of them.
 
-use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -53,10 +52,35 @@ fn regular(place: OwnedFd) -> io::Result<File> {
     Ok(openat(CWD, again, flags, Mode::empty())?.into())
 }
 
-/// Looks at every process. `found` is asked once for each file, and again with another process that maps the same one
-/// if it answers that it could not look at it.
-pub(super) fn scan(mut found: impl FnMut(u32, &str) -> bool) -> io::Result<()> {
-    let mut known = HashSet::new();
+/// A libcuda file that a process maps, as the kernel tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct InUse {
+    /// Device and inode as `/proc/PID/maps` writes them. Those that `stat` tells of the file may be others.
+    pub file: String,
+    /// The name it was mapped under, seen from the process's root. Another file may have it by now, or none.
+    pub path: String,
+    /// One of its mappings, as `/proc/PID/map_files` writes it: leads to this very file, whatever became of the name.
+    pub place: String,
+}
+
+impl InUse {
+    /// Opens the file, through a process that maps it.
+    pub(super) fn open(&self, pid: u32) -> io::Result<File> {
+        let link = format!("/proc/{pid}/map_files/{}", self.place);
+        match openat(CWD, link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(place) => regular(place),
+            // Not allowed (CAP_CHECKPOINT_RESTORE), or no longer this mapping: by its name, if it has that still.
+            Err(error) if self.path.ends_with(DELETED) => Err(error.into()),
+            Err(_) => open(pid, &self.path),
+        }
+    }
+}
+
+/// What the kernel writes behind the name of a file that has none any more.
+const DELETED: &str = " (deleted)";
+
+/// Looks at every process; tells each libcuda file of each.
+pub(super) fn scan(mut found: impl FnMut(u32, &InUse)) -> io::Result<()> {
     for entry in fs::read_dir("/proc")? {
         let Ok(entry) = entry else { continue };
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
@@ -64,31 +88,46 @@ pub(super) fn scan(mut found: impl FnMut(u32, &str) -> bool) -> io::Result<()> {
         };
         // Processes come and go, and kernel threads have none.
         let Ok(maps) = fs::read(format!("/proc/{pid}/maps")) else { continue };
-        for (file, path) in libraries(&String::from_utf8_lossy(&maps)) {
-            if !known.contains(&file) && found(pid, path) {
-                known.insert(file);
-            }
+        for library in libraries(&String::from_utf8_lossy(&maps)) {
+            found(pid, &library);
         }
     }
     Ok(())
 }
 
-/// The libcuda files in the text of `/proc/PID/maps`: device and inode as one text, and the name.
-pub(super) fn libraries(maps: &str) -> Vec<(String, &str)> {
-    let mut libraries: Vec<(String, &str)> = Vec::new();
-    for line in maps.lines().filter(|line| line.contains("/libcuda.so")) {
-        // address permissions offset device inode   path
-        let mut fields = line.splitn(6, ' ');
-        let (Some(device), Some(inode), Some(path)) = (fields.nth(3), fields.next(), fields.next()) else {
-            continue;
-        };
-        let path = path.trim_start();
-        let file = format!("{device} {inode}");
-        if is_libcuda(path)
-            && !path.ends_with(" (deleted)")
-            && libraries.iter().all(|(known, _)| *known != file)
+/// One line of `/proc/PID/maps`.
+pub(super) struct Line<'a> {
+    /// From where to where, as it stands there.
+    pub place: &'a str,
+    /// `r-xp`.
+    pub permissions: &'a str,
+    /// Where in the file.
+    pub offset: u64,
+    /// Device and inode.
+    pub file: String,
+    /// The name.
+    pub path: &'a str,
+}
+
+/// A line about a file; `None` for others.
+pub(super) fn line(text: &str) -> Option<Line<'_>> {
+    // address permissions offset device inode   path
+    let mut fields = text.splitn(6, ' ');
+    let (place, permissions, offset) = (fields.next()?, fields.next()?, fields.next()?);
+    let (device, inode, path) = (fields.next()?, fields.next()?, fields.next()?.trim_start());
+    let offset = u64::from_str_radix(offset, 16).ok()?;
+    Some(Line { place, permissions, offset, file: format!("{device} {inode}"), path })
+}
+
+/// The libcuda files in the text of `/proc/PID/maps`. A file that was replaced is used by whoever has it mapped.
+pub(super) fn libraries(maps: &str) -> Vec<InUse> {
+    let mut libraries: Vec<InUse> = Vec::new();
+    for text in maps.lines().filter(|line| line.contains("/libcuda.so")) {
+        let Some(line) = line(text) else { continue };
+        if is_libcuda(line.path.trim_end_matches(DELETED))
+            && libraries.iter().all(|known| known.file != line.file)
         {
-            libraries.push((file, path));
+            libraries.push(InUse { file: line.file, path: line.path.into(), place: line.place.into() });
             if libraries.len() >= MOST {
                 break;
             }
@@ -141,11 +180,48 @@ mod tests {
 7f03-7f04 r-xp 00001000 fe:01 78                         /opt/libcuda.so.1 (deleted)
 7f04-7f05 rw-p 00000000 00:00 0                          [heap]
 ";
+        let found = libraries(maps);
+        let files: Vec<(&str, &str)> =
+            found.iter().map(|found| (found.file.as_str(), found.path.as_str())).collect();
         let expected = [
-            ("fe:01 1234".to_owned(), "/usr/lib/x86_64-linux-gnu/libcuda.so.550.1"),
-            ("fe:01 77".to_owned(), "/opt/my libs/libcuda.so.1"),
+            ("fe:01 1234", "/usr/lib/x86_64-linux-gnu/libcuda.so.550.1"),
+            ("fe:01 77", "/opt/my libs/libcuda.so.1"),
+            ("fe:01 78", "/opt/libcuda.so.1 (deleted)"),
         ];
-        assert_eq!(libraries(maps), expected);
+        assert_eq!(files, expected);
+        assert_eq!(found[0].place, "7f00-7f01");
+    }
+
+    #[test]
+    fn a_file_is_opened_through_its_mapping_when_its_name_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("libcuda.so.1");
+        std::fs::write(&path, "the old one").unwrap();
+        let file = File::open(&path).unwrap();
+        // SAFETY: a new private mapping at an address of the kernel's choice.
+        let place = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                4096,
+                rustix::mm::ProtFlags::READ,
+                rustix::mm::MapFlags::PRIVATE,
+                &file,
+                0,
+            )
+        }
+        .unwrap();
+        let other = directory.path().join("new");
+        std::fs::write(&other, "another").unwrap();
+        std::fs::rename(other, &path).unwrap();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let used = libraries(&maps).into_iter().find(|used| used.path.contains(path.to_str().unwrap()));
+        let used = used.expect("it is mapped");
+        match used.open(std::process::id()) {
+            Ok(file) => assert_eq!(std::io::read_to_string(file).unwrap(), "the old one"),
+            Err(error) => eprintln!("SKIPPED: mappings cannot be followed here: {error}"),
+        }
+        // SAFETY: the mapping made above; nothing refers to it any more.
+        unsafe { rustix::mm::munmap(place, 4096) }.unwrap();
     }
 
     #[test]

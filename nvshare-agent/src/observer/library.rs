@@ -11,17 +11,24 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nvshare_common::event::{Cookie, Shape};
-use nvshare_common::probe::{Call, PROBES};
+use nvshare_common::probe::{Call, PROBES, Probe};
 use object::elf;
 use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{Object, ObjectSymbol, ReadCache, ReadRef, SymbolKind};
 
-use super::{find, site};
+use super::find;
+use super::site::{self, Site};
 
+/// The shortest jump that somebody puts over a function.
+const JUMP: u64 = 5;
 /// No driver's library is larger (NVIDIA's have 80 to 100 MB).
 const LARGEST: u64 = 512 << 20;
 /// No more than this is read of one: of NVIDIA's, the tables of symbols and the beginnings of functions are a few MB.
 const MOST_READ: u64 = 64 << 20;
+
+mod behind;
+
+type Elf<'data> = ElfFile64<'data, object::Endianness, Bounded<'data>>;
 
 /// A file of which only so much is read, whatever it says of itself: a sparse one costs nothing to make.
 #[derive(Clone, Copy)]
@@ -71,10 +78,17 @@ pub struct Point {
     pub call: Call,
     /// Where in the file.
     pub offset: u64,
+    /// Where the code begins that was decoded to find the place, and where the instruction at the place, or a jump over
+    /// it, would end: a process in which these bytes are others must not get the probe.
+    pub begin: u64,
+    /// See `begin`.
+    pub end: u64,
     /// Whether its result is asked for.
     pub returns: bool,
     /// Whether the kernel emulates the instruction there.
     pub emulated: bool,
+    /// Whether it is behind the exported function, where nobody else puts anything.
+    pub behind: bool,
 }
 
 /// Why a file is not observed.
@@ -104,6 +118,8 @@ pub struct Library {
     pub points: Vec<Point>,
     /// Functions of the table that it does not export.
     pub missing: Vec<&'static str>,
+    /// Functions that are left alone: their only place is at their beginning, where others put jumps.
+    pub exposed: Vec<&'static str>,
 }
 
 impl Library {
@@ -128,6 +144,7 @@ impl Library {
         if bytes > LARGEST {
             return Err(LibraryError::Elf(path.to_owned(), format!("it has {bytes} bytes")));
         }
+        let scanned = file.try_clone().map_err(|error| LibraryError::Open(path.to_owned(), error))?;
         let cache = ReadCache::new(file);
         let left = Cell::new(MOST_READ);
         let bounded = Bounded { file: &cache, left: &left };
@@ -142,55 +159,62 @@ impl Library {
         }
         let wanted: HashMap<&[u8], usize> =
             PROBES.iter().enumerate().map(|(index, probe)| (probe.symbol.as_bytes(), index)).collect();
-        let mut found: Vec<Option<(u64, u64)>> = vec![None; PROBES.len()];
+        let mut found: Vec<Option<Symbol>> = vec![None; PROBES.len()];
         for symbol in elf.dynamic_symbols() {
             if symbol.is_definition()
                 && symbol.kind() == SymbolKind::Text
                 && let Ok(name) = symbol.name_bytes()
                 && let Some(&index) = wanted.get(name)
             {
-                found[index] = Some((symbol.address(), symbol.size()));
+                found[index] = Some(Symbol { address: symbol.address(), length: symbol.size() });
             }
         }
+        let code = Code { elf: &elf, bytes: bounded, behind: behind::find(&elf, bounded, &found, &scanned) };
         let mut points: Vec<Point> = Vec::new();
-        let mut missing = Vec::new();
-        for (probe, symbol) in PROBES.iter().zip(found) {
-            let Some((address, length)) = symbol else {
+        let (mut missing, mut exposed) = (Vec::new(), Vec::new());
+        for (index, (probe, symbol)) in PROBES.iter().zip(found).enumerate() {
+            let Some(symbol) = symbol else {
                 missing.push(probe.symbol);
                 continue;
             };
-            let code = code(&elf, bounded, address, length);
-            let chosen = code.and_then(|(offset, code)| Some((offset, site::choose(code, address)?)));
-            let Some((offset, site)) = chosen else {
+            let Some(point) = code.point(index, symbol) else {
                 tracing::warn!(library = %path.display(), symbol = probe.symbol, "not observed: its code does not decode");
                 missing.push(probe.symbol);
                 continue;
             };
-            let Some(offset) = offset.checked_add(site.offset) else { continue };
-            if let Some(other) = points.iter().find(|point| point.offset == offset) {
+            if let Some(other) = points.iter().find(|other| other.offset == point.offset) {
                 // One function under two names: counted once.
                 tracing::debug!(symbol = probe.symbol, same_as = other.symbol, "an alias");
-                continue;
+            } else if cfg!(target_arch = "x86_64") && !point.behind && probe.call.is_hooked_by_others() {
+                exposed.push(probe.symbol);
+            } else {
+                points.push(point);
             }
-            let emulated = site.emulated;
-            points.push(Point {
-                symbol: probe.symbol,
-                call: probe.call,
-                offset,
-                returns: probe.returns,
-                emulated,
-            });
         }
         if points.is_empty() {
             return Err(LibraryError::NoSymbols(path.to_owned()));
         }
         let file = cache.into_inner();
-        Ok(Library { file, path: path.to_owned(), identity, bytes, points, missing })
+        Ok(Library { file, path: path.to_owned(), identity, bytes, points, missing, exposed })
     }
 
     /// The open file under a name that the kernel resolves to exactly this file.
     pub fn descriptor_path(&self) -> String {
         format!("/proc/self/fd/{}", self.file.as_raw_fd())
+    }
+
+    /// Some bytes of the file.
+    pub(super) fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(bytes, offset)
+    }
+
+    /// Whether two names lead to the same contents, as far as `stat` can tell: an overlay has another inode than the file
+    /// below it.
+    pub(super) fn may_be(&self, other: &File) -> bool {
+        let (Ok(this), Ok(other)) = (self.file.metadata(), other.metadata()) else { return false };
+        (this.dev(), this.ino()) == (other.dev(), other.ino())
+            || (this.len(), this.mtime(), this.mtime_nsec())
+                == (other.len(), other.mtime(), other.mtime_nsec())
     }
 
     /// Whether both hold the same code, as far as probes can tell.
@@ -227,6 +251,11 @@ impl Library {
         self.points.iter().all(|point| map(point) == Some(true))
     }
 
+    /// How a function takes its arguments.
+    fn shape(probe: &Probe) -> Shape {
+        shape(probe.symbol, probe.call)
+    }
+
     /// The cookie of a probe; `followed` where return probes are possible.
     pub fn cookie(point: &Point, followed: bool) -> Cookie {
         let followed = followed && point.returns;
@@ -236,23 +265,82 @@ impl Library {
     }
 }
 
-/// Where the function at `address` lies in the file, and the beginning of its code. `length` 0: the symbol does not say.
-fn code<'data, R: ReadRef<'data>>(
-    elf: &ElfFile64<'data, object::Endianness, R>,
-    file: R,
+/// Where an exported function stands. Length 0: the table does not say.
+#[derive(Clone, Copy)]
+struct Symbol {
+    address: u64,
+    length: u64,
+}
+
+/// The code of a library.
+struct Code<'a, 'data> {
+    elf: &'a Elf<'data>,
+    bytes: Bounded<'data>,
+    /// For each function of the table, the one that it passes its arguments on to.
+    behind: Vec<Option<u64>>,
+}
+
+impl Code<'_, '_> {
+    /// The place for the probe on a function of the table.
+    fn point(&self, index: usize, symbol: Symbol) -> Option<Point> {
+        let behind = self.behind[index].and_then(|address| self.place(address, 0));
+        let (begin, site, length) = behind.or_else(|| self.place(symbol.address, symbol.length))?;
+        let Probe { symbol, call, returns } = PROBES[index];
+        let offset = begin.checked_add(site.offset)?;
+        Some(Point {
+            symbol,
+            call,
+            offset,
+            begin,
+            // A breakpoint over a jump can be told from one over our instruction by what follows.
+            end: offset.checked_add(length.max(JUMP))?,
+            returns,
+            emulated: site.emulated,
+            behind: behind.is_some(),
+        })
+    }
+
+    /// Where a function begins in the file, the site in it, and how long the instruction there is.
+    fn place(&self, address: u64, length: u64) -> Option<(u64, Site, u64)> {
+        let (begin, code) = code(self.elf, self.bytes, address, length)?;
+        let site = site::choose(code, address)?;
+        Some((begin, site, site::length(code.get(site.offset as usize..)?)))
+    }
+}
+
+/// Where the function at `address` lies in the file, and the beginning of its code. `length` 0: nobody says.
+fn code<'data>(
+    elf: &Elf<'data>,
+    file: Bounded<'data>,
     address: u64,
     length: u64,
 ) -> Option<(u64, &'data [u8])> {
-    let endian = elf.endian();
-    let (offset, rest) = elf.elf_program_headers().iter().find_map(|segment| {
-        let into = address.checked_sub(segment.p_vaddr(endian))?;
-        let rest = segment.p_filesz(endian).checked_sub(into)?;
-        let executable = segment.p_flags(endian) & elf::PF_X != 0;
-        (segment.p_type(endian) == elf::PT_LOAD && executable && rest > 0)
-            .then(|| Some((segment.p_offset(endian).checked_add(into)?, rest)))
-    })??;
+    let (offset, rest) = executable(elf).find_map(|segment| {
+        let into = address.checked_sub(segment.address)?;
+        let rest = segment.bytes.checked_sub(into).filter(|rest| *rest > 0)?;
+        Some((segment.offset.checked_add(into)?, rest))
+    })?;
     let length = if length == 0 { site::WINDOW as u64 } else { length.min(site::REACH as u64) };
     Some((offset, file.read_bytes_at(offset, length.min(rest)).ok()?))
+}
+
+/// A part of the file that is mapped to be executed.
+struct Segment {
+    address: u64,
+    offset: u64,
+    bytes: u64,
+}
+
+fn executable<'data>(elf: &Elf<'data>) -> impl Iterator<Item = Segment> + use<'data> {
+    let endian = elf.endian();
+    let here = move |segment: &elf::ProgramHeader64<object::Endianness>| {
+        segment.p_type(endian) == elf::PT_LOAD && segment.p_flags(endian) & elf::PF_X != 0
+    };
+    elf.elf_program_headers().iter().filter(move |segment| here(segment)).map(move |segment| Segment {
+        address: segment.p_vaddr(endian),
+        offset: segment.p_offset(endian),
+        bytes: segment.p_filesz(endian),
+    })
 }
 
 /// How a function takes its arguments.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use super::find;
+use super::find::{self, InUse};
 
 const PERF_TYPE_SOFTWARE: u32 = 1;
 const PERF_COUNT_SW_DUMMY: u64 = 9;
@@ -38,16 +38,22 @@ const DATA: usize = 16 * PAGE;
 /// In the first page: how far the kernel has written, how far we have read.
 const HEAD_AT: usize = 1024;
 const TAIL_AT: usize = 1032;
-/// In a `PERF_RECORD_MMAP2`, behind its header: the name of the file.
-const NAME_AT: usize = 8 + 64;
+/// In a `PERF_RECORD_MMAP2`: the process, the address, the length, the device (major, minor), the inode, the name.
+const PID_AT: usize = 8;
+const ADDRESS_AT: usize = 16;
+const LENGTH_AT: usize = 24;
+const DEVICE_AT: usize = 40;
+const INODE_AT: usize = 48;
+const NAME_AT: usize = 72;
 
-/// A mapping of a file whose name is that of a libcuda.
+/// A mapping of a file whose name is that of a libcuda: a new one, or one whose protection changed, as it does before
+/// and after somebody writes into its code.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Mapped {
     /// Which process mapped it.
     pub pid: u32,
-    /// The file's name, seen from the process's root.
-    pub path: String,
+    /// What.
+    pub library: InUse,
 }
 
 /// The event of one CPU and its ring.
@@ -152,15 +158,20 @@ impl Drop for Mappings {
     }
 }
 
-pub(super) fn tell_if_libcuda(record: &[u8], tell: &mut impl FnMut(Mapped)) {
-    let (Some(pid), Some(name)) = (record.get(8..12), record.get(NAME_AT..)) else { return };
-    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-    let pid = u32::from_ne_bytes(pid.try_into().expect("four bytes"));
-    if let Ok(path) = str::from_utf8(name)
-        && find::is_libcuda(path)
-    {
-        tell(Mapped { pid, path: path.to_owned() });
-    }
+/// Tells nothing of what is not a libcuda, or not a record: `None`.
+pub(super) fn tell_if_libcuda(record: &[u8], tell: &mut impl FnMut(Mapped)) -> Option<()> {
+    let name = record.get(NAME_AT..)?.split(|byte| *byte == 0).next()?;
+    let path = str::from_utf8(name).ok().filter(|path| find::is_libcuda(path))?.to_owned();
+    let half = |at: usize| Some(u32::from_ne_bytes(record.get(at..at + 4)?.try_into().ok()?));
+    let word = |at: usize| Some(u64::from_ne_bytes(record.get(at..at + 8)?.try_into().ok()?));
+    let (address, length) = (word(ADDRESS_AT)?, word(LENGTH_AT)?);
+    let library = InUse {
+        file: format!("{:02x}:{:02x} {}", half(DEVICE_AT)?, half(DEVICE_AT + 4)?, word(INODE_AT)?),
+        path,
+        place: format!("{address:x}-{:x}", address.wrapping_add(length)),
+    };
+    tell(Mapped { pid: half(PID_AT)?, library });
+    Some(())
 }
 
 /// `0-3,8` as numbers.
@@ -187,12 +198,22 @@ mod tests {
     fn only_mappings_of_libcuda_are_told() {
         let mut record = vec![0; NAME_AT];
         record[8..12].copy_from_slice(&77_u32.to_ne_bytes());
+        record[16..24].copy_from_slice(&0x7f00_0000_u64.to_ne_bytes());
+        record[24..32].copy_from_slice(&0x3000_u64.to_ne_bytes());
+        record[40..44].copy_from_slice(&0xfe_u32.to_ne_bytes());
+        record[44..48].copy_from_slice(&1_u32.to_ne_bytes());
+        record[48..56].copy_from_slice(&1234_u64.to_ne_bytes());
         let mut told = Vec::new();
         for name in ["/lib/libcuda.so.550.1\0\0\0", "/lib/libcudart.so.12\0\0\0\0"] {
             record.truncate(NAME_AT);
             record.extend(name.bytes());
             tell_if_libcuda(&record, &mut |mapped| told.push(mapped));
         }
-        assert_eq!(told, [Mapped { pid: 77, path: "/lib/libcuda.so.550.1".into() }]);
+        let library = InUse {
+            file: "fe:01 1234".into(),
+            path: "/lib/libcuda.so.550.1".into(),
+            place: "7f000000-7f003000".into(),
+        };
+        assert_eq!(told, [Mapped { pid: 77, library }]);
     }
 }

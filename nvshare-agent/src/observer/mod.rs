@@ -12,11 +12,13 @@ mod attachments;
 mod bpf;
 pub mod doors;
 mod find;
+mod guard;
 mod kernel_log;
 mod library;
 mod mappings;
 mod programs;
 mod seccomp;
+mod share;
 mod site;
 mod slots;
 mod translate;
@@ -52,8 +54,8 @@ pub use site::{Site, choose as choose_site};
 
 /// Counts are read, and records drained, this often; a full ring buffer wakes the observer before.
 const TICK: Duration = Duration::from_millis(10);
-/// All processes are looked at this often, for what the events missed.
-const SCAN_EVERY: Duration = Duration::from_secs(30);
+/// See [`Options::scan_every`].
+pub const SCAN_EVERY: Duration = Duration::from_secs(30);
 /// However much the events miss, the looks at all processes are so far apart at least.
 const SCAN_AGAIN: Duration = Duration::from_secs(1);
 /// The counts of the observer itself are told this often at most.
@@ -80,6 +82,8 @@ pub struct Options {
     pub sample_every: u32,
     /// Where the kernel lists its modules: `/sys/module`, except in tests.
     pub modules: PathBuf,
+    /// All processes are looked at this often, for what the events missed.
+    pub scan_every: Duration,
     /// Attach probes one by one, as kernels before 6.6 need it, also where `uprobe_multi` is there.
     pub single: bool,
 }
@@ -94,6 +98,7 @@ impl Options {
             discover: true,
             sample_every: SAMPLE_EVERY,
             modules: MODULES.into(),
+            scan_every: SCAN_EVERY,
             single: false,
         }
     }
@@ -191,6 +196,7 @@ struct State {
     mappings: Vec<Mappings>,
     epoll: Arc<OwnedFd>,
     discover: bool,
+    scan_every: Duration,
     scan_at: Instant,
     scanned_at: Instant,
     health: Health,
@@ -219,7 +225,7 @@ impl State {
             mappings = Mappings::of_all_cpus().unwrap_or_else(|error| {
                 problems.push(format!(
                     "cannot be told of new mappings ({error}; CAP_PERFMON?): new libraries are found every {} s only",
-                    SCAN_EVERY.as_secs()
+                    options.scan_every.as_secs()
                 ));
                 Vec::new()
             });
@@ -233,7 +239,8 @@ impl State {
             mappings,
             epoll,
             discover: options.discover,
-            scan_at: Instant::now() + SCAN_EVERY,
+            scan_every: options.scan_every,
+            scan_at: Instant::now() + options.scan_every,
             scanned_at: Instant::now(),
             health: Health::default(),
             health_at: Instant::now(),
@@ -359,9 +366,7 @@ impl State {
 
     fn read_mappings(&mut self, number: usize) {
         let State { mappings, attachments, scan_at, scanned_at, .. } = self;
-        let found = |Mapped { pid, path }: Mapped| {
-            attachments.found(pid, &path);
-        };
+        let found = |Mapped { pid, library }: Mapped| attachments.found(pid, &library);
         if mappings[number].read(found) {
             tracing::debug!("events of mappings were lost: looking at all processes");
             *scan_at = (*scan_at).min(*scanned_at + SCAN_AGAIN);
@@ -370,13 +375,13 @@ impl State {
 
     fn scan(&mut self) {
         self.scanned_at = Instant::now();
-        self.scan_at = self.scanned_at + SCAN_EVERY;
+        self.scan_at = self.scanned_at + self.scan_every;
         let attachments = &mut self.attachments;
-        if let Err(error) = find::scan(|pid, path| attachments.found(pid, path)) {
+        attachments.begin_look();
+        if let Err(error) = find::scan(|pid, used| attachments.found(pid, used)) {
             tracing::warn!(%error, "cannot look at the node's processes (/proc)");
         }
-        self.attachments.drop_unused(2 * SCAN_EVERY + SCAN_EVERY / 2);
-        self.attachments.look_again();
+        self.attachments.end_look(2 * self.scan_every + self.scan_every / 2);
         self.look_at_uvm();
     }
 

@@ -158,14 +158,13 @@ impl Programs {
         &mut self.ebpf
     }
 
-    /// Observes a library: its calls and, with `returns`, the results of those that have some.
-    pub(super) fn attach(&mut self, library: &Library, returns: bool) -> Links {
+    /// Observes some of the places of a library: the calls and, with `returns`, the results of those that have some.
+    pub(super) fn attach(&mut self, library: &Library, all: &[&Point], returns: bool) -> Links {
         let mut failed = Vec::new();
-        let all: Vec<&Point> = library.points.iter().collect();
         let returning: Vec<&Point> =
             if returns { all.iter().copied().filter(|point| point.returns).collect() } else { Vec::new() };
         let returned = self.attach_points(library, &returning, true, returns, &mut failed);
-        let entry = self.attach_points(library, &all, false, returns, &mut failed);
+        let entry = self.attach_points(library, all, false, returns, &mut failed);
         Links { _entry: entry, _returned: returned, failed }
     }
 

@@ -1,7 +1,13 @@
 //! Where in a function a probe sits. The kernel emulates a few instructions and single-steps all others, which costs
 //! twenty times as much; so the probe goes to the first emulated one, if it is reached from the entry in a straight line
 //! with the arguments still in their places. A probe in the middle of an instruction would kill every process that
-//! calls the function: sites are only ever found by decoding from the symbol.
+//! calls the function: sites are only ever found by decoding from the beginning of a function.
+//!
+//! The beginning of an exported function is not ours alone. Communication libraries and profilers put a jump over its
+//! first 5 to 14 bytes and move whole instructions from there elsewhere; a breakpoint that the kernel puts into such a
+//! jump, or that is moved with an instruction, kills the process. And the kernel puts it there again whenever the
+//! protection of the code changes, whatever the process wrote meanwhile. So the exported function is followed to the
+//! one it passes its arguments on to ([`passes_on`]), which nobody knows by name: there the probe is in nobody's way.
 
 use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
@@ -9,7 +15,7 @@ use iced_x86::{
 };
 
 /// How many bytes of a function are looked at.
-pub(super) const WINDOW: usize = 48;
+pub(super) const WINDOW: usize = 80;
 /// How many bytes of a function are searched for jumps back to the site.
 pub(super) const REACH: usize = 4096;
 
@@ -50,6 +56,87 @@ pub fn choose(code: &[u8], address: u64) -> Option<Site> {
     (!code.is_empty()).then_some(ENTRY)
 }
 
+/// To where a function passes its arguments on, by address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// There.
+    At(u64),
+    /// Where the word at this address points.
+    Through(u64),
+}
+
+/// The function that this one calls, or jumps to, in a straight line, with the arguments in registers as they came. What
+/// comes on the stack it has passed on as well, or it is the same stack still: there is no other way to do its work.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn passes_on(code: &[u8], address: u64) -> Option<Next> {
+    let mut decoder = Decoder::with_ip(64, &code[..code.len().min(WINDOW)], address, DecoderOptions::NONE);
+    let mut usage = InstructionInfoFactory::new();
+    while decoder.can_decode() {
+        let instruction = decoder.decode();
+        if instruction.is_invalid() {
+            return None;
+        }
+        match instruction.flow_control() {
+            FlowControl::UnconditionalBranch | FlowControl::Call
+                if instruction.op0_kind() == OpKind::NearBranch64 =>
+            {
+                return Some(Next::At(instruction.near_branch_target()));
+            }
+            FlowControl::IndirectBranch | FlowControl::IndirectCall
+                if instruction.op0_kind() == OpKind::Memory && instruction.is_ip_rel_memory_operand() =>
+            {
+                return Some(Next::Through(instruction.ip_rel_memory_address()));
+            }
+            // The branch that is taken leads to an error.
+            FlowControl::Next | FlowControl::ConditionalBranch
+                if !disturbs(&mut usage, &instruction, &ARGUMENTS) => {}
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// Elsewhere nobody has looked at how drivers do it.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn passes_on(_code: &[u8], _address: u64) -> Option<Next> {
+    None
+}
+
+/// Which of some addresses are named in the code by something that is not a pointer in memory: branched to, called, or
+/// taken, relative to where that stands. By bytes, not by instructions: what only looks like it counts as well.
+pub(super) fn named_in(code: &[u8], address: u64, wanted: &[u64], mut tell: impl FnMut(u64)) {
+    let (Some(least), Some(most)) = (wanted.iter().min(), wanted.iter().max()) else { return };
+    // Tens of megabytes go through here, in debug builds too.
+    let mut at = 1;
+    while at + 5 <= code.len() {
+        let (before, opcode) = (code[at - 1], code[at]);
+        let relative = opcode == 0xe8
+            || opcode == 0xe9
+            || before == 0x0f && opcode & 0xf0 == 0x80
+            || before == 0x8d && opcode & 0xc7 == 0x05;
+        if relative {
+            let distance = i32::from_le_bytes([code[at + 1], code[at + 2], code[at + 3], code[at + 4]]);
+            let target = address.wrapping_add(at as u64 + 5).wrapping_add_signed(i64::from(distance));
+            if *least <= target && target <= *most && wanted.contains(&target) {
+                tell(target);
+            }
+        }
+        at += 1;
+    }
+}
+
+/// How long the instruction is that this code begins with.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn length(code: &[u8]) -> u64 {
+    Decoder::new(64, code, DecoderOptions::NONE).decode().len() as u64
+}
+
+/// All are as long.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn length(_code: &[u8]) -> u64 {
+    4
+}
+
 /// On other machines every instruction that matters is of one size and probes cost the same everywhere.
 #[cfg(not(target_arch = "x86_64"))]
 pub fn choose(code: &[u8], _address: u64) -> Option<Site> {
@@ -76,20 +163,20 @@ fn emulated(instruction: &Instruction) -> bool {
     }
 }
 
+/// The registers in which arguments come.
+const ARGUMENTS: [Register; 6] =
+    [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
+
 /// Whether it changes a register in which arguments come, or the stack pointer, by which the rest is found.
 fn disturbs_arguments(usage: &mut InstructionInfoFactory, instruction: &Instruction) -> bool {
-    const PRECIOUS: [Register; 7] = [
-        Register::RDI,
-        Register::RSI,
-        Register::RDX,
-        Register::RCX,
-        Register::R8,
-        Register::R9,
-        Register::RSP,
-    ];
+    disturbs(usage, instruction, &ARGUMENTS) || disturbs(usage, instruction, &[Register::RSP])
+}
+
+/// Whether it changes one of these registers.
+fn disturbs(usage: &mut InstructionInfoFactory, instruction: &Instruction, precious: &[Register]) -> bool {
     usage.info(instruction).used_registers().iter().any(|used| {
         !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None)
-            && PRECIOUS.contains(&used.register().full_register())
+            && precious.contains(&used.register().full_register())
     })
 }
 
@@ -131,6 +218,42 @@ mod tests {
         assert_eq!(choose(code, AT), at(0));
         let marked = [b"\xf3\x0f\x1e\xfa".as_slice(), code].concat();
         assert_eq!(choose(&marked, AT), at(4), "behind endbr64");
+    }
+
+    #[test]
+    fn exported_functions_are_followed_to_what_they_pass_their_arguments_on_to() {
+        // Drivers up to 555: cmpl; je; jmp *disp32(%rip).
+        let jump =
+            b"\x81\x3d\x3c\xa4\x8a\x05\x00\xba\x1c\x32\x74\x06\xff\x25\x10\x20\x30\x00\xb8\x04\0\0\0\xc3";
+        assert_eq!(passes_on(jump, AT), Some(Next::Through(AT + 18 + 0x30_2010)));
+        // Driver 580: a frame; cmpl; je near; call *disp32(%rip).
+        let call = b"\x55\x48\x89\xe5\x41\x54\x48\x83\xec\x08\x81\x3d\x3c\xa4\x8a\x05\x00\xba\x1c\x32\
+            \x0f\x84\x96\x00\x00\x00\xff\x15\x58\x48\x8a\x05\x41\x89\xc4";
+        assert_eq!(passes_on(call, AT), Some(Next::Through(AT + 32 + 0x58a_4858)));
+        // The same with a direct jump.
+        assert_eq!(passes_on(b"\x74\x05\xe9\x10\x00\x00\x00\xc3", AT), Some(Next::At(AT + 7 + 16)));
+    }
+
+    #[test]
+    fn a_function_that_changes_its_arguments_first_is_not_followed() {
+        // mov %rsi,%rdi; jmp *; and a return before any call.
+        assert_eq!(passes_on(b"\x48\x89\xf7\xff\x25\x10\x20\x30\x00", AT), None);
+        assert_eq!(passes_on(b"\x31\xc0\xc3\xff\x25\x10\x20\x30\x00", AT), None);
+        assert_eq!(passes_on(b"\xff\xe0", AT), None, "jmp *%rax");
+    }
+
+    #[test]
+    fn whatever_names_an_address_is_found() {
+        let found = |code: &[u8]| {
+            let mut found = Vec::new();
+            named_in(code, AT, &[AT + 0x100, AT + 0x200], |target| found.push(target - AT));
+            found
+        };
+        assert_eq!(found(b"\x90\xe8\xfa\x00\x00\x00"), [0x100], "call");
+        assert_eq!(found(b"\x90\x90\xe9\xf9\x01\x00\x00"), [0x200], "jmp");
+        assert_eq!(found(b"\x0f\x84\xfa\x00\x00\x00"), [0x100], "je");
+        assert_eq!(found(b"\x48\x8d\x05\xf9\x00\x00\x00"), [0x100], "lea");
+        assert_eq!(found(b"\x48\x8d\x05\xfa\x00\x00\x00"), [0; 0]);
     }
 
     #[test]

@@ -36,7 +36,8 @@ impl Client {
     }
 
     /// `call SYMBOL TIMES THREADS [engine]`: that many calls by each of so many threads. `exec`: replaces its program by
-    /// a fresh one of the same kind. `alloc BYTES`, `pitch HEIGHT`, `launch PARAMETER`: one such call.
+    /// a fresh one of the same kind. `hook SYMBOL`, `patch OFFSET`: puts a jump to a function of its own there. `compare`:
+    /// makes sure that all functions begin as in the file. `alloc BYTES`, `pitch HEIGHT`, `launch PARAMETER`: one such call.
     pub(crate) fn run(&mut self, line: &str) -> &mut Client {
         writeln!(self.input, "{line}").unwrap();
         self.wait_for(if line == "exec" { "ready" } else { "done" });
@@ -117,6 +118,9 @@ fn role() {
                 };
                 pitched(&mut out, &mut pitch, 100, height.parse().unwrap());
             }
+            ["hook", symbol] => hook(function(&library, symbol) as *const u8),
+            ["patch", offset] => hook(in_memory(&path, offset.parse().unwrap())),
+            ["compare"] => compare(&library, &path),
             ["launch", parameter] => launch(&library, parameter.parse().unwrap()),
             _ => panic!("what is `{line}`?"),
         }
@@ -129,6 +133,53 @@ type Call = extern "C" fn(&mut [u64; 32], u64, &[u64; 4], u64) -> i32;
 fn function(library: &libloading::Library, symbol: &str) -> Call {
     // SAFETY: all the fakes take whatever is in the registers.
     unsafe { *library.get::<Call>(symbol.as_bytes()).unwrap() }
+}
+
+/// What a hooked function does instead.
+extern "C" fn instead() -> i32 {
+    0
+}
+
+/// Puts the long jump of communication libraries over what stands there, and the protection back as it was.
+fn hook(place: *const u8) {
+    let mut jump = [0xff, 0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    jump[6..].copy_from_slice(&(instead as *const () as u64).to_ne_bytes());
+    let page = (place as usize & !0xfff) as *mut c_void;
+    let protect = |protection| {
+        // SAFETY: whole pages of a library that is mapped; nothing of ours is in them.
+        assert_eq!(unsafe { libc::mprotect(page, 8192, protection) }, 0);
+    };
+    protect(libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC);
+    // SAFETY: writable now, and nobody runs there: this is the only thread that calls the library.
+    unsafe { place.cast_mut().copy_from_nonoverlapping(jump.as_ptr(), jump.len()) };
+    protect(libc::PROT_READ | libc::PROT_EXEC);
+}
+
+/// The executable mapping of the library: where, and from where in the file.
+fn mapping(path: &std::ffi::OsStr) -> (u64, u64) {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let line = maps.lines().find(|line| line.contains(" r-xp ") && line.ends_with(path.to_str().unwrap()));
+    let fields: Vec<&str> = line.unwrap().split_ascii_whitespace().collect();
+    let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
+    (number(fields[0].split('-').next().unwrap()), number(fields[2]))
+}
+
+fn in_memory(path: &std::ffi::OsStr, offset: u64) -> *const u8 {
+    let (start, from) = mapping(path);
+    (start + offset - from) as *const u8
+}
+
+/// What a library that sets hooks does: it reads the first bytes of the functions.
+fn compare(library: &libloading::Library, path: &std::ffi::OsStr) {
+    let file = std::fs::read(path).unwrap();
+    let (start, from) = mapping(path);
+    for probe in nvshare_common::probe::PROBES {
+        let place = function(library, probe.symbol) as *const u8;
+        let offset = (place as u64 - start + from) as usize;
+        // SAFETY: code of a library that is mapped.
+        let live = unsafe { std::slice::from_raw_parts(place, 32) };
+        assert_eq!(live, &file[offset..offset + 32], "{}", probe.symbol);
+    }
 }
 
 /// `cuLaunchKernel` with two parameters.

@@ -54,9 +54,11 @@ impl Fake {
     }
 }
 
+/// Each exported function passes its arguments on to one that does the work, as NVIDIA's do: by a jump (up to 555) or
+/// out of a frame by a call (580), through a pointer that the loader fills.
 fn assembly(which: impl Fn(&str) -> bool) -> String {
     let mut text = ".text\n".to_owned();
-    for probe in PROBES.iter().filter(|probe| which(probe.symbol)) {
+    for (number, probe) in PROBES.iter().filter(|probe| which(probe.symbol)).enumerate() {
         let name = probe.symbol;
         // Allocations write through their first argument; `cuMemAllocPitch` a pitch of 512 through the second.
         let out = if probe.returns {
@@ -65,11 +67,23 @@ fn assembly(which: impl Fn(&str) -> bool) -> String {
             String::new()
         };
         let pitch = if name == "cuMemAllocPitch_v2" { "movq $512, (%rsi)\n" } else { "" };
+        let (enter, pass, leave) = if number % 2 == 0 || name.starts_with("cuLaunch") {
+            ("", "jmp *work_{name}(%rip)", "")
+        } else {
+            (
+                "push %rbp\n  mov %rsp, %rbp\n  push %r12\n  sub $8, %rsp",
+                "call *work_{name}(%rip)\n  mov %eax, %r12d\n  mov %r12d, %eax\n  mov -8(%rbp), %r12\n  leave\n  ret",
+                "mov -8(%rbp), %r12\n  leave",
+            )
+        };
+        let pass = pass.replace("{name}", name);
         writeln!(
             text,
-            ".globl {name}\n.type {name}, @function\n.p2align 4\n{name}:\n  \
-             cmpl $0x321cba00, flag(%rip)\n  je 2f\n  {out}  {pitch}  xorl %eax, %eax\n  ret\n\
-             2:\n  movl $4, %eax\n  ret\n.size {name}, .-{name}"
+            ".globl {name}\n.type {name}, @function\n.p2align 4\n{name}:\n  {enter}\n  \
+             cmpl $0x321cba00, flag(%rip)\n  je 2f\n  {pass}\n\
+             2:\n  movl $4, %eax\n  {leave}\n  ret\n.size {name}, .-{name}\n\
+             .p2align 4\n1:\n  push %rbp\n  {out}  {pitch}  xorl %eax, %eax\n  pop %rbp\n  ret\n\
+             .data\n.p2align 3\nwork_{name}: .quad 1b\n.text"
         )
         .unwrap();
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use nvshare_agent::observation::Observation;
-use nvshare_agent::observer::{MODULES, Observer, Options};
+use nvshare_agent::observer::{MODULES, Observer, Options, SCAN_EVERY};
 use nvshare_common::probe::{Call, PROBES};
 
 use crate::client::Client;
@@ -32,6 +32,7 @@ fn without_its_object_the_observer_says_what_to_do() {
         discover: false,
         sample_every: 0,
         modules: MODULES.into(),
+        scan_every: SCAN_EVERY,
         single: false,
     };
     let observer = Observer::start(options, move |batch| sender.send(batch).is_ok()).unwrap();
@@ -65,6 +66,7 @@ fn without_permission_the_observer_says_what_it_needs() {
             discover: true,
             sample_every: 0,
             modules: MODULES.into(),
+            scan_every: SCAN_EVERY,
             single: false,
         };
         let observer = Observer::start(options, move |batch| sender.send(batch).is_ok()).unwrap();
@@ -110,6 +112,7 @@ fn probes_that_are_attached_one_by_one_count_as_exactly() {
         discover: false,
         sample_every: 1,
         modules: MODULES.into(),
+        scan_every: SCAN_EVERY,
         single: true,
     };
     let Some(seen) = observe_with(single) else { return };
@@ -133,6 +136,7 @@ fn a_library_is_found_within_moments_of_being_mapped() {
         discover: true,
         sample_every: 0,
         modules: MODULES.into(),
+        scan_every: SCAN_EVERY,
         single: false,
     };
     let Some(seen) = observe_with(discover) else { return };
@@ -163,6 +167,7 @@ fn a_library_in_use_before_the_observer_starts_is_found() {
         discover: true,
         sample_every: 0,
         modules: MODULES.into(),
+        scan_every: SCAN_EVERY,
         single: false,
     };
     let Some(seen) = observe_with(discover) else { return };

@@ -4,6 +4,7 @@
 mod client;
 mod counts;
 mod fake;
+mod hooks;
 mod kernel;
 mod nvidia;
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use nvshare_agent::observation::{Counts, Health, Observation};
-use nvshare_agent::observer::{MODULES, Observer, Options};
+use nvshare_agent::observer::{MODULES, Observer, Options, SCAN_EVERY};
 use nvshare_common::probe::Call;
 
 /// No test waits longer for anything.
@@ -29,6 +29,7 @@ pub(crate) fn observe(libraries: &[&Path]) -> Option<Seen> {
         discover: false,
         sample_every: 1,
         modules: MODULES.into(),
+        scan_every: SCAN_EVERY,
         single: false,
     })
 }

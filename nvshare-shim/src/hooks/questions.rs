@@ -157,6 +157,15 @@ pub(crate) unsafe fn not_for_plain<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUde
     if known(at).is_some() { CUresult::CUDA_ERROR_INVALID_VALUE } else { bare.call() }
 }
 
+/// As [`not_for_plain`], of a call that may take a little memory.
+pub(crate) unsafe fn set_access<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr) -> CUresult {
+    if known(at).is_some() {
+        return CUresult::CUDA_ERROR_INVALID_VALUE;
+    }
+    // SAFETY: the application's own arguments.
+    unsafe { super::room::lazy(bare) }
+}
+
 /// As [`not_for_plain`], of a call that submits work.
 pub(crate) unsafe fn prefetch<F: Fn() -> CUresult>(
     bare: &Bare<F>,

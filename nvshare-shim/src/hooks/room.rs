@@ -16,6 +16,8 @@ use crate::{link, start, streams};
 
 /// What a call takes whose size nobody says. If that was too little, twice as much is asked for.
 const GUESS: u64 = 64 << 20;
+/// What is asked for before it is taken.
+const LARGE: u64 = 64 << 20;
 /// How often a call is repeated: guesses go up to 2 GiB.
 const TRIES: u32 = 6;
 
@@ -71,6 +73,17 @@ pub(crate) fn retry_with<F: Fn() -> CUresult>(
         promise::driver_grew();
     }
     again(bare, result, device, bytes, attempt)
+}
+
+/// Memory for the application takes a grant first (A1): what is free at this moment may have been granted to somebody who is
+/// about to take it. So the agent is asked for room for a large piece that the grant does not cover, before the driver is
+/// asked for it. Small ones are not worth the time; the agent sees them afterwards. `false`: it cannot be had.
+pub(crate) fn is_granted(device: CUdevice, bytes: u64) -> bool {
+    let granted = |device: &crate::memory::device::Device| device.state().space.accounts().slack() >= bytes;
+    bytes < LARGE
+        || !link::has_agent()
+        || crate::memory::device::of_ordinal(device).is_none_or(granted)
+        || link::want_room(Some(device), bytes, Instant::now() + link::ROOM_LIMIT)
 }
 
 /// The call was made, and answered `result`: again, as long as it is memory that it lacks and room is made for it.

@@ -1,5 +1,6 @@
 //! Memory that cannot be moved (yet): passed through, and booked with its bytes and the reason ([`crate::memory::books`]).
 
+use std::cell::Cell;
 use std::ffi::c_void;
 
 use super::contexts::current_device;
@@ -10,7 +11,7 @@ use crate::cuda::sys::{
     CUdeviceptr, CUgraphNodeParams, CUmemAllocationProp, CUmemGenericAllocationHandle, CUmemPoolProps,
     CUmemoryPool, CUmipmappedArray, CUstream,
 };
-use crate::memory::books::{self, MANAGED};
+use crate::memory::books::{self, Expected, MANAGED, VMM};
 use crate::memory::held::Held;
 use crate::memory::{self, pools};
 use crate::{gate, start, streams};
@@ -31,18 +32,40 @@ unsafe fn noted<F: Fn() -> CUresult, H>(
     number: impl Fn(H) -> u64,
     bytes: u64,
 ) -> CUresult {
+    let Some(device) = current_device().filter(|_| start::active() && !at.is_null()) else {
+        return bare.call();
+    };
+    let context = streams::current_context().map_or(0, |context| context.addr());
     // Managed memory takes none of the device as it is made, but what the driver needs to keep it.
-    let result = room::retry(bare, (reason != MANAGED).then_some(bytes));
-    if result.ok()
-        && !at.is_null()
-        && start::active()
-        && let Some(device) = current_device()
-    {
-        let context = streams::current_context().map_or(0, |context| context.addr());
+    let wants = (reason != MANAGED).then_some(bytes);
+    let (result, expected) = booked(bare, reason, Held { device, bytes, context }, wants);
+    if let Some(expected) = expected {
         // SAFETY: the driver has just stored the handle there.
-        books::took(reason, number(unsafe { at.read() }), Held { device, bytes, context });
+        expected.made(number(unsafe { at.read() }));
     }
     result
+}
+
+/// The allocating call, again after room was made. Its memory is in the books during each attempt, not while it waits.
+fn booked<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    reason: &'static str,
+    held: Held,
+    wants: Option<u64>,
+) -> (CUresult, Option<Expected>) {
+    if wants.is_some_and(|bytes| !room::is_granted(held.device, bytes)) {
+        return (CUresult::CUDA_ERROR_OUT_OF_MEMORY, None);
+    }
+    let made = Cell::new(None);
+    let result = room::retry_with(bare, Some(held.device), wants, || {
+        let expected = books::expect(reason, held);
+        let result = bare.call();
+        if result.ok() {
+            made.set(Some(expected));
+        }
+        result
+    });
+    (result, made.take())
 }
 
 /// Managed memory may exceed a device, and no limit holds for it.
@@ -111,12 +134,16 @@ fn from_pool<F: Fn() -> CUresult>(bare: &Bare<F>, device: CUdevice, bytes: usize
 
 #[cold]
 fn beyond_headroom<F: Fn() -> CUresult>(bare: &Bare<F>, device: CUdevice, bytes: usize) -> CUresult {
-    if !pools::allows(device, bytes) {
+    if !pools::allows(device, bytes) || !room::is_granted(device, pools::growth(device, bytes)) {
         return CUresult::CUDA_ERROR_OUT_OF_MEMORY;
     }
-    let result = room::retry_with(bare, Some(device), Some(bytes as u64), || bare.call());
-    // So much at once is booked before anybody else can be promised it.
-    pools::read();
+    let result = room::retry_with(bare, Some(device), Some(bytes as u64), || {
+        pools::expect(device, bytes);
+        let result = bare.call();
+        // What it is in fact.
+        pools::read();
+        result
+    });
     pools::changed();
     result
 }
@@ -195,10 +222,11 @@ pub(crate) unsafe fn create<F: Fn() -> CUresult>(
     if memory::exceeds_limit(device, bytes as u64) {
         return CUresult::CUDA_ERROR_OUT_OF_MEMORY;
     }
-    let result = room::retry_with(bare, Some(device), Some(bytes as u64), || bare.call());
-    if result.ok() {
+    let bytes = bytes as u64;
+    let (result, expected) = booked(bare, VMM, Held { device, bytes, context: 0 }, Some(bytes));
+    if let Some(expected) = expected {
         // SAFETY: the driver has just stored the handle there.
-        books::made(unsafe { handle.read() }, device, bytes as u64);
+        expected.made_physical(unsafe { handle.read() });
     }
     result
 }
@@ -259,7 +287,7 @@ pub(crate) unsafe fn import<F: Fn() -> CUresult>(
         && let Some(device) = current_device()
     {
         // SAFETY: the driver has just stored the handle there.
-        books::made(unsafe { handle.read() }, device, 0);
+        books::expect(VMM, Held { device, bytes: 0, context: 0 }).made_physical(unsafe { handle.read() });
     }
     result
 }

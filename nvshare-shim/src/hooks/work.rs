@@ -32,6 +32,15 @@ pub(crate) unsafe fn described<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult 
     bare.call()
 }
 
+/// As [`described`], of a call that may take a little memory: see [`super::room::lazy`].
+pub(crate) unsafe fn described_lazily<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
+    let attempt = || {
+        let _pass = gate::pass();
+        bare.call()
+    };
+    super::room::again(bare, attempt(), None, None, attempt)
+}
+
 /// A graph is made ready, with all its copies; the driver may need memory for it.
 pub(crate) unsafe fn instantiate<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
     super::room::retry_with(bare, None, None, || {

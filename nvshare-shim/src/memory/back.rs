@@ -35,6 +35,8 @@ pub fn back(device: &Device, id: ExtentId) -> Backed {
         if !state.space.begin_arrival(id) {
             return Backed::NoGrant;
         }
+        // Before the driver has made it: whoever reads the device meanwhile must not take it for somebody else's.
+        device.publish(&state);
         let extent = state.space.extent(id);
         (extent.start, extent.bytes, device.readers(&state))
     };
@@ -66,6 +68,7 @@ pub fn back(device: &Device, id: ExtentId) -> Backed {
         }
         Err(code) => {
             state.space.abandon_arrival(id);
+            device.publish(&state);
             let span = state.space.extent(id).span;
             let remains = state.space.reap(span);
             drop(state);

@@ -12,7 +12,6 @@ use super::device::{self, Device};
 use super::held::{self, Held};
 use super::physical::{Physical, Piece};
 use super::{pools, want};
-use crate::cuda::sys;
 use crate::link;
 
 /// A change of less is said with the next one, or when so much time has passed.
@@ -101,18 +100,54 @@ fn say(device: &Device) {
     want(device);
 }
 
-/// The application took memory on the device with that number, under a handle of the driver's. `reason` becomes a metric
-/// label.
-pub fn took(reason: &'static str, handle: u64, held: Held) {
-    let before = held::table().add(reason, handle, held);
-    if let Some(before) = before {
-        gave_back_held(reason, before);
+/// Memory that the driver is about to be asked for is booked before: whoever reads the device meanwhile must not take it for
+/// somebody else's. Unless it is kept, it is taken out of the books again. `reason` becomes a metric label.
+#[derive(Debug)]
+pub struct Expected {
+    reason: &'static str,
+    held: Held,
+}
+
+/// See [`Expected`].
+pub fn expect(reason: &'static str, held: Held) -> Expected {
+    change(reason, held, |bytes| bytes + held.bytes);
+    Expected { reason, held }
+}
+
+impl Expected {
+    /// The driver has made it, under that handle.
+    pub fn made(self, handle: u64) {
+        let before = held::table().add(self.reason, handle, self.held);
+        if let Some(before) = before {
+            change(self.reason, before, |bytes| bytes.saturating_sub(before.bytes));
+        }
+        std::mem::forget(self);
     }
+
+    /// The driver has made physical memory, under that handle.
+    pub fn made_physical(self, handle: u64) {
+        physical(|physical| {
+            physical.made(handle, Piece { device: self.held.device, bytes: self.held.bytes });
+            Vec::new()
+        });
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        change(self.reason, self.held, |bytes| bytes.saturating_sub(self.held.bytes));
+    }
+}
+
+fn change(reason: &'static str, held: Held, change: impl FnOnce(u64) -> u64) {
     let Some(device) = device::of_ordinal(held.device) else { return };
     if reason == MANAGED {
-        manage(device, |bytes| bytes + held.bytes);
+        let mut state = device.state();
+        state.managed = change(state.managed);
+        device.publish(&state);
     } else {
-        account(device, reason, |bytes| bytes + held.bytes);
+        account(device, reason, change);
     }
 }
 
@@ -120,7 +155,7 @@ pub fn took(reason: &'static str, handle: u64, held: Held) {
 pub fn gave_back(reason: &'static str, handle: u64) {
     let held = held::table().remove(reason, handle);
     if let Some(held) = held {
-        gave_back_held(reason, held);
+        change(reason, held, |bytes| bytes.saturating_sub(held.bytes));
     }
 }
 
@@ -133,25 +168,10 @@ pub(super) fn inherit(context: usize, heir: usize) {
 pub(super) fn context_ended(context: usize) {
     let gone = held::table().end_of(context);
     for (reason, held) in gone {
-        gave_back_held(reason, held);
+        change(reason, held, |bytes| bytes.saturating_sub(held.bytes));
     }
     // Pools may have lost memory with it.
     pools::changed();
-}
-
-fn gave_back_held(reason: &'static str, held: Held) {
-    let Some(device) = device::of_ordinal(held.device) else { return };
-    if reason == MANAGED {
-        manage(device, |bytes| bytes.saturating_sub(held.bytes));
-    } else {
-        account(device, reason, |bytes| bytes.saturating_sub(held.bytes));
-    }
-}
-
-fn manage(device: &Device, change: impl FnOnce(u64) -> u64) {
-    let mut state = device.state();
-    state.managed = change(state.managed);
-    device.publish(&state);
 }
 
 /// Does `what` to the physical memory that the application made; what that ends is given back.
@@ -163,17 +183,6 @@ pub fn physical(what: impl FnOnce(&mut Physical) -> Vec<Piece>) {
         if let Some(device) = device::of_ordinal(piece.device) {
             account(device, VMM, |bytes| bytes.saturating_sub(piece.bytes));
         }
-    }
-}
-
-/// The driver made physical memory and gave out `handle` for it.
-pub fn made(handle: u64, device: sys::CUdevice, bytes: u64) {
-    physical(|physical| {
-        physical.made(handle, Piece { device, bytes });
-        Vec::new()
-    });
-    if let Some(device) = device::of_ordinal(device) {
-        account(device, VMM, |held| held + bytes);
     }
 }
 

@@ -6,7 +6,7 @@
 //!   promised. [`owner`]: whose an address is.
 //! - [`device`]: the devices in use; [`vmm`]: the driver calls; [`mod@back`]: putting memory behind an extent; [`mod@free`].
 //!
-//! An allocation never waits for the agent. What the grant does not cover stays absent, the gate is shut, and the swap
+//! An allocation never waits for memory, and for a word of the agent only near the limit ([`promise`]). What the grant does not cover stays absent, the gate is shut, and the swap
 //! thread backs it when grants come. Locks: [`standing`]'s before a device's, never the other way round, and none is held
 //! during a driver call.
 
@@ -49,7 +49,7 @@ const LARGEST_SLAB: u64 = 32 << 20;
 /// All allocations of the process.
 pub(crate) static ALLOCATIONS: AddressMap = AddressMap::new();
 
-/// Allocates on the device of the current context. Never waits for the agent.
+/// Allocates on the device of the current context. Never waits for memory.
 pub fn allocate(bytes: usize) -> Result<sys::CUdeviceptr, CUresult> {
     let Some((device, context)) = device::current()? else {
         let mut pointer = 0;
@@ -135,10 +135,8 @@ pub fn describe(pointer: sys::CUdeviceptr) -> Option<Described> {
 pub fn info() -> Option<(usize, usize)> {
     let (device, _) = device::current().ok()??;
     pools::refresh();
-    let total = link::sizes::total(device.id, device.total);
-    let accounts = *device.state().space.accounts();
-    let limit = accounts.limit?;
-    let free = link::sizes::free(device.id, limit.min(total), accounts.needed());
+    let needed = device.state().space.accounts().needed();
+    let (total, free) = link::sizes::figures(device.id, device.total, needed)?;
     Some((free as usize, total as usize))
 }
 

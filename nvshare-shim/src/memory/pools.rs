@@ -84,9 +84,22 @@ pub fn unseen(ordinal: sys::CUdevice, bytes: usize) -> bool {
 pub fn allows(ordinal: sys::CUdevice, bytes: usize) -> bool {
     let Some(device) = device::of_ordinal(ordinal) else { return true };
     read();
-    let (reserved, used) = figures(ordinal);
-    let grows = (bytes as u64).saturating_sub(reserved.saturating_sub(used));
+    let grows = growth(ordinal, bytes);
     grows == 0 || super::promise::may_grow(device, grows)
+}
+
+/// What the pools of that device lack for an allocation of `bytes`.
+pub fn growth(ordinal: sys::CUdevice, bytes: usize) -> u64 {
+    let (reserved, used) = figures(ordinal);
+    (bytes as u64).saturating_sub(reserved.saturating_sub(used))
+}
+
+/// So much more may be reserved in a moment: it is booked until the next reading says what it was.
+pub fn expect(ordinal: sys::CUdevice, bytes: usize) {
+    if let Some(device) = device::of_ordinal(ordinal) {
+        let grows = growth(ordinal, bytes);
+        super::account(device, STREAM_ORDERED, |held| held.saturating_add(grows));
+    }
 }
 
 /// Memory was taken or given back: the figures are read again soon.

@@ -1,4 +1,5 @@
-//! The driver's library, as any process of the node may have put it there, and the code of its functions.
+//! The driver's library, as any process of the node may have put it there, and the code of its functions; what a module
+//! of the simulator is made of.
 
 use std::fs::File;
 use std::path::Path;
@@ -6,6 +7,9 @@ use std::path::Path;
 use nvshare_agent::observer::{Library, choose_site};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::pwrite;
+
+#[path = "../../../nvshare-sim/src/ptx.rs"]
+mod ptx;
 
 /// A file that is called libcuda. Whatever is in it, each probe lies within the file.
 pub(crate) fn library(bytes: &[u8]) {
@@ -18,6 +22,22 @@ pub(crate) fn library(bytes: &[u8]) {
             assert!(point.offset < bytes.len() as u64, "a probe of {} behind the file", point.symbol);
         }
     }
+}
+
+/// A module's text, as the simulator reads it.
+pub(crate) fn ptx(text: &[u8]) {
+    for entry in ptx::parse(&String::from_utf8_lossy(text)).unwrap_or_default() {
+        assert!(!entry.name.is_empty());
+        assert!(entry.parameters.iter().all(|parameter| parameter.offset + parameter.size < 1 << 16));
+    }
+}
+
+/// Kernels with parameters of all kinds.
+pub(crate) fn texts() -> Vec<Vec<u8>> {
+    let text = ".version 7.0 // a remark\n.target sm_70\n.address_size 64\n\
+        .visible .entry one(.param .u64 a, .param .align 8 .b8 b[24], .param .u64 .ptr .global .align 16 c) { ret; }\n\
+        /* another */ .visible .entry two() { ret; }\n";
+    vec![text.as_bytes().to_vec()]
 }
 
 /// The beginning of a function. A site lies within what was looked at.

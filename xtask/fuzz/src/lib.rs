@@ -30,6 +30,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "records", knock: messages::records, seeds: messages::record_seeds },
     Target { name: "library", knock: code::library, seeds: code::libraries },
     Target { name: "instructions", knock: code::instructions, seeds: code::instruction_seeds },
+    Target { name: "ptx", knock: code::ptx, seeds: code::texts },
     Target { name: "proc", knock: nodes::proc, seeds: nodes::proc_seeds },
     Target { name: "pods", knock: pods::pods, seeds: pods::pod_seeds },
     Target { name: "kubelet", knock: pods::kubelet, seeds: pods::kubelet_seeds },

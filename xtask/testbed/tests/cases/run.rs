@@ -71,11 +71,6 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// Whether it ended by itself, and well.
-    pub(crate) fn well(&self) -> bool {
-        self.status.is_some_and(|status| status.success())
-    }
-
     /// Panics unless it ended well.
     #[track_caller]
     pub(crate) fn assert_well(&self, what: &str) {
@@ -83,6 +78,8 @@ impl Ended {
             None => panic!("{what}: not done in time; it said:\n{}", self.said),
             Some(status) => assert!(status.success(), "{what}: {status}; it said:\n{}", self.said),
         }
+        // Without an agent it would prove nothing of what it does beside one.
+        assert!(!self.said.contains("the agent refused this process"), "{what}: {}", self.said);
     }
 }
 
