@@ -10,8 +10,8 @@ use crate::units::{Bytes, DeviceId};
 /// The page's size in bytes: exactly the memfd's, whatever [`Counters`] needs of it.
 pub const PAGE_BYTES: usize = 4096;
 
-/// How many devices one client can use under nvshare; further ones run unmanaged.
-pub const MAX_DEVICES: usize = 8;
+/// How many devices one client can use under nvshare: more than any node has cards. Further ones run unmanaged.
+pub const MAX_DEVICES: usize = 32;
 
 /// Driver calls by [`Call`]: index `call as usize`.
 pub type CallCounts = [AtomicU64; Call::COUNT];
@@ -29,6 +29,9 @@ pub struct Counters {
     pub waiting: AtomicU64,
     /// What the client holds on each device it uses, in the order in which it first used them.
     pub devices: [DeviceCounters; MAX_DEVICES],
+    /// One more than the number of a descriptor through which the agent may reach the client, where its directory was
+    /// removed; 0: none.
+    pub door: AtomicU64,
 }
 
 /// One device's part of the page. `uuid` is written before `in_use` is set (release) and never changes afterwards.
@@ -88,6 +91,7 @@ impl Counters {
             engine: [const { AtomicU64::new(0) }; Call::COUNT],
             waiting: AtomicU64::new(0),
             devices: [const { DeviceCounters::new() }; MAX_DEVICES],
+            door: AtomicU64::new(0),
         }
     }
 

@@ -134,7 +134,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn hello() -> Hello {
-        Hello { release: "0.1.0".into(), running: true, devices: vec![], arenas: 0 }
+        Hello { release: "0.1.0".into(), running: true, devices: vec![], arenas: 0, bypass: false }
     }
 
     #[test]

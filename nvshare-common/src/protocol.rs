@@ -26,7 +26,10 @@ pub struct Hello {
     pub release: String,
     /// Whether the client's gate is open now: it never met an agent, or holds the lease of a previous one.
     pub running: bool,
-    /// What it holds.
+    /// An agent once found driver work that did not pass the shim ([`ToShim::Bypassed`]): it holds for the life of the
+    /// process, and a new agent cannot find it out again.
+    pub bypass: bool,
+    /// What it holds. Devices that did not fit into the counter page are absent: they run as without an agent.
     pub devices: Vec<Held>,
     /// How many [`ToAgent::ArenaHeld`] follow at once, each with its descriptor.
     pub arenas: u32,
@@ -76,6 +79,12 @@ pub enum Purpose {
 /// Shim to agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToAgent {
+    /// The process uses `device` from now on, and has a context there already. It is answered by [`ToShim::Limit`], which
+    /// counts that context, or by [`ToShim::Unmanaged`].
+    Met {
+        /// Which.
+        device: DeviceId,
+    },
     /// An arena of a previous session, its descriptor attached.
     ArenaHeld {
         /// Its number.
@@ -183,6 +192,17 @@ pub enum ToAgent {
 /// Agent to shim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToShim {
+    /// The agent does not manage `device` (now): this process runs there as without an agent, and brings back itself what
+    /// it has swapped out there. A `Limit` or `Grant` for it that comes later means that it is managed after all, which
+    /// begins with a new `Hello`.
+    Unmanaged {
+        /// Where.
+        device: DeviceId,
+        /// For the log of the client.
+        why: String,
+    },
+    /// Driver work was seen that did not pass the shim: memory of this process is never moved again, whoever orders it.
+    Bypassed,
     /// The most this client can hold on `device` beside what others hold there for good, its context and other overhead not
     /// counted: beyond it an allocation fails at once. It moves with what is held for good.
     Limit {

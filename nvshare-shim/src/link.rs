@@ -4,9 +4,11 @@
 //! Lock order: the session's before a device's, never the other way round.
 
 pub(crate) mod alone;
+mod door;
 mod forced;
 mod session;
 pub(crate) mod sizes;
+mod terms;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -20,7 +22,9 @@ use nvshare_common::protocol::{Purpose, ToAgent, ToShim};
 use nvshare_common::units::{Bytes, DeviceId, Ticket};
 
 use self::alone::Alone;
+use self::door::Door;
 use self::session::{End, Incoming, Session};
+use self::terms::Term;
 use crate::cuda::sys;
 use crate::driver::driver;
 use crate::memory::books;
@@ -32,6 +36,8 @@ use crate::{config, log, pace, start as threads};
 const FIRST_ANSWER: Duration = Duration::from_secs(1);
 /// How often a lost agent is looked for.
 const RECONNECT: Duration = Duration::from_secs(1);
+/// How long a knock at the back door is waited for between two looks for an agent.
+const KNOCK: Duration = Duration::from_millis(100);
 /// How long a driver call that failed for lack of memory waits for room, all in all: somebody may have to be stopped and swapped
 /// out. The agent gives up a little earlier.
 pub(crate) const ROOM_LIMIT: Duration = Duration::from_secs(35);
@@ -42,27 +48,11 @@ const ROOM_PAUSE: Duration = Duration::from_millis(100);
 
 /// Threads wait at the gate and the agent should know.
 static WAITING: AtomicBool = AtomicBool::new(false);
-/// Grants and limits for devices that this process has not met yet. Whoever looks whether it has holds this lock until the term
-/// is here or applied; it comes before the session's.
-static EARLY: Mutex<Vec<(DeviceId, Term)>> = Mutex::new(Vec::new());
+/// An agent found driver work that did not pass the shim: nothing of this process is moved any more (see
+/// [`ToShim::Bypassed`]).
+static BYPASSED: AtomicBool = AtomicBool::new(false);
 /// Who waits for an answer of the agent, by ticket.
 static ASKING: Mutex<Option<HashMap<u64, Sender<bool>>>> = Mutex::new(None);
-
-#[derive(Clone, Copy, Debug)]
-enum Term {
-    Grant(u64),
-    Limit(u64),
-}
-
-impl Term {
-    fn apply(self, device: &Device) {
-        device.state().space.set_terms(|terms| match self {
-            Term::Grant(bytes) => terms.granted += bytes,
-            Term::Limit(bytes) => terms.limit = Some(bytes),
-        });
-        device.wake();
-    }
-}
 
 /// Takes up the conversation, at the first `cuInit`. Waits a moment for the agent's answer if there is one.
 pub fn start() {
@@ -187,18 +177,41 @@ fn asking() -> MutexGuard<'static, Option<HashMap<u64, Sender<bool>>>> {
     ASKING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A device is used for the first time: `known` makes it known to everybody, under the terms that hold.
+/// A device is used for the first time: `known` makes it known to everybody, under the terms that hold. In a session the
+/// agent is asked for them, and this waits a moment for the answer.
 pub fn device_met(device: &Device, known: impl FnOnce()) {
-    let mut early = EARLY.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut asks = false;
     session::while_managed(|managed| {
-        if managed {
+        asks = managed && device.is_manageable();
+        if asks {
             device.state().space.set_terms(|terms| terms.unlimited = false);
         }
         known();
+        if asks {
+            // After it is known: what is said of it before is early, what comes later finds it.
+            terms::ask(device);
+        }
     });
-    for (_, term) in early.extract_if(.., |(id, _)| *id == device.id) {
-        term.apply(device);
+    if asks && session::is_open() {
+        send(&ToAgent::Met { device: device.id });
+        terms::await_first(device.id);
     }
+}
+
+/// Whether memory of this process must stay where it is, whoever orders what: work was seen that no gate stops.
+pub fn is_bypassed() -> bool {
+    BYPASSED.load(Ordering::Acquire)
+}
+
+/// A device runs without the agent of this session: what is missing there comes back as soon as there is room.
+fn unmanage(id: DeviceId, why: &str) {
+    if !terms::unmanaged(id) {
+        return;
+    }
+    sizes::unlimited(id);
+    let Some(device) = device::by_id(id) else { return };
+    log::warning!("{id} is used as without an agent: {why}");
+    alone::without_agent(device);
 }
 
 fn want_work() {
@@ -220,10 +233,13 @@ fn want_work() {
 fn run(tried: &Sender<()>) {
     let mut alone = Alone::new();
     let mut said = false;
+    let mut back_door = None;
     loop {
-        // What an earlier agent said of devices that are not in the `Hello` no longer counts.
-        EARLY.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        match Session::open() {
+        let opened = match knocked(&mut back_door) {
+            Some(socket) => Session::begin(socket),
+            None => Session::open(),
+        };
+        match opened {
             Ok(mut session) => {
                 said = false;
                 log::info!("connected to the agent as client {}", session.client().0);
@@ -233,7 +249,8 @@ fn run(tried: &Sender<()>) {
                     sizes::sized(device, bytes.0);
                 }
                 for (device, bytes) in limits {
-                    on_device(device, Term::Limit(bytes.0));
+                    // A device of before of which nothing was said yet, or one that is not met: this cannot be refused.
+                    let _ = on_device(device, Term::Limit(bytes.0));
                 }
                 let _ = tried.send(());
                 alone.forget();
@@ -279,6 +296,20 @@ fn run(tried: &Sender<()>) {
     }
 }
 
+/// Where no agent can ever be reached by its path: the socket that one has taken the other end of.
+fn knocked(back_door: &mut Option<Door>) -> Option<OwnedFd> {
+    if back_door.is_none() && door::is_needed() {
+        *back_door = Door::open().inspect_err(|error| log::warning!("no back door: {error}")).ok();
+    }
+    match back_door.take()?.wait(KNOCK) {
+        Ok(socket) => Some(socket),
+        Err(door) => {
+            *back_door = Some(door);
+            None
+        }
+    }
+}
+
 /// After a `Hello` the agent knows what there is, but not who waits.
 fn want_what_is_missing() {
     if WAITING.load(Ordering::Acquire) {
@@ -293,28 +324,47 @@ fn want_what_is_missing() {
 
 fn serve(session: &mut Session) -> End {
     loop {
-        match session.receive() {
-            Ok(Incoming { message, descriptor }) => {
+        for device in terms::overdue() {
+            unmanage(device, "the agent says nothing of it");
+        }
+        match session.receive(terms::until_overdue()) {
+            Ok(Some(Incoming { message, descriptor })) => {
                 let text = format!("{message:?}");
                 // A mistake of ours must not end the conversation.
-                if catch_unwind(AssertUnwindSafe(|| obey(message, descriptor))).is_err() {
-                    log::error!("obeying {text} met an error of our own; please report it");
+                match catch_unwind(AssertUnwindSafe(|| obey(message, descriptor))) {
+                    Ok(Ok(())) => {}
+                    Ok(Err(end)) => return end,
+                    Err(_) => log::error!("obeying {text} met an error of our own; please report it"),
                 }
             }
+            Ok(None) => {}
             Err(end) => return end,
         }
     }
 }
 
-fn obey(message: ToShim, descriptor: Option<OwnedFd>) {
+/// The error ends the session: a new one begins at once.
+fn obey(message: ToShim, descriptor: Option<OwnedFd>) -> Result<(), End> {
     log::debug!("agent: {message:?}");
     match message {
-        ToShim::Limit { device, bytes } => on_device(device, Term::Limit(bytes.0)),
+        ToShim::Unmanaged { device, why } => unmanage(device, &why),
+        ToShim::Bypassed => {
+            if !BYPASSED.swap(true, Ordering::AcqRel) {
+                log::warning!("driver calls of this process do not pass nvshare: its memory is never moved");
+            }
+        }
+        ToShim::Limit { device, bytes } => on_device(device, Term::Limit(bytes.0))?,
         ToShim::Size { device, bytes } => sizes::sized(device, bytes.0),
-        ToShim::Grant { device, bytes } => on_device(device, Term::Grant(bytes.0)),
+        ToShim::Grant { device, bytes } => on_device(device, Term::Grant(bytes.0))?,
         ToShim::Run => run_again(),
         ToShim::Stop { ticket, stall_ms } => stop(ticket, Duration::from_millis(stall_ms.into())),
         ToShim::Pace { on } => pace::set(on),
+        ToShim::SwapOut { ticket, .. } if is_bypassed() => {
+            send(&ToAgent::SwapFailed {
+                ticket,
+                why: "driver calls of this process do not pass nvshare".into(),
+            });
+        }
         ToShim::SwapOut { ticket, device, bytes, coldest } => match device::by_id(device) {
             Some(device) => device.order(Order::SwapOut { ticket, bytes: bytes.0, coldest }),
             None => send(&ToAgent::SwapFailed { ticket, why: "nothing is held on that device".into() }),
@@ -341,20 +391,17 @@ fn obey(message: ToShim, descriptor: Option<OwnedFd>) {
             }
         }
     }
+    Ok(())
 }
 
-fn on_device(id: DeviceId, term: Term) {
+fn on_device(id: DeviceId, term: Term) -> Result<(), End> {
     if let Term::Limit(bytes) = term {
         sizes::limited(id, bytes);
     }
-    let mut early = EARLY.lock().unwrap_or_else(PoisonError::into_inner);
-    match device::by_id(id) {
-        Some(device) => {
-            drop(early);
-            term.apply(device);
-        }
-        None => early.push((id, term)),
+    if terms::heard(id, term) {
+        return Ok(());
     }
+    Err(End::Closed(format!("{id} is managed from now on, which begins with saying what is held there")))
 }
 
 fn run_again() {

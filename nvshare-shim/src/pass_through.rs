@@ -36,8 +36,7 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
     (
         "orders work or asks about it; executes nothing",
         "cuCtxRecordEvent cuCtxWaitEvent cuEventDestroy cuEventDestroy_v2 cuEventElapsedTime \
-         cuEventElapsedTime_v2 cuEventQuery cuEventRecord cuEventRecordWithFlags cuEventRecordWithFlags_ptsz \
-         cuEventRecord_ptsz cuStreamCopyAttributes cuStreamCopyAttributes_ptsz cuStreamGetAttribute \
+         cuEventElapsedTime_v2 cuEventQuery cuStreamCopyAttributes cuStreamCopyAttributes_ptsz cuStreamGetAttribute \
          cuStreamGetAttribute_ptsz cuStreamGetCaptureInfo cuStreamGetCaptureInfo_ptsz cuStreamGetCaptureInfo_v2 \
          cuStreamGetCaptureInfo_v2_ptsz cuStreamGetCaptureInfo_v3 cuStreamGetCaptureInfo_v3_ptsz cuStreamGetCtx \
          cuStreamGetCtx_ptsz cuStreamGetCtx_v2 cuStreamGetCtx_v2_ptsz cuStreamGetDevice cuStreamGetDevice_ptsz \

@@ -311,7 +311,7 @@ functions! {
     [cuLaunchKernel cuLaunchKernel_ptsz] (f: CUfunction, gridDimX: u32, gridDimY: u32, gridDimZ: u32, blockDimX: u32, blockDimY: u32, blockDimZ: u32, sharedMemBytes: u32, hStream: CUstream, kernelParams: *mut *mut c_void, extra: *mut *mut c_void) => work::launch(hStream);
     [cuLaunchKernelEx cuLaunchKernelEx_ptsz] (config: *const CUlaunchConfig, f: CUfunction, kernelParams: *mut *mut c_void, extra: *mut *mut c_void) => work::launch_ex(config);
     [cuLaunchCooperativeKernel cuLaunchCooperativeKernel_ptsz] (f: CUfunction, gridDimX: u32, gridDimY: u32, gridDimZ: u32, blockDimX: u32, blockDimY: u32, blockDimZ: u32, sharedMemBytes: u32, hStream: CUstream, kernelParams: *mut *mut c_void) => work::launch(hStream);
-    [cuLaunchCooperativeKernelMultiDevice] (launchParamsList: *mut CUDA_LAUNCH_PARAMS, numDevices: u32, flags: u32) => work::launch_blocking();
+    [cuLaunchCooperativeKernelMultiDevice] (launchParamsList: *mut CUDA_LAUNCH_PARAMS, numDevices: u32, flags: u32) => work::launch_list(launchParamsList, numDevices);
     [cuLaunch] (f: CUfunction) => work::launch_blocking();
     [cuLaunchGrid] (f: CUfunction, grid_width: i32, grid_height: i32) => work::launch_blocking();
     [cuLaunchGridAsync] (f: CUfunction, grid_width: i32, grid_height: i32, hStream: CUstream) => work::launch(hStream);
@@ -367,7 +367,7 @@ functions! {
     // Streams and captures.
     [cuStreamCreate] (phStream: *mut CUstream, Flags: u32) => streams::create(phStream);
     [cuStreamCreateWithPriority] (phStream: *mut CUstream, flags: u32, priority: i32) => streams::create(phStream);
-    [cuGreenCtxStreamCreate] (phStream: *mut CUstream, greenCtx: CUgreenCtx, flags: u32, priority: i32) => streams::create(phStream);
+    [cuGreenCtxStreamCreate] (phStream: *mut CUstream, greenCtx: CUgreenCtx, flags: u32, priority: i32) => streams::create_green(phStream);
     [cuStreamDestroy] (hStream: CUstream) => streams::destroy(hStream);
     [cuStreamDestroy_v2] (hStream: CUstream) => streams::destroy(hStream);
     [cuStreamBeginCapture cuStreamBeginCapture_ptsz] (hStream: CUstream) => streams::begin_capture(hStream);
@@ -377,7 +377,9 @@ functions! {
     [cuStreamBeginCaptureToCig cuStreamBeginCaptureToCig_ptsz] (hStream: CUstream, streamCigCaptureParams: *mut c_void) => streams::begin_capture(hStream);
     [cuStreamEndCapture cuStreamEndCapture_ptsz] (hStream: CUstream, phGraph: *mut CUgraph) => streams::end_capture(hStream);
     [cuStreamEndCaptureToCig cuStreamEndCaptureToCig_ptsz] (hStream: CUstream) => streams::end_capture(hStream);
-    [cuStreamWaitEvent cuStreamWaitEvent_ptsz] (hStream: CUstream, hEvent: CUevent, Flags: u32) => streams::wait_event(hStream);
+    [cuStreamWaitEvent cuStreamWaitEvent_ptsz] (hStream: CUstream, hEvent: CUevent, Flags: u32) => streams::wait_event(hStream, hEvent);
+    [cuEventRecord cuEventRecord_ptsz] (hEvent: CUevent, hStream: CUstream) => streams::record_event(hEvent, hStream);
+    [cuEventRecordWithFlags cuEventRecordWithFlags_ptsz] (hEvent: CUevent, hStream: CUstream, flags: u32) => streams::record_event(hEvent, hStream);
 
     // Waiting: not gated, but a client that waits is not idle.
     [cuStreamSynchronize cuStreamSynchronize_ptsz] (hStream: CUstream) => waiting::wait();
@@ -461,13 +463,12 @@ functions! {
     cuCtxGetDevice(device: *mut CUdevice);
     cuCtxGetId(ctx: CUcontext, ctxId: *mut u64);
     cuStreamGetCtx(hStream: CUstream, pctx: *mut CUcontext);
+    cuStreamGetCtx_v2(hStream: CUstream, pCtx: *mut CUcontext, pGreenCtx: *mut CUgreenCtx);
     cuStreamIsCapturing(hStream: CUstream, captureStatus: *mut CEnum);
     cuStreamIsCapturing_ptsz(hStream: CUstream, captureStatus: *mut CEnum);
     cuStreamGetFlags(hStream: CUstream, flags: *mut u32);
     cuStreamQuery(hStream: CUstream);
     cuThreadExchangeStreamCaptureMode(mode: *mut CEnum);
-    cuEventRecord(hEvent: CUevent, hStream: CUstream);
-    cuEventRecord_ptsz(hEvent: CUevent, hStream: CUstream);
     cuEventQuery(hEvent: CUevent);
     cuEventDestroy_v2(hEvent: CUevent);
     cuEventElapsedTime(pMilliseconds: *mut f32, hStart: CUevent, hEnd: CUevent);

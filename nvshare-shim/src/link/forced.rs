@@ -118,7 +118,7 @@ fn bring_in() -> bool {
 }
 
 fn hold_back(stall: Duration) -> Option<standing::HeldBack> {
-    if session::is_managed() || standing::is_dead() || device::all().is_empty() {
+    if session::is_managed() || standing::is_dead() || super::is_bypassed() || device::all().is_empty() {
         return None;
     }
     match standing::hold_back(stall) {

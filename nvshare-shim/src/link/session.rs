@@ -20,6 +20,7 @@ use rustix::net::{
     socket_with,
 };
 
+use super::{alone, terms};
 use crate::memory::device;
 use crate::swap::{shadow, standing};
 use crate::{config, counters};
@@ -199,7 +200,11 @@ type Terms = (Vec<(DeviceId, Bytes)>, Vec<(DeviceId, Bytes)>);
 impl Session {
     /// Connects, says what the process holds, and waits for the answer.
     pub(super) fn open() -> Result<Session, End> {
-        let socket = dial().map_err(End::Connect)?;
+        Session::begin(dial().map_err(End::Connect)?)
+    }
+
+    /// The same on a socket that is connected already.
+    pub(super) fn begin(socket: OwnedFd) -> Result<Session, End> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(End::Connect)?;
         let (socket, bell) = (Arc::new(socket), Arc::new(bell));
         let buffer = vec![0; frame::MAX_BYTES];
@@ -234,8 +239,11 @@ impl Session {
     /// Says `Hello`. From here on all that changes is said too, in order; the lock is held until then. Returns whether
     /// grants counted before.
     fn greet(&self) -> Result<bool, End> {
+        let _still = alone::keep_still();
         let mut shared = shared();
-        for device in device::all() {
+        let devices: Vec<_> = device::all().into_iter().filter(|device| device.is_manageable()).collect();
+        terms::begin(&devices);
+        for device in &devices {
             device.state().space.set_terms(|terms| {
                 let used = terms.resident + terms.unswappable;
                 terms.granted = if terms.unlimited { used } else { terms.granted.max(used) };
@@ -245,7 +253,8 @@ impl Session {
         let hello = Hello {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             running: standing::holds_lease(),
-            devices: device::all().into_iter().map(device::held).collect(),
+            bypass: super::is_bypassed(),
+            devices: devices.into_iter().map(device::held).collect(),
             arenas: shadow::with_agents_arenas(|_| ()).len() as u32,
         };
         let closed = |error: Errno| End::Closed(format!("cannot say hello: {error}"));
@@ -287,17 +296,17 @@ impl Session {
         }
     }
 
-    /// The next message; sends what waits to be sent meanwhile.
-    pub(super) fn receive(&mut self) -> Result<Incoming, End> {
-        loop {
-            if self.wait(None)?
-                && let Some((length, descriptor)) = self.packet()?
-            {
-                let message =
-                    frame::decode(&self.buffer[..length]).map_err(|error| End::Closed(error.to_string()))?;
-                return Ok(Incoming { message, descriptor });
-            }
+    /// The next message, if one comes within `limit` or before something else happens; sends what waits to be sent
+    /// meanwhile.
+    pub(super) fn receive(&mut self, limit: Option<Duration>) -> Result<Option<Incoming>, End> {
+        if self.wait(limit)?
+            && let Some((length, descriptor)) = self.packet()?
+        {
+            let message =
+                frame::decode(&self.buffer[..length]).map_err(|error| End::Closed(error.to_string()))?;
+            return Ok(Some(Incoming { message, descriptor }));
         }
+        Ok(None)
     }
 
     /// Ends the conversation.

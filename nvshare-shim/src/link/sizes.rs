@@ -87,6 +87,13 @@ pub(super) fn limited(device: DeviceId, bytes: u64) {
 }
 
 /// Whether the agent has said how much this client can hold there.
+pub(super) fn unlimited(device: DeviceId) {
+    if let Some(told) = told().get_mut(&device) {
+        (told.size, told.limit, told.fell) = (None, None, None);
+    }
+}
+
+/// Whether the agent limits what this process can hold there.
 pub(super) fn is_limited(device: DeviceId) -> bool {
     told().get(&device).is_some_and(|told| told.limit.is_some())
 }

@@ -130,6 +130,11 @@ impl Device {
         }
     }
 
+    /// Whether an agent can be told of it: one that it cannot see is used as without an agent.
+    pub const fn is_manageable(&self) -> bool {
+        self.counters.is_some()
+    }
+
     /// Its counters on that page, where there was room for one more device.
     pub const fn counters(&self) -> Option<&'static DeviceCounters> {
         self.counters
@@ -279,7 +284,7 @@ impl Device {
         let extent_bytes = extent_bytes(total as u64).next_multiple_of(granularity);
         let counters = counters::page().device(id);
         if counters.is_none() {
-            log::warning!("device {id} is one too many for the counter page: the agent sees nothing of it");
+            log::warning!("device {id} is one too many for the counter page: it is used as without an agent");
         }
         let state = State { space: Space::new(), ..State::default() };
         Ok(Device {

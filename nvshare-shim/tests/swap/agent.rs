@@ -64,7 +64,13 @@ impl Listener {
         let socket = accept_with(&self.0, SocketFlags::CLOEXEC).unwrap();
         let agent = Agent {
             socket,
-            hello: Hello { release: String::new(), running: false, devices: Vec::new(), arenas: 0 },
+            hello: Hello {
+                release: String::new(),
+                running: false,
+                devices: Vec::new(),
+                arenas: 0,
+                bypass: false,
+            },
             tickets: 0,
             log: Vec::new(),
         };
