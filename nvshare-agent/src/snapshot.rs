@@ -320,7 +320,9 @@ pub struct Totals {
 impl Totals {
     /// Counts by [`Call`] with their names, those that are zero too.
     pub fn named(counts: &[u64; Call::COUNT]) -> BTreeMap<String, u64> {
-        Call::ALL.iter().map(|call| (call.name().to_owned(), counts[*call as usize])).collect()
+        // Of the kinds that only the uprobes count, those there are: most processes have none of most.
+        let told = |call: &&Call| call.is_compared() || counts[**call as usize] > 0;
+        Call::ALL.iter().filter(told).map(|call| (call.name().to_owned(), counts[*call as usize])).collect()
     }
 
     /// Adds another client's.
@@ -378,9 +380,15 @@ pub struct Foreign {
     pub measured: Bytes,
     /// Device memory it allocated and has not freed, as far as it was seen.
     pub allocated: Bytes,
-    /// The same for managed memory.
+    /// The same by device, by the process's own numbers for them; `?` where that is not known.
+    #[serde(default)]
+    pub by_device: BTreeMap<String, Bytes>,
+    /// Device memory freed in a stream's order, that its pools may keep: at most this much.
+    #[serde(default)]
+    pub pooled: Bytes,
+    /// The same as `allocated` for managed memory.
     pub managed: Bytes,
-    /// Records about it were lost, so that the figures are inexact.
+    /// Records about it were lost, or it is older than the observer, so that the figures are inexact.
     pub inexact: bool,
     /// For how long it has launched nothing.
     pub idle_seconds: f64,
