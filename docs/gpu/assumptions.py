@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Asks a real driver what docs/driver-assumptions.md assumes of it. Needs Python and libcuda, a GPU, and seconds.
+"""Asks a real driver what docs/driver-assumptions.md assumes of it. Needs Python and libcuda, a GPU, and a minute.
 
-    python3 docs/gpu/assumptions.py                 the questions, one JSON object a line
+    python3 docs/gpu/assumptions.py                 the questions, one JSON object a line, then those of execution.py and memory.py
     python3 docs/gpu/assumptions.py names NAME...   what cuGetProcAddress_v2 finds for each name, with flags 0 and 2
 """
 
@@ -212,4 +212,7 @@ elif sys.argv[1:2] == ["sticky"]:
     sticky()
 else:
     main()
+    sys.stdout.flush()
     subprocess.run([sys.executable, __file__, "sticky"], check=False)
+    for more in ("execution.py", "memory.py"):
+        subprocess.run([sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), more)], check=False)

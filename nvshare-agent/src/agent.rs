@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -69,7 +70,11 @@ impl Agent {
         let health = Health::new();
         let clients = Listener::bind(&config.socket)?;
         health.works(Part::Clients);
-        let pages = http::listen(config.listen).await?;
+        let pages = http::listen(config.listen, "--listen").await?;
+        let probes = match config.probes {
+            Some(address) => Some(http::listen(address, "--probes").await?),
+            None => None,
+        };
         let address = pages.local_addr()?;
 
         let (inputs, heard) = conductor::inputs();
@@ -78,6 +83,7 @@ impl Agent {
             device::start(config.nvml.clone(), readings(inputs.clone(), health.clone(), Arc::clone(&read)))?;
         let (conductor, state) =
             Conductor::new(config.settings(), poll.clone(), &inputs, Some(config.socket.clone()))?;
+        let conductor = conductor.keeping(config.admin_socket.parent().map(Path::to_owned));
         let (observations, seen) = conductor::observations();
         let conductor = tokio::spawn(conductor.run(heard, seen));
         let clients = tokio::spawn(clients.serve(inputs.clone()));
@@ -87,6 +93,7 @@ impl Agent {
         let (directory, keeper) = pods::start(pods::Options::of(config), health.clone());
         let attribution = tokio::spawn(attribute(directory, inputs.clone()));
         let pages = tokio::spawn(http::serve(pages, state.clone(), health.clone()));
+        let probes = probes.map(|probes| tokio::spawn(http::probes(probes, state.clone(), health.clone())));
         let standing = tokio::spawn(report(state.clone(), health.clone(), read, config.no_uprobes));
         let plugin = plugin::run(config.plugin.clone(), config.socket.clone(), state.clone(), health.clone());
         let plugin = tokio::spawn(plugin);
@@ -105,6 +112,7 @@ impl Agent {
             }
             Err(error) => health.missing(Part::Admin, &error),
         }
+        others.extend(probes.map(|probes| ("probes", probes)));
         others.push(("pages", pages));
         Ok(Agent { address, observer, conductor, others, poll })
     }
@@ -157,6 +165,7 @@ fn readings(
         // One device of several that does not answer keeps nobody from sharing the others.
         match &report.problem {
             Some(why) if report.devices.is_empty() => health.missing(Part::Devices, why),
+            None if report.devices.is_empty() => {}
             _ => health.works(Part::Devices),
         }
         // Fails only when the conductor is gone, and the agent about to end.

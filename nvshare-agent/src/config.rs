@@ -186,6 +186,11 @@ pub struct Config {
         value_parser = listen)]
     pub listen: SocketAddr,
 
+    /// Address for /livez and /readyz alone, so that these are answered whoever crowds the pages [default: none, they are
+    /// answered with the pages only]
+    #[arg(long, value_name = "ADDRESS:PORT", env = "NVSHARE_AGENT_PROBES", value_parser = listen)]
+    pub probes: Option<SocketAddr>,
+
     /// NVML: a path, or a name for the loader
     #[arg(long, value_name = "LIBRARY", env = "NVSHARE_AGENT_NVML", default_value = "libnvidia-ml.so.1")]
     pub nvml: OsString,

@@ -16,6 +16,7 @@ pub mod health;
 pub mod hostmem;
 pub mod http;
 pub mod install;
+pub mod keep;
 pub mod ledger;
 pub mod log;
 pub mod metrics;

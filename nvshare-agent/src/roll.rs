@@ -58,6 +58,10 @@ impl Roll {
     }
 
     fn lines(&mut self, report: &Report) -> Vec<Line> {
+        // A card that has not answered yet is not lost; one that goes on so is a problem.
+        if !report.complete && report.problem.is_none() {
+            return Vec::new();
+        }
         let changed = report.problem != self.problem;
         self.problem.clone_from(&report.problem);
         // That nothing at all is read is told as a part of the agent that is missing.
@@ -108,7 +112,7 @@ mod tests {
             per_process: BTreeMap::new(),
         };
         let devices = cards.iter().map(reading).collect();
-        Report { began: Moment(1), devices, problem: problem.map(str::to_owned) }
+        Report { began: Moment(1), devices, complete: true, problem: problem.map(str::to_owned) }
     }
 
     const LOST: &str = "NVML cannot read GPU 1";

@@ -1,12 +1,16 @@
 //! Everything the agent lets anybody see, as plain data: `/api/v1/state`, `/metrics`, `status` and `top` are made from a
 //! [`State`]. The conductor publishes a new one after each change; readers cannot change anything.
 
+mod calls;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
 use nvshare_common::probe::Call;
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
 use serde::{Deserialize, Serialize};
+
+pub use self::calls::Calls;
 
 use crate::observation::{Health, Process};
 use crate::order::Priority;
@@ -290,13 +294,13 @@ pub struct ClientDevice {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Totals {
     /// Calls on observed functions that the shim says its application made, by [`Call::name`].
-    pub application_calls: BTreeMap<String, u64>,
+    pub application_calls: Calls,
     /// The same for the shim's own threads.
-    pub engine_calls: BTreeMap<String, u64>,
+    pub engine_calls: Calls,
     /// What the uprobes saw of both.
-    pub application_seen: BTreeMap<String, u64>,
+    pub application_seen: Calls,
     /// See `application_seen`.
-    pub engine_seen: BTreeMap<String, u64>,
+    pub engine_seen: Calls,
     /// Records that the uprobes lost.
     pub lost: u64,
     /// Bytes copied to the host by swap out.
@@ -318,29 +322,17 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Counts by [`Call`] with their names, those that are zero too.
-    pub fn named(counts: &[u64; Call::COUNT]) -> BTreeMap<String, u64> {
-        // Of the kinds that only the uprobes count, those there are: most processes have none of most.
-        let told = |call: &&Call| call.is_compared() || counts[**call as usize] > 0;
-        Call::ALL.iter().filter(told).map(|call| (call.name().to_owned(), counts[*call as usize])).collect()
+    /// Counts by [`Call`], which are written with their names.
+    pub fn named(counts: &[u64; Call::COUNT]) -> Calls {
+        Calls(*counts)
     }
 
     /// Adds another client's.
     pub fn add(&mut self, other: &Totals) {
-        let pairs = [
-            (&mut self.application_calls, &other.application_calls),
-            (&mut self.engine_calls, &other.engine_calls),
-            (&mut self.application_seen, &other.application_seen),
-            (&mut self.engine_seen, &other.engine_seen),
-        ];
-        for (sum, more) in pairs {
-            for (name, count) in more {
-                match sum.get_mut(name) {
-                    Some(sum) => *sum += count,
-                    None => drop(sum.insert(name.clone(), *count)),
-                }
-            }
-        }
+        self.application_calls.add(&other.application_calls);
+        self.engine_calls.add(&other.engine_calls);
+        self.application_seen.add(&other.application_seen);
+        self.engine_seen.add(&other.engine_seen);
         self.lost += other.lost;
         self.copied_out += other.copied_out;
         self.copied_in += other.copied_in;
@@ -393,7 +385,7 @@ pub struct Foreign {
     /// For how long it has launched nothing.
     pub idle_seconds: f64,
     /// What the uprobes saw, by [`Call::name`].
-    pub seen: BTreeMap<String, u64>,
+    pub seen: Calls,
 }
 
 /// Host memory for shadows.

@@ -272,7 +272,13 @@ impl World {
                     resident: pieces(shim.resident),
                     total: pieces(self.bounds.wanted),
                 };
-                let hello = Hello { release: "1".to_owned(), running: false, devices: vec![held], arenas: 0 };
+                let hello = Hello {
+                    release: "1".to_owned(),
+                    running: false,
+                    devices: vec![held],
+                    arenas: 0,
+                    bypass: false,
+                };
                 self.ledger.hello(World::process(number), SessionId(now.0), &hello, now);
             }
         }

@@ -10,8 +10,8 @@ use crate::units::{Bytes, DeviceId};
 /// The page's size in bytes: exactly the memfd's, whatever [`Counters`] needs of it.
 pub const PAGE_BYTES: usize = 4096;
 
-/// How many devices one client can use under nvshare; further ones run unmanaged.
-pub const MAX_DEVICES: usize = 8;
+/// How many devices one client can use under nvshare: more than any node has cards. Further ones run unmanaged.
+pub const MAX_DEVICES: usize = 32;
 
 /// Driver calls by [`Call`], of those that are compared: index `call as usize`.
 pub type CallCounts = [AtomicU64; Call::COMPARED];
@@ -29,6 +29,9 @@ pub struct Counters {
     pub waiting: AtomicU64,
     /// What the client holds on each device it uses, in the order in which it first used them.
     pub devices: [DeviceCounters; MAX_DEVICES],
+    /// One more than the number of a descriptor through which the agent may reach the client, where its directory was
+    /// removed; 0: none.
+    pub door: AtomicU64,
 }
 
 /// One device's part of the page. `uuid` is written before `in_use` is set (release) and never changes afterwards.
@@ -53,6 +56,8 @@ pub struct DeviceCounters {
     pub copied_in: AtomicU64,
     /// Bytes that a swap out released without copying because the shadow already held them, or they were zero.
     pub clean: AtomicU64,
+    /// Bytes of managed memory, wherever they are: the driver moves them, and they are in no other figure here.
+    pub managed: AtomicU64,
 }
 
 /// A copy of one device's counters.
@@ -72,6 +77,8 @@ pub struct Holdings {
     pub copied_in: Bytes,
     /// See [`DeviceCounters`].
     pub clean: Bytes,
+    /// See [`DeviceCounters`].
+    pub managed: Bytes,
 }
 
 const _: () = assert!(size_of::<Counters>() <= PAGE_BYTES);
@@ -84,6 +91,7 @@ impl Counters {
             engine: [const { AtomicU64::new(0) }; Call::COMPARED],
             waiting: AtomicU64::new(0),
             devices: [const { DeviceCounters::new() }; MAX_DEVICES],
+            door: AtomicU64::new(0),
         }
     }
 
@@ -137,6 +145,7 @@ impl DeviceCounters {
             copied_out: AtomicU64::new(0),
             copied_in: AtomicU64::new(0),
             clean: AtomicU64::new(0),
+            managed: AtomicU64::new(0),
         }
     }
 
@@ -160,6 +169,7 @@ impl DeviceCounters {
             copied_out: read(&self.copied_out),
             copied_in: read(&self.copied_in),
             clean: read(&self.clean),
+            managed: read(&self.managed),
         }
     }
 }

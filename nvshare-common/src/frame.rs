@@ -79,9 +79,9 @@ pub fn decode_hello(packet: &[u8]) -> Result<Hello, FrameError> {
 pub fn encode_answer(answer: &Answer) -> Result<Vec<u8>, FrameError> {
     let mut packet = head();
     match answer {
-        Answer::Welcome { client, limits } => {
+        Answer::Welcome { client, limits, sizes } => {
             packet.push(WELCOME);
-            packet.extend(encode(&(client, limits))?);
+            packet.extend(encode(&(client, limits, sizes))?);
         }
         Answer::Refused { why } => {
             packet.push(REFUSED);
@@ -98,8 +98,8 @@ pub fn decode_answer(packet: &[u8]) -> Result<Answer, FrameError> {
         Some((&REFUSED, why)) => Ok(Answer::Refused { why: String::from_utf8_lossy(why).into_owned() }),
         Some((&WELCOME, welcome)) => {
             understood(version)?;
-            let (client, limits) = decode(welcome)?;
-            Ok(Answer::Welcome { client, limits })
+            let (client, limits, sizes) = decode(welcome)?;
+            Ok(Answer::Welcome { client, limits, sizes })
         }
         _ => Err(FrameError::Malformed { bytes: packet.len(), why: "neither welcome nor refused".into() }),
     }
@@ -134,14 +134,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn hello() -> Hello {
-        Hello { release: "0.1.0".into(), running: true, devices: vec![], arenas: 0 }
+        Hello { release: "0.1.0".into(), running: true, devices: vec![], arenas: 0, bypass: false }
     }
 
     #[test]
     fn a_session_opens_and_a_refusal_is_read_by_any_version() {
         assert_eq!(decode_hello(&encode_hello(&hello()).unwrap()).unwrap(), hello());
         let limits = vec![(DeviceId([7; 16]), Bytes::GIB)];
-        let welcome = Answer::Welcome { client: ClientId(7), limits };
+        let welcome = Answer::Welcome { client: ClientId(7), limits: limits.clone(), sizes: limits };
         assert_eq!(decode_answer(&encode_answer(&welcome).unwrap()).unwrap(), welcome);
         let refused = Answer::Refused { why: "agent 0.9 speaks protocol 9".into() };
         let mut packet = encode_answer(&refused).unwrap();

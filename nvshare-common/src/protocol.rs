@@ -26,7 +26,10 @@ pub struct Hello {
     pub release: String,
     /// Whether the client's gate is open now: it never met an agent, or holds the lease of a previous one.
     pub running: bool,
-    /// What it holds.
+    /// An agent once found driver work that did not pass the shim ([`ToShim::Bypassed`]): it holds for the life of the
+    /// process, and a new agent cannot find it out again.
+    pub bypass: bool,
+    /// What it holds. Devices that did not fit into the counter page are absent: they run as without an agent.
     pub devices: Vec<Held>,
     /// How many [`ToAgent::ArenaHeld`] follow at once, each with its descriptor.
     pub arenas: u32,
@@ -54,6 +57,8 @@ pub enum Answer {
         client: ClientId,
         /// The first [`ToShim::Limit`] of each device, so that the first question for memory is answered by them.
         limits: Vec<(DeviceId, Bytes)>,
+        /// The first [`ToShim::Size`] of each device.
+        sizes: Vec<(DeviceId, Bytes)>,
     },
     /// No session; the client runs bare. Says why, with both versions where that is the reason.
     Refused {
@@ -74,6 +79,12 @@ pub enum Purpose {
 /// Shim to agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToAgent {
+    /// The process uses `device` from now on, and has a context there already. It is answered by [`ToShim::Limit`], which
+    /// counts that context, or by [`ToShim::Unmanaged`].
+    Met {
+        /// Which.
+        device: DeviceId,
+    },
     /// An arena of a previous session, its descriptor attached.
     ArenaHeld {
         /// Its number.
@@ -158,17 +169,42 @@ pub enum ToAgent {
         /// Which.
         arena: ArenaId,
     },
-    /// A device error made every call of this client fail until it exits; its gate is open for good.
+    /// A device error made every call of this client fail; its gate is open until it says `Revived`, or exits.
     Dead {
         /// The error's name.
         why: String,
     },
+    /// May the client come to need `total` on `device`? Asked before a promise is made: after a context was made, and for an
+    /// allocation near the limit. Answered with [`ToShim::Room`] from a reading that began after this came, the limit
+    /// that follows from it told before.
+    MayHave {
+        /// The shim's number for this question; never one of a `WantRoom`.
+        ticket: Ticket,
+        /// Where.
+        device: DeviceId,
+        /// All extents and all memory that cannot be moved.
+        total: Bytes,
+    },
+    /// The contexts that had failed are gone, and the client goes on as before the error.
+    Revived,
 }
 
 /// Agent to shim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToShim {
-    /// The most this client can ever hold on `device`: what `cuMemGetInfo` calls total; beyond it an allocation fails.
+    /// The agent does not manage `device` (now): this process runs there as without an agent, and brings back itself what
+    /// it has swapped out there. A `Limit` or `Grant` for it that comes later means that it is managed after all, which
+    /// begins with a new `Hello`.
+    Unmanaged {
+        /// Where.
+        device: DeviceId,
+        /// For the log of the client.
+        why: String,
+    },
+    /// Driver work was seen that did not pass the shim: memory of this process is never moved again, whoever orders it.
+    Bypassed,
+    /// The most this client can hold on `device` beside what others hold there for good, its context and other overhead not
+    /// counted: beyond it an allocation fails at once. It moves with what is held for good.
     Limit {
         /// Where.
         device: DeviceId,
@@ -227,11 +263,19 @@ pub enum ToShim {
         /// How much.
         bytes: Bytes,
     },
-    /// The answer to `WantRoom`: room was made (or there was no need), or cannot be made.
+    /// The answer to `WantRoom`: room was made (or there was no need), or cannot be made. And to `MayHave`.
     Room {
         /// Of the request.
         ticket: Ticket,
         /// Whether trying again is worth it.
         made: bool,
+    },
+    /// How large `device` is to this client where that is less than the device: a capacity, or an ordered limit. What
+    /// `cuMemGetInfo` and all others call total; a process to which a size was told once keeps that.
+    Size {
+        /// Where.
+        device: DeviceId,
+        /// Bytes; replaces the previous figure.
+        bytes: Bytes,
     },
 }

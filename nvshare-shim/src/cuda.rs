@@ -20,6 +20,7 @@ impl CUresult {
     pub const CUDA_ERROR_OUT_OF_MEMORY: CUresult = CUresult(2);
     pub const CUDA_ERROR_NOT_INITIALIZED: CUresult = CUresult(3);
     pub const CUDA_ERROR_DEINITIALIZED: CUresult = CUresult(4);
+    pub const CUDA_ERROR_INVALID_DEVICE: CUresult = CUresult(101);
     pub const CUDA_ERROR_INVALID_CONTEXT: CUresult = CUresult(201);
     pub const CUDA_ERROR_SHARED_OBJECT_INIT_FAILED: CUresult = CUresult(303);
     pub const CUDA_ERROR_INVALID_HANDLE: CUresult = CUresult(400);

@@ -8,6 +8,7 @@
 //! - [`cuda`]: the driver's types. [`counters`]: the calls made, as the agent sees them.
 //! - [`gate`], [`streams`], [`drain`], [`pace`]: who may submit work, what was submitted, and when it is finished.
 //! - [`memory`], [`swap`], [`link`]: what the process holds, how it moves, and what the agent says about it.
+//! - `nvml`: what NVML says of memory.
 //! - [`config`], [`log`]: what the environment says, and what is said on stderr.
 
 pub mod config;
@@ -20,6 +21,7 @@ mod hooks;
 pub mod link;
 pub mod log;
 pub mod memory;
+mod nvml;
 pub mod pace;
 #[cfg(test)]
 mod pass_through;

@@ -4,22 +4,30 @@
 //! Lock order: the session's before a device's, never the other way round.
 
 pub(crate) mod alone;
+mod door;
+mod forced;
 mod session;
+pub(crate) mod sizes;
+mod terms;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nvshare_common::protocol::{Purpose, ToAgent, ToShim};
 use nvshare_common::units::{Bytes, DeviceId, Ticket};
 
 use self::alone::Alone;
+use self::door::Door;
 use self::session::{End, Incoming, Session};
+use self::terms::Term;
 use crate::cuda::sys;
+use crate::driver::driver;
+use crate::memory::books;
 use crate::memory::device::{self, Device};
 use crate::swap::{self, Order, shadow, standing};
 use crate::{config, log, pace, start as threads};
@@ -28,37 +36,23 @@ use crate::{config, log, pace, start as threads};
 const FIRST_ANSWER: Duration = Duration::from_secs(1);
 /// How often a lost agent is looked for.
 const RECONNECT: Duration = Duration::from_secs(1);
-/// How long a driver call that failed for lack of memory waits for room: somebody may have to be stopped and swapped out. The
-/// agent gives up a little earlier.
-const ROOM_LIMIT: Duration = Duration::from_secs(35);
-/// What such a call is assumed to need.
-const ROOM_BYTES: Bytes = Bytes(64 << 20);
+/// How long a knock at the back door is waited for between two looks for an agent.
+const KNOCK: Duration = Duration::from_millis(100);
+/// How long a driver call that failed for lack of memory waits for room, all in all: somebody may have to be stopped and swapped
+/// out. The agent gives up a little earlier.
+pub(crate) const ROOM_LIMIT: Duration = Duration::from_secs(35);
+/// How long the agent may take to say whether more can be needed: a reading of the device.
+const MAY_HAVE_LIMIT: Duration = Duration::from_secs(2);
 /// How often it looks whether a new agent is there.
 const ROOM_PAUSE: Duration = Duration::from_millis(100);
-/// The stall of a drain that nobody asked for (debugging).
-const DEBUG_STALL: Duration = Duration::from_secs(2);
 
 /// Threads wait at the gate and the agent should know.
 static WAITING: AtomicBool = AtomicBool::new(false);
-/// Grants and limits for devices that this process has not met yet.
-static EARLY: Mutex<Vec<(DeviceId, Term)>> = Mutex::new(Vec::new());
-static ROOM: Mutex<Option<HashMap<u64, Sender<bool>>>> = Mutex::new(None);
-
-#[derive(Clone, Copy, Debug)]
-enum Term {
-    Grant(u64),
-    Limit(u64),
-}
-
-impl Term {
-    fn apply(self, device: &Device) {
-        device.state().space.set_terms(|terms| match self {
-            Term::Grant(bytes) => terms.granted += bytes,
-            Term::Limit(bytes) => terms.limit = Some(bytes),
-        });
-        device.wake();
-    }
-}
+/// An agent found driver work that did not pass the shim: nothing of this process is moved any more (see
+/// [`ToShim::Bypassed`]).
+static BYPASSED: AtomicBool = AtomicBool::new(false);
+/// Who waits for an answer of the agent, by ticket.
+static ASKING: Mutex<Option<HashMap<u64, Sender<bool>>>> = Mutex::new(None);
 
 /// Takes up the conversation, at the first `cuInit`. Waits a moment for the agent's answer if there is one.
 pub fn start() {
@@ -73,22 +67,17 @@ pub fn start() {
             log::warning!("cannot start the control thread: {error}; running without nvshare's agent");
         }
     }
-    if let Some(every) = config::get().debug_swap_every {
-        let started = threads::engine_thread("debug", move || {
-            loop {
-                std::thread::sleep(every);
-                swap_everything_once();
-            }
-        });
-        if let Err(error) = started {
-            log::warning!("cannot start the debugging thread: {error}");
-        }
-    }
+    forced::start();
 }
 
 /// Sends a message if there is a session; otherwise the next `Hello` will say all.
 pub fn send(message: &ToAgent) {
     session::send(message);
+}
+
+/// Sends what `act` says, as it stands when it is sent: of two that speak of the same thing the later one has the last word.
+pub fn tell(act: impl FnOnce() -> Option<ToAgent>) {
+    session::tell(act);
 }
 
 /// Gives back a part of the grant: `change` books it and says how much, and the agent is told, with no `Hello` in between
@@ -118,45 +107,111 @@ pub fn runs() {
     WAITING.store(false, Ordering::Release);
 }
 
-/// A driver call failed for lack of memory. Asks the agent for room on the device of that number, or of the current context,
-/// waits for the answer, and says whether trying again is worth it.
-pub fn want_room(ordinal: Option<sys::CUdevice>) -> bool {
-    static TICKETS: AtomicU64 = AtomicU64::new(1);
-    let deadline = Instant::now() + ROOM_LIMIT;
-    while !session::is_open() {
-        // An agent that is being replaced is back soon, and nobody else can make room.
-        if !(session::is_managed() || alone::is_orphan()) || Instant::now() > deadline {
-            return false;
+/// A driver call failed for lack of memory. Asks the agent for room for `bytes` on the device of that number, or of the current
+/// context, waits for the answer until `deadline`, and says whether trying again is worth it.
+pub fn want_room(ordinal: Option<sys::CUdevice>, bytes: u64, deadline: Instant) -> bool {
+    let ordinal = ordinal.or_else(|| {
+        let mut ordinal = 0;
+        // SAFETY: `ordinal` is where the answer goes.
+        unsafe { driver().cuCtxGetDevice(&raw mut ordinal) }.ok().then_some(ordinal)
+    });
+    let Some(device) = ordinal.and_then(device::of_ordinal) else { return false };
+    loop {
+        while !session::is_open() {
+            // An agent that is being replaced is back soon, and nobody else can make room.
+            if !(session::is_managed() || alone::is_orphan()) || Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(ROOM_PAUSE);
         }
-        std::thread::sleep(ROOM_PAUSE);
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let ask = |ticket| ToAgent::WantRoom { ticket, device: device.id, bytes: Bytes(bytes) };
+        match answered(ask, limit) {
+            Ok(made) => return made,
+            Err(RecvTimeoutError::Timeout) => return false,
+            // The agent went away: another one is asked.
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(ROOM_PAUSE),
+        }
     }
-    let device = match ordinal {
-        Some(ordinal) => device::of_ordinal(ordinal),
-        None => device::current().ok().flatten().map(|(device, _)| device),
-    };
-    let Some(device) = device else { return false };
+}
+
+/// Whether there is an agent to be asked.
+pub fn has_agent() -> bool {
+    session::is_open()
+}
+
+/// Whether this client may come to need `total` on the device, by a look that the agent takes now; the limit that follows is
+/// known here before the answer is. `None`: nobody can say.
+pub fn may_have(device: DeviceId, total: u64) -> Option<bool> {
+    if !session::is_open() || !sizes::is_limited(device) {
+        return None;
+    }
+    answered(|ticket| ToAgent::MayHave { ticket, device, total: Bytes(total) }, MAY_HAVE_LIMIT).ok()
+}
+
+/// A context was made on the device of that number: what it costs is known to the agent before anything is promised.
+pub fn context_made(ordinal: sys::CUdevice) {
+    if session::is_open()
+        && let Ok(id) = device::id_of(ordinal)
+    {
+        let _ = may_have(id, 0);
+        sizes::is_settled(id);
+    }
+}
+
+/// Sends a question and waits for its answer; disconnected when the session ends.
+fn answered(ask: impl FnOnce(Ticket) -> ToAgent, limit: Duration) -> Result<bool, RecvTimeoutError> {
+    static TICKETS: AtomicU64 = AtomicU64::new(1);
     let ticket = TICKETS.fetch_add(1, Ordering::Relaxed);
     let (answer, told) = channel();
-    let waiters = || ROOM.lock().unwrap_or_else(PoisonError::into_inner);
-    waiters().get_or_insert_default().insert(ticket, answer);
-    send(&ToAgent::WantRoom { ticket: Ticket(ticket), device: device.id, bytes: ROOM_BYTES });
-    let made = told.recv_timeout(ROOM_LIMIT).unwrap_or(false);
-    waiters().get_or_insert_default().remove(&ticket);
+    asking().get_or_insert_default().insert(ticket, answer);
+    send(&ask(Ticket(ticket)));
+    // Where the session ended before, nobody is there to tell.
+    let made =
+        if session::is_open() { told.recv_timeout(limit) } else { Err(RecvTimeoutError::Disconnected) };
+    asking().get_or_insert_default().remove(&ticket);
     made
 }
 
-/// A device is used for the first time: `known` makes it known to everybody, under the terms that hold.
+fn asking() -> MutexGuard<'static, Option<HashMap<u64, Sender<bool>>>> {
+    ASKING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A device is used for the first time: `known` makes it known to everybody, under the terms that hold. In a session the
+/// agent is asked for them, and this waits a moment for the answer.
 pub fn device_met(device: &Device, known: impl FnOnce()) {
+    let mut asks = false;
     session::while_managed(|managed| {
-        if managed {
+        asks = managed && device.is_manageable();
+        if asks {
             device.state().space.set_terms(|terms| terms.unlimited = false);
         }
         known();
+        if asks {
+            // After it is known: what is said of it before is early, what comes later finds it.
+            terms::ask(device);
+        }
     });
-    let mut early = EARLY.lock().unwrap_or_else(PoisonError::into_inner);
-    for (_, term) in early.extract_if(.., |(id, _)| *id == device.id) {
-        term.apply(device);
+    if asks && session::is_open() {
+        send(&ToAgent::Met { device: device.id });
+        terms::await_first(device.id);
     }
+}
+
+/// Whether memory of this process must stay where it is, whoever orders what: work was seen that no gate stops.
+pub fn is_bypassed() -> bool {
+    BYPASSED.load(Ordering::Acquire)
+}
+
+/// A device runs without the agent of this session: what is missing there comes back as soon as there is room.
+fn unmanage(id: DeviceId, why: &str) {
+    if !terms::unmanaged(id) {
+        return;
+    }
+    sizes::unlimited(id);
+    let Some(device) = device::by_id(id) else { return };
+    log::warning!("{id} is used as without an agent: {why}");
+    alone::without_agent(device);
 }
 
 fn want_work() {
@@ -178,22 +233,33 @@ fn want_work() {
 fn run(tried: &Sender<()>) {
     let mut alone = Alone::new();
     let mut said = false;
+    let mut back_door = None;
     loop {
-        // What an earlier agent said of devices that are not in the `Hello` no longer counts.
-        EARLY.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        match Session::open() {
+        let opened = match knocked(&mut back_door) {
+            Some(socket) => Session::begin(socket),
+            None => Session::open(),
+        };
+        match opened {
             Ok(mut session) => {
                 said = false;
                 log::info!("connected to the agent as client {}", session.client().0);
                 // Before the application's first call returns: frameworks ask once how much there is.
-                for (device, bytes) in session.limits() {
-                    on_device(device, Term::Limit(bytes.0));
+                let (limits, sizes) = session.terms();
+                for (device, bytes) in sizes {
+                    sizes::sized(device, bytes.0);
+                }
+                for (device, bytes) in limits {
+                    // A device of before of which nothing was said yet, or one that is not met: this cannot be refused.
+                    let _ = on_device(device, Term::Limit(bytes.0));
                 }
                 let _ = tried.send(());
                 alone.forget();
                 want_what_is_missing();
+                books::forget_said();
                 let end = serve(&mut session);
                 session.close();
+                // Nobody answers any more.
+                asking().take();
                 pace::set(false);
                 log::info!("the agent is gone: {end}");
                 alone.lost();
@@ -230,6 +296,20 @@ fn run(tried: &Sender<()>) {
     }
 }
 
+/// Where no agent can ever be reached by its path: the socket that one has taken the other end of.
+fn knocked(back_door: &mut Option<Door>) -> Option<OwnedFd> {
+    if back_door.is_none() && door::is_needed() {
+        *back_door = Door::open().inspect_err(|error| log::warning!("no back door: {error}")).ok();
+    }
+    match back_door.take()?.wait(KNOCK) {
+        Ok(socket) => Some(socket),
+        Err(door) => {
+            *back_door = Some(door);
+            None
+        }
+    }
+}
+
 /// After a `Hello` the agent knows what there is, but not who waits.
 fn want_what_is_missing() {
     if WAITING.load(Ordering::Acquire) {
@@ -244,27 +324,47 @@ fn want_what_is_missing() {
 
 fn serve(session: &mut Session) -> End {
     loop {
-        match session.receive() {
-            Ok(Incoming { message, descriptor }) => {
+        for device in terms::overdue() {
+            unmanage(device, "the agent says nothing of it");
+        }
+        match session.receive(terms::until_overdue()) {
+            Ok(Some(Incoming { message, descriptor })) => {
                 let text = format!("{message:?}");
                 // A mistake of ours must not end the conversation.
-                if catch_unwind(AssertUnwindSafe(|| obey(message, descriptor))).is_err() {
-                    log::error!("obeying {text} met an error of our own; please report it");
+                match catch_unwind(AssertUnwindSafe(|| obey(message, descriptor))) {
+                    Ok(Ok(())) => {}
+                    Ok(Err(end)) => return end,
+                    Err(_) => log::error!("obeying {text} met an error of our own; please report it"),
                 }
             }
+            Ok(None) => {}
             Err(end) => return end,
         }
     }
 }
 
-fn obey(message: ToShim, descriptor: Option<OwnedFd>) {
+/// The error ends the session: a new one begins at once.
+fn obey(message: ToShim, descriptor: Option<OwnedFd>) -> Result<(), End> {
     log::debug!("agent: {message:?}");
     match message {
-        ToShim::Limit { device, bytes } => on_device(device, Term::Limit(bytes.0)),
-        ToShim::Grant { device, bytes } => on_device(device, Term::Grant(bytes.0)),
+        ToShim::Unmanaged { device, why } => unmanage(device, &why),
+        ToShim::Bypassed => {
+            if !BYPASSED.swap(true, Ordering::AcqRel) {
+                log::warning!("driver calls of this process do not pass nvshare: its memory is never moved");
+            }
+        }
+        ToShim::Limit { device, bytes } => on_device(device, Term::Limit(bytes.0))?,
+        ToShim::Size { device, bytes } => sizes::sized(device, bytes.0),
+        ToShim::Grant { device, bytes } => on_device(device, Term::Grant(bytes.0))?,
         ToShim::Run => run_again(),
         ToShim::Stop { ticket, stall_ms } => stop(ticket, Duration::from_millis(stall_ms.into())),
         ToShim::Pace { on } => pace::set(on),
+        ToShim::SwapOut { ticket, .. } if is_bypassed() => {
+            send(&ToAgent::SwapFailed {
+                ticket,
+                why: "driver calls of this process do not pass nvshare".into(),
+            });
+        }
         ToShim::SwapOut { ticket, device, bytes, coldest } => match device::by_id(device) {
             Some(device) => device.order(Order::SwapOut { ticket, bytes: bytes.0, coldest }),
             None => send(&ToAgent::SwapFailed { ticket, why: "nothing is held on that device".into() }),
@@ -286,19 +386,22 @@ fn obey(message: ToShim, descriptor: Option<OwnedFd>) {
             }
         }
         ToShim::Room { ticket, made } => {
-            let waiters = ROOM.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(waiter) = waiters.as_ref().and_then(|waiters| waiters.get(&ticket.0)) {
+            if let Some(waiter) = asking().as_ref().and_then(|asking| asking.get(&ticket.0)) {
                 let _ = waiter.send(made);
             }
         }
     }
+    Ok(())
 }
 
-fn on_device(id: DeviceId, term: Term) {
-    match device::by_id(id) {
-        Some(device) => term.apply(device),
-        None => EARLY.lock().unwrap_or_else(PoisonError::into_inner).push((id, term)),
+fn on_device(id: DeviceId, term: Term) -> Result<(), End> {
+    if let Term::Limit(bytes) = term {
+        sizes::limited(id, bytes);
     }
+    if terms::heard(id, term) {
+        return Ok(());
+    }
+    Err(End::Closed(format!("{id} is managed from now on, which begins with saying what is held there")))
 }
 
 fn run_again() {
@@ -335,31 +438,4 @@ fn reclaim(ticket: Ticket, id: DeviceId) {
         release(Some(ticket), id, || device.state().space.give_up_slack(u64::MAX));
     }
     send(&ToAgent::SwapOutDone { ticket, copied: Bytes::ZERO, clean: Bytes::ZERO });
-}
-
-/// `NVSHARE_DEBUG_SWAP_EVERY`: stops the process, swaps everything out and in again.
-fn swap_everything_once() {
-    if session::is_managed() || standing::is_dead() || device::all().is_empty() {
-        return;
-    }
-    let held = match standing::hold_back(DEBUG_STALL) {
-        Ok(held) => held,
-        Err(why) => {
-            log::debug!("no forced swap: {why}");
-            return;
-        }
-    };
-    for device in device::all() {
-        let (answer, told) = channel();
-        device.order(Order::Everything(answer));
-        match told.recv() {
-            Ok(Ok(())) => {}
-            // The process ends, most likely.
-            Ok(Err(_)) if standing::is_dead() => return,
-            Ok(Err(why)) => log::warning!("a forced swap-out of {} was not complete: {why}", device.id),
-            Err(_) => return,
-        }
-    }
-    swap::wait_until_resident();
-    drop(held);
 }

@@ -13,7 +13,7 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
          cuDeviceGetHostAtomicCapabilities cuDeviceGetLuid cuDeviceGetName cuDeviceGetNvSciSyncAttributes \
          cuDeviceGetP2PAtomicCapabilities cuDeviceGetP2PAttribute cuDeviceGetPCIBusId cuDeviceGetProperties \
          cuDeviceGetTexture1DLinearMaxWidth cuDeviceGetUuid cuDeviceGetUuid_v2 cuDevicePrimaryCtxGetState \
-         cuDeviceTotalMem cuDeviceTotalMem_v2 cuDriverGetVersion cuGetErrorName cuGetErrorString cuLogsCurrent \
+         cuDriverGetVersion cuGetErrorName cuGetErrorString cuLogsCurrent \
          cuLogsDumpToFile cuLogsDumpToMemory cuLogsRegisterCallback cuLogsUnregisterCallback",
     ),
     ("tables of private functions between NVIDIA's libraries: not ours to change", "cuGetExportTable"),
@@ -29,15 +29,14 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
     ),
     (
         "partitions a device: work goes into streams, which are known",
-        "cuDevResourceGenerateDesc cuDevSmResourceSplit cuDevSmResourceSplitByCount cuGreenCtxCreate \
+        "cuDevResourceGenerateDesc cuDevSmResourceSplit cuDevSmResourceSplitByCount \
          cuGreenCtxGetDevResource cuGreenCtxGetId cuGreenCtxRecordEvent cuGreenCtxWaitEvent \
          cuStreamGetDevResource cuStreamGetDevResource_ptsz cuStreamGetGreenCtx",
     ),
     (
         "orders work or asks about it; executes nothing",
-        "cuCtxRecordEvent cuCtxWaitEvent cuEventCreate cuEventDestroy cuEventDestroy_v2 cuEventElapsedTime \
-         cuEventElapsedTime_v2 cuEventQuery cuEventRecord cuEventRecordWithFlags cuEventRecordWithFlags_ptsz \
-         cuEventRecord_ptsz cuStreamCopyAttributes cuStreamCopyAttributes_ptsz cuStreamGetAttribute \
+        "cuCtxRecordEvent cuCtxWaitEvent cuEventDestroy cuEventDestroy_v2 cuEventElapsedTime \
+         cuEventElapsedTime_v2 cuEventQuery cuStreamCopyAttributes cuStreamCopyAttributes_ptsz cuStreamGetAttribute \
          cuStreamGetAttribute_ptsz cuStreamGetCaptureInfo cuStreamGetCaptureInfo_ptsz cuStreamGetCaptureInfo_v2 \
          cuStreamGetCaptureInfo_v2_ptsz cuStreamGetCaptureInfo_v3 cuStreamGetCaptureInfo_v3_ptsz cuStreamGetCtx \
          cuStreamGetCtx_ptsz cuStreamGetCtx_v2 cuStreamGetCtx_v2_ptsz cuStreamGetDevice cuStreamGetDevice_ptsz \
@@ -47,24 +46,20 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
          cuStreamUpdateCaptureDependencies_ptsz cuStreamUpdateCaptureDependencies_v2 \
          cuStreamUpdateCaptureDependencies_v2_ptsz",
     ),
-    (
-        "managed memory: bound to a stream, stays with the driver",
-        "cuMemGetLocationInfo cuMemRangeGetAttribute cuMemRangeGetAttributes cuStreamAttachMemAsync \
-         cuStreamAttachMemAsync_ptsz",
-    ),
+    ("managed memory: stays with the driver", "cuMemGetLocationInfo"),
     (
         "code and its attributes; its memory is the driver's overhead, which NVML shows",
-        "cuFuncGetAttribute cuFuncGetModule cuFuncGetName cuFuncGetParamCount cuFuncGetParamInfo cuFuncIsLoaded \
-         cuFuncLoad cuFuncSetAttribute cuFuncSetBlockShape cuFuncSetCacheConfig cuFuncSetSharedMemConfig \
-         cuFuncSetSharedSize cuKernelGetAttribute cuKernelGetFunction cuKernelGetLibrary cuKernelGetName \
-         cuKernelGetParamCount cuKernelGetParamInfo cuKernelSetAttribute cuKernelSetCacheConfig \
-         cuLibraryEnumerateKernels cuLibraryGetGlobal cuLibraryGetKernel cuLibraryGetKernelCount \
-         cuLibraryGetManaged cuLibraryGetModule cuLibraryGetUnifiedFunction cuLibraryUnload cuLinkAddData \
-         cuLinkAddData_v2 cuLinkAddFile cuLinkAddFile_v2 cuLinkComplete cuLinkCreate cuLinkCreate_v2 \
-         cuLinkDestroy cuModuleEnumerateFunctions cuModuleGetFunction cuModuleGetFunctionCount cuModuleGetGlobal \
-         cuModuleGetGlobal_v2 cuModuleGetLoadingMode cuModuleGetSurfRef cuModuleGetTexRef cuModuleUnload \
-         cuOccupancyAvailableDynamicSMemPerBlock cuOccupancyMaxActiveBlocksPerMultiprocessor \
-         cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags cuOccupancyMaxActiveClusters \
+        "cuFuncGetModule cuFuncGetName cuFuncGetParamCount cuFuncGetParamInfo cuFuncIsLoaded \
+         cuFuncSetBlockShape cuFuncSetCacheConfig cuFuncSetSharedMemConfig \
+         cuFuncSetSharedSize cuKernelGetLibrary cuKernelGetName \
+         cuKernelGetParamCount cuKernelGetParamInfo cuKernelSetCacheConfig \
+         cuLibraryEnumerateKernels cuLibraryGetKernelCount \
+         cuLibraryUnload cuLinkAddData \
+         cuLinkAddData_v2 cuLinkAddFile cuLinkAddFile_v2 cuLinkCreate cuLinkCreate_v2 \
+         cuLinkDestroy cuModuleEnumerateFunctions cuModuleGetFunctionCount \
+         cuModuleGetLoadingMode cuModuleGetSurfRef cuModuleGetTexRef cuModuleUnload \
+         cuOccupancyAvailableDynamicSMemPerBlock \
+         cuOccupancyMaxActiveClusters \
          cuOccupancyMaxPotentialBlockSize cuOccupancyMaxPotentialBlockSizeWithFlags \
          cuOccupancyMaxPotentialClusterSize cuParamSetSize cuParamSetTexRef cuParamSetf cuParamSeti cuParamSetv",
     ),
@@ -76,20 +71,20 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
     ),
     (
         "mappings made by the application: their memory is counted where it is created",
-        "cuLogicalEndpointAddDevice cuLogicalEndpointBindAddr cuLogicalEndpointBindMem cuLogicalEndpointCreate \
+        "cuLogicalEndpointAddDevice cuLogicalEndpointBindMem cuLogicalEndpointCreate \
          cuLogicalEndpointDestroy cuLogicalEndpointExport cuLogicalEndpointGetLimits cuLogicalEndpointIdRelease \
          cuLogicalEndpointIdReserve cuLogicalEndpointImport cuLogicalEndpointQuery cuLogicalEndpointUnbind \
-         cuMemAddressFree cuMemAddressReserve cuMemExportToShareableHandle cuMemGetAccess \
+         cuMemExportToShareableHandle \
          cuMemGetAllocationGranularity cuMemGetAllocationPropertiesFromHandle \
-         cuMemSetAccess cuMulticastAddDevice cuMulticastBindAddr cuMulticastBindAddr_v2 cuMulticastBindMem \
+         cuMulticastAddDevice cuMulticastBindMem \
          cuMulticastBindMem_v2 cuMulticastCreate cuMulticastGetGranularity cuMulticastUnbind",
     ),
     (
         "pools: what is taken from them is counted where it is taken",
         "cuDeviceGetDefaultMemPool cuDeviceGetMemPool cuDeviceSetMemPool cuMemGetDefaultMemPool cuMemGetMemPool \
-         cuMemPoolCreate cuMemPoolDestroy cuMemPoolExportPointer cuMemPoolExportToShareableHandle \
+         cuMemPoolExportPointer cuMemPoolExportToShareableHandle \
          cuMemPoolGetAccess cuMemPoolGetAttribute cuMemPoolImportFromShareableHandle cuMemPoolImportPointer \
-         cuMemPoolSetAccess cuMemPoolSetAttribute cuMemPoolTrimTo cuMemSetMemPool",
+         cuMemPoolSetAccess cuMemSetMemPool",
     ),
     (
         "32-bit variants of questions: nothing that runs on a 64-bit machine uses them",
@@ -100,36 +95,35 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
         "cuArray3DGetDescriptor cuArray3DGetDescriptor_v2 cuArrayGetDescriptor cuArrayGetDescriptor_v2 \
          cuArrayGetMemoryRequirements cuArrayGetPlane cuArrayGetSparseProperties cuMemMapArrayAsync \
          cuMemMapArrayAsync_ptsz cuMipmappedArrayGetLevel cuMipmappedArrayGetMemoryRequirements \
-         cuMipmappedArrayGetSparseProperties cuSurfObjectCreate cuSurfObjectDestroy cuSurfObjectGetResourceDesc \
+         cuMipmappedArrayGetSparseProperties cuSurfObjectDestroy cuSurfObjectGetResourceDesc \
          cuSurfRefGetArray cuSurfRefSetArray cuTensorMapEncodeIm2col cuTensorMapEncodeIm2colWide \
-         cuTensorMapEncodeTiled cuTensorMapReplaceAddress cuTensorMapSetAllocationClass cuTexObjectCreate \
+         cuTensorMapEncodeTiled cuTensorMapReplaceAddress cuTensorMapSetAllocationClass \
          cuTexObjectDestroy cuTexObjectGetResourceDesc cuTexObjectGetResourceViewDesc cuTexObjectGetTextureDesc \
          cuTexRefCreate cuTexRefDestroy cuTexRefGetAddress cuTexRefGetAddressMode cuTexRefGetAddress_v2 \
          cuTexRefGetArray cuTexRefGetBorderColor cuTexRefGetFilterMode cuTexRefGetFlags cuTexRefGetFormat \
          cuTexRefGetMaxAnisotropy cuTexRefGetMipmapFilterMode cuTexRefGetMipmapLevelBias \
-         cuTexRefGetMipmapLevelClamp cuTexRefGetMipmappedArray cuTexRefSetAddress2D cuTexRefSetAddress2D_v2 \
-         cuTexRefSetAddress2D_v3 cuTexRefSetAddressMode cuTexRefSetAddress_v2 cuTexRefSetArray \
+         cuTexRefGetMipmapLevelClamp cuTexRefGetMipmappedArray \
+         cuTexRefSetAddressMode cuTexRefSetArray \
          cuTexRefSetBorderColor cuTexRefSetFilterMode cuTexRefSetFlags cuTexRefSetFormat cuTexRefSetMaxAnisotropy \
          cuTexRefSetMipmapFilterMode cuTexRefSetMipmapLevelBias cuTexRefSetMipmapLevelClamp \
          cuTexRefSetMipmappedArray",
     ),
     (
         "builds and changes graphs; what a graph does is gated when it is launched",
-        "cuDeviceGetGraphMemAttribute cuDeviceGraphMemTrim cuDeviceSetGraphMemAttribute cuGraphAddBatchMemOpNode \
-         cuGraphAddChildGraphNode cuGraphAddDependencies cuGraphAddDependencies_v2 cuGraphAddEmptyNode \
+        "cuDeviceGetGraphMemAttribute cuDeviceSetGraphMemAttribute \
+         cuGraphAddDependencies cuGraphAddDependencies_v2 cuGraphAddEmptyNode \
          cuGraphAddEventRecordNode cuGraphAddEventWaitNode cuGraphAddExternalSemaphoresSignalNode \
          cuGraphAddExternalSemaphoresWaitNode cuGraphAddHostNode cuGraphAddKernelNode cuGraphAddKernelNode_v2 \
-         cuGraphAddMemFreeNode cuGraphAddMemsetNode \
-         cuGraphBatchMemOpNodeGetParams cuGraphBatchMemOpNodeSetParams \
+         cuGraphAddMemFreeNode \
+         cuGraphBatchMemOpNodeGetParams \
          cuGraphChildGraphNodeGetGraph cuGraphClone cuGraphConditionalHandleCreate cuGraphCreate \
          cuGraphDebugDotPrint cuGraphDestroy cuGraphDestroyNode cuGraphEventRecordNodeGetEvent \
          cuGraphEventRecordNodeSetEvent cuGraphEventWaitNodeGetEvent cuGraphEventWaitNodeSetEvent \
-         cuGraphExecBatchMemOpNodeSetParams cuGraphExecChildGraphNodeSetParams cuGraphExecDestroy \
+         cuGraphExecDestroy \
          cuGraphExecEventRecordNodeSetEvent cuGraphExecEventWaitNodeSetEvent \
          cuGraphExecExternalSemaphoresSignalNodeSetParams cuGraphExecExternalSemaphoresWaitNodeSetParams \
          cuGraphExecGetFlags cuGraphExecGetId cuGraphExecHostNodeSetParams cuGraphExecKernelNodeSetParams \
-         cuGraphExecKernelNodeSetParams_v2 cuGraphExecMemsetNodeSetParams \
-         cuGraphExecUpdate cuGraphExecUpdate_v2 \
+         cuGraphExecKernelNodeSetParams_v2 \
          cuGraphExternalSemaphoresSignalNodeGetParams cuGraphExternalSemaphoresSignalNodeSetParams \
          cuGraphExternalSemaphoresWaitNodeGetParams cuGraphExternalSemaphoresWaitNodeSetParams cuGraphGetEdges \
          cuGraphGetEdges_v2 cuGraphGetId cuGraphGetNodes cuGraphGetRootNodes cuGraphHostNodeGetParams \
@@ -137,7 +131,7 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
          cuGraphKernelNodeGetParams cuGraphKernelNodeGetParams_v2 cuGraphKernelNodeSetAttribute \
          cuGraphKernelNodeSetParams cuGraphKernelNodeSetParams_v2 cuGraphMemAllocNodeGetParams \
          cuGraphMemFreeNodeGetParams cuGraphMemcpyNodeGetParams \
-         cuGraphMemsetNodeGetParams cuGraphMemsetNodeSetParams cuGraphNodeFindInClone \
+         cuGraphMemsetNodeGetParams cuGraphNodeFindInClone \
          cuGraphNodeGetContainingGraph cuGraphNodeGetDependencies cuGraphNodeGetDependencies_v2 \
          cuGraphNodeGetDependentNodes cuGraphNodeGetDependentNodes_v2 cuGraphNodeGetEnabled cuGraphNodeGetLocalId \
          cuGraphNodeGetParams cuGraphNodeGetToolsId cuGraphNodeGetType cuGraphNodeSetEnabled \
@@ -146,13 +140,13 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
     ),
     (
         "other processes' or other interfaces' memory and semaphores: not ours to move",
-        "cuDestroyExternalMemory cuDestroyExternalSemaphore cuExternalMemoryGetMappedBuffer \
+        "cuDestroyExternalMemory cuDestroyExternalSemaphore \
          cuExternalMemoryGetMappedMipmappedArray cuGraphicsMapResources cuGraphicsMapResources_ptsz \
          cuGraphicsResourceGetMappedMipmappedArray cuGraphicsResourceGetMappedPointer \
          cuGraphicsResourceGetMappedPointer_v2 cuGraphicsResourceSetMapFlags cuGraphicsResourceSetMapFlags_v2 \
          cuGraphicsSubResourceGetMappedArray cuGraphicsUnmapResources cuGraphicsUnmapResources_ptsz \
-         cuGraphicsUnregisterResource cuImportExternalMemory cuImportExternalSemaphore cuIpcCloseMemHandle \
-         cuIpcGetEventHandle cuIpcOpenEventHandle cuIpcOpenMemHandle cuIpcOpenMemHandle_v2 \
+         cuGraphicsUnregisterResource cuImportExternalSemaphore cuIpcCloseMemHandle \
+         cuIpcGetEventHandle cuIpcOpenEventHandle \
          cuSignalExternalSemaphoresAsync cuSignalExternalSemaphoresAsync_ptsz cuWaitExternalSemaphoresAsync \
          cuWaitExternalSemaphoresAsync_ptsz",
     ),

@@ -159,6 +159,9 @@ fn reach(launch: &Launch, timeline: &Timeline<'_>, touch: &Touch) -> Outcome {
             &format!("kernel `{name}` {verb} {:#x}+{}: {why}", touch.start, touch.bytes),
         )
     };
+    if memory::needs_peer_access(touch.start, timeline.context) {
+        return Err(illegal("memory of another device, and no peer access was enabled"));
+    }
     if memory::classify(touch.start) == Location::Pageable {
         return Err(illegal("not memory that a device can reach"));
     }

@@ -9,8 +9,12 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::{CUcontext, CUresult};
 
+use crate::completion::Completion;
 use crate::export::{Call, Outcome};
+use crate::green::{GREENS, Green};
 use crate::handles::{Registry, handle_of};
+use crate::jam::Jam;
+use crate::primary::Anchor;
 use crate::stream::{Kind, Stream};
 
 /// How long a context that is destroyed waits for its work.
@@ -25,14 +29,16 @@ pub(crate) struct Context {
     pub(crate) device: usize,
     /// A number for messages and `cuCtxGetId`.
     pub(crate) id: u64,
-    /// Whether it is the device's primary context.
-    pub(crate) primary: bool,
+    /// What names it if it is the device's primary context.
+    anchor: Option<Anchor>,
     /// Scheduling flags.
     pub(crate) flags: AtomicU32,
     limits: Mutex<HashMap<u32, usize>>,
     peers: Mutex<HashSet<u64>>,
     failure: AtomicU32,
     destroyed: AtomicBool,
+    /// Threads that are blocked in submissions to its streams.
+    pub(crate) jam: Jam,
     streams: Mutex<Streams>,
 }
 
@@ -60,44 +66,69 @@ impl Streams {
     }
 }
 
+/// What a thread works in: a context, perhaps in a part of its device.
+#[derive(Clone)]
+pub(crate) struct Current {
+    /// The context.
+    pub(crate) context: Arc<Context>,
+    /// The part.
+    pub(crate) green: Option<Arc<Green>>,
+}
+
+impl Current {
+    /// What the application made current.
+    pub(crate) fn handle(&self) -> CUcontext {
+        self.green.as_ref().map_or_else(|| self.context.handle(), Green::context_handle)
+    }
+}
+
 thread_local! {
-    static CURRENT: RefCell<Vec<Arc<Context>>> = const { RefCell::new(Vec::new()) };
+    static CURRENT: RefCell<Vec<Current>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Context {
     /// Makes a context and gives it its place on the card.
-    pub(crate) fn create(device: usize, flags: u32, primary: bool) -> Outcome<Arc<Context>> {
+    pub(crate) fn create(device: usize, flags: u32, anchor: Option<Anchor>) -> Outcome<Arc<Context>> {
         static NUMBERS: AtomicU64 = AtomicU64::new(1);
         crate::faults::at_call(crate::faults::Point::Context)?;
         crate::memory::context_opened(device)?;
         let context = Arc::new(Context {
             device,
             id: NUMBERS.fetch_add(1, Ordering::Relaxed),
-            primary,
+            anchor,
             flags: AtomicU32::new(flags),
             limits: Mutex::default(),
             peers: Mutex::default(),
             failure: AtomicU32::new(0),
             destroyed: AtomicBool::new(false),
+            jam: Jam::default(),
             streams: Mutex::new(Streams { legacy: None, per_thread: HashMap::new(), made: Vec::new() }),
         });
         let legacy = Stream::new(&context, Kind::Legacy, 0, 0);
         context.streams().legacy = Some(legacy);
-        CONTEXTS.insert::<()>(Arc::clone(&context));
+        CONTEXTS.insert_as(context.handle(), Arc::clone(&context));
         Ok(context)
     }
 
     /// Ends the context: its work is abandoned or done, what belongs to it is gone.
     pub(crate) fn destroy(self: &Arc<Context>) {
+        // The driver waits for what runs in the other contexts of the card too (1.55 s for an idle context, on an H200).
+        CONTEXTS.for_each(|other| {
+            if other.device == self.device && other.id != self.id {
+                for completion in other.unfinished() {
+                    completion.wait();
+                }
+            }
+        });
         // What was submitted is finished first, as far as it can be; what never ends, ends with its context.
         let deadline = Instant::now() + PATIENCE;
-        let pending: Vec<_> = self.streams().all().iter().filter_map(|stream| stream.last()).collect();
+        let pending = self.unfinished();
         let _ = pending.iter().all(|completion| completion.wait_until(deadline));
         self.destroyed.store(true, Ordering::Release);
         for completion in pending {
             completion.wait();
         }
-        CONTEXTS.remove(handle_of::<_, ()>(self));
+        CONTEXTS.remove(self.handle());
         let streams = {
             let mut streams = self.streams();
             let all = streams.all();
@@ -108,13 +139,25 @@ impl Context {
             stream.close();
         }
         crate::stream::STREAMS.retain(|stream| !Arc::ptr_eq(&stream.context, self));
+        // Their handles are somebody else's next, as they are with a real driver.
+        crate::event::EVENTS.retain(|event| !Arc::ptr_eq(&event.context, self));
         crate::module::forget(self);
         crate::memory::context_destroyed(self);
     }
 
     /// The handle.
     pub(crate) fn handle(self: &Arc<Context>) -> CUcontext {
-        handle_of(self)
+        self.anchor.map_or_else(|| handle_of(self), Anchor::handle)
+    }
+
+    /// Whether it is the device's primary context.
+    pub(crate) fn is_primary(&self) -> bool {
+        self.anchor.is_some()
+    }
+
+    /// The ends of the work that is not over.
+    fn unfinished(&self) -> Vec<Arc<Completion>> {
+        self.streams().all().iter().filter_map(|stream| stream.last()).collect()
     }
 
     /// What `cuCtxSetLimit` set, by limit.
@@ -162,10 +205,10 @@ impl Context {
 
     /// Waits for all work that was submitted; the error is the context's.
     pub(crate) fn synchronize(&self) -> Outcome {
-        let pending: Vec<_> = self.streams().all().iter().filter_map(|stream| stream.last()).collect();
-        for completion in pending {
+        for completion in self.unfinished() {
             completion.wait();
         }
+        crate::memory::pool::synchronised(self.device);
         self.failure().map_or(Ok(()), Err)
     }
 }
@@ -182,28 +225,46 @@ impl Call {
 
 /// The calling thread's context, usable or not.
 pub(crate) fn current() -> Option<Arc<Context>> {
-    CURRENT.with_borrow(|stack| stack.last().cloned())
+    let current = CURRENT.with_borrow(|stack| stack.last().cloned())?;
+    // A primary context keeps its handle over a reset: who retains it again has brought it back for everybody.
+    if current.context.is_primary() && current.context.is_destroyed() {
+        return CONTEXTS.get(current.context.handle()).or(Some(current.context));
+    }
+    Some(current.context)
 }
 
-/// Makes `context` the calling thread's, above the present one.
-pub(crate) fn push(context: Arc<Context>) {
-    CURRENT.with_borrow_mut(|stack| stack.push(context));
+/// What the calling thread made current.
+pub(crate) fn current_handle() -> CUcontext {
+    CURRENT.with_borrow(|stack| stack.last().map_or(std::ptr::null_mut(), Current::handle))
 }
 
-/// Takes the calling thread's context away and returns it.
-pub(crate) fn pop() -> Option<Arc<Context>> {
+/// Makes `current` the calling thread's, above the present one.
+pub(crate) fn push(current: Current) {
+    CURRENT.with_borrow_mut(|stack| stack.push(current));
+}
+
+/// Takes what is the calling thread's away and returns it.
+pub(crate) fn pop() -> Option<Current> {
     CURRENT.with_borrow_mut(Vec::pop)
 }
 
-/// Replaces the calling thread's context.
-pub(crate) fn set(context: Option<Arc<Context>>) {
+/// Replaces what is the calling thread's.
+pub(crate) fn set(current: Option<Current>) {
     CURRENT.with_borrow_mut(|stack| {
         stack.pop();
-        stack.extend(context);
+        stack.extend(current);
     });
 }
 
 /// The context that `handle` names; null is an error.
 pub(crate) fn by_handle(handle: CUcontext) -> Outcome<Arc<Context>> {
     CONTEXTS.get(handle).ok_or(CUresult::CUDA_ERROR_INVALID_CONTEXT)
+}
+
+/// What can be made current: a context, or a green one.
+pub(crate) fn to_work_in(handle: CUcontext) -> Outcome<Current> {
+    if let Some(green) = GREENS.get(handle) {
+        return Ok(Current { context: Arc::clone(&green.primary), green: Some(green) });
+    }
+    Ok(Current { context: by_handle(handle)?, green: None })
 }

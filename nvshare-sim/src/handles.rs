@@ -22,6 +22,11 @@ impl<T> Registry<T> {
         handle
     }
 
+    /// Keeps `object` under a handle that is not its own address.
+    pub(crate) fn insert_as<H>(&self, handle: *mut H, object: Arc<T>) {
+        self.objects.write().unwrap_or_else(PoisonError::into_inner).insert(handle as usize, object);
+    }
+
     /// The object that `handle` names.
     pub(crate) fn get<H>(&self, handle: *mut H) -> Option<Arc<T>> {
         self.objects.read().unwrap_or_else(PoisonError::into_inner).get(&(handle as usize)).cloned()

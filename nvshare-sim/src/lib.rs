@@ -2,9 +2,9 @@
 //!
 //! - `export`: how functions are exported; `api`: the functions, a file per family, thin. A caller's pointers end
 //!   there. What is not simulated answers `CUDA_ERROR_NOT_SUPPORTED`.
-//! - `init`, `device`: the process and its cards. `context`, `primary`: contexts. `handles`: what the
+//! - `init`, `device`: the process and its cards. `context`, `primary`, `green`: contexts. `handles`: what the
 //!   application holds of all these.
-//! - `stream`, `event`, `completion`: queues of work, their threads, and waiting. `work`: everything that a stream
+//! - `stream`, `event`, `completion`, `jam`: queues of work, their threads, and waiting. `work`: everything that a stream
 //!   executes, and what of it is in flight. `timeline`: the card's time that it takes.
 //! - `module`, `ptx`, `kernel`, `builtin`: code. `graph`, `capture`: graphs.
 //! - `memory`: addresses and what is behind them.
@@ -20,8 +20,10 @@ mod event;
 mod export;
 mod faults;
 mod graph;
+mod green;
 mod handles;
 mod init;
+mod jam;
 mod kernel;
 mod memory;
 mod module;

@@ -56,13 +56,17 @@ impl Module {
     /// Loads an image into the context and keeps it.
     pub(crate) fn from_image(context: &Arc<Context>, image: *const c_void) -> Outcome<Arc<Module>> {
         crate::faults::at_call(crate::faults::Point::Module)?;
-        let module = Module::load(context, &entries(image)?);
+        let entries = entries(image)?;
+        // As on an H200: code is put in place when no kernel of the context runs.
+        context.synchronize()?;
+        let module = Module::load(context, &entries);
         MODULES.insert::<()>(Arc::clone(&module));
         Ok(module)
     }
 
-    /// Forgets the module and its functions.
+    /// Forgets the module and its functions, once no kernel of its context runs.
     pub(crate) fn unload(self: &Arc<Module>) {
+        let _ = self.context.synchronize();
         MODULES.remove(handle_of::<_, ()>(self));
         for function in &self.functions {
             FUNCTIONS.remove(function.handle());

@@ -1,23 +1,41 @@
-//! Primary contexts: one for each device, counted by those who retain it.
+//! Primary contexts: one for each device, counted by those who retain it and kept by green contexts. A reset ends what it
+//! holds and releases no reference: its handle stays, and whoever retains it next makes it anew (seen on an H200).
 
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-use cudarc::driver::sys::CUresult;
+use cudarc::driver::sys::{CUcontext, CUresult};
 
 use crate::context::Context;
 use crate::export::Outcome;
 
-#[derive(Default)]
+/// What names a device's primary context, whichever it is at the time.
+#[derive(Clone, Copy)]
+pub(crate) struct Anchor(&'static u64);
+
+impl Anchor {
+    /// The handle.
+    pub(crate) fn handle(self) -> CUcontext {
+        std::ptr::from_ref(self.0).cast_mut().cast()
+    }
+}
+
 struct Primary {
+    anchor: Anchor,
     context: Option<Arc<Context>>,
     retained: usize,
+    greens: usize,
     flags: u32,
 }
 
 static PRIMARIES: LazyLock<Mutex<Vec<Primary>>> = LazyLock::new(|| {
-    let mut primaries = Vec::new();
-    primaries.resize_with(crate::device::count(), Primary::default);
-    Mutex::new(primaries)
+    let primary = |device: usize| Primary {
+        anchor: Anchor(Box::leak(Box::new(device as u64))),
+        context: None,
+        retained: 0,
+        greens: 0,
+        flags: 0,
+    };
+    Mutex::new((0..crate::device::count()).map(primary).collect())
 });
 
 fn with<T>(device: usize, act: impl FnOnce(&mut Primary) -> T) -> T {
@@ -25,27 +43,40 @@ fn with<T>(device: usize, act: impl FnOnce(&mut Primary) -> T) -> T {
     act(&mut primaries[device])
 }
 
+impl Primary {
+    /// The context, made if it is not there.
+    fn context(&mut self, device: usize) -> Outcome<Arc<Context>> {
+        if let Some(context) = &self.context {
+            return Ok(Arc::clone(context));
+        }
+        let context = Context::create(device, self.flags, Some(self.anchor))?;
+        self.context = Some(Arc::clone(&context));
+        Ok(context)
+    }
+
+    /// The context, if nobody needs it any more.
+    fn unneeded(&mut self) -> Option<Arc<Context>> {
+        if self.retained == 0 && self.greens == 0 { self.context.take() } else { None }
+    }
+}
+
 /// The primary context, made if it is not there.
 pub(crate) fn retain(device: usize) -> Outcome<Arc<Context>> {
     with(device, |primary| {
-        let context = match &primary.context {
-            Some(context) => Arc::clone(context),
-            None => Context::create(device, primary.flags, true)?,
-        };
-        primary.context = Some(Arc::clone(&context));
+        let context = primary.context(device)?;
         primary.retained += 1;
         Ok(context)
     })
 }
 
-/// Gives the primary context back; the last one ends it.
+/// Gives the primary context back; the last one ends it, unless a green context keeps it.
 pub(crate) fn release(device: usize) -> Outcome {
     let ended = with(device, |primary| {
         if primary.retained == 0 {
             return Err(CUresult::CUDA_ERROR_INVALID_CONTEXT);
         }
         primary.retained -= 1;
-        Ok(if primary.retained == 0 { primary.context.take() } else { None })
+        Ok(primary.unneeded())
     })?;
     if let Some(context) = ended {
         context.destroy();
@@ -53,13 +84,29 @@ pub(crate) fn release(device: usize) -> Outcome {
     Ok(())
 }
 
-/// Ends the primary context, whoever has retained it.
-pub(crate) fn reset(device: usize) {
+/// A green context keeps the primary one, which is made if it is not there.
+pub(crate) fn keep(device: usize) -> Outcome<Arc<Context>> {
+    with(device, |primary| {
+        let context = primary.context(device)?;
+        primary.greens += 1;
+        Ok(context)
+    })
+}
+
+/// A green context keeps it no more.
+pub(crate) fn let_go(device: usize) {
     let ended = with(device, |primary| {
-        primary.retained = 0;
-        primary.context.take()
+        primary.greens -= 1;
+        primary.unneeded()
     });
     if let Some(context) = ended {
+        context.destroy();
+    }
+}
+
+/// Ends the primary context, whoever has retained it; they still have.
+pub(crate) fn reset(device: usize) {
+    if let Some(context) = with(device, |primary| primary.context.take()) {
         context.destroy();
     }
 }

@@ -18,6 +18,9 @@ pub(crate) struct Parameter {
     pub(crate) size: usize,
 }
 
+/// No kernel has more bytes of parameters (since CUDA 12.1; before, an eighth of it).
+const MOST_PARAMETERS: usize = 32_764;
+
 /// All entries of a text; `None` if it is not PTX.
 pub(crate) fn parse(text: &str) -> Option<Vec<Entry>> {
     let text = without_comments(text);
@@ -39,9 +42,9 @@ fn entry(text: &str) -> Option<Entry> {
         let mut end = 0;
         for declaration in list.split(',').map(str::trim).filter(|declaration| !declaration.is_empty()) {
             let (size, alignment) = layout(declaration)?;
-            let offset = usize::next_multiple_of(end, alignment);
+            let offset = usize::checked_next_multiple_of(end, alignment)?;
             parameters.push(Parameter { offset, size });
-            end = offset + size;
+            end = offset.checked_add(size).filter(|end| *end <= MOST_PARAMETERS)?;
         }
     }
     Some(Entry { name, parameters })
@@ -71,7 +74,7 @@ fn layout(declaration: &str) -> Option<(usize, usize)> {
         Some((_, rest)) => rest.split_once(']')?.0.trim().parse().ok()?,
         None => 1,
     };
-    Some((element * count, alignment.unwrap_or(element).max(1)))
+    Some((element.checked_mul(count)?, alignment.unwrap_or(element).max(1)))
 }
 
 fn size_of_type(word: &str) -> Option<usize> {
@@ -133,6 +136,12 @@ mod tests {
 
     #[test]
     fn what_is_not_ptx_is_refused() {
+        for wild in ["x[18446744073709551615]", ".align 18446744073709551615 y, .param .u64 x", "x[4096]"] {
+            let text = format!(
+                ".version 7.0\n.target sm_70\n.visible .entry k(.param .u64 a, .param .u64 {wild}) {{ ret; }}"
+            );
+            assert_eq!(parse(&text), None, "{wild}");
+        }
         assert_eq!(parse("int main() {}"), None);
         assert_eq!(parse(""), None);
         assert_eq!(parse(".version 7.0 .target sm_70 .entry bad(.param .what x) {}"), None);

@@ -481,45 +481,6 @@ fn the_fingerprint_kernel_computes_what_the_library_does() {
 }
 
 #[test]
-fn a_queue_is_bounded_and_a_launch_waits_for_room() {
-    let context = Context::new();
-    let (stream, flag) = (context.stream(1), context.pinned(4096));
-    flag[0] = 0;
-    let (address, handle, function) =
-        (flag.as_ptr() as u64, context.handle, context.function("nvshare_spin"));
-    assert_eq!(context.launch(stream, "nvshare_wait_flag", &[address]), 0);
-    let submitted = std::sync::Arc::new(AtomicU32::new(0));
-    let count = std::sync::Arc::clone(&submitted);
-    let thread = std::thread::spawn(move || {
-        ok!(cuCtxSetCurrent(handle));
-        let nanoseconds = 0_u64;
-        let parameters = [&raw const nanoseconds];
-        for _ in 0..3000 {
-            ok!(cuLaunchKernel(
-                function,
-                1_u32,
-                1_u32,
-                1_u32,
-                1_u32,
-                1_u32,
-                1_u32,
-                0_u32,
-                stream,
-                parameters.as_ptr(),
-                0_u64
-            ));
-            count.fetch_add(1, Ordering::SeqCst);
-        }
-    });
-    wait("the queue is full", || submitted.load(Ordering::SeqCst) >= 1024);
-    std::thread::sleep(Duration::from_millis(20));
-    assert!(submitted.load(Ordering::SeqCst) < 2000, "it blocks");
-    set_flag(flag);
-    thread.join().expect("the thread");
-    ok!(cuStreamSynchronize(stream));
-}
-
-#[test]
 fn a_stream_writes_words_and_waits_for_them() {
     let context = Context::new();
     let (one, two, device) = (context.stream(1), context.stream(1), context.device(4096));
@@ -602,5 +563,60 @@ fn bytes_move_between_two_cards() {
     assert_eq!(call!(cuCtxEnablePeerAccess(context.handle, 0_u32)), 704);
     ok!(cuCtxDisablePeerAccess(context.handle));
     assert_eq!(call!(cuCtxDisablePeerAccess(context.handle)), 705);
+    ok!(cuCtxDestroy_v2(other));
+}
+
+#[test]
+fn kernels_reach_another_cards_memory_by_peer_access_only_and_mapped_memory_is_not_staged() {
+    if !client::is_alone() {
+        for part in ["plain", "mapped", "kernel"] {
+            client::alone(
+                "kernels_reach_another_cards_memory_by_peer_access_only_and_mapped_memory_is_not_staged",
+                &[("NVSHARE_SIM_CARDS", "2"), ("PART", part)],
+            );
+        }
+        return;
+    }
+    let part = std::env::var("PART").expect("which part");
+    let context = Context::new();
+    let (here, mut other, mut there) = (context.device(MIB), 0_u64, 0_u64);
+    ok!(cuCtxCreate_v2(&raw mut other, 0_u32, 1_i32));
+    if part == "mapped" {
+        there = client::vmm_of(1, 2 * MIB).start;
+    } else {
+        ok!(cuMemAlloc_v2(&raw mut there, MIB));
+    }
+    ok!(cuMemsetD8_v2(there, 7_u8, MIB));
+    ok!(cuCtxSynchronize());
+    ok!(cuCtxSetCurrent(context.handle));
+    let mut word = 0_u64;
+    match part.as_str() {
+        "plain" => {
+            ok!(cuMemcpyDtoD_v2(here, there, MIB));
+            ok!(cuMemcpyDtoH_v2(&raw mut word, there, 8_usize));
+            assert_eq!(word, 0x0707_0707_0707_0707);
+            ok!(cuMemsetD8_v2(there, 9_u8, MIB));
+            ok!(cuCtxEnablePeerAccess(other, 0_u32));
+            assert_eq!(context.launch(0, "nvshare_step", &[there, 1, 1]), 0);
+            ok!(cuMemcpyDtoH_v2(&raw mut word, there, 8_usize));
+            assert_eq!(word, 0x0909_0909_0909_090a);
+        }
+        "mapped" => {
+            // With the contexts of both ends each device looks at its own.
+            ok!(cuMemcpyPeer(here, context.handle, there, other, MIB));
+            ok!(cuMemcpyDtoH_v2(&raw mut word, here, 8_usize));
+            assert_eq!(word, 0x0707_0707_0707_0707);
+            let copied = call!(cuMemcpyDtoD_v2(here, there, MIB));
+            assert!(copied == 0 || copied == 700);
+            assert_eq!(call!(cuCtxSynchronize()), 700);
+            assert_eq!(call!(cuCtxSynchronize()), 700, "for good");
+            std::process::exit(0);
+        }
+        _ => {
+            assert_eq!(context.launch(0, "nvshare_step", &[there, 1, 1]), 0);
+            assert_eq!(call!(cuCtxSynchronize()), 700);
+            std::process::exit(0);
+        }
+    }
     ok!(cuCtxDestroy_v2(other));
 }

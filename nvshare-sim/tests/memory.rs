@@ -252,29 +252,89 @@ fn advice_is_remembered() {
     ok!(cuMemFree_v2(start));
 }
 
+fn default_pool() -> Word {
+    let mut pool = 0;
+    ok!(cuDeviceGetDefaultMemPool(&raw mut pool, 0_i32));
+    pool
+}
+
+/// A pool's attribute, in MiB: 5 and 6 are what it took from the card now and at most, 7 and 8 what is in use of it.
+fn pool_mib(pool: Word, attribute: u32) -> u64 {
+    let mut value = 0_u64;
+    ok!(cuMemPoolGetAttribute(pool, attribute, &raw mut value));
+    value >> 20
+}
+
+fn set_threshold(pool: Word, mut bytes: u64) {
+    ok!(cuMemPoolSetAttribute(pool, 4_u32, &raw mut bytes));
+}
+
+fn in_stream_order(bytes: usize, stream: Word) -> Word {
+    let mut start = 0;
+    ok!(cuMemAllocAsync(&raw mut start, bytes, stream));
+    start
+}
+
 #[test]
-fn memory_in_stream_order_is_freed_in_stream_order() {
+fn memory_in_stream_order_leaves_at_the_next_synchronisation() {
     let context = Context::new();
-    let before = free_bytes();
-    let stream = context.stream(1);
-    let (mut start, mut pool): (Word, Word) = (0, 0);
-    ok!(cuMemAllocAsync(&raw mut start, 4 * MIB, stream));
+    let (before, pool, stream) = (free_bytes(), default_pool(), context.stream(1));
+    let start = in_stream_order(64 * MIB, stream);
+    assert_eq!((pool_mib(pool, 5), pool_mib(pool, 7)), (64, 64));
     assert_eq!(context.launch(stream, "nvshare_store_late", &[start, 8, 1, 100_000_000]), 0);
     ok!(cuMemFreeAsync(start, stream));
-    assert_eq!(free_bytes(), before - 4 * MIB, "the kernel before it still runs");
-    ok!(cuDeviceGetDefaultMemPool(&raw mut pool, 0_i32));
-    let (mut used, mut high) = (0_u64, 0_u64);
-    ok!(cuMemPoolGetAttribute(pool, 7_u32, &raw mut used));
-    assert_eq!(used, 4 * MIB as u64);
+    assert_eq!(call!(cuMemFreeAsync(start, stream)), 1, "freed already");
+    assert_eq!((pool_mib(pool, 5), pool_mib(pool, 7)), (64, 0), "the kernel before it still runs");
+    assert_eq!(free_bytes(), before - 64 * MIB);
     ok!(cuStreamSynchronize(stream));
+    assert_eq!((pool_mib(pool, 5), pool_mib(pool, 7)), (0, 0));
     assert_eq!(free_bytes(), before);
-    ok!(cuMemPoolGetAttribute(pool, 7_u32, &raw mut used));
-    ok!(cuMemPoolGetAttribute(pool, 8_u32, &raw mut high));
-    assert_eq!((used, high), (0, 4 * MIB as u64));
-    ok!(cuMemPoolTrimTo(pool, 0_usize));
+    assert!(pool_mib(pool, 6) >= 64 && pool_mib(pool, 8) >= 64, "the most there ever were");
     assert_eq!(call!(cuMemPoolDestroy(pool)), 1, "the default pool stays");
     assert_eq!(call!(cuMemFreeAsync(start, stream)), 1);
     ok!(cuStreamDestroy_v2(stream));
+}
+
+#[test]
+fn a_pool_keeps_what_is_below_its_threshold_until_it_is_trimmed() {
+    let context = Context::new();
+    let (before, pool, stream) = (free_bytes(), default_pool(), context.stream(1));
+    set_threshold(pool, u64::MAX);
+    let start = in_stream_order(64 * MIB, stream);
+    let small = in_stream_order(4 * MIB, stream);
+    assert_eq!(pool_mib(pool, 5), 96, "a small piece takes 32 MiB from the card");
+    ok!(cuMemFreeAsync(start, stream));
+    ok!(cuStreamSynchronize(stream));
+    assert_eq!((pool_mib(pool, 5), pool_mib(pool, 7)), (96, 4));
+    ok!(cuMemPoolTrimTo(pool, 0_usize));
+    assert_eq!((pool_mib(pool, 5), pool_mib(pool, 7)), (32, 4), "a live piece keeps its block");
+    ok!(cuMemFreeAsync(small, stream));
+    ok!(cuStreamSynchronize(stream));
+    assert_eq!(free_bytes(), before - 32 * MIB);
+    ok!(cuMemPoolTrimTo(pool, 0_usize));
+    assert_eq!(free_bytes(), before);
+    set_threshold(pool, 0);
+    ok!(cuStreamDestroy_v2(stream));
+}
+
+#[test]
+fn a_stream_has_at_once_again_what_was_freed_in_it_and_others_do_not() {
+    let context = Context::new();
+    let (stream, other) = (context.stream(1), context.stream(1));
+    let start = in_stream_order(4 * MIB, stream);
+    assert_eq!(context.launch(stream, "nvshare_store_late", &[start, 8, 1, 100_000_000]), 0);
+    ok!(cuMemFreeAsync(start, stream));
+    let elsewhere = in_stream_order(4 * MIB, other);
+    assert_ne!(elsewhere, start, "the kernel still uses it");
+    assert_eq!(in_stream_order(4 * MIB, stream), start);
+    assert_eq!(context.launch(stream, "nvshare_step", &[start, 8, 1]), 0);
+    let mut word = 0_u64;
+    ok!(cuMemcpyDtoHAsync_v2(&raw mut word, start, 8_usize, stream));
+    assert_eq!(word, 2);
+    ok!(cuMemFreeAsync(start, stream));
+    ok!(cuMemFreeAsync(elsewhere, other));
+    ok!(cuCtxSynchronize());
+    assert_eq!(DRIVER.violations(), Vec::<String>::new());
 }
 
 #[test]
@@ -332,14 +392,76 @@ fn the_driver_knows_its_pointers() {
     ok!(cuPointerSetAttribute(&raw const on, 6_u32, device));
     assert_eq!(pointer_attribute(6, device), Ok(1));
 
-    let (mut kind, mut start) = (9_u32, 9_u64);
-    let data = [(&raw mut kind).cast::<c_void>(), (&raw mut start).cast()];
-    let asked = [2_u32, 11];
-    ok!(cuPointerGetAttributes(2_u32, asked.as_ptr(), data.as_ptr(), outside));
-    assert_eq!((kind, start), (0, 0), "nothing is known of it, which is not an error here");
-    ok!(cuPointerGetAttributes(2_u32, asked.as_ptr(), data.as_ptr(), device + 1));
-    assert_eq!((kind, start), (2, device));
     for start in [device, managed] {
         ok!(cuMemFree_v2(start));
     }
+}
+
+/// What `cuPointerGetAttributes` answers, with 0xee for what it does not write.
+fn pointer_attributes<const N: usize>(asked: [u32; N], address: Word) -> Result<[u64; N], u32> {
+    let mut values = [[0xee_u8; 16]; N];
+    let data: Vec<*mut c_void> = values.iter_mut().map(|value| value.as_mut_ptr().cast()).collect();
+    match call!(cuPointerGetAttributes(N as u32, asked.as_ptr(), data.as_ptr(), address)) {
+        0 => Ok(std::array::from_fn(|index| {
+            let bytes = &values[index];
+            let written = bytes.iter().position(|byte| *byte == 0xee).unwrap_or(16).min(8);
+            bytes[..written].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+        })),
+        error => Err(error),
+    }
+}
+
+const RESERVED_ONLY: [u32; 20] = [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21];
+
+#[test]
+fn of_an_address_with_nothing_behind_it_one_question_fails_and_a_list_is_zeros() {
+    let _context = Context::new();
+    let bytes = 4 * MIB;
+    let mut bare: Word = 0;
+    ok!(cuMemAddressReserve(&raw mut bare, bytes, 0_usize, 0_u64, 0_u64));
+    let was = client::vmm(bytes);
+    ok!(cuMemUnmap(was.start, bytes));
+    let nobodys: Word = 0x7f00_0000_0000 - (64 << 30);
+    for (at, range) in [(bare, Some(bare)), (was.start, Some(was.start)), (nobodys, None)] {
+        for number in 1..=21 {
+            assert_eq!(pointer_attribute(number, at), Err(1), "{number} of {at:#x}");
+        }
+        let mut expected = [0; 20];
+        (expected[3], expected[7]) = (at, 0xffff_fffe);
+        // Where nothing is reserved either, range and size are left as they were.
+        (expected[9], expected[10]) = range.map_or((0, 0), |start| (start, bytes as u64));
+        assert_eq!(pointer_attributes(RESERVED_ONLY, at), Ok(expected), "{at:#x}");
+        assert_eq!(pointer_attributes([1, 5], at), Err(1));
+        let (mut flags, mut base, mut size, mut handle): (u64, Word, usize, Word) = (0, 0, 0, 0);
+        let device = [1_u32, 0];
+        assert_eq!(call!(cuMemGetAccess(&raw mut flags, device.as_ptr(), at)), 1);
+        assert_eq!(call!(cuMemGetAddressRange_v2(&raw mut base, &raw mut size, at)), 500);
+        assert_eq!(call!(cuMemRetainAllocationHandle(&raw mut handle, at)), 1);
+        let on = 1_i32;
+        assert_eq!(call!(cuPointerSetAttribute(&raw const on, 6_u32, at)), 1);
+        let mut value = 0_i32;
+        assert_eq!(call!(cuMemRangeGetAttribute(&raw mut value, 4_usize, 1_u32, at, 2 * MIB)), 1);
+        assert_eq!(call!(cuMemPrefetchAsync(at, 2 * MIB, 0_i32, 0_u64)), 1);
+    }
+    ok!(cuMemAddressFree(bare, bytes));
+    assert_eq!(was.map(), 0);
+    was.end();
+}
+
+#[test]
+fn memory_that_the_application_mapped_has_the_answers_of_mapped_memory() {
+    let _context = Context::new();
+    let mapped = client::vmm(4 * MIB);
+    let at = mapped.start;
+    let one = |number| pointer_attribute(number, at + 4096);
+    assert_eq!([1, 2, 3, 5, 6].map(one), [Ok(0), Ok(2), Ok(at + 4096), Ok(0), Ok(1)]);
+    assert_eq!(one(4), Err(1), "the host has no address for it");
+    assert_eq!([8, 9, 10, 11, 12, 13].map(one), [Ok(0), Ok(0), Ok(0), Ok(at), Ok(4 << 20), Ok(1)]);
+    assert_eq!([14, 15, 16, 17, 18, 19].map(one), [Ok(0), Ok(0), Ok(3), Ok(0), Ok(4 << 20), Ok(at)]);
+    assert!(one(7) > Ok(0) && one(20) > Ok(0), "numbers of the allocation and of its physical memory");
+    assert_eq!(pointer_attributes([1, 2, 3, 4], at), Ok([0, 2, at, 0]));
+    assert_eq!(pointer_attributes([1, 5], at), Err(1));
+    let on = 1_i32;
+    assert_eq!(call!(cuPointerSetAttribute(&raw const on, 6_u32, at)), 801);
+    mapped.end();
 }

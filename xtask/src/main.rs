@@ -9,7 +9,9 @@ mod demo;
 mod deploy;
 mod dist;
 mod ebpf;
+mod fuzz;
 mod python;
+mod sanitize;
 mod setup;
 mod test;
 
@@ -35,8 +37,12 @@ enum Task {
     Run(Run),
     /// Build what the tests need, then run all tests.
     Test(test::Options),
-    /// Run the benchmarks and compare them with their budgets.
-    Bench,
+    /// Run the benchmarks and compare them with their budgets and with an earlier run.
+    Bench(bench::Options),
+    /// Throw bytes at everything that reads bytes of others.
+    Fuzz(fuzz::Options),
+    /// Run tests under AddressSanitizer (the library) or ThreadSanitizer (the simulator).
+    Sanitize(sanitize::Options),
     /// Print what Kubernetes needs to run the agent on every GPU node.
     #[command(subcommand)]
     Deploy(deploy::Deploy),
@@ -60,7 +66,9 @@ fn main() -> ExitCode {
         Task::Run(Run::Agent(options)) => agent::run(&options),
         Task::Run(Run::Demo(options)) => demo::run(&options),
         Task::Test(options) => test::run(&options),
-        Task::Bench => bench::run(),
+        Task::Fuzz(options) => fuzz::run(&options),
+        Task::Sanitize(options) => sanitize::run(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::Deploy(deploy) => deploy::run(&deploy),
         Task::Dist => dist::run(),
         Task::Ci(options) => ci::run(&options),

@@ -60,7 +60,7 @@ pub(super) mod tests {
             managed: Bytes(2 << 20),
             inexact: false,
             idle_seconds: 0.0,
-            seen: std::collections::BTreeMap::new(),
+            seen: crate::snapshot::Calls::default(),
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use nvshare_common::protocol::{Held, Hello, Purpose, ToAgent, ToShim};
 use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId};
 
+use super::asks::{Ask, Asks};
 use super::switches::Switchboard;
 use crate::device::Report;
 use crate::ledger::{Arena, Client, Ledger, Outgoing, Page, Reclaiming, Room, SessionId};
@@ -64,6 +65,10 @@ pub struct Core {
     pub swap_in_seconds: Histogram,
     /// What NVML cannot do.
     pub devices_problem: Option<String>,
+    /// When the last report of all devices began.
+    pub(super) reported: Moment,
+    /// Clients that ask before they promise.
+    pub(super) asks: Asks,
 }
 
 impl Core {
@@ -102,6 +107,7 @@ impl Core {
             return Vec::new();
         }
         match message {
+            ToAgent::Met { device } => return self.met(client, device, now),
             ToAgent::Want { device, total, purpose } => self.want(client, device, total, purpose, now),
             ToAgent::WantRoom { ticket, device, bytes } => {
                 let bytes = bytes.min(Bytes(1 << 48));
@@ -119,6 +125,9 @@ impl Core {
                     let message = ToShim::Room { ticket, made: false };
                     return vec![Command { client, session, message }];
                 }
+            }
+            ToAgent::MayHave { ticket, device, total } => {
+                self.asks.open(Ask { client, session, ticket, device, total, since: now });
             }
             ToAgent::Released { ticket, device, bytes } => {
                 let believed = self.ledger.released(client, ticket, device, bytes, now);
@@ -195,6 +204,7 @@ impl Core {
                 );
                 sender.dead = Some(why);
             }
+            ToAgent::Revived => sender.dead = None,
             // Its descriptor matters, not its number: see the task.
             _ => {}
         }
@@ -247,7 +257,7 @@ impl Core {
             && client.untrusted.is_none()
         {
             tracing::warn!(client = client.id.0, pid = client.process.pid, why, "said what cannot be true");
-            client.untrusted = Some(why);
+            client.distrust(why);
         }
     }
 
@@ -270,14 +280,19 @@ impl Core {
 
     /// NVML was read. Counter pages were looked at just before this is called.
     pub fn devices(&mut self, report: &Report, now: Moment) {
-        self.devices_problem.clone_from(&report.problem);
+        if report.complete || report.problem.is_some() {
+            self.devices_problem.clone_from(&report.problem);
+        }
+        if report.complete {
+            self.reported = report.began;
+        }
         for reading in &report.devices {
             for client in self.ledger.reading(reading, report.began, &self.settings, now) {
                 let device = reading.device;
                 self.distrust(client, format!("says that it holds more on {device} than NVML shows"));
             }
         }
-        if report.problem.is_none() {
+        if report.complete && report.problem.is_none() {
             let listed: Vec<DeviceId> = report.devices.iter().map(|reading| reading.device).collect();
             self.ledger.forget_devices_but(&listed);
         }
@@ -301,23 +316,37 @@ impl Core {
 
     /// Decides, books the decisions and says what to send.
     pub fn decide(&mut self, now: Moment) -> Outcome {
-        let mut outcome = Outcome::default();
+        let mut outcome = Outcome { read: self.ledger.awaits_reading(), ..Outcome::default() };
         if self.held_back {
             return outcome;
         }
         self.close_switches(now);
+        for (client, device) in self.ledger.cut() {
+            outcome
+                .commands
+                .extend(self.book(Decision::Reclaim { client, device, expected: Bytes::ZERO }, now));
+        }
         for (client, what) in self.ledger.overdue(&self.settings, now) {
             tracing::warn!(client = client.0, what, "unyielding: others are served around it");
         }
         self.ledger.account(&self.settings, now);
+        for (client, device) in self.ledger.admit(&self.settings) {
+            tracing::warn!(
+                client = client.0, %device,
+                "came when the device was full: it gets no more memory, so that one that ran before can go on"
+            );
+        }
         let pause = policy::lease_length(&self.settings, self.ledger.switch_cost());
         self.ledger.weigh_rooms(pause, now);
         // Before anything is decided: for what cannot be, nobody is stopped.
-        for refusal in policy::impossible_rooms(&self.ledger) {
+        for refusal in policy::impossible_rooms(&self.ledger, now) {
             outcome.commands.extend(self.book(refusal, now));
         }
+        let (answers, waits) = self.asks.answer(&self.ledger, now);
+        outcome.commands.extend(answers);
         let decisions = policy::decide(&self.ledger, &self.settings, now);
-        outcome.pressing = decisions.pressing;
+        outcome.pressing = decisions.pressing || waits;
+        outcome.read |= waits;
         for decision in decisions.todo {
             match decision {
                 Decision::Read => outcome.read = true,
@@ -406,7 +435,7 @@ impl Core {
             .collect()
     }
 
-    fn command(&self, client: ClientId, message: ToShim) -> Option<Command> {
+    pub(super) fn command(&self, client: ClientId, message: ToShim) -> Option<Command> {
         let session = self.ledger.client(client)?.session?;
         Some(Command { client, session, message })
     }
@@ -425,6 +454,9 @@ impl Core {
             .collect();
         for client in clients {
             for (device, stays) in &devices {
+                if let Some(bytes) = self.size(client, *device) {
+                    commands.extend(self.command(client, ToShim::Size { device: *device, bytes }));
+                }
                 if let Some(bytes) = self.limit(client, *device, *stays) {
                     commands.extend(self.command(client, ToShim::Limit { device: *device, bytes }));
                 }
@@ -440,10 +472,29 @@ impl Core {
         devices.into_iter().filter_map(limit).collect()
     }
 
+    /// The sizes that a client is told as it is welcomed.
+    pub fn first_sizes(&mut self, client: ClientId) -> Vec<(DeviceId, Bytes)> {
+        let devices: Vec<DeviceId> = self.ledger.devices().keys().copied().collect();
+        devices.into_iter().filter_map(|device| Some((device, self.size(client, device)?))).collect()
+    }
+
+    /// How large a device is to the client, if it is to be told; it counts as told.
+    fn size(&mut self, client: ClientId, device: DeviceId) -> Option<Bytes> {
+        let bytes = self.ledger.size(client, device);
+        let told = &mut self.ledger.client_mut(client)?.sizes;
+        (told.insert(device, bytes) != Some(bytes)).then_some(bytes)
+    }
+
     /// The client's limit on a device, if it is to be told; it counts as told.
     fn limit(&mut self, client: ClientId, device: DeviceId, stays: Bytes) -> Option<Bytes> {
         let bytes = self.ledger.limit(client, device, stays);
-        let told = &mut self.ledger.client_mut(client)?.limits;
+        let read = self.ledger.device(device)?.read_began;
+        let client = self.ledger.client_mut(client)?;
+        // Its context may not be in any reading yet: the first limit is the one that its program goes by.
+        if client.met.get(&device).is_some_and(|met| read < *met) {
+            return None;
+        }
+        let told = &mut client.limits;
         let new = told.get(&device).is_none_or(|old| old.0.abs_diff(bytes.0) >= LIMIT_STEP || bytes < *old);
         new.then(|| {
             told.insert(device, bytes);

@@ -317,11 +317,12 @@ mod tests {
             used: Bytes::ZERO,
             per_process: BTreeMap::new(),
         };
-        core.devices(&Report { began: NOW, devices: vec![reading], problem: None }, NOW);
+        core.devices(&Report { began: NOW, devices: vec![reading], complete: true, problem: None }, NOW);
         let mut client = ClientId(0);
         for (pid, needed) in [(1, Bytes(4 << 30)), (2, needed)] {
             let held = Held { device: CARD, granted: Bytes::ZERO, resident: Bytes::ZERO, total: needed };
-            let hello = Hello { release: String::new(), running: false, devices: vec![held], arenas };
+            let hello =
+                Hello { release: String::new(), running: false, devices: vec![held], arenas, bypass: false };
             client = core.hello(Process { pid, start: 1 }, SessionId(u64::from(pid)), &hello, NOW);
         }
         let mut host = HostMemory::start(NOW, |_| ()).unwrap();

@@ -1,15 +1,20 @@
 //! The one task that owns ledger and policy: it takes observations, requests and readings, and sends commands. What it
 //! does with them is in `core`; here are its inputs, its rhythm, and what it holds for each client.
 
+mod asks;
+mod bypass;
 pub mod core;
 mod host;
 mod lack;
 mod orders;
 mod owners;
 mod publish;
+mod remember;
+mod rest;
 mod story;
 pub mod switches;
 mod takeover;
+mod terms;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
@@ -18,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nvshare_common::probe::Call;
-use nvshare_common::protocol::{Answer, ToAgent};
+use nvshare_common::protocol::{Answer, ToAgent, ToShim};
 use nvshare_common::units::{ClientId, DeviceId};
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -26,10 +31,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::core::{Command, Core};
 use self::host::HostMemory;
 use self::owners::Owners;
+use self::remember::Memory;
+use self::rest::digest;
 use self::story::Story;
 use crate::change::Change;
 use crate::control::{Counted, CounterPage, Event, Opened, Outbox, wait_for};
-use crate::device::{Poll, Report};
+use crate::device::{Poll, Reading, Report, Rhythm};
 use crate::hostmem::Made;
 use crate::ledger::{Client, Page, SessionId};
 use crate::moment::Moment;
@@ -50,10 +57,8 @@ const BATCH: usize = 256;
 const TAKEOVER: Duration = Duration::from_secs(5);
 /// The shortest time between two looks at the counter pages, unless NVML was read.
 const LOOK: Duration = Duration::from_millis(5);
-/// The shortest time between two published states.
+/// The shortest time between two published states; the longest depends on what happens, see [`rest`].
 const PUBLISH: Duration = Duration::from_millis(50);
-/// The longest.
-const REST: Duration = Duration::from_millis(500);
 /// When a reading that was asked for is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -99,6 +104,14 @@ struct Line {
     outbox: Outbox,
 }
 
+/// A client's page, and what is known from looking at it.
+struct Paged {
+    page: CounterPage,
+    /// Of all that it said at the last look: whether anything has changed since.
+    digest: u64,
+    bypass: bypass::Watch,
+}
+
 /// The conductor.
 pub struct Conductor {
     core: Core,
@@ -107,7 +120,7 @@ pub struct Conductor {
     inputs: mpsc::WeakSender<Input>,
     state: watch::Sender<Arc<State>>,
     lines: BTreeMap<SessionId, Line>,
-    pages: BTreeMap<ClientId, CounterPage>,
+    pages: BTreeMap<ClientId, Paged>,
     sessions: crate::snapshot::Sessions,
     observer: Health,
     owners: Owners,
@@ -121,7 +134,12 @@ pub struct Conductor {
     began: Moment,
     looked: Moment,
     asked: Option<Moment>,
-    hurried: bool,
+    rhythm: Rhythm,
+    /// Batches of observations so far.
+    batches: u64,
+    /// What was read last of each device.
+    read: BTreeMap<DeviceId, Reading>,
+    memory: Memory,
     published: Moment,
     changed: bool,
     story: Story,
@@ -165,7 +183,10 @@ impl Conductor {
             began: now,
             looked: Moment::NEVER,
             asked: None,
-            hurried: false,
+            rhythm: Rhythm::default(),
+            batches: 0,
+            read: BTreeMap::new(),
+            memory: Memory::default(),
             published: Moment::NEVER,
             changed: true,
             story: Story::default(),
@@ -181,20 +202,20 @@ impl Conductor {
     ) {
         let mut pressing = self.turn(Moment::now());
         loop {
-            let pause = if self.core.held_back { Duration::from_millis(10) } else { Core::pause(pressing) };
+            let pause = self.pause(pressing);
             tokio::select! {
                 biased;
                 input = inputs.recv() => {
                     let Some(input) = input else { return };
-                    self.hear(input, Moment::now());
+                    self.changed |= self.hear(input, Moment::now());
                     for _ in 1..BATCH {
                         let Ok(input) = inputs.try_recv() else { break };
-                        self.hear(input, Moment::now());
+                        self.changed |= self.hear(input, Moment::now());
                     }
-                    self.changed = true;
                 }
                 Some(all) = observations.recv() => {
                     let now = Moment::now();
+                    self.batches += 1;
                     for observation in all {
                         self.observed(observation, now);
                     }
@@ -202,11 +223,15 @@ impl Conductor {
                 }
                 () = tokio::time::sleep(pause) => {}
             }
+            if self.nothing_happens(Moment::now()) {
+                continue;
+            }
             pressing = self.turn(Moment::now());
         }
     }
 
-    fn hear(&mut self, input: Input, now: Moment) {
+    /// Says whether that changed anything.
+    fn hear(&mut self, input: Input, now: Moment) -> bool {
         match input {
             Input::Session(session, Event::Opened(opened)) => self.opened(session, *opened, now),
             Input::Session(session, Event::Said(message, descriptor)) => {
@@ -230,6 +255,7 @@ impl Conductor {
                 }
                 self.core.devices(&report, now);
                 self.lock_files(&report);
+                return self.is_news(report);
             }
             Input::Arena(made) => {
                 for (command, descriptor) in self.host.made(&mut self.core, made, now) {
@@ -249,10 +275,12 @@ impl Conductor {
                 // Whoever asked may be gone.
                 let _ = answer.send(self.core.order(order, now));
                 self.published = Moment::NEVER;
+                self.memory.pressing = true;
             }
             Input::Pods(directory) => self.pods(directory, now),
             Input::DeviceIds(process, ids) => self.device_ids(process, ids),
         }
+        true
     }
 
     fn opened(&mut self, session: SessionId, opened: Opened, now: Moment) {
@@ -263,6 +291,9 @@ impl Conductor {
         if let Some(client) = self.core.ledger.client_mut(client) {
             client.name = peer.name;
             client.cgroup.clone_from(&peer.cgroup);
+        }
+        if new {
+            self.recall(peer.process, now);
         }
         self.meet(peer.process, &peer.cgroup, now);
         tracing::info!(
@@ -276,7 +307,7 @@ impl Conductor {
         );
         match page {
             Ok(page) => {
-                self.pages.insert(client, page);
+                self.pages.insert(client, Paged { page, digest: 0, bypass: bypass::Watch::default() });
             }
             Err(why) => {
                 self.pages.remove(&client);
@@ -291,15 +322,24 @@ impl Conductor {
         }
         self.host.opened(client, hello.arenas, now);
         self.sessions.opened += 1;
-        let limits = self.core.first_limits(client);
-        if outbox.answer(&Answer::Welcome { client, limits }).is_ok() {
+        let (limits, sizes) = (self.core.first_limits(client), self.core.first_sizes(client));
+        if outbox.answer(&Answer::Welcome { client, limits, sizes }).is_ok() {
             self.lines.insert(session, Line { client, outbox });
+            self.tell_bypass(client);
         }
         if new {
             self.watch(peer.process, peer.pidfd, counted);
         }
-        if let Some(page) = self.pages.get(&client) {
-            self.core.sample(client, &view(page), now);
+        if let Some(paged) = self.pages.get(&client) {
+            self.core.sample(client, &view(&paged.page), now);
+        }
+    }
+
+    /// A shim that is to move nothing any more knows that, and says so to the next agent.
+    fn tell_bypass(&mut self, client: ClientId) {
+        let known = self.core.ledger.client(client).filter(|client| client.bypass);
+        if let Some(session) = known.and_then(|client| client.session) {
+            self.send(Command { client, session, message: ToShim::Bypassed }, None);
         }
     }
 
@@ -335,6 +375,8 @@ impl Conductor {
             }
             ToAgent::ArenaReady { arena } => self.host.ready(client, *arena),
             ToAgent::ArenaReturned { arena } => self.host.returned(client, *arena, now),
+            // A reading that began before is no answer, so it is asked for again until there is one: see `turn`.
+            ToAgent::Met { .. } => self.ask(now),
             _ => {}
         }
         for command in self.core.hear(client, session, message, now) {
@@ -347,8 +389,8 @@ impl Conductor {
         let Some(client) = self.core.ledger.client_of(process) else { return };
         tracing::info!(client = client.0, pid = process.pid, "client ended");
         // The page outlives its process; this is its last word.
-        if let Some(page) = self.pages.get(&client) {
-            self.core.sample(client, &view(page), now);
+        if let Some(paged) = self.pages.get(&client) {
+            self.core.sample(client, &view(&paged.page), now);
         }
         self.core.ledger.exited(client, now);
         self.host.left(client);
@@ -433,7 +475,7 @@ impl Conductor {
 
     /// A process ended. A client's counts are kept until it is buried.
     fn gone(&mut self, process: Process) {
-        if !self.core.ledger.clients().values().any(|client| client.process == process) {
+        if self.core.ledger.latest_of(process.pid).is_none_or(|client| client.process != process) {
             self.forget(process);
         }
     }
@@ -443,31 +485,30 @@ impl Conductor {
         if process.start != 0 {
             return process;
         }
-        let same = |other: &Process| other.pid == process.pid;
-        let mut clients = self.core.ledger.clients().values().map(|client| client.process);
-        clients.rfind(same).unwrap_or(process)
+        self.core.ledger.latest_of(process.pid).map_or(process, |client| client.process)
     }
 
-    /// The uprobes counted a client's calls. They were read before the page, and the shim counts before it calls: more
-    /// seen than counted is work that did not pass the shim.
-    fn seen(&mut self, client: ClientId, counts: &Counts, last_call: Moment, last_launch: Moment) {
-        let Some(page) = self.pages.get(&client).map(view) else { return };
-        let Some(client) = self.core.ledger.client_mut(client) else { return };
+    /// The uprobes counted a client's calls. They were read before the page is: see [`bypass`].
+    fn seen(&mut self, id: ClientId, counts: &Counts, last_call: Moment, last_launch: Moment) {
+        let Some(paged) = self.pages.get_mut(&id) else { return };
+        let Some(client) = self.core.ledger.client_mut(id) else { return };
         client.active(last_launch.max(client.active_at));
         // What was called before its Hello may have been called by the program before, which had another page.
-        if let Some(call) = beyond(counts, &page.calls)
-            && last_call >= client.greeted
-            && !client.bypass
-        {
-            client.bypass = true;
-            let call = Call::ALL[call].name();
-            tracing::warn!(
-                client = client.id.0,
-                pid = client.process.pid,
-                call,
-                "driver calls that its shim did not make: its memory is never moved"
-            );
+        if client.bypass || last_call < client.greeted {
+            return;
         }
+        let (page, pid) = (view(&paged.page).calls, client.process.pid);
+        let Some(call) = paged.bypass.look(counts, &page, self.batches, || threads(pid)) else { return };
+        client.bypass = true;
+        let call = Call::ALL[call].name();
+        tracing::warn!(
+            client = id.0,
+            pid,
+            call,
+            "driver calls that its shim did not make: its memory is never moved"
+        );
+        self.memory.pressing = true;
+        self.tell_bypass(id);
     }
 
     /// The last counts of a client often come after its end.
@@ -486,8 +527,9 @@ impl Conductor {
     /// Looks at all counter pages.
     fn look(&mut self, now: Moment) {
         self.looked = now;
-        for (client, page) in &self.pages {
-            self.core.sample(*client, &view(page), now);
+        for (client, paged) in &mut self.pages {
+            paged.digest = digest(&paged.page);
+            self.core.sample(*client, &view(&paged.page), now);
         }
     }
 
@@ -503,6 +545,9 @@ impl Conductor {
             self.ended(&client);
         }
         let outcome = self.core.decide(now);
+        for command in self.core.terms(now) {
+            self.send(command, None);
+        }
         for command in self.core.limits() {
             self.send(command, None);
         }
@@ -515,20 +560,18 @@ impl Conductor {
         if outcome.read {
             self.ask(now);
         }
-        let hurry = !self.core.ledger.clients().is_empty();
-        if hurry != self.hurried {
-            self.hurried = hurry;
-            self.poll.hurry(hurry);
-        }
+        let pressing = outcome.pressing || self.asked.is_some();
+        self.follow(pressing, now);
+        self.keep(now);
         let due = now.since(self.published);
-        if (self.changed && due >= PUBLISH) || due >= REST {
+        if (self.changed && due >= PUBLISH) || due >= self.publishes_every() {
             self.published = now;
             self.changed = false;
             let state = self.state(now);
             self.story.tell(&state);
             self.state.send_replace(Arc::new(state));
         }
-        outcome.pressing || self.asked.is_some()
+        pressing
     }
 
     fn take_over(&mut self, now: Moment) {
@@ -605,10 +648,12 @@ impl Conductor {
     }
 }
 
-/// The first call of which more were seen than the page counts.
-fn beyond(seen: &Counts, counted: &Counts) -> Option<usize> {
-    let sum = |counts: &Counts, call: usize| counts.application[call].saturating_add(counts.engine[call]);
-    (0..Call::COMPARED).find(|call| sum(seen, *call) > sum(counted, *call))
+/// How many threads a process has.
+fn threads(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Threads:"));
+    // One that has ended calls nothing any more.
+    line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
 /// The page at this moment.

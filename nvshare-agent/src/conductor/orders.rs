@@ -152,7 +152,8 @@ mod tests {
         let mut core = Core::new(Settings::default());
         let device = DeviceId([1; 16]);
         let held = Held { device, granted: Bytes::GIB, resident: Bytes::GIB, total: Bytes::GIB };
-        let hello = Hello { release: "0".to_owned(), running: true, devices: vec![held], arenas: 0 };
+        let hello =
+            Hello { release: "0".to_owned(), running: true, devices: vec![held], arenas: 0, bypass: false };
         let id = core.hello(Process { pid: 7, start: 1 }, SessionId(1), &hello, Moment(1));
         let notes_of = |core: &Core, now| notes(core.ledger.client(id).unwrap(), now);
         assert_eq!(notes_of(&core, Moment(2)), Vec::<String>::new());

@@ -1,7 +1,7 @@
 //! To whom each process belongs that the conductor knows, and what its pod has already ordered. Looked up when a process
 //! is first seen and when the directory of pods changes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use nvshare_common::units::ClientId;
@@ -21,6 +21,8 @@ use crate::snapshot::Owner;
 pub(super) struct Owners {
     directory: Arc<Directory>,
     known: HashMap<Process, Known>,
+    /// Whose environment is read when another has been.
+    later: VecDeque<Process>,
     environs: environ::Reader,
 }
 
@@ -69,13 +71,14 @@ impl Owners {
 
     /// Those whose device ids should be looked for.
     fn unread(&self) -> Vec<Process> {
-        if !self.directory.has_allocations() {
-            return Vec::new();
-        }
+        self.known.keys().copied().filter(|process| self.is_unread(*process)).collect()
+    }
+
+    fn is_unread(&self, process: Process) -> bool {
         let unread = |known: &Known| {
             known.found.certainty == Certainty::Unknown && matches!(known.devices, Devices::Unread)
         };
-        self.known.iter().filter(|(_, known)| unread(known)).map(|(process, _)| *process).collect()
+        self.directory.has_allocations() && self.known.get(&process).is_some_and(unread)
     }
 
     /// What is new in the annotations of the client's pod, as orders. An administrator's orders are left alone until then.
@@ -88,6 +91,16 @@ impl Owners {
         let (orders, problems) = annotations::orders(&known.ordered, client);
         known.problems = problems;
         orders
+    }
+
+    /// An earlier agent made these annotations of the process's pod into orders, which may have been changed since.
+    pub(super) fn recall(&mut self, process: Process, annotations: Annotations) {
+        self.known.entry(process).or_default().ordered = annotations;
+    }
+
+    /// What was made into orders of its pod's annotations.
+    pub(super) fn ordered(&self, process: Process) -> Annotations {
+        self.known.get(&process).map(|known| known.ordered.clone()).unwrap_or_default()
     }
 
     /// To whom the process belongs.
@@ -123,7 +136,13 @@ impl Conductor {
     /// A process was seen.
     pub(super) fn meet(&mut self, process: Process, cgroup: &str, now: Moment) {
         self.owners.meet(process, cgroup);
-        self.attributed(now);
+        // This one only: a wave of jobs must not cost its square.
+        if let Some(client) = self.core.ledger.client_of(process) {
+            self.ordered_by_pod(process, client, now);
+        }
+        if self.owners.is_unread(process) {
+            self.look_for_ids(process);
+        }
     }
 
     /// Pods came, changed or went.
@@ -135,6 +154,12 @@ impl Conductor {
     /// An environment was read.
     pub(super) fn device_ids(&mut self, process: Process, ids: Vec<String>) {
         self.owners.device_ids(process, ids);
+        while let Some(next) = self.owners.later.pop_front() {
+            if self.owners.is_unread(next) {
+                self.look_for_ids(next);
+                break;
+            }
+        }
     }
 
     /// Neither a client nor observed any more.
@@ -143,31 +168,40 @@ impl Conductor {
         self.owners.forget(process);
     }
 
-    /// Does what follows from a new owner.
+    /// Does what follows from new owners, of all.
     fn attributed(&mut self, now: Moment) {
         let clients = self.core.ledger.clients().values().map(|client| (client.process, client.id));
         for (process, client) in clients.collect::<Vec<_>>() {
-            for order in self.owners.orders(process, client) {
-                // Limits, priorities and weights are refused only of a client that has ended.
-                if let Err(why) = self.core.order(order, now) {
-                    tracing::debug!(client = client.0, why, "its pod's annotations come too late");
-                }
-            }
+            self.ordered_by_pod(process, client, now);
         }
+        self.owners.later.clear();
         for process in self.owners.unread() {
-            let inputs = self.inputs.clone();
-            let begun = self.owners.environs.read(process, move |ids| {
-                // The conductor may be gone: then nobody wants it.
-                if let Some(inputs) = inputs.upgrade() {
-                    let _ = inputs.blocking_send(Input::DeviceIds(process, ids));
-                }
-            });
-            if !begun {
-                break;
+            self.look_for_ids(process);
+        }
+    }
+
+    fn ordered_by_pod(&mut self, process: Process, client: ClientId, now: Moment) {
+        for order in self.owners.orders(process, client) {
+            // Limits, priorities and weights are refused only of a client that has ended.
+            if let Err(why) = self.core.order(order, now) {
+                tracing::debug!(client = client.0, why, "its pod's annotations come too late");
             }
-            if let Some(known) = self.owners.known.get_mut(&process) {
-                known.devices = Devices::Asked;
+            self.memory.pressing = true;
+        }
+    }
+
+    fn look_for_ids(&mut self, process: Process) {
+        let inputs = self.inputs.clone();
+        let begun = self.owners.environs.read(process, move |ids| {
+            // The conductor may be gone: then nobody wants it.
+            if let Some(inputs) = inputs.upgrade() {
+                let _ = inputs.blocking_send(Input::DeviceIds(process, ids));
             }
+        });
+        match self.owners.known.get_mut(&process) {
+            Some(known) if begun => known.devices = Devices::Asked,
+            Some(_) => self.owners.later.push_back(process),
+            None => {}
         }
     }
 }

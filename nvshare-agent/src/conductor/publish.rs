@@ -141,6 +141,16 @@ impl Conductor {
                 "it makes driver calls that its shim does not see: its memory is never moved".to_owned(),
             );
         }
+        for (device, at) in self.core.ledger.devices() {
+            if at.latecomers.contains(&client.id) {
+                notes.push(format!(
+                    "it came when {device} was full: it gets no more memory there, so that one that ran before can go on"
+                ));
+            }
+        }
+        for (device, why) in &client.unmanaged {
+            notes.push(format!("on {device} it runs as without an agent: {why}"));
+        }
         if client.unyielding.is_some() {
             notes.push("it does not yield: others are served around it".to_owned());
         }
@@ -156,10 +166,10 @@ impl Conductor {
 
     pub(super) fn totals(&self, client: &Client) -> Totals {
         let sum = |of: fn(&Holdings) -> Bytes| -> Bytes {
-            let last = self.pages.get(&client.id).map(super::view).unwrap_or_default();
+            let last = self.pages.get(&client.id).map(|paged| super::view(&paged.page)).unwrap_or_default();
             last.holdings.iter().map(|(_, holdings)| Bytes(of(holdings).0.min(1 << 56))).sum()
         };
-        let calls = self.pages.get(&client.id).map_or(client.calls, |page| super::view(page).calls);
+        let calls = self.pages.get(&client.id).map_or(client.calls, |paged| super::view(&paged.page).calls);
         let observed = self.core.ledger.observed().get(&client.process);
         let seen = observed.map(|observed| observed.counts).unwrap_or_default();
         Totals {

@@ -1,6 +1,8 @@
 //! The clients' socket: who connects is found out by the kernel, one task carries each session, and nothing a client
 //! sends, or does not read, reaches beyond its own session.
 
+mod door;
+mod pace;
 mod page;
 mod peer;
 mod session;
@@ -9,7 +11,7 @@ mod wire;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nvshare_common::frame::{self, FrameError};
@@ -22,16 +24,23 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
 
+pub(crate) use door::{is_removed, lookers};
 pub(crate) use page::wait_for;
 pub use page::{CounterPage, PageError};
 pub use peer::{Peer, PeerError};
 
+use self::door::Doors;
 use crate::conductor::Input;
 use crate::full;
 use crate::ledger::SessionId;
 use crate::observation::Process;
 
+/// How often it is looked whether the socket is still where it was made, and knocked at back doors.
+const LOOK_AT_PATH: std::time::Duration = std::time::Duration::from_secs(1);
+/// Every how many of these looks all processes are looked at.
+const LOOK_AT_ALL: u32 = 60;
 /// How many packets may wait for a client to read them. One that does not read loses its session.
 const QUEUE: usize = 512;
 /// How many connections one process may have: its own, an old one that has not ended yet, and itself until its end.
@@ -234,39 +243,122 @@ impl Listener {
         &self.path
     }
 
-    /// Accepts clients until the conductor is gone. What happens on their sessions goes to `inputs`.
+    /// Whether the file at its path is this socket: its directory may have been removed, or replaced.
+    fn stands(&self) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode)
+    }
+
+    /// Accepts clients until the conductor is gone. What happens on their sessions goes to `inputs`. Where the directory is
+    /// replaced, it listens in the new one too, and goes on in the old one for those who have that mounted.
     pub async fn serve(self, inputs: mpsc::Sender<Input>) {
-        let connections = Connections::default();
-        let sessions = AtomicU64::new(0);
+        let entrance = Arc::new(Entrance {
+            inputs,
+            connections: Connections::default(),
+            sessions: AtomicU64::new(0),
+            begun: AtomicUsize::new(0),
+        });
+        let path = self.path.clone();
+        let mut newest = Arc::new(self);
+        // Dropped with this, they end.
+        let mut accepting = JoinSet::new();
+        accepting.spawn(accept(Arc::clone(&newest), Arc::clone(&entrance)));
+        let mut doors = Doors::default();
+        let (mut looks, mut said) = (0_u32, false);
         loop {
-            let accepted = {
-                let Ok(mut ready) = self.socket.readable().await else { return };
-                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-                ready.try_io(|socket| Ok(accept_with(socket, flags)?))
-            };
-            let socket = match accepted {
-                Err(_) => continue,
-                Ok(Ok(socket)) => socket,
-                Ok(Err(error)) => {
-                    // Out of descriptors, or a connection that broke before it was accepted: others may fare better.
-                    tracing::warn!(%error, "cannot accept a client");
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                    continue;
+            // All processes are looked at when it begins, when the directory was replaced, and rarely besides.
+            let replaced = !newest.stands();
+            if looks.is_multiple_of(LOOK_AT_ALL) || replaced {
+                doors = look(doors).await;
+            }
+            looks = looks.wrapping_add(1);
+            for socket in doors.knock() {
+                entrance.admit(socket);
+            }
+            if replaced {
+                match Listener::bind(&path) {
+                    Ok(listener) => {
+                        said = false;
+                        tracing::warn!(
+                            path = %path.display(),
+                            "the clients' socket or its directory was removed: listening there anew; containers that \
+                             have mounted the old directory are reached through it, or through their back doors"
+                        );
+                        newest = Arc::new(listener);
+                        accepting.spawn(accept(Arc::clone(&newest), Arc::clone(&entrance)));
+                    }
+                    Err(error) if !std::mem::replace(&mut said, true) => {
+                        tracing::warn!(%error, "the clients' socket was removed, and new clients run without an agent");
+                    }
+                    Err(_) => {}
                 }
-            };
-            if inputs.is_closed() {
+            }
+            if entrance.inputs.is_closed() {
                 return;
             }
-            let id = SessionId(sessions.fetch_add(1, Ordering::Relaxed) + 1);
-            tokio::spawn(session::carry(socket, id, inputs.clone(), connections.clone()));
+            tokio::time::sleep(LOOK_AT_PATH).await;
+        }
+    }
+}
+
+/// Looking at all processes takes a while: on a thread of its own.
+async fn look(mut doors: Doors) -> Doors {
+    let looked = tokio::task::spawn_blocking(move || {
+        doors.look();
+        doors
+    });
+    looked.await.unwrap_or_default()
+}
+
+/// Where clients come in.
+struct Entrance {
+    inputs: mpsc::Sender<Input>,
+    connections: Connections,
+    sessions: AtomicU64,
+    /// Sessions that were begun and have not ended: counted before anything is done for them.
+    begun: AtomicUsize,
+}
+
+impl Entrance {
+    /// Carries what happens on the socket; closes it where there are too many.
+    fn admit(self: &Arc<Entrance>, socket: OwnedFd) {
+        if self.begun.fetch_add(1, Ordering::AcqRel) >= CONNECTIONS {
+            self.begun.fetch_sub(1, Ordering::AcqRel);
+            tracing::debug!("connection closed: there are {CONNECTIONS}");
+            return;
+        }
+        let id = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed) + 1);
+        let entrance = Arc::clone(self);
+        tokio::spawn(async move {
+            session::carry(socket, id, entrance.inputs.clone(), entrance.connections.clone()).await;
+            entrance.begun.fetch_sub(1, Ordering::AcqRel);
+        });
+    }
+}
+
+async fn accept(listener: Arc<Listener>, entrance: Arc<Entrance>) {
+    loop {
+        let accepted = {
+            let Ok(mut ready) = listener.socket.readable().await else { return };
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            ready.try_io(|socket| Ok(accept_with(socket, flags)?))
+        };
+        match accepted {
+            Err(_) => {}
+            Ok(Ok(_)) if entrance.inputs.is_closed() => return,
+            Ok(Ok(socket)) => entrance.admit(socket),
+            Ok(Err(error)) => {
+                // Out of descriptors, or a connection that broke before it was accepted: others may fare better.
+                tracing::warn!(%error, "cannot accept a client");
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
         }
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        use std::os::unix::fs::MetadataExt;
-        if std::fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
+        if self.stands() {
             let _ = std::fs::remove_file(&self.path);
         }
     }

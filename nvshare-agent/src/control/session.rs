@@ -11,7 +11,9 @@ use rustix::io::retry_on_intr;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
+use super::pace::Pace;
 use super::wire::{self, Received};
 use super::{Connections, CounterPage, End, Event, Opened, Outbox, Packet, PageError, Peer, QUEUE, wait_for};
 use crate::conductor::Input;
@@ -113,6 +115,7 @@ async fn converse(
         End::Dismissed
     };
     let hear = async {
+        let mut pace = Pace::new(Instant::now());
         loop {
             let (length, descriptor) = match receive(socket, buffer).await {
                 Ok(received) => received,
@@ -125,6 +128,9 @@ async fn converse(
                     let event = Event::Said(message, descriptor);
                     if inputs.send(Input::Session(id, event)).await.is_err() {
                         return End::Dismissed;
+                    }
+                    if let Some(pause) = pace.heard(Instant::now()) {
+                        tokio::time::sleep(pause).await;
                     }
                 }
                 Err(error) => return End::Malformed(error.to_string()),

@@ -1,34 +1,51 @@
-//! The connections of the pages: so many at once, and none for longer than a request takes. Anybody who reaches the port
-//! can make them.
+//! The connections of the pages: so many at once, so many from one address, and none for longer than a request takes.
+//! Anybody who reaches the port can make them, so nobody is made to wait for a place: a connection on which nothing was
+//! answered yet gives its place to the next one, the oldest first, and where all are in use the new one is closed.
 
+use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
 /// How many connections there may be.
-const CONNECTIONS: usize = 256;
+const CONNECTIONS: usize = 512;
+/// How many of them one address may have: a scraper and a few browsers behind one gateway need a handful.
+const PER_ADDRESS: usize = 128;
+/// The first request must be there, and answered, within this time.
+const FIRST: Duration = Duration::from_secs(5);
 /// A connection ends when nothing was answered on it for so long: its request did not come, or its answer was not read.
 const SILENCE: Duration = Duration::from_secs(30);
+
+/// How much a listener bears.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    connections: usize,
+    per_address: usize,
+    first: Duration,
+    silence: Duration,
+}
 
 /// A listener with limits.
 pub(super) struct Bounded {
     listener: TcpListener,
-    permits: Arc<Semaphore>,
-    silence: Duration,
+    bounds: Bounds,
+    seats: Seats,
 }
 
 impl Bounded {
     pub(super) fn new(listener: TcpListener) -> Bounded {
-        Bounded { listener, permits: Arc::new(Semaphore::new(CONNECTIONS)), silence: SILENCE }
+        let bounds =
+            Bounds { connections: CONNECTIONS, per_address: PER_ADDRESS, first: FIRST, silence: SILENCE };
+        Bounded { listener, bounds, seats: Seats::default() }
     }
 }
 
@@ -37,14 +54,71 @@ impl Listener for Bounded {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Connection, SocketAddr) {
-        let permit = Arc::clone(&self.permits).acquire_owned().await.expect("it is never closed");
-        let (stream, address) = Listener::accept(&mut self.listener).await;
-        let ends = Box::pin(tokio::time::sleep(self.silence));
-        (Connection { stream, ends, silence: self.silence, _permit: permit }, address)
+        loop {
+            let (stream, address) = Listener::accept(&mut self.listener).await;
+            // Dropped, it is closed.
+            let Some(seat) = self.seats.take(address.ip(), self.bounds) else { continue };
+            let ends = Box::pin(tokio::time::sleep(self.bounds.first));
+            let silence = self.bounds.silence;
+            return (Connection { stream, ends, silence, seat, seats: self.seats.clone() }, address);
+        }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+}
+
+/// One connection's place.
+#[derive(Debug)]
+struct Seat {
+    address: IpAddr,
+    /// Something was answered on it.
+    used: AtomicBool,
+    /// It was given to another.
+    lost: AtomicBool,
+    waits: Mutex<Option<Waker>>,
+}
+
+impl Seat {
+    fn lose(&self) {
+        self.lost.store(true, Ordering::Release);
+        if let Some(waker) = self.waits.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            waker.wake();
+        }
+    }
+}
+
+/// All places that are taken, oldest first.
+#[derive(Clone, Debug, Default)]
+struct Seats(Arc<Mutex<VecDeque<Arc<Seat>>>>);
+
+impl Seats {
+    fn take(&self, address: IpAddr, bounds: Bounds) -> Option<Arc<Seat>> {
+        let mut seats = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = seats.iter().filter(|seat| seat.address == address).count();
+        let crowded = own >= bounds.per_address;
+        if crowded || seats.len() >= bounds.connections {
+            let gives = |seat: &Arc<Seat>| {
+                !seat.used.load(Ordering::Acquire) && (!crowded || seat.address == address)
+            };
+            let at = seats.iter().position(gives)?;
+            seats.remove(at)?.lose();
+        }
+        let seat = Seat {
+            address,
+            used: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
+            waits: Mutex::default(),
+        };
+        let seat = Arc::new(seat);
+        seats.push_back(Arc::clone(&seat));
+        Some(seat)
+    }
+
+    fn leave(&self, seat: &Arc<Seat>) {
+        let mut seats = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seats.retain(|other| !Arc::ptr_eq(other, seat));
     }
 }
 
@@ -53,12 +127,24 @@ pub(super) struct Connection {
     stream: TcpStream,
     ends: Pin<Box<Sleep>>,
     silence: Duration,
-    _permit: OwnedSemaphorePermit,
+    seat: Arc<Seat>,
+    seats: Seats,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.seats.leave(&self.seat);
+    }
 }
 
 impl Connection {
     /// What to answer when there is nothing to do: wait, or the end.
     fn wait<T>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        *self.seat.waits.lock().unwrap_or_else(PoisonError::into_inner) = Some(context.waker().clone());
+        // Looked at last: who takes the place sets this first, and then wakes.
+        if self.seat.lost.load(Ordering::Acquire) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         self.ends.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -86,6 +172,7 @@ impl AsyncWrite for Connection {
         match Pin::new(&mut self.stream).poll_write(context, bytes) {
             Poll::Pending => self.wait(context),
             ready @ Poll::Ready(_) => {
+                self.seat.used.store(true, Ordering::Release);
                 let later = Instant::now() + self.silence;
                 self.ends.as_mut().reset(later);
                 ready
@@ -108,22 +195,66 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_connection_that_says_nothing_ends_and_makes_room_for_another() {
+    async fn bounded(bounds: Bounds) -> (Bounded, SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let permits = Arc::new(Semaphore::new(1));
-        let mut bounded = Bounded { listener, permits, silence: Duration::from_millis(100) };
+        (Bounded { listener, bounds, seats: Seats::default() }, address)
+    }
+
+    const WIDE: Bounds = Bounds {
+        connections: 8,
+        per_address: 8,
+        first: Duration::from_secs(100),
+        silence: Duration::from_secs(100),
+    };
+
+    #[tokio::test]
+    async fn a_connection_that_says_nothing_ends() {
+        let (mut bounded, address) = bounded(Bounds { first: Duration::from_millis(50), ..WIDE }).await;
         let _silent = TcpStream::connect(address).await.unwrap();
-        let mut speaks = TcpStream::connect(address).await.unwrap();
-        speaks.write_all(b"x").await.unwrap();
         let (mut first, _) = bounded.accept().await;
-        assert!(tokio::time::timeout(Duration::from_millis(10), bounded.accept()).await.is_err());
+        assert_eq!(first.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn the_oldest_that_says_nothing_gives_its_place_to_the_next() {
+        let (mut bounded, address) = bounded(Bounds { per_address: 2, ..WIDE }).await;
+        let mut clients = Vec::new();
+        let mut served = Vec::new();
+        for _ in 0..2 {
+            clients.push(TcpStream::connect(address).await.unwrap());
+            served.push(bounded.accept().await.0);
+        }
+        // The first is in use: it was answered.
+        served[0].write_all(b"y").await.unwrap();
+        let mut third = TcpStream::connect(address).await.unwrap();
+        let (mut next, _) = bounded.accept().await;
+        assert_eq!(served[1].read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        third.write_all(b"x").await.unwrap();
         let mut bytes = [0];
-        assert_eq!(first.read(&mut bytes).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
-        drop(first);
-        let (mut second, _) = bounded.accept().await;
-        assert_eq!(second.read(&mut bytes).await.unwrap(), 1);
-        second.write_all(b"y").await.unwrap();
+        assert_eq!(next.read(&mut bytes).await.unwrap(), 1);
+        next.write_all(b"y").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn where_all_places_are_in_use_the_next_is_closed_and_nobody_waits() {
+        let (mut bounded, address) = bounded(Bounds { connections: 1, ..WIDE }).await;
+        let mut first = TcpStream::connect(address).await.unwrap();
+        let (mut served, _) = bounded.accept().await;
+        served.write_all(b"y").await.unwrap();
+        assert_eq!(first.read(&mut [0]).await.unwrap(), 1);
+        let mut refused = TcpStream::connect(address).await.unwrap();
+        let mut last = None;
+        let accepts = async {
+            last = Some(bounded.accept().await.0);
+        };
+        let closed = async {
+            assert!(matches!(refused.read(&mut [0]).await, Ok(0) | Err(_)));
+            drop(served);
+            drop(first);
+            TcpStream::connect(address).await.unwrap()
+        };
+        let ((), _third) = tokio::join!(accepts, closed);
+        assert!(last.is_some());
     }
 }

@@ -57,35 +57,42 @@ On the node: `nvshare-agent status`, `nvshare-agent top`, `nvshare-agent set lea
 
 /// The agent cannot be seen from outside.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}; choose another address with --listen")]
+#[error("cannot listen on {address}: {source}; choose another address with {flag}")]
 pub struct ListenError {
     address: SocketAddr,
+    flag: &'static str,
     source: io::Error,
+}
+
+/// What the probes ask.
+#[derive(Clone)]
+struct Probed {
+    state: watch::Receiver<Arc<State>>,
+    health: Health,
+    /// When the conductor began, as far as these pages know.
+    began: Instant,
 }
 
 /// What the pages show.
 #[derive(Clone)]
 struct Pages {
-    state: watch::Receiver<Arc<State>>,
-    health: Health,
+    probed: Probed,
     metrics: Arc<Metrics>,
     history: Arc<Mutex<History>>,
     events: Events,
-    /// When the conductor began, as far as these pages know.
-    began: Instant,
 }
 
 impl Pages {
     fn new(state: watch::Receiver<Arc<State>>, health: Health, began: Instant) -> Pages {
         let metrics = Arc::new(Metrics::new(state.clone(), health.clone()));
         let events = Events::new(state.clone(), health.clone());
-        Pages { state, health, metrics, history: Arc::default(), events, began }
+        Pages { probed: Probed { state, health, began }, metrics, history: Arc::default(), events }
     }
 }
 
-/// Listens on `address`.
-pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address).await.map_err(|source| ListenError { address, source })
+/// Listens on `address`, which `flag` names.
+pub async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(address).await.map_err(|source| ListenError { address, flag, source })
 }
 
 /// Serves the pages until dropped.
@@ -96,6 +103,20 @@ pub async fn serve(listener: TcpListener, state: watch::Receiver<Arc<State>>, he
     // Errors of single connections are axum's; this ends only where accepting is impossible for good.
     if let Err(error) = axum::serve(Bounded::new(listener), routes).await {
         warn!(%error, "the HTTP pages are gone");
+    }
+}
+
+/// Serves only what Kubernetes and systemd ask, on a port of its own, until dropped: however many connections the pages
+/// have, these are answered.
+pub async fn probes(listener: TcpListener, state: watch::Receiver<Arc<State>>, health: Health) {
+    let probed = Probed { state, health, began: Instant::now() };
+    let routes = Router::new()
+        .route("/livez", get(async |Shared(probed): Shared<Probed>| probed.livez()))
+        .route("/readyz", get(async |Shared(probed): Shared<Probed>| probed.readyz()))
+        .route("/healthz", get(async |Shared(probed): Shared<Probed>| probed.readyz()))
+        .with_state(probed);
+    if let Err(error) = axum::serve(Bounded::new(listener), routes).await {
+        warn!(%error, "the probes are gone");
     }
 }
 
@@ -122,42 +143,52 @@ async fn metrics(Shared(pages): Shared<Pages>) -> Response {
 }
 
 async fn livez(Shared(pages): Shared<Pages>) -> (StatusCode, String) {
-    let dead = |why: String| (StatusCode::SERVICE_UNAVAILABLE, why);
-    // The conductor owns the sending half: it is gone only when the conductor is.
-    if pages.state.has_changed().is_err() {
-        return dead("the conductor ended\n".to_owned());
-    }
-    let silence = pages.began.elapsed().as_secs_f64() - pages.state.borrow().up_seconds;
-    if silence > SILENCE.as_secs_f64() {
-        return dead(format!("the conductor has published nothing for {silence:.0} s\n"));
-    }
-    (StatusCode::OK, "alive\n".to_owned())
+    pages.probed.livez()
 }
 
 async fn readyz(Shared(pages): Shared<Pages>) -> Response {
-    let readiness = pages.health.readiness();
-    let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(readiness)).into_response()
+    pages.probed.readyz()
+}
+
+impl Probed {
+    fn livez(&self) -> (StatusCode, String) {
+        let dead = |why: String| (StatusCode::SERVICE_UNAVAILABLE, why);
+        // The conductor owns the sending half: it is gone only when the conductor is.
+        if self.state.has_changed().is_err() {
+            return dead("the conductor ended\n".to_owned());
+        }
+        let silence = self.began.elapsed().as_secs_f64() - self.state.borrow().up_seconds;
+        if silence > SILENCE.as_secs_f64() {
+            return dead(format!("the conductor has published nothing for {silence:.0} s\n"));
+        }
+        (StatusCode::OK, "alive\n".to_owned())
+    }
+
+    fn readyz(&self) -> Response {
+        let readiness = self.health.readiness();
+        let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        (status, Json(readiness)).into_response()
+    }
 }
 
 async fn state(Shared(pages): Shared<Pages>) -> Response {
-    let state = Arc::clone(&pages.state.borrow());
+    let state = Arc::clone(&pages.probed.state.borrow());
     Json(&*state).into_response()
 }
 
 async fn history(Shared(pages): Shared<Pages>) -> Response {
-    let state = Arc::clone(&pages.state.borrow());
+    let state = Arc::clone(&pages.probed.state.borrow());
     let history = pages.history.lock().unwrap_or_else(PoisonError::into_inner);
     Json(history.answer(&state)).into_response()
 }
 
 async fn events(Shared(pages): Shared<Pages>) -> Response {
-    let state = Arc::clone(&pages.state.borrow());
+    let state = Arc::clone(&pages.probed.state.borrow());
     let mut now = {
         let history = pages.history.lock().unwrap_or_else(PoisonError::into_inner);
         events::named("history", &history.answer(&state))
     };
-    now.extend_from_slice(&events::event(&state, &pages.health.readiness()));
+    now.extend_from_slice(&events::event(&state, &pages.probed.health.readiness()));
     pages.events.listen(now.into())
 }
 
@@ -184,7 +215,7 @@ mod tests {
     }
 
     async fn running() -> Running {
-        let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listener = listen("127.0.0.1:0".parse().unwrap(), "--listen").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, receiver) = watch::channel(Arc::new(State::default()));
         let health = Health::new();
@@ -339,7 +370,7 @@ mod tests {
     #[tokio::test]
     async fn an_address_in_use_is_named_with_the_remedy() {
         let agent = running().await;
-        let error = listen(agent.address).await.unwrap_err().to_string();
+        let error = listen(agent.address, "--listen").await.unwrap_err().to_string();
         assert!(error.contains(&agent.address.to_string()) && error.contains("--listen"), "{error}");
     }
 }

@@ -8,8 +8,9 @@ use nvshare_common::protocol::Hello;
 use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId, Ticket};
 
 use super::heat::Heat;
-use super::holding::{Holding, MOST, Outgoing, Plausible};
+use super::holding::{Holding, MOST, Outgoing, Plausible, Proof};
 use super::orders::Orders;
+use crate::keep::Remembered;
 use crate::moment::Moment;
 use crate::observation::{Counts, Process};
 use crate::settings::Settings;
@@ -128,10 +129,16 @@ pub struct Client {
     pub dead: Option<String>,
     /// Driver work was seen that its shim did not pass: it is never moved.
     pub bypass: bool,
-    /// What it holds.
+    /// What it holds, on devices that are managed or may still turn out to be.
     pub devices: BTreeMap<DeviceId, Holding>,
+    /// When it began to use a device, in this session: a limit that counts its context comes from a later reading.
+    pub met: BTreeMap<DeviceId, Moment>,
+    /// Where it was told that it runs as without an agent, and why. Nothing is booked there until its next `Hello`.
+    pub unmanaged: BTreeMap<DeviceId, String>,
     /// The limits it was told.
     pub limits: BTreeMap<DeviceId, Bytes>,
+    /// The sizes it was told.
+    pub(crate) sizes: BTreeMap<DeviceId, Bytes>,
     /// It has a counter page.
     pub paged: bool,
     /// Threads wait to run, since then.
@@ -203,7 +210,10 @@ impl Client {
             dead: None,
             bypass: false,
             devices: BTreeMap::new(),
+            met: BTreeMap::new(),
+            unmanaged: BTreeMap::new(),
             limits: BTreeMap::new(),
+            sizes: BTreeMap::new(),
             paged: false,
             wants: None,
             lease: None,
@@ -249,6 +259,10 @@ impl Client {
         self.paced = false;
         self.arenas.clear();
         self.limits.clear();
+        self.met.clear();
+        self.unmanaged.clear();
+        self.bypass |= hello.bypass;
+        self.sizes.clear();
         self.host_exhausted = false;
         self.lease = match self.lease {
             _ if !hello.running => None,
@@ -266,7 +280,8 @@ impl Client {
             let old = before.remove(&held.device).unwrap_or_default();
             let plausible = plausible(held.device);
             let resident = held.resident.min(MOST);
-            let needed = held.total.min(MOST).max(resident);
+            // What no device has nobody can need.
+            let needed = held.total.min(plausible.total()).max(resident);
             let granted = match word {
                 // Beyond its grant it may have allocated without an agent.
                 Word::Known => held.granted.min(old.granted).max(resident.min(plausible.bytes())),
@@ -283,7 +298,12 @@ impl Client {
                     measured: old.measured,
                     samples: old.samples,
                     plausible,
-                    unproven: word == Word::Stranger && plausible == Plausible::Unknown,
+                    proof: match word {
+                        Word::Stranger if plausible == Plausible::Unknown => Proof::First,
+                        Word::Takeover => Proof::Settled,
+                        _ => Proof::Done,
+                    },
+                    disbelieved: old.disbelieved || self.untrusted.is_some(),
                     ..Holding::default()
                 },
             );
@@ -319,18 +339,56 @@ impl Client {
         self.orders.held_out.is_some()
     }
 
-    /// The holding on `device`, begun if there is none yet; `None` when it uses too many devices already.
+    /// The holding on `device`, begun if there is none yet; `None` where it runs as without an agent, or uses too many
+    /// devices already. Every way to a new holding leads through here.
     pub fn holding(&mut self, device: DeviceId) -> Option<&mut Holding> {
-        if self.devices.len() >= MAX_DEVICES && !self.devices.contains_key(&device) {
+        let many = self.devices.len() + self.unmanaged.len() >= MAX_DEVICES;
+        if self.unmanaged.contains_key(&device) || (many && !self.devices.contains_key(&device)) {
             return None;
         }
-        Some(self.devices.entry(device).or_insert_with(|| Holding { complete: true, ..Holding::default() }))
+        Some(self.devices.entry(device).or_insert_with(|| Holding {
+            complete: true,
+            disbelieved: self.untrusted.is_some(),
+            ..Holding::default()
+        }))
+    }
+
+    /// It was told that it runs on `device` as without an agent. `false`: it knows that already.
+    pub(super) fn unmanage(&mut self, device: DeviceId, why: &str) -> bool {
+        self.devices.remove(&device);
+        self.limits.remove(&device);
+        self.met.remove(&device);
+        let room = self.unmanaged.len() < MAX_DEVICES || self.unmanaged.contains_key(&device);
+        room && self.unmanaged.insert(device, why.to_owned()).is_none()
+    }
+
+    /// What an earlier agent learned of it.
+    pub fn recall(&mut self, known: &Remembered, now: Moment) {
+        self.bypass |= known.bypass;
+        self.orders = Orders {
+            priority: known.priority,
+            weight: known.weight,
+            pinned: known.pinned,
+            held_out: known.held_out.then_some(now),
+            limit: known.limit,
+        };
+        self.runtime = Duration::try_from_secs_f64(known.runtime).unwrap_or(self.runtime);
+        self.stalls = known.stalls;
+        [self.stops_total, self.stalls_total, self.swap_failures_total] = known.totals;
+    }
+
+    /// What it says is not believed from now on: it is booked at what NVML shows.
+    pub fn distrust(&mut self, why: String) {
+        self.untrusted = Some(why);
+        for holding in self.devices.values_mut() {
+            holding.disbelieved = true;
+        }
     }
 
     /// It said what it needs on `device`.
     pub fn needs(&mut self, device: DeviceId, total: Bytes) {
         if let Some(holding) = self.holding(device) {
-            holding.needed = total.min(MOST);
+            holding.need(total);
             holding.page_total = None;
             if holding.needed > holding.granted {
                 holding.complete = false;
@@ -514,12 +572,20 @@ impl Client {
             self.stop.is_some_and(|stop| now.since(stop.at) > settings.stall + settings.command_deadline);
         let out =
             self.devices.values().any(|holding| holding.outgoing.is_some_and(|outgoing| late(outgoing.at)));
+        let mut keeps = false;
         for holding in self.devices.values_mut() {
-            holding.reclaiming.take_if(|reclaiming| late(reclaiming.at));
+            if holding.reclaiming.take_if(|reclaiming| late(reclaiming.at)).is_some() {
+                // What it never took must not stay booked for it.
+                (keeps, holding.disbelieved, holding.reclaimed_at) = (true, true, now);
+            }
         }
-        if stop || out {
+        if stop || out || keeps {
             let first = self.unyielding.replace(self.unyielding.unwrap_or(now)).is_none();
-            return first.then_some(if stop { "did not stop" } else { "did not swap out" });
+            return first.then_some(match (stop, out) {
+                (true, _) => "did not stop",
+                (_, true) => "did not swap out",
+                _ => "did not give back what it does not use",
+            });
         }
         if self.swap_failures >= settings.stalls_until_unyielding && self.unyielding.is_none() {
             self.unyielding = Some(now);

@@ -28,8 +28,10 @@ pub struct Device {
     pub link: Option<u64>,
     /// What the agent may use: the smaller of `total` and the configured capacity.
     pub capacity: Bytes,
-    /// Never granted.
+    /// Never granted. A part of it may be lent: see `admission`.
     pub reserve: Bytes,
+    /// Clients that came last and leave one that ran before no room to run: they get no more.
+    pub latecomers: Vec<ClientId>,
     /// In use, by the last reading.
     pub used: Bytes,
     /// By process, by the last reading.
@@ -42,6 +44,8 @@ pub struct Device {
     pub unconfirmed: Vec<(Moment, Bytes)>,
     /// Room that drivers want.
     pub rooms: Vec<Room>,
+    /// How much of the reserve is lent.
+    pub(super) lent: Bytes,
     /// In use, and ascribed to no process by NVML.
     pub(super) rest: Bytes,
     /// `foreign` is known from a reading that may be relied on.
@@ -75,6 +79,8 @@ impl Room {
     pub const SMALL: Bytes = Bytes::GIB;
     /// How many requests of one client may be open.
     pub const AT_ONCE: usize = 16;
+    /// How many of the clients of one cgroup: all of them are weighed at every decision.
+    pub const OF_A_CGROUP: usize = 128;
 }
 
 impl Device {
@@ -86,6 +92,11 @@ impl Device {
     /// Whether the last reading is recent enough to grant by.
     pub fn fresh(&self, now: Moment) -> bool {
         self.settled && now.since(self.read_began) < FRESH
+    }
+
+    /// Whether the last reading began after `since`, and everybody is known.
+    pub(crate) fn read_since(&self, since: Moment) -> bool {
+        self.settled && self.read_began > since
     }
 
     /// What may be granted right now of what is `free`: NVML was read lately, and what was given back since does not
@@ -129,7 +140,9 @@ impl Device {
 
     pub(super) fn limit(&mut self, settings: &Settings) {
         self.capacity = settings.capacity.map_or(self.total, |capacity| capacity.min(self.total));
-        self.reserve = settings.reserve.min(self.capacity);
+        // What is lent of it stays lent until that is decided anew.
+        let (whole, lent) = (settings.reserve.min(self.capacity), self.lent);
+        self.reserve = whole.saturating_sub(lent);
     }
 
     pub(super) fn read(&mut self, reading: &Reading, began: Moment, settings: &Settings) {

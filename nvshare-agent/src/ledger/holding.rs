@@ -67,8 +67,27 @@ pub struct Holding {
     pub(super) assumed: Option<Bytes>,
     /// The most it can hold beyond its grant, by NVML.
     pub(super) plausible: Plausible,
-    /// Its grant is what a process said that nobody here ever granted anything: NVML has not been asked about it yet.
-    pub(super) unproven: bool,
+    /// Its grant is what a process said of itself: what has to be seen before it is believed.
+    pub(super) proof: Proof,
+    /// What its grant was cut by when it was proven: the shim may count it among its own until it is asked back.
+    pub(super) cut: Bytes,
+    /// It was asked for that.
+    pub(super) asked_back: bool,
+    /// It is booked at what NVML shows, whatever it was granted: it said what cannot be, or does not give back.
+    pub(super) disbelieved: bool,
+}
+
+/// What must be seen before the grant that a `Hello` claims is believed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// Nothing: the agent knows what it granted, or has looked.
+    #[default]
+    Done,
+    /// Any reading: nobody here ever granted it anything, so it has what NVML shows.
+    First,
+    /// A reading after granting began: a previous agent may have granted what it is about to take. From then on it has
+    /// what NVML shows and what it announced that it needs.
+    Settled,
 }
 
 /// The most that a process can hold on a device for which nobody granted it anything, by NVML's last reading.
@@ -108,18 +127,32 @@ impl Holding {
         self.page.resident + self.page.unswappable
     }
 
-    /// NVML was read. What was taken on the client's word alone is cut to what can be true; says whether something was.
-    pub(super) fn prove(&mut self, plausible: Plausible) -> bool {
+    /// NVML was read, after granting began if it is `settled`. What was taken on the client's word alone is cut to what
+    /// can be true; says whether it said more.
+    pub(super) fn prove(&mut self, plausible: Plausible, settled: bool) -> bool {
         self.plausible = plausible;
-        let most = if std::mem::take(&mut self.unproven) { plausible.bytes() } else { plausible.total() };
-        let boasts = self.granted > most;
+        self.need(self.needed);
+        let most = match self.proof {
+            Proof::First => plausible.bytes(),
+            // More than this an honest client may have, granted and not used: it is asked for that, see `cut`.
+            Proof::Settled if settled => plausible.bytes() + self.needed.saturating_sub(self.counted()),
+            Proof::Settled | Proof::Done => plausible.total(),
+        };
+        let boasts = self.granted > if self.proof == Proof::Settled { plausible.total() } else { most };
+        if self.proof == Proof::First || settled {
+            if self.proof == Proof::Settled {
+                self.cut = self.granted.saturating_sub(most);
+            }
+            self.proof = Proof::Done;
+        }
         self.granted = self.granted.min(most);
         boasts || self.counted() > self.granted.max(plausible.bytes())
     }
 
     /// What nobody else can be granted: its grant, or what it holds beyond that.
     pub fn booked(&self) -> Bytes {
-        self.granted.max(self.held())
+        let all = self.granted.max(self.held());
+        if self.disbelieved { all.min(self.measured.unwrap_or(self.plausible.bytes())) } else { all }
     }
 
     /// Bytes that stay on the device whatever it is told.
@@ -138,8 +171,11 @@ impl Holding {
         self.granted.saturating_sub(self.held())
     }
 
-    pub(super) fn release(&mut self, ticket: Option<Ticket>, bytes: Bytes) -> Bytes {
-        let believed = bytes.min(self.granted);
+    /// A part of the grant came back. Says how much that is, and how much it would be if its grant had not been cut.
+    pub(super) fn release(&mut self, ticket: Option<Ticket>, bytes: Bytes) -> (Bytes, Bytes) {
+        let of_the_cut = self.cut.min(bytes);
+        self.cut -= of_the_cut;
+        let believed = (bytes - of_the_cut).min(self.granted);
         self.granted -= believed;
         if self.granted < self.needed {
             self.complete = false;
@@ -149,7 +185,12 @@ impl Holding {
         {
             outgoing.left = outgoing.left.saturating_sub(bytes);
         }
-        believed
+        (believed, believed + of_the_cut)
+    }
+
+    /// It says that it needs so much: no more than the device has, so that no claim makes a device contended for ever.
+    pub(super) fn need(&mut self, total: Bytes) {
+        self.needed = total.min(self.plausible.total());
     }
 
     pub(super) fn sample(&mut self, held: &Holdings, now: Moment) {
@@ -161,12 +202,13 @@ impl Holding {
             copied_out: held.copied_out.min(MOST),
             copied_in: held.copied_in.min(MOST),
             clean: held.clean.min(MOST),
+            managed: held.managed.min(MOST),
         };
         self.assumed = None;
         // Counters are not read at one instant: only a total that stands still says what is needed now.
         let total = self.page.resident + self.page.swapped + self.page.unswappable;
         if self.page_total.replace(total) == Some(total) {
-            self.needed = total;
+            self.need(total);
         }
         if !self.complete
             && self.page.swapped == Bytes::ZERO

@@ -2,6 +2,7 @@
 //! conductor tells it what happened and when, and [`crate::policy`] reads it. Its methods are the only way to change it,
 //! and keep the invariants of DESIGN section 4 (see `check`).
 
+mod admission;
 mod check;
 mod client;
 mod device;
@@ -38,6 +39,8 @@ pub struct Ledger {
     devices: BTreeMap<DeviceId, Device>,
     clients: BTreeMap<ClientId, Client>,
     by_process: HashMap<Process, ClientId>,
+    /// The latest client of a pid, until it is buried.
+    by_pid: HashMap<u32, ClientId>,
     observed: HashMap<Process, Observed>,
     last_client: u64,
     last_ticket: u64,
@@ -93,6 +96,11 @@ impl Ledger {
     /// The client that is this process.
     pub fn client_of(&self, process: Process) -> Option<ClientId> {
         self.by_process.get(&process).copied()
+    }
+
+    /// The latest client that had this pid, dead or alive.
+    pub fn latest_of(&self, pid: u32) -> Option<&Client> {
+        self.clients.get(self.by_pid.get(&pid)?)
     }
 
     /// What a switch has cost lately; zero before the first.
@@ -185,6 +193,7 @@ impl Ledger {
         let least = self.least_runtimes(now).of(Priority::default());
         let client = self.clients.entry(id).or_insert_with(|| Client::new(id, process, least));
         self.by_process.insert(process, id);
+        self.by_pid.insert(process.pid, id);
         let before: Vec<(DeviceId, Bytes)> =
             client.devices.iter().map(|(device, holding)| (*device, holding.booked())).collect();
         let devices = &self.devices;
@@ -239,7 +248,7 @@ impl Ledger {
         debug_assert_eq!(self.check(), Ok(()));
     }
 
-    /// The shim gave back a part of its grant. Says how much was believed: no more than it had.
+    /// The shim gave back a part of its grant. Says how much was plausible: no more than it had.
     pub fn released(
         &mut self,
         client: ClientId,
@@ -250,13 +259,13 @@ impl Ledger {
     ) -> Bytes {
         let Some(holder) = self.clients.get_mut(&client) else { return Bytes::ZERO };
         let Some(holding) = holder.devices.get_mut(&device) else { return Bytes::ZERO };
-        let believed = holding.release(ticket, bytes);
+        let (believed, plausible) = holding.release(ticket, bytes);
         if let Some(device) = self.devices.get_mut(&device)
             && believed > Bytes::ZERO
         {
             device.given_back(believed, now);
         }
-        believed
+        plausible
     }
 
     /// So much is no longer booked on `device`, by a client's word: no reading shows yet that it is free.
@@ -292,6 +301,7 @@ impl Ledger {
         let id = reading.device;
         let device = self.devices.entry(id).or_default();
         device.read(reading, began, settings);
+        let settled = self.granting_from != Moment::NEVER && began >= self.granting_from;
         let (mut least, mut most, mut boasts) = (Bytes::ZERO, Bytes::ZERO, Vec::new());
         for client in self.clients.values_mut() {
             let measured = reading.per_process.get(&client.process.pid).copied();
@@ -305,7 +315,7 @@ impl Ledger {
             }
             let paged = client.paged;
             let Some(holding) = client.devices.get_mut(&id) else { continue };
-            if holding.prove(device.plausible(client.process.pid)) {
+            if holding.prove(device.plausible(client.process.pid), settled) {
                 boasts.push(client.id);
             }
             let (low, high) = holding.between(began, measured, device.rest, paged);
@@ -324,7 +334,66 @@ impl Ledger {
             client.overdue |= overdue;
             client.devices.is_empty() || overdue
         };
-        self.clients.extract_if(.., |_, client| done(client)).map(|(_, client)| client).collect()
+        let buried: Vec<Client> =
+            self.clients.extract_if(.., |_, client| done(client)).map(|(_, client)| client).collect();
+        for client in &buried {
+            if self.by_pid.get(&client.process.pid) == Some(&client.id) {
+                self.by_pid.remove(&client.process.pid);
+            }
+        }
+        buried
+    }
+
+    /// The devices that were last read before `since`.
+    pub fn unread(&self, since: Moment) -> Vec<DeviceId> {
+        self.devices.iter().filter(|(_, device)| device.read_began < since).map(|(id, _)| *id).collect()
+    }
+
+    /// The device is managed no more (A6). Says whose requests for room there are void.
+    pub fn lose(&mut self, device: DeviceId) -> Vec<Room> {
+        self.devices.remove(&device).map(|device| device.rooms).unwrap_or_default()
+    }
+
+    /// The client runs on `device` as without an agent: nothing is booked for it there. `false`: it was told that.
+    pub fn unmanage(&mut self, client: ClientId, device: DeviceId, why: &str) -> bool {
+        self.clients.get_mut(&client).is_some_and(|client| client.unmanage(device, why))
+    }
+
+    /// Clients that use devices which are not managed and were not told so, with when they began to.
+    pub fn strays(&self) -> Vec<(ClientId, DeviceId, Moment)> {
+        let of = |client: &Client| {
+            let strays = client.devices.keys().filter(|device| !self.devices.contains_key(device));
+            let since = |device| client.met.get(device).copied().unwrap_or(client.greeted);
+            strays.map(|device| (client.id, *device, since(device))).collect::<Vec<_>>()
+        };
+        self.clients.values().flat_map(of).collect()
+    }
+
+    /// Whether a client waits for its first limit, which a reading from now on would give.
+    pub fn awaits_reading(&self) -> bool {
+        let awaits = |client: &Client| {
+            client
+                .met
+                .iter()
+                .any(|(device, met)| self.devices.get(device).is_some_and(|device| device.read_began < *met))
+        };
+        self.clients.values().any(awaits)
+    }
+
+    /// Grants that were cut to what NVML shows: their shims are to give back the rest. Each is named once.
+    pub fn cut(&mut self) -> Vec<(ClientId, DeviceId)> {
+        let mut cut = Vec::new();
+        for client in self.clients.values_mut().filter(|client| client.commandable()) {
+            let id = client.id;
+            let of = client.devices.iter_mut().filter(|(_, holding)| {
+                holding.cut > Bytes::ZERO && holding.reclaiming.is_none() && !holding.asked_back
+            });
+            cut.extend(of.map(|(device, holding)| {
+                holding.asked_back = true;
+                (id, *device)
+            }));
+        }
+        cut
     }
 
     /// Devices that NVML no longer lists are forgotten once nobody holds anything there.
@@ -343,8 +412,16 @@ impl Ledger {
 
     /// A client's driver wants room. `false` when it has asked too often at once.
     pub fn room_wanted(&mut self, room: Room) -> bool {
+        let clients = &self.clients;
         let Some(device) = self.devices.get_mut(&room.device) else { return false };
-        if device.rooms.iter().filter(|other| other.client == room.client).count() >= Room::AT_ONCE {
+        let cgroup = |client| clients.get(&client).map(|client| client.cgroup.as_str());
+        let asker = cgroup(room.client);
+        let (mut own, mut siblings) = (0, 0);
+        for other in &device.rooms {
+            own += usize::from(other.client == room.client);
+            siblings += usize::from(cgroup(other.client) == asker);
+        }
+        if own >= Room::AT_ONCE || siblings >= Room::OF_A_CGROUP {
             return false;
         }
         device.rooms.push(room);
@@ -393,6 +470,11 @@ impl Ledger {
         }
     }
 
+    /// What a switch costs, as an earlier agent measured it.
+    pub fn switches_cost(&mut self, cost: Duration) {
+        self.switch_cost = cost;
+    }
+
     /// A switch took this long.
     pub fn switched(&mut self, cost: Duration) {
         self.switch_cost = if self.switch_cost.is_zero() { cost } else { (self.switch_cost * 3 + cost) / 4 };
@@ -434,8 +516,17 @@ impl Ledger {
         let left = at.budget() - stays.saturating_sub(own).0 as i64;
         let most = Bytes(left.max(0) as u64 / (2 << 20) * (2 << 20));
         let needed = holding.map(|holding| holding.needed).unwrap_or_default();
+        // It came when there was no room for it: what it takes more, another that came before would lack.
+        let most = if at.latecomers.contains(&client.id) { Bytes::ZERO } else { most };
         // An order may be below what it uses: then it can only give back.
         most.max(needed).min(client.orders.limit.unwrap_or(Bytes(u64::MAX)))
+    }
+
+    /// How large `device` is to `client`, whatever else is on it.
+    pub fn size(&self, client: ClientId, device: DeviceId) -> Bytes {
+        let capacity = self.devices.get(&device).map(|at| at.capacity).unwrap_or_default();
+        let ordered = self.clients.get(&client).and_then(|client| client.orders.limit);
+        ordered.map_or(capacity, |ordered| ordered.min(capacity))
     }
 
     /// The client wants to run: one that comes back after a long pause begins level with the others.

@@ -1,4 +1,5 @@
-//! What was ordered for one client, by the administrator or by its pod. It outlives sessions of the client, not the agent.
+//! What was ordered for one client, by the administrator or by its pod. It outlives sessions of the client, and the agent: see
+//! [`crate::keep`].
 
 use nvshare_common::units::Bytes;
 

@@ -58,8 +58,8 @@ fn one(lines: &mut Lines, client: &Client, devices: &[Device]) {
             lines.put(Series::ClientUnswappable, who, &[gpu[0], gpu[1], &reason], bytes(amount));
         }
     }
-    for (call, count) in client.totals.application_calls.iter().filter(|(_, count)| **count > 0) {
-        lines.put(Series::ClientCalls, who, &[call], *count as f64);
+    for (call, count) in client.totals.application_calls.iter().filter(|(_, count)| *count > 0) {
+        lines.put(Series::ClientCalls, who, &[call], count as f64);
     }
     lines.put(Series::ClientCopied, who, &["out"], bytes(client.totals.copied_out));
     lines.put(Series::ClientCopied, who, &["in"], bytes(client.totals.copied_in));

@@ -189,8 +189,8 @@ fn calls(page: &mut Page, all: &Totals) {
         ("uprobes", "engine", &all.engine_seen),
     ];
     for (seen_by, made_by, counts) in counts {
-        for (call, count) in counts {
-            page.put(Series::Calls, &[seen_by, made_by, call], *count as f64);
+        for (call, count) in counts.iter() {
+            page.put(Series::Calls, &[seen_by, made_by, call], count as f64);
         }
     }
 }

@@ -120,7 +120,7 @@ pub(super) fn line(text: &str) -> Option<Line<'_>> {
 }
 
 /// The libcuda files in the text of `/proc/PID/maps`. A file that was replaced is used by whoever has it mapped.
-fn libraries(maps: &str) -> Vec<InUse> {
+pub(super) fn libraries(maps: &str) -> Vec<InUse> {
     let mut libraries: Vec<InUse> = Vec::new();
     for text in maps.lines().filter(|line| line.contains("/libcuda.so")) {
         let Some(line) = line(text) else { continue };

@@ -159,7 +159,7 @@ impl Drop for Mappings {
 }
 
 /// Tells nothing of what is not a libcuda, or not a record: `None`.
-fn tell_if_libcuda(record: &[u8], tell: &mut impl FnMut(Mapped)) -> Option<()> {
+pub(super) fn tell_if_libcuda(record: &[u8], tell: &mut impl FnMut(Mapped)) -> Option<()> {
     let name = record.get(NAME_AT..)?.split(|byte| *byte == 0).next()?;
     let path = str::from_utf8(name).ok().filter(|path| find::is_libcuda(path))?.to_owned();
     let half = |at: usize| Some(u32::from_ne_bytes(record.get(at..at + 4)?.try_into().ok()?));
@@ -175,7 +175,7 @@ fn tell_if_libcuda(record: &[u8], tell: &mut impl FnMut(Mapped)) -> Option<()> {
 }
 
 /// `0-3,8` as numbers.
-fn cpus(list: &str) -> Vec<i32> {
+pub(super) fn cpus(list: &str) -> Vec<i32> {
     let numbers = |part: &str| {
         let (from, to) = part.split_once('-').unwrap_or((part, part));
         Some(from.parse::<i32>().ok()?..=to.parse().ok()?)

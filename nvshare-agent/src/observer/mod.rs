@@ -10,6 +10,7 @@
 
 mod attachments;
 mod bpf;
+pub mod doors;
 mod find;
 mod guard;
 mod kernel_log;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use nvshare_common::units::{Bytes, ClientId};
+use serde::{Deserialize, Serialize};
 
 use super::quantity;
 use crate::order::{Order, Priority, Weight, What};
@@ -24,7 +25,8 @@ const LEAST_LIMIT: Bytes = Bytes(2 << 20);
 const SHOWN_CHARS: usize = 64;
 
 /// The annotations of a pod that are ours.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Annotations(BTreeMap<String, String>);
 
 impl Annotations {

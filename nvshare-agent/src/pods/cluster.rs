@@ -114,7 +114,7 @@ fn expired(error: &kube::Error) -> bool {
 }
 
 /// What we need of a pod; `None` for one without a name or UID, which no API server sends.
-fn read(pod: &api::Pod) -> Option<(PodUid, Pod)> {
+pub(super) fn read(pod: &api::Pod) -> Option<(PodUid, Pod)> {
     let meta = pod.meta();
     let uid = PodUid::new(meta.uid.clone()?);
     let status = pod.status.as_ref();

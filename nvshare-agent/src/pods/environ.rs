@@ -53,7 +53,7 @@ fn environ(pid: u32) -> Vec<u8> {
     bytes
 }
 
-fn device_ids(environ: &[u8]) -> Vec<String> {
+pub(super) fn device_ids(environ: &[u8]) -> Vec<String> {
     let value = environ.split(|byte| *byte == 0).find_map(|entry| {
         let entry = std::str::from_utf8(entry).ok()?;
         entry.strip_prefix(VARIABLE)?.strip_prefix('=')

@@ -114,7 +114,7 @@ async fn ask(channel: Channel) -> Result<ListResponse, tonic::Status> {
     Ok(client.unary(request, PathAndQuery::from_static(LIST), codec).await?.into_inner())
 }
 
-fn allocated(response: ListResponse) -> Allocated {
+pub(super) fn allocated(response: ListResponse) -> Allocated {
     let mut allocated = Allocated::new();
     for pod in response.pods {
         for container in pod.containers {

@@ -10,6 +10,7 @@ pub mod annotations;
 pub mod cgroup;
 mod cluster;
 pub mod directory;
+pub mod doors;
 pub(crate) mod environ;
 pub mod events;
 mod keeper;

@@ -255,12 +255,16 @@ struct Most {
     /// What pinned units need.
     pinned: BTreeMap<DeviceId, i64>,
     who: Vec<ClientId>,
+    /// Who came last, where that made one impossible that ran before.
+    late: BTreeMap<DeviceId, Vec<ClientId>>,
 }
 
 impl Most {
     fn new(ledger: &Ledger, units: &[Unit]) -> Most {
         let left = ledger.devices().iter().map(|(id, device)| (*id, device.budget())).collect();
-        let mut most = Most { left, pinned: BTreeMap::new(), who: Vec::new() };
+        let late = ledger.devices().iter().filter(|(_, device)| !device.latecomers.is_empty());
+        let late = late.map(|(id, device)| (*id, device.latecomers.clone())).collect();
+        let mut most = Most { left, pinned: BTreeMap::new(), who: Vec::new(), late };
         // Whoever waits for the memory of the dead, which is about to be seen gone, has not to wait for ever.
         for unit in units.iter().filter(|unit| !unit.dying()) {
             for (device, need) in &unit.needs {
@@ -286,9 +290,17 @@ impl Most {
             let needed = need.needed.0 as i64;
             if needed > left {
                 let most = Bytes(left.max(0) as u64);
+                let late = self.late.get(device).map(Vec::as_slice).unwrap_or_default();
+                let because = match late.iter().filter(|late| **late != unit.id()).collect::<Vec<_>>().as_slice() {
+                    [] => String::new(),
+                    late => {
+                        let late: Vec<String> = late.iter().map(|late| late.0.to_string()).collect();
+                        format!(" (client {} came last)", late.join(", "))
+                    }
+                };
                 return Some(format!(
-                    "needs {} on {device}, where it can have at most {most} beside what cannot be moved: free memory \
-                     there, or raise --capacity or --host-memory",
+                    "needs {} on {device}, where it can have at most {most} beside what cannot be moved{because}: free \
+                     memory there, or raise --capacity or --host-memory",
                     need.needed
                 ));
             }

@@ -19,6 +19,8 @@ use crate::moment::Moment;
 const PIECE: u64 = 2 << 20;
 /// Unused grants below this are not worth a message.
 const SLACK: Bytes = Bytes(4 << 20);
+/// No reading is asked for because of less than this.
+const CRUMB: Bytes = Bytes(2 << 20);
 /// How long a client that had nothing to give back is not asked again.
 const RECLAIM_AGAIN: Duration = Duration::from_millis(500);
 /// How long a driver's request for room stays open.
@@ -58,7 +60,8 @@ pub(super) fn arrange(ledger: &Ledger, units: &[Unit], chosen: Chosen, now: Mome
         if missing > 0 {
             plan.take(*id, missing, &victims, lacks.first().map(|lack| lack.client));
         }
-        let unseen = grantable.is_none() || device.unseen() > Bytes::ZERO;
+        // What comes back in crumbs is seen by the next regular reading.
+        let unseen = grantable.is_none() || device.unseen() >= CRUMB;
         let room_waits = plan.rooms(*id, device, grantable);
         reads |= room_waits && unseen;
         plan.out.pressing |= room_waits || !lacks.is_empty();
@@ -245,7 +248,7 @@ impl Plan<'_> {
             let made = left.is_some_and(|left| bytes <= left);
             if !made
                 && self.now.since(room.since) < ROOM_WAITS
-                && bytes <= most_room(self.ledger, id, device, room.client)
+                && bytes <= most_room(self.ledger, id, device, room.client, self.now)
             {
                 open = true;
                 continue;
@@ -331,8 +334,9 @@ impl Plan<'_> {
     }
 }
 
-/// The most that could ever be free on a device while `client` runs there.
-fn most_room(ledger: &Ledger, id: DeviceId, device: &Device, client: ClientId) -> i64 {
+/// The most that could ever be free on a device while `client` runs there; beside those who came before it and work, it
+/// may not take for good what they need.
+fn most_room(ledger: &Ledger, id: DeviceId, device: &Device, client: ClientId, now: Moment) -> i64 {
     let stays = ledger.holdings(id).map(|(holder, holding)| {
         if holder.id == client {
             holding.booked()
@@ -340,17 +344,18 @@ fn most_room(ledger: &Ledger, id: DeviceId, device: &Device, client: ClientId) -
             holding.booked().saturating_sub(takeable(holder, id))
         }
     });
-    device.budget() + device.reserve.0 as i64 - stays.sum::<Bytes>().0 as i64
+    let most = device.budget() + device.reserve.0 as i64 - stays.sum::<Bytes>().0 as i64;
+    most.min(ledger.beside_incumbents(id, client, now).unwrap_or(i64::MAX))
 }
 
 /// Refusals of what no device could ever have free.
-pub(super) fn impossible_rooms(ledger: &Ledger) -> Vec<Decision> {
+pub(super) fn impossible_rooms(ledger: &Ledger, now: Moment) -> Vec<Decision> {
     let all = ledger
         .devices()
         .iter()
         .flat_map(|(id, device)| device.rooms.iter().map(move |room| (id, device, room)));
     all.filter(|(_, _, room)| room.made.is_none())
-        .filter(|(id, device, room)| room.bytes.0 as i64 > most_room(ledger, **id, device, room.client))
+        .filter(|(id, device, room)| room.bytes.0 as i64 > most_room(ledger, **id, device, room.client, now))
         .map(|(_, _, room)| Decision::Room { client: room.client, ticket: room.ticket, made: false })
         .collect()
 }

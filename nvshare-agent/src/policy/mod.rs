@@ -110,8 +110,8 @@ pub fn decide(ledger: &Ledger, settings: &Settings, now: Moment) -> Decisions {
 }
 
 /// Refuses the requests for room that could not be met by anything.
-pub fn impossible_rooms(ledger: &Ledger) -> Vec<Decision> {
-    memory::impossible_rooms(ledger)
+pub fn impossible_rooms(ledger: &Ledger, now: Moment) -> Vec<Decision> {
+    memory::impossible_rooms(ledger, now)
 }
 
 /// How long a lease lasts that a switch of this cost began.

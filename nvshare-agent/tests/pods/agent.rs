@@ -121,7 +121,8 @@ fn a_client_says_hello() {
     let socket: OwnedFd =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
     rustix::net::connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
-    let hello = Hello { release: "0.1.0".to_owned(), running: false, devices: vec![], arenas: 0 };
+    let hello =
+        Hello { release: "0.1.0".to_owned(), running: false, devices: vec![], arenas: 0, bypass: false };
     let packet = frame::encode_hello(&hello).unwrap();
     rustix::net::send(&socket, &packet, SendFlags::empty()).unwrap();
     let mut answer = vec![0; frame::MAX_BYTES];

@@ -57,6 +57,8 @@ pub(crate) struct Shim {
     pub works: bool,
     pub never_drains: bool,
     pub ignores_stop: bool,
+    /// It answers no `Reclaim`.
+    pub deaf: bool,
     /// How it answers every swap out without doing anything: with a failure, or as if it had.
     pub swaps_nothing: Option<bool>,
     waiting: bool,
@@ -154,6 +156,7 @@ impl World {
             works: false,
             never_drains: false,
             ignores_stop: false,
+            deaf: false,
             swaps_nothing: None,
             waiting: false,
             draining: None,
@@ -181,7 +184,7 @@ impl World {
         self.sessions += 1;
         let session = SessionId(self.sessions);
         let held = Held { device: card(0), granted: Bytes(granted), resident: Bytes(0), total: Bytes(0) };
-        let hello = Hello { release: "x".into(), running, arenas: 0, devices: vec![held] };
+        let hello = Hello { release: "x".into(), running, bypass: false, arenas: 0, devices: vec![held] };
         let now = self.moment();
         (self.core.hello(Process { pid: 9999, start: 1 }, session, &hello, now), session)
     }
@@ -191,6 +194,11 @@ impl World {
         let now = self.moment();
         let commands = self.core.hear(client, session, message, now);
         self.deliver(commands);
+    }
+
+    /// A client says this, whatever it does.
+    pub(crate) fn hear_from(&mut self, index: usize, message: ToAgent) {
+        self.say(index, message);
     }
 
     /// A process starts, allocates on the first card, and works without pause.
@@ -222,7 +230,7 @@ impl World {
                 total: Bytes(*total),
             })
             .collect();
-        let hello = Hello { release: "test".into(), running: shim.lease, devices, arenas: 0 };
+        let hello = Hello { release: "test".into(), running: shim.lease, devices, arenas: 0, bypass: false };
         let process = shim.process;
         let id = self.core.hello(process, session, &hello, self.moment());
         self.core.arena(id, ArenaId(0), Bytes(self.arena), true);
@@ -426,7 +434,7 @@ impl World {
                     .collect(),
             })
             .collect();
-        Report { began: self.moment(), devices, problem: None }
+        Report { began: self.moment(), devices, complete: true, problem: None }
     }
 
     fn sample(&mut self) {
@@ -490,6 +498,8 @@ impl World {
             ToShim::Limit { device, bytes } => {
                 self.shims[index].limit.insert(device, bytes.0);
             }
+            // The programs of this world do not ask how large a card is.
+            ToShim::Size { .. } => {}
             ToShim::Grant { device, bytes } => {
                 *self.shims[index].balance.entry(device).or_default() += bytes.0;
             }
@@ -518,6 +528,7 @@ impl World {
                 }
                 self.shims[index].outs.push((ticket, device, bytes.0, 0));
             }
+            ToShim::Reclaim { .. } if self.shims[index].deaf => {}
             ToShim::Reclaim { ticket, device } => {
                 let shim = &mut self.shims[index];
                 let balance = shim.balance.entry(device).or_default();
@@ -536,6 +547,8 @@ impl World {
             ToShim::Room { ticket, made } => {
                 self.shims[index].rooms.insert(ticket.0, Some(made));
             }
+            // Whoever is told that is run by the test that is about it.
+            ToShim::Unmanaged { .. } | ToShim::Bypassed => {}
             ToShim::Arena { .. } | ToShim::Trim { .. } | ToShim::Pace { .. } => {}
         }
     }

@@ -185,6 +185,11 @@ impl Gate {
         self.open();
     }
 
+    /// Orders to shut it count again.
+    pub(crate) fn may_shut_again(&self) {
+        self.for_good.store(false, Ordering::Release);
+    }
+
     /// As [`open_for_good`](Gate::open_for_good), without a lock or a wake-up: for the only thread of a forked child.
     pub(crate) fn abandon(&self) {
         self.for_good.store(true, Ordering::Release);

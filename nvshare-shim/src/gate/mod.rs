@@ -53,6 +53,12 @@ pub fn pass_into(stream: CUstream) -> Pass {
     GATE.enter(slot(), || streams::is_capturing(stream), link::want_to_run)
 }
 
+/// Passes the gate whether it is shut or not, for a call that submits nothing: as long as the pass lives no drain ends.
+#[inline]
+pub(crate) fn pass_at_once() -> Pass {
+    GATE.enter(slot(), || true, link::want_to_run)
+}
+
 /// Shuts the gate to new passes and returns at once; threads that are inside stay inside. Idempotent.
 pub fn shut() {
     GATE.shut(|| {
@@ -89,6 +95,11 @@ pub fn inside() -> usize {
 /// Opens the gate and ignores every later order to shut it: the device is dead, and the application shall see so.
 pub fn open_for_good() {
     GATE.open_for_good();
+}
+
+/// Ends [`open_for_good`]: the gate is open, and may be shut.
+pub fn may_shut_again() {
+    GATE.may_shut_again();
 }
 
 /// Lets the gate stand ajar: shut as far as its owner is concerned, but everybody passes; or ends that.

@@ -1,4 +1,6 @@
-//! Contexts come and go: the streams in them are drained, and what the engine holds in one is given up before it goes.
+//! Contexts come and go. Whether one really goes is the driver's to say: a release may not be the last one (green
+//! contexts, and references that nobody counted, keep a primary context), and an end may be refused. So the engine and the
+//! table leave the context, the call is made, and only what the driver says afterwards has an effect.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,8 +9,8 @@ use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUcontext, CUdevice, CUgreenCtx};
 use crate::driver::driver;
-use crate::memory;
-use crate::{start, streams};
+use crate::table::Symbol;
+use crate::{gate, memory, start, streams, swap};
 
 pub(crate) unsafe fn create<F: Fn() -> CUresult>(
     bare: &Bare<F>,
@@ -57,46 +59,76 @@ unsafe fn held(result: CUresult, context: *mut CUcontext) -> CUresult {
     result
 }
 
+/// Of a primary context the driver refuses it.
 pub(crate) unsafe fn destroy<F: Fn() -> CUresult>(bare: &Bare<F>, context: CUcontext) -> CUresult {
-    go(bare, context, true)
+    end(bare, context, None, CUresult::ok)
 }
 
+/// Gives back what `cuCtxAttach` took, of the current context; one that ends with it is current no more.
 pub(crate) unsafe fn detach<F: Fn() -> CUresult>(bare: &Bare<F>, context: CUcontext) -> CUresult {
-    go(bare, context, streams::held_once(context))
+    let last = streams::held_once(context);
+    end(bare, context, None, |result| result.ok() && (last || streams::current_context() != Some(context)))
 }
 
 pub(crate) unsafe fn release<F: Fn() -> CUresult>(bare: &Bare<F>, device: CUdevice) -> CUresult {
-    match primary(device) {
-        Some(context) => go(bare, context, streams::held_once(context)),
-        None => bare.call(),
-    }
+    let Some(context) = primary(device).filter(|_| is_active(device)) else { return bare.call() };
+    let before = instance(context);
+    // Where it is active another thread may have retained it meanwhile: then it is a new one at the old address.
+    let is_gone = |result: CUresult| result.ok() && (!is_active(device) || instance(context) != before);
+    end(bare, context, Some(device), is_gone)
 }
 
+/// Destroys what is in the context, whoever has retained it; the references stay (seen on an H200).
 pub(crate) unsafe fn reset<F: Fn() -> CUresult>(bare: &Bare<F>, device: CUdevice) -> CUresult {
-    match primary(device) {
-        Some(context) => go(bare, context, true),
+    match primary(device).filter(|_| is_active(device)) {
+        Some(context) => end(bare, context, Some(device), CUresult::ok),
         None => bare.call(),
     }
 }
 
-fn go<F: Fn() -> CUresult>(bare: &Bare<F>, context: CUcontext, last: bool) -> CUresult {
+/// The call that may end `context`, the primary one of the device `primary` if that is one. `is_gone` says after it, by
+/// its answer, whether the context is gone: what was in it is then freed. Before that nothing has an effect.
+fn end<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    context: CUcontext,
+    primary: Option<CUdevice>,
+    is_gone: impl FnOnce(CUresult) -> bool,
+) -> CUresult {
     if !start::active() || context.is_null() {
         return bare.call();
     }
-    if !last {
+    let (result, gone) = aside(context, || {
+        let result = bare.call();
+        (result, is_gone(result))
+    });
+    if gone {
+        swap::standing::context_ended(context.addr());
+        memory::context_ended(context, primary);
+    } else {
         streams::context_given_back(context);
-        return bare.call();
-    }
-    memory::on_context_destroyed(context);
-    streams::context_leaves(context);
-    let result = bare.call();
-    if !result.ok() {
-        streams::context_seen(context);
     }
     result
 }
 
-/// A green context's streams are detached with it, and can be asked nothing any more: they are waited for, a while.
+/// Makes a call after which `context` may be destroyed: nothing of ours uses it from before the call until the driver has
+/// said that it lives. (A destroyed context that is pushed corrupts the driver.)
+fn aside(context: CUcontext, call: impl FnOnce() -> (CUresult, bool)) -> (CUresult, bool) {
+    // A drain that looks at the streams now would miss those of this context: it waits for who is inside.
+    let _inside = gate::pass_at_once();
+    let left = swap::leave_context(context.addr());
+    let absent = streams::context_leaves(context);
+    let (result, gone) = call();
+    if gone {
+        absent.is_gone();
+    } else {
+        absent.stays();
+    }
+    left.told(gone);
+    (result, gone)
+}
+
+/// A green context's streams are detached with it, and can be asked nothing any more, while their work goes on. Its memory
+/// is the primary context's, which it keeps alive.
 pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: CUgreenCtx) -> CUresult {
     let mut context = std::ptr::null_mut();
     // SAFETY: the application's handle, and a place for the answer.
@@ -104,10 +136,16 @@ pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: C
     if !start::active() || !found.ok() || context.is_null() {
         return bare.call();
     }
-    streams::wait_a_while();
-    memory::leave_green_context(context);
-    streams::context_leaves(context);
-    bare.call()
+    let device = device_of(context);
+    streams::keep_context_in_sight(context);
+    let (result, gone) = aside(context, || {
+        let result = bare.call();
+        (result, result.ok())
+    });
+    if gone {
+        memory::green_context_ended(context, device.and_then(primary));
+    }
+    result
 }
 
 /// Memory of the peer's device becomes reachable from the current context's: what is there now, and what will be.
@@ -122,7 +160,8 @@ pub(crate) unsafe fn enable_peer<F: Fn() -> CUresult>(bare: &Bare<F>, peer: CUco
     result
 }
 
-fn device_of(context: CUcontext) -> Option<CUdevice> {
+/// The device of a context that lives.
+pub(crate) fn device_of(context: CUcontext) -> Option<CUdevice> {
     let _current = streams::Current::push(context).ok()?;
     current_device()
 }
@@ -135,12 +174,30 @@ pub(crate) fn current_device() -> Option<CUdevice> {
     Some(device)
 }
 
-/// The primary context of each device that was retained.
+/// The primary context of each device that was retained. It has the same handle as long as the process runs.
 fn primaries() -> MutexGuard<'static, BTreeMap<CUdevice, usize>> {
     static PRIMARIES: Mutex<BTreeMap<CUdevice, usize>> = Mutex::new(BTreeMap::new());
     PRIMARIES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn primary(device: CUdevice) -> Option<CUcontext> {
+/// The primary context of the device, if it was ever retained.
+pub(crate) fn primary(device: CUdevice) -> Option<CUcontext> {
     primaries().get(&device).map(|context| std::ptr::with_exposed_provenance_mut(*context))
+}
+
+/// Whether the device's primary context exists.
+fn is_active(device: CUdevice) -> bool {
+    let (mut flags, mut active) = (0, 0);
+    // SAFETY: the driver stores two numbers.
+    let asked = unsafe { driver().cuDevicePrimaryCtxGetState(device, &raw mut flags, &raw mut active) };
+    asked.ok() && active != 0
+}
+
+/// A number that another context at the same address does not have; none from a driver before 12.0.
+fn instance(context: CUcontext) -> Option<u64> {
+    let mut number = 0;
+    // SAFETY: the context exists, and the driver stores a number.
+    let asked =
+        driver().has(Symbol::cuCtxGetId) && unsafe { driver().cuCtxGetId(context, &raw mut number) }.ok();
+    asked.then_some(number)
 }

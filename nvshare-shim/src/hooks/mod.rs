@@ -8,11 +8,16 @@ use crate::cuda::sys::CUstream;
 use crate::cuda::{CUresult, STREAM_LEGACY, STREAM_PER_THREAD};
 use crate::table::Symbol;
 
+pub(crate) mod below;
 pub(crate) mod contexts;
+pub(crate) mod copies;
 pub(crate) mod lookup;
 pub(crate) mod memory;
+pub(crate) mod memsets;
 pub(crate) mod plain;
+pub(crate) mod questions;
 pub(crate) mod room;
+pub(crate) mod size;
 pub(crate) mod streams;
 pub(crate) mod unswappable;
 pub(crate) mod waiting;
@@ -47,6 +52,16 @@ impl<F: Fn() -> CUresult> Bare<F> {
         } else {
             STREAM_LEGACY
         }
+    }
+
+    /// The same call made in another form, by `call`: what that answers is this call's answer.
+    pub(crate) fn instead<G: Fn() -> CUresult>(&self, call: G) -> Bare<impl Fn() -> CUresult> {
+        let call = move || {
+            let result = call();
+            self.answered.set(Some(result));
+            result
+        };
+        Bare { symbol: self.symbol, call, answered: Cell::new(None) }
     }
 
     pub(crate) fn symbol(&self) -> Symbol {

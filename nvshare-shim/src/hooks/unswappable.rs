@@ -1,104 +1,151 @@
-//! Memory that cannot be moved (yet): passed through, and reported to the engine with its bytes and the reason.
+//! Memory that cannot be moved (yet): passed through, and booked with its bytes and the reason ([`crate::memory::books`]).
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
 use std::ffi::c_void;
-use std::sync::{Mutex, PoisonError};
 
-use super::Bare;
 use super::contexts::current_device;
+use super::{Bare, questions, room};
 use crate::cuda::CUresult;
 use crate::cuda::sys::{
-    CUDA_ARRAY_DESCRIPTOR, CUDA_ARRAY3D_DESCRIPTOR, CUDA_MEM_ALLOC_NODE_PARAMS, CUarray, CUdeviceptr,
-    CUgraphNodeParams, CUmemAllocationProp, CUmemGenericAllocationHandle, CUmipmappedArray, CUstream,
+    CUDA_ARRAY_DESCRIPTOR, CUDA_ARRAY3D_DESCRIPTOR, CUDA_MEM_ALLOC_NODE_PARAMS, CUarray, CUdevice,
+    CUdeviceptr, CUgraphNodeParams, CUmemAllocationProp, CUmemGenericAllocationHandle, CUmemPoolProps,
+    CUmemoryPool, CUmipmappedArray, CUstream,
 };
-use crate::gate;
-use crate::memory;
-use crate::start;
-
-/// What is held, by reason and handle: the device and how many bytes.
-type Held = BTreeMap<(&'static str, u64), (i32, u64)>;
-
-static HELD: Mutex<Held> = Mutex::new(BTreeMap::new());
+use crate::memory::books::{self, Expected, MANAGED, VMM};
+use crate::memory::held::Held;
+use crate::memory::{self, pools};
+use crate::{gate, start, streams};
 
 const ARRAY: &str = "array";
 const MIPMAPPED: &str = "mipmapped";
-const MANAGED: &str = "managed";
-const STREAM_ORDERED: &str = "stream_ordered";
-const VMM: &str = "vmm";
-const GRAPH: &str = "graph";
-const EXPORTED: &str = "exported";
-const IMPORTED: &str = "imported";
 
-fn took(reason: &'static str, handle: u64, bytes: u64) {
-    if !start::active() {
-        return;
-    }
-    let Some(device) = current_device() else { return };
-    let before =
-        HELD.lock().unwrap_or_else(PoisonError::into_inner).insert((reason, handle), (device, bytes));
-    if let Some((device, bytes)) = before {
-        // The driver uses the address again, and nobody said that it was free.
-        memory::pass_through(device, reason, -(bytes as i64));
-    }
-    memory::pass_through(device, reason, bytes as i64);
-}
-
-fn gave_back(reason: &'static str, handle: u64) {
-    let held = HELD.lock().unwrap_or_else(PoisonError::into_inner).remove(&(reason, handle));
-    if let Some((device, bytes)) = held
-        && start::active()
-    {
-        memory::pass_through(device, reason, -(bytes as i64));
-    }
-}
-
-/// Whether the client may not have so much more: its limit holds for what passes by the engine, too. (Managed memory may
-/// exceed a device.)
+/// Whether the client may not have so much more on the current device: its limit holds for what passes by the engine, too.
 fn beyond_limit(bytes: u64) -> bool {
     start::active() && current_device().is_some_and(|device| memory::exceeds_limit(device, bytes))
 }
 
-/// The allocating call, once more after room was made; what it made is noted.
+/// The allocating call, again after room was made; what it made in the current context is noted.
 unsafe fn noted<F: Fn() -> CUresult, H>(
     bare: &Bare<F>,
     reason: &'static str,
     at: *mut H,
     number: impl Fn(H) -> u64,
-    bytes: impl FnOnce() -> u64,
+    bytes: u64,
 ) -> CUresult {
-    let result = super::room::retry(bare);
-    if result.ok() && !at.is_null() {
+    let Some(device) = current_device().filter(|_| start::active() && !at.is_null()) else {
+        return bare.call();
+    };
+    let context = streams::current_context().map_or(0, |context| context.addr());
+    // Managed memory takes none of the device as it is made, but what the driver needs to keep it.
+    let wants = (reason != MANAGED).then_some(bytes);
+    let (result, expected) = booked(bare, reason, Held { device, bytes, context }, wants);
+    if let Some(expected) = expected {
         // SAFETY: the driver has just stored the handle there.
-        took(reason, number(unsafe { at.read() }), bytes());
+        expected.made(number(unsafe { at.read() }));
     }
     result
 }
 
+/// The allocating call, again after room was made. Its memory is in the books during each attempt, not while it waits.
+fn booked<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    reason: &'static str,
+    held: Held,
+    wants: Option<u64>,
+) -> (CUresult, Option<Expected>) {
+    if wants.is_some_and(|bytes| !room::is_granted(held.device, bytes)) {
+        return (CUresult::CUDA_ERROR_OUT_OF_MEMORY, None);
+    }
+    let made = Cell::new(None);
+    let result = room::retry_with(bare, Some(held.device), wants, || {
+        let expected = books::expect(reason, held);
+        let result = bare.call();
+        if result.ok() {
+            made.set(Some(expected));
+        }
+        result
+    });
+    (result, made.take())
+}
+
+/// Managed memory may exceed a device, and no limit holds for it.
 pub(crate) unsafe fn managed<F: Fn() -> CUresult>(
     bare: &Bare<F>,
     at: *mut CUdeviceptr,
     bytes: usize,
 ) -> CUresult {
     // SAFETY: the application's own arguments.
-    unsafe { noted(bare, MANAGED, at, |address| address, || bytes as u64) }
+    unsafe { noted(bare, MANAGED, at, |address| address, bytes as u64) }
 }
 
 /// A `cuMemFree` of memory that is not the engine's.
 pub(crate) fn freed(at: CUdeviceptr) {
-    gave_back(MANAGED, at);
-    gave_back(STREAM_ORDERED, at);
+    books::gave_back(MANAGED, at);
+    pools::changed();
 }
 
+/// From the pool that the stream's device uses.
+#[inline]
 pub(crate) unsafe fn stream_ordered<F: Fn() -> CUresult>(
     bare: &Bare<F>,
     at: *mut CUdeviceptr,
     bytes: usize,
 ) -> CUresult {
-    if beyond_limit(bytes as u64) {
+    if !start::active() || at.is_null() || bytes == 0 {
+        return bare.call();
+    }
+    match current_device() {
+        Some(device) => from_pool(bare, device, bytes),
+        None => bare.call(),
+    }
+}
+
+/// From a pool that the application names.
+#[inline]
+pub(crate) unsafe fn from_this_pool<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    at: *mut CUdeviceptr,
+    bytes: usize,
+    pool: CUmemoryPool,
+) -> CUresult {
+    if !start::active() || at.is_null() || bytes == 0 {
+        return bare.call();
+    }
+    match pools::device_of(pool).or_else(current_device) {
+        Some(device) => from_pool(bare, device, bytes),
+        None => bare.call(),
+    }
+}
+
+/// The warm path takes no lock: what the pools hold is read from the driver now and then.
+#[inline]
+fn from_pool<F: Fn() -> CUresult>(bare: &Bare<F>, device: CUdevice, bytes: usize) -> CUresult {
+    if streams::capturing() {
+        // Perhaps it becomes a part of a graph.
+        pools::graph_allocates();
+    }
+    if !pools::unseen(device, bytes) {
+        return beyond_headroom(bare, device, bytes);
+    }
+    let result = bare.call();
+    pools::changed();
+    room::again(bare, result, Some(device), Some(bytes as u64), || bare.call())
+}
+
+#[cold]
+fn beyond_headroom<F: Fn() -> CUresult>(bare: &Bare<F>, device: CUdevice, bytes: usize) -> CUresult {
+    if !pools::allows(device, bytes) || !room::is_granted(device, pools::growth(device, bytes)) {
         return CUresult::CUDA_ERROR_OUT_OF_MEMORY;
     }
-    // SAFETY: the application's own arguments.
-    unsafe { noted(bare, STREAM_ORDERED, at, |address| address, || bytes as u64) }
+    let result = room::retry_with(bare, Some(device), Some(bytes as u64), || {
+        pools::expect(device, bytes);
+        let result = bare.call();
+        // What it is in fact.
+        pools::read();
+        result
+    });
+    pools::changed();
+    result
 }
 
 pub(crate) unsafe fn free_async<F: Fn() -> CUresult>(
@@ -106,34 +153,82 @@ pub(crate) unsafe fn free_async<F: Fn() -> CUresult>(
     at: CUdeviceptr,
     stream: CUstream,
 ) -> CUresult {
-    if start::active()
-        && let Some(result) = memory::free_in_order(at, bare.stream(stream))
-    {
+    if !start::active() {
+        return bare.call();
+    }
+    if let Some(result) = memory::free_in_order(at, bare.stream(stream)) {
+        super::below::hear(bare);
         return result;
     }
     let result = bare.call();
-    if result.ok() {
-        gave_back(STREAM_ORDERED, at);
+    pools::changed();
+    result
+}
+
+/// A pool is made: its memory is on the device that its properties name.
+pub(crate) unsafe fn pool_create<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    pool: *mut CUmemoryPool,
+    properties: *const CUmemPoolProps,
+) -> CUresult {
+    let result = room::retry(bare, None);
+    if result.ok() && !pool.is_null() && !properties.is_null() && start::active() {
+        // SAFETY: the driver has read the properties and stored the handle; the location's type is read as a number, it may
+        // be newer than this build.
+        unsafe {
+            let location = &raw const (*properties).location;
+            if (&raw const (*location).type_).cast::<u32>().read() == DEVICE_LOCATION {
+                pools::pool_made(pool.read(), (&raw const (*location).id).read());
+            }
+        }
     }
     result
 }
 
+pub(crate) unsafe fn pool_destroy<F: Fn() -> CUresult>(bare: &Bare<F>, pool: CUmemoryPool) -> CUresult {
+    let result = bare.call();
+    if result.ok() && start::active() {
+        pools::pool_gone(pool);
+    }
+    result
+}
+
+/// A call after which pools or graphs may hold less.
+pub(crate) unsafe fn trims<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
+    let result = bare.call();
+    pools::changed();
+    result
+}
+
+/// The call's own properties name the device, which need not be the current one.
 pub(crate) unsafe fn create<F: Fn() -> CUresult>(
     bare: &Bare<F>,
     handle: *mut CUmemGenericAllocationHandle,
     bytes: usize,
     property: *const CUmemAllocationProp,
 ) -> CUresult {
+    if !start::active() || property.is_null() || handle.is_null() {
+        return bare.call();
+    }
     // SAFETY: the driver reads it too; the location's type is its second number, read as one (it may be of a kind that
     // is newer than this build).
-    let on_device = !property.is_null()
-        && unsafe { (&raw const (*property).location.type_).cast::<u32>().read() } == DEVICE_LOCATION;
-    let held = if on_device { bytes as u64 } else { 0 };
-    if held > 0 && beyond_limit(held) {
+    let (kind, device) = unsafe {
+        let location = &raw const (*property).location;
+        ((&raw const (*location).type_).cast::<u32>().read(), (&raw const (*location).id).read())
+    };
+    if kind != DEVICE_LOCATION {
+        return room::retry(bare, None);
+    }
+    if memory::exceeds_limit(device, bytes as u64) {
         return CUresult::CUDA_ERROR_OUT_OF_MEMORY;
     }
-    // SAFETY: the application's own arguments.
-    unsafe { noted(bare, VMM, handle, |handle| handle, || held) }
+    let bytes = bytes as u64;
+    let (result, expected) = booked(bare, VMM, Held { device, bytes, context: 0 }, Some(bytes));
+    if let Some(expected) = expected {
+        // SAFETY: the driver has just stored the handle there.
+        expected.made_physical(unsafe { handle.read() });
+    }
+    result
 }
 
 /// `CU_MEM_LOCATION_TYPE_DEVICE`.
@@ -144,22 +239,61 @@ pub(crate) unsafe fn release<F: Fn() -> CUresult>(
     handle: CUmemGenericAllocationHandle,
 ) -> CUresult {
     let result = bare.call();
-    if result.ok() {
-        gave_back(VMM, handle);
-        gave_back(IMPORTED, handle);
+    if result.ok() && start::active() {
+        books::physical(|physical| physical.released(handle).into_iter().collect());
     }
     result
 }
 
+pub(crate) unsafe fn map<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    at: CUdeviceptr,
+    bytes: usize,
+    handle: CUmemGenericAllocationHandle,
+) -> CUresult {
+    if questions::known(at).is_some() {
+        return CUresult::CUDA_ERROR_INVALID_VALUE;
+    }
+    let result = room::retry(bare, None);
+    if result.ok() && start::active() {
+        books::physical(|physical| {
+            physical.mapped(at, bytes as u64, handle);
+            Vec::new()
+        });
+    }
+    result
+}
+
+pub(crate) unsafe fn unmap<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr, bytes: usize) -> CUresult {
+    if questions::known(at).is_some() {
+        return CUresult::CUDA_ERROR_INVALID_VALUE;
+    }
+    let result = bare.call();
+    if result.ok() && start::active() {
+        books::physical(|physical| physical.unmapped(at, bytes as u64));
+    }
+    result
+}
+
+/// The memory is counted by the process that made it.
 pub(crate) unsafe fn import<F: Fn() -> CUresult>(
     bare: &Bare<F>,
     handle: *mut CUmemGenericAllocationHandle,
 ) -> CUresult {
-    // SAFETY: the application's own arguments. The memory is counted by the process that made it.
-    unsafe { noted(bare, IMPORTED, handle, |handle| handle, || 0) }
+    let result = room::retry(bare, None);
+    if result.ok()
+        && !handle.is_null()
+        && start::active()
+        && let Some(device) = current_device()
+    {
+        // SAFETY: the driver has just stored the handle there.
+        books::expect(VMM, Held { device, bytes: 0, context: 0 }).made_physical(unsafe { handle.read() });
+    }
+    result
 }
 
-/// The memory at `at` is shared with somebody who keeps its physical pages: from now on it stays where it is.
+/// The memory at `at` is shared with somebody who keeps its physical pages: from now on it stays where it is. (What is not the
+/// engine's stays anyway, and is in the books already.)
 pub(crate) unsafe fn export<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr, bytes: usize) -> CUresult {
     if !start::active() {
         return bare.call();
@@ -167,10 +301,29 @@ pub(crate) unsafe fn export<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr
     // Inside the pass nothing leaves the device, so that what is shared is what stays.
     let _pass = gate::pass();
     let result = bare.call();
-    if result.ok() && !memory::stays(at, bytes as u64) {
-        took(EXPORTED, at, 0);
+    if result.ok() {
+        memory::stays(at, bytes as u64);
     }
     result
+}
+
+/// Memory is bound to a multicast object, which keeps its physical pages. Of plain memory the driver refuses that.
+pub(crate) unsafe fn bind<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr, bytes: usize) -> CUresult {
+    if start::active() && memory::describe(at).is_some() {
+        return CUresult::CUDA_ERROR_INVALID_VALUE;
+    }
+    // SAFETY: the application's own arguments.
+    unsafe { export(bare, at, bytes) }
+}
+
+/// As [`export`], with the types of another call.
+pub(crate) unsafe fn export_all<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    at: *mut c_void,
+    bytes: u64,
+) -> CUresult {
+    // SAFETY: the application's own arguments.
+    unsafe { export(bare, at.expose_provenance() as u64, bytes as usize) }
 }
 
 /// As [`export`], of whatever is there.
@@ -179,10 +332,23 @@ pub(crate) unsafe fn export_one<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdevic
     unsafe { export(bare, at, 1) }
 }
 
-/// The application takes a handle of the physical memory behind `at`.
-pub(crate) unsafe fn retain<F: Fn() -> CUresult>(bare: &Bare<F>, at: *mut c_void) -> CUresult {
+/// The application takes a handle of the physical memory behind `at`: one more reference to it.
+pub(crate) unsafe fn retain<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    handle: *mut CUmemGenericAllocationHandle,
+    at: *mut c_void,
+) -> CUresult {
+    let at = at.addr() as u64;
     // SAFETY: the application's own arguments.
-    unsafe { export(bare, at.addr() as u64, 1) }
+    let result = unsafe { export(bare, at, 1) };
+    if result.ok() && !handle.is_null() && start::active() {
+        books::physical(|physical| {
+            // SAFETY: the driver has just stored the handle there.
+            physical.retained(at, unsafe { handle.read() });
+            Vec::new()
+        });
+    }
+    result
 }
 
 pub(crate) unsafe fn array<F: Fn() -> CUresult>(
@@ -190,13 +356,17 @@ pub(crate) unsafe fn array<F: Fn() -> CUresult>(
     array: *mut CUarray,
     descriptor: *const CUDA_ARRAY_DESCRIPTOR,
 ) -> CUresult {
-    let bytes = || {
-        // SAFETY: the driver has accepted the descriptor; its format is read as a number.
-        unsafe {
-            let format = (&raw const (*descriptor).Format).cast::<u32>().read();
-            array_bytes([(*descriptor).Width, (*descriptor).Height, 1], format, (*descriptor).NumChannels)
-        }
+    if descriptor.is_null() {
+        return bare.call();
+    }
+    // SAFETY: not null, so the driver reads it too; its format is read as a number.
+    let bytes = unsafe {
+        let format = (&raw const (*descriptor).Format).cast::<u32>().read();
+        array_bytes([(*descriptor).Width, (*descriptor).Height, 1], format, (*descriptor).NumChannels)
     };
+    if beyond_limit(bytes) {
+        return CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+    }
     // SAFETY: the application's own arguments.
     unsafe { noted(bare, ARRAY, array, |array| array.addr() as u64, bytes) }
 }
@@ -206,8 +376,13 @@ pub(crate) unsafe fn array_3d<F: Fn() -> CUresult>(
     array: *mut CUarray,
     descriptor: *const CUDA_ARRAY3D_DESCRIPTOR,
 ) -> CUresult {
-    // SAFETY: the application's own arguments; the descriptor is read after the driver accepted it.
-    unsafe { noted(bare, ARRAY, array, |array| array.addr() as u64, || array_3d_bytes(descriptor)) }
+    // SAFETY: the application's own arguments.
+    let Some(bytes) = (unsafe { array_3d_bytes(descriptor) }) else { return bare.call() };
+    if beyond_limit(bytes) {
+        return CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    // SAFETY: the application's own arguments.
+    unsafe { noted(bare, ARRAY, array, |array| array.addr() as u64, bytes) }
 }
 
 pub(crate) unsafe fn mipmapped<F: Fn() -> CUresult>(
@@ -216,20 +391,21 @@ pub(crate) unsafe fn mipmapped<F: Fn() -> CUresult>(
     descriptor: *const CUDA_ARRAY3D_DESCRIPTOR,
     levels: u32,
 ) -> CUresult {
+    // SAFETY: the application's own arguments.
+    let Some(first) = (unsafe { array_3d_bytes(descriptor) }) else { return bare.call() };
     // Each level has an eighth (a quarter, a half) of the one before; twice the first bounds them all.
-    let bytes = || {
-        // SAFETY: as above.
-        let first = unsafe { array_3d_bytes(descriptor) };
-        if levels > 1 { first.saturating_mul(2) } else { first }
-    };
+    let bytes = if levels > 1 { first.saturating_mul(2) } else { first };
+    if beyond_limit(first) {
+        return CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+    }
     // SAFETY: the application's own arguments.
     unsafe { noted(bare, MIPMAPPED, array, |array| array.addr() as u64, bytes) }
 }
 
 pub(crate) unsafe fn array_destroy<F: Fn() -> CUresult>(bare: &Bare<F>, array: CUarray) -> CUresult {
     let result = bare.call();
-    if result.ok() {
-        gave_back(ARRAY, array.addr() as u64);
+    if result.ok() && start::active() {
+        books::gave_back(ARRAY, array.addr() as u64);
     }
     result
 }
@@ -239,27 +415,26 @@ pub(crate) unsafe fn mipmapped_destroy<F: Fn() -> CUresult>(
     array: CUmipmappedArray,
 ) -> CUresult {
     let result = bare.call();
-    if result.ok() {
-        gave_back(MIPMAPPED, array.addr() as u64);
+    if result.ok() && start::active() {
+        books::gave_back(MIPMAPPED, array.addr() as u64);
     }
     result
 }
 
-/// A graph that allocates: its memory lives in the device's graph pool from the first launch on.
+/// A graph that allocates: its memory lives in the device's graph pool from its first launch until that is trimmed, and is
+/// counted by the driver's figure for that pool, not by the nodes.
 pub(crate) unsafe fn graph_node<F: Fn() -> CUresult>(
     bare: &Bare<F>,
     parameters: *mut CUDA_MEM_ALLOC_NODE_PARAMS,
 ) -> CUresult {
     let result = bare.call();
-    if result.ok() && !parameters.is_null() {
-        // SAFETY: the driver has read the size and stored the address.
-        let (address, bytes) = unsafe { ((*parameters).dptr, (*parameters).bytesize) };
-        took(GRAPH, address, bytes as u64);
+    if result.ok() && !parameters.is_null() && start::active() {
+        pools::graph_allocates();
     }
     result
 }
 
-/// A node of any kind: the kind stands first in its parameters, an allocation's parameters behind three more words.
+/// A node of any kind: the kind stands first in its parameters.
 pub(crate) unsafe fn any_graph_node<F: Fn() -> CUresult>(
     bare: &Bare<F>,
     parameters: *mut CUgraphNodeParams,
@@ -267,13 +442,9 @@ pub(crate) unsafe fn any_graph_node<F: Fn() -> CUresult>(
     // SAFETY: nothing is asked of the caller beyond the application's own arguments.
     let result = unsafe { super::work::described(bare) };
     // SAFETY: the driver has accepted the parameters; the kind is read as a number, it may be newer than this build.
-    if result.ok() && unsafe { parameters.cast::<u32>().read() } == MEMORY_ALLOCATION_NODE {
-        // SAFETY: of this kind, so this is what the union holds; the driver has stored the address.
-        let (address, bytes) = unsafe {
-            let allocation = (&raw const (*parameters).__bindgen_anon_1.alloc).read();
-            (allocation.dptr, allocation.bytesize)
-        };
-        took(GRAPH, address, bytes as u64);
+    if result.ok() && start::active() && unsafe { parameters.cast::<u32>().read() } == MEMORY_ALLOCATION_NODE
+    {
+        pools::graph_allocates();
     }
     result
 }
@@ -281,17 +452,23 @@ pub(crate) unsafe fn any_graph_node<F: Fn() -> CUresult>(
 /// `CU_GRAPH_NODE_TYPE_MEM_ALLOC`.
 const MEMORY_ALLOCATION_NODE: u32 = 10;
 
-unsafe fn array_3d_bytes(descriptor: *const CUDA_ARRAY3D_DESCRIPTOR) -> u64 {
-    // SAFETY: the caller's driver has accepted the descriptor; its format is read as a number.
-    unsafe {
-        let format = (&raw const (*descriptor).Format).cast::<u32>().read();
-        array_bytes(
-            [(*descriptor).Width, (*descriptor).Height, (*descriptor).Depth],
-            format,
-            (*descriptor).NumChannels,
-        )
+unsafe fn array_3d_bytes(descriptor: *const CUDA_ARRAY3D_DESCRIPTOR) -> Option<u64> {
+    if descriptor.is_null() {
+        return None;
     }
+    // SAFETY: not null, so the driver reads it too; its format is read as a number.
+    let (bytes, flags) = unsafe {
+        let format = (&raw const (*descriptor).Format).cast::<u32>().read();
+        let extents = [(*descriptor).Width, (*descriptor).Height, (*descriptor).Depth];
+        (array_bytes(extents, format, (*descriptor).NumChannels), (*descriptor).Flags)
+    };
+    // Nothing is behind it until the application maps what it made elsewhere, which is counted there.
+    Some(if flags & (SPARSE | DEFERRED_MAPPING) == 0 { bytes } else { 0 })
 }
+
+/// `CUDA_ARRAY3D_SPARSE`, `CUDA_ARRAY3D_DEFERRED_MAPPING`.
+const SPARSE: u32 = 0x40;
+const DEFERRED_MAPPING: u32 = 0x80;
 
 /// What an array takes at least: zero extents count as one; formats as `CUarray_format` numbers them.
 fn array_bytes(extents: [usize; 3], format: u32, channels: u32) -> u64 {
@@ -300,9 +477,9 @@ fn array_bytes(extents: [usize; 3], format: u32, channels: u32) -> u64 {
         0x03 | 0x0a | 0x20 => 4, // 32-bit integers, float
         _ => 2,                  // 16-bit integers, half, and a guess for packed and compressed formats
     };
-    extents.iter().map(|extent| (*extent).max(1) as u64).product::<u64>()
-        * element
-        * u64::from(channels.max(1))
+    let factors =
+        extents.iter().map(|extent| (*extent).max(1) as u64).chain([element, u64::from(channels.max(1))]);
+    factors.fold(1, u64::saturating_mul)
 }
 
 #[cfg(test)]

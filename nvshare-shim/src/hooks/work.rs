@@ -3,7 +3,7 @@
 
 use super::Bare;
 use crate::cuda::CUresult;
-use crate::cuda::sys::{CUlaunchConfig, CUstream};
+use crate::cuda::sys::{CUDA_LAUNCH_PARAMS, CUlaunchConfig, CUstream};
 use crate::{gate, pace, streams};
 
 /// Work in `stream`.
@@ -32,9 +32,18 @@ pub(crate) unsafe fn described<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult 
     bare.call()
 }
 
+/// As [`described`], of a call that may take a little memory: see [`super::room::lazy`].
+pub(crate) unsafe fn described_lazily<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
+    let attempt = || {
+        let _pass = gate::pass();
+        bare.call()
+    };
+    super::room::again(bare, attempt(), None, None, attempt)
+}
+
 /// A graph is made ready, with all its copies; the driver may need memory for it.
 pub(crate) unsafe fn instantiate<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
-    super::room::retry_with(bare, None, || {
+    super::room::retry_with(bare, None, None, || {
         let _pass = gate::pass();
         bare.call()
     })
@@ -47,13 +56,60 @@ pub(crate) unsafe fn blocking<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
     unsafe { on(bare, std::ptr::null_mut()) }
 }
 
+/// Kernels in the default stream.
+pub(crate) unsafe fn launch_blocking<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
+    // SAFETY: the null stream is what these functions use.
+    unsafe { launch(bare, std::ptr::null_mut()) }
+}
+
 /// Kernels and graphs in `stream`: work that may be long, and queued up faster than it is done.
 #[inline]
 pub(crate) unsafe fn launch<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
+    let stream = bare.stream(stream);
+    let (result, turn) = launch_once(bare, stream);
+    if let Some(turn) = turn {
+        turn.wait();
+    }
+    // Kernels that are loaded lazily are loaded here.
+    super::room::again_in(bare, result, stream, || launch_once(bare, stream).0)
+}
+
+#[inline]
+fn launch_once<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> (CUresult, Option<pace::Turn>) {
+    let _pass = gate::pass_into(stream);
+    streams::note_use(stream);
+    let result = bare.call();
+    // Inside, for it may record an event, which waits for room in the stream as the launch does.
+    (result, pace::after_launch(stream))
+}
+
+/// A graph in `stream`: it may bring memory of its own.
+#[inline]
+pub(crate) unsafe fn launch_graph<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
     // SAFETY: the application's own stream.
-    let result = unsafe { on(bare, stream) };
-    pace::after_launch(bare.stream(stream));
+    let result = unsafe { launch(bare, stream) };
+    crate::memory::pools::graph_launched();
     result
+}
+
+/// Kernels in a stream of each of several devices: none of these streams, which may be captured or not, decides alone
+/// whether a shut gate is passed, and the default stream has nothing to do with it.
+pub(crate) unsafe fn launch_list<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    list: *const CUDA_LAUNCH_PARAMS,
+    count: u32,
+) -> CUresult {
+    let launch = || {
+        let _pass = gate::pass();
+        if !list.is_null() {
+            for index in 0..count as usize {
+                // SAFETY: not null, so the driver would read so many too; only the stream's field is read.
+                streams::note_use(bare.stream(unsafe { (&raw const (*list.add(index)).hStream).read() }));
+            }
+        }
+        bare.call()
+    };
+    super::room::again(bare, launch(), None, None, launch)
 }
 
 /// A launch whose stream stands in `config`.

@@ -1,19 +1,21 @@
 //! Without the agent (S7). For a while after it went away, grant and lease count as before: an upgraded agent is back in
 //! no time. After that a client that is stopped, or misses memory, helps itself: it restores all or nothing, one client at
-//! a time for each device, and tries again after a random delay where it does not fit.
+//! a time for each device, and tries again after a random delay where it does not fit. The same on one device that the
+//! agent does not manage, see [`without_agent`].
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
-use super::session;
+use super::{session, terms};
 use crate::memory::device::{self, Device};
 use crate::swap::{Order, standing};
-use crate::{config, log};
+use crate::{config, log, start as threads};
 
 /// The shortest and longest pause between two tries.
 const PAUSE_MS: (u64, u64) = (100, 900);
@@ -24,6 +26,9 @@ const STALL: Duration = Duration::from_secs(2);
 /// There was an agent on this node, and it is not there now. Others like this client live beside it: where the device has no
 /// room for an allocation it must wait for them, holding nothing, instead of failing as without nvshare.
 static ORPHAN: AtomicBool = AtomicBool::new(false);
+
+/// Held while memory comes back to a device that the agent does not manage: a `Hello` meanwhile would tell of half of it.
+static RETURNING: Mutex<()> = Mutex::new(());
 
 /// See [`ORPHAN`].
 pub(crate) fn is_orphan() -> bool {
@@ -135,6 +140,61 @@ impl Alone {
         standing::give_lease();
         true
     }
+}
+
+/// While the guard lives nothing comes back to devices that the agent does not manage.
+pub(super) fn keep_still() -> MutexGuard<'static, ()> {
+    RETURNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The agent does not manage this device: it is used as without one. What is missing there comes back on a thread of its
+/// own, because the agent's orders for other devices go on.
+pub(super) fn without_agent(device: &'static Device) {
+    let missing = {
+        let mut state = device.state();
+        let missing = state.space.accounts().missing;
+        state.space.set_terms(|terms| {
+            terms.limit = None;
+            terms.unlimited = missing == 0;
+        });
+        missing
+    };
+    device.wake();
+    if missing == 0 {
+        return;
+    }
+    let started = threads::engine_thread("alone", move || {
+        while !come_back(device) {
+            Alone::pause();
+        }
+    });
+    if let Err(error) = started {
+        // As piece by piece as there is room, then.
+        log::warning!("cannot start a thread that restores {}: {error}", device.id);
+        device.state().space.set_terms(|terms| terms.unlimited = true);
+        device.wake();
+    }
+}
+
+/// One try to bring everything back to one device; says whether there is no need for another.
+fn come_back(device: &'static Device) -> bool {
+    let _returning = keep_still();
+    if !terms::is_unmanaged(device.id) || standing::is_dead() {
+        return true;
+    }
+    // For the case that it does not all fit: for that nothing may run.
+    let _held = standing::hold_back(STALL).ok();
+    let _lock = match lock(device) {
+        Ok(None) => return false,
+        Ok(lock) => lock,
+        Err(error) => {
+            log::debug!("restoring without a lock for {}: {error}", device.id);
+            None
+        }
+    };
+    let (answer, told) = channel();
+    device.order(Order::Restore(answer));
+    told.recv().unwrap_or(false)
 }
 
 /// The lock of one device among all clients of the node: a file beside the agent's socket, or, where there is none, that

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nvshare_common::frame;
-use nvshare_common::protocol::{Answer, Hello, ToAgent, ToShim};
+use nvshare_common::protocol::{Answer, Hello, Purpose, ToAgent, ToShim};
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -20,13 +20,15 @@ use rustix::net::{
     socket_with,
 };
 
+use super::{alone, terms};
 use crate::memory::device;
 use crate::swap::{shadow, standing};
 use crate::{config, counters};
 
 /// How long the agent may take to answer a `Hello`.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-/// More than this waiting to be sent means that the agent does not read.
+/// More than this waiting to be sent means that the agent does not read. What an application does, however often, never comes
+/// to that: of messages that replace one another ([`Kind`]) only the last one waits.
 const OUTBOX_LIMIT: usize = 100_000;
 
 /// Why there is no session (any more).
@@ -72,7 +74,34 @@ pub(super) struct Incoming {
 struct Line {
     socket: Arc<OwnedFd>,
     bell: Arc<OwnedFd>,
-    outbox: VecDeque<Vec<u8>>,
+    outbox: VecDeque<(Kind, Vec<u8>)>,
+}
+
+/// What a message replaces that was not sent yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    Want(DeviceId, Purpose),
+    Unswappable(DeviceId, String),
+    /// An event, or an answer: each counts.
+    Other,
+}
+
+impl Kind {
+    fn of(message: &ToAgent) -> Kind {
+        match message {
+            ToAgent::Want { device, purpose, .. } => Kind::Want(*device, *purpose),
+            ToAgent::Unswappable { device, reason, .. } => Kind::Unswappable(*device, reason.clone()),
+            _ => Kind::Other,
+        }
+    }
+}
+
+/// Puts a packet at the end of those that wait, in the place of what it replaces.
+fn queue(outbox: &mut VecDeque<(Kind, Vec<u8>)>, kind: Kind, packet: Vec<u8>) {
+    if kind != Kind::Other {
+        outbox.retain(|(other, _)| *other != kind);
+    }
+    outbox.push_back((kind, packet));
 }
 
 #[derive(Debug)]
@@ -139,14 +168,14 @@ pub(super) fn tell(act: impl FnOnce() -> Option<ToAgent>) {
     let broken = if line.outbox.is_empty() {
         match transmit(&line.socket, &packet, None) {
             Err(Errno::AGAIN) => {
-                line.outbox.push_back(packet);
+                queue(&mut line.outbox, Kind::of(&message), packet);
                 let _ = rustix::io::write(&*line.bell, &1_u64.to_ne_bytes());
                 false
             }
             sent => sent.is_err(),
         }
     } else {
-        line.outbox.push_back(packet);
+        queue(&mut line.outbox, Kind::of(&message), packet);
         line.outbox.len() > OUTBOX_LIMIT
     };
     if broken {
@@ -162,21 +191,28 @@ pub(super) struct Session {
     bell: Arc<OwnedFd>,
     buffer: Vec<u8>,
     client: ClientId,
-    limits: Vec<(DeviceId, Bytes)>,
+    terms: Terms,
 }
+
+/// Limits and sizes of devices.
+type Terms = (Vec<(DeviceId, Bytes)>, Vec<(DeviceId, Bytes)>);
 
 impl Session {
     /// Connects, says what the process holds, and waits for the answer.
     pub(super) fn open() -> Result<Session, End> {
-        let socket = dial().map_err(End::Connect)?;
+        Session::begin(dial().map_err(End::Connect)?)
+    }
+
+    /// The same on a socket that is connected already.
+    pub(super) fn begin(socket: OwnedFd) -> Result<Session, End> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(End::Connect)?;
         let (socket, bell) = (Arc::new(socket), Arc::new(bell));
         let buffer = vec![0; frame::MAX_BYTES];
-        let mut session = Session { socket, bell, buffer, client: ClientId(0), limits: Vec::new() };
+        let mut session = Session { socket, bell, buffer, client: ClientId(0), terms: Terms::default() };
         let before = session.greet()?;
         match session.answer() {
             Ok(welcome) => {
-                (session.client, session.limits) = welcome;
+                (session.client, session.terms) = welcome;
                 shared().ever_managed = true;
                 Ok(session)
             }
@@ -195,16 +231,19 @@ impl Session {
         self.client
     }
 
-    /// What the client was told of its limits as it was welcomed.
-    pub(super) fn limits(&mut self) -> Vec<(DeviceId, Bytes)> {
-        std::mem::take(&mut self.limits)
+    /// What the client was told of its limits, and of its devices' sizes, as it was welcomed.
+    pub(super) fn terms(&mut self) -> Terms {
+        std::mem::take(&mut self.terms)
     }
 
     /// Says `Hello`. From here on all that changes is said too, in order; the lock is held until then. Returns whether
     /// grants counted before.
     fn greet(&self) -> Result<bool, End> {
+        let _still = alone::keep_still();
         let mut shared = shared();
-        for device in device::all() {
+        let devices: Vec<_> = device::all().into_iter().filter(|device| device.is_manageable()).collect();
+        terms::begin(&devices);
+        for device in &devices {
             device.state().space.set_terms(|terms| {
                 let used = terms.resident + terms.unswappable;
                 terms.granted = if terms.unlimited { used } else { terms.granted.max(used) };
@@ -214,7 +253,8 @@ impl Session {
         let hello = Hello {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             running: standing::holds_lease(),
-            devices: device::all().into_iter().map(device::held).collect(),
+            bypass: super::is_bypassed(),
+            devices: devices.into_iter().map(device::held).collect(),
             arenas: shadow::with_agents_arenas(|_| ()).len() as u32,
         };
         let closed = |error: Errno| End::Closed(format!("cannot say hello: {error}"));
@@ -236,7 +276,7 @@ impl Session {
         Ok(std::mem::replace(&mut shared.managed, true))
     }
 
-    fn answer(&mut self) -> Result<(ClientId, Vec<(DeviceId, Bytes)>), End> {
+    fn answer(&mut self) -> Result<(ClientId, Terms), End> {
         let deadline = Instant::now() + ANSWER_LIMIT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -248,7 +288,7 @@ impl Session {
             }
             if let Some((length, _)) = self.packet()? {
                 return match frame::decode_answer(&self.buffer[..length]) {
-                    Ok(Answer::Welcome { client, limits }) => Ok((client, limits)),
+                    Ok(Answer::Welcome { client, limits, sizes }) => Ok((client, (limits, sizes))),
                     Ok(Answer::Refused { why }) => Err(End::Refused(why)),
                     Err(error) => Err(End::Refused(error.to_string())),
                 };
@@ -256,17 +296,17 @@ impl Session {
         }
     }
 
-    /// The next message; sends what waits to be sent meanwhile.
-    pub(super) fn receive(&mut self) -> Result<Incoming, End> {
-        loop {
-            if self.wait(None)?
-                && let Some((length, descriptor)) = self.packet()?
-            {
-                let message =
-                    frame::decode(&self.buffer[..length]).map_err(|error| End::Closed(error.to_string()))?;
-                return Ok(Incoming { message, descriptor });
-            }
+    /// The next message, if one comes within `limit` or before something else happens; sends what waits to be sent
+    /// meanwhile.
+    pub(super) fn receive(&mut self, limit: Option<Duration>) -> Result<Option<Incoming>, End> {
+        if self.wait(limit)?
+            && let Some((length, descriptor)) = self.packet()?
+        {
+            let message =
+                frame::decode(&self.buffer[..length]).map_err(|error| End::Closed(error.to_string()))?;
+            return Ok(Some(Incoming { message, descriptor }));
         }
+        Ok(None)
     }
 
     /// Ends the conversation.
@@ -298,7 +338,7 @@ impl Session {
     fn flush(&self) {
         let mut shared = shared();
         let Some(line) = &mut shared.line else { return };
-        while let Some(packet) = line.outbox.front() {
+        while let Some((_, packet)) = line.outbox.front() {
             // Any other error shows up when the socket is read.
             if transmit(&self.socket, packet, None).is_err() {
                 return;
@@ -349,4 +389,32 @@ fn transmit(socket: &OwnedFd, packet: &[u8], descriptor: Option<BorrowedFd<'_>>)
     }
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     sendmsg(socket.as_fd(), &[IoSlice::new(packet)], &mut control, flags).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn however_often_a_program_changes_its_mind_only_the_last_word_waits() {
+        let mut outbox = VecDeque::new();
+        let device = DeviceId([1; 16]);
+        let mut say =
+            |message: ToAgent| queue(&mut outbox, Kind::of(&message), frame::encode(&message).unwrap());
+        let want = |total, purpose| ToAgent::Want { device, total: Bytes(total), purpose };
+        let released = ToAgent::Released { ticket: None, device, bytes: Bytes(1) };
+        for total in 0..10_000 {
+            say(want(total, Purpose::Allocation));
+            say(ToAgent::Unswappable { device, bytes: Bytes(total), reason: "vmm".into() });
+        }
+        say(released.clone());
+        say(want(7, Purpose::Work));
+        say(want(8, Purpose::Allocation));
+        say(released.clone());
+        let waits: Vec<ToAgent> = outbox.iter().map(|(_, packet)| frame::decode(packet).unwrap()).collect();
+        let unswappable = ToAgent::Unswappable { device, bytes: Bytes(9_999), reason: "vmm".into() };
+        let last =
+            [unswappable, released.clone(), want(7, Purpose::Work), want(8, Purpose::Allocation), released];
+        assert_eq!(waits, last);
+    }
 }

@@ -1,6 +1,8 @@
 //! Putting memory behind an extent, within the grant; and taking a span apart.
 
-use super::device::Device;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::device::{self, Device};
 use super::extent::{ExtentId, Presence};
 use super::space::Remains;
 use super::vmm;
@@ -33,6 +35,8 @@ pub fn back(device: &Device, id: ExtentId) -> Backed {
         if !state.space.begin_arrival(id) {
             return Backed::NoGrant;
         }
+        // Before the driver has made it: whoever reads the device meanwhile must not take it for somebody else's.
+        device.publish(&state);
         let extent = state.space.extent(id);
         (extent.start, extent.bytes, device.readers(&state))
     };
@@ -64,6 +68,7 @@ pub fn back(device: &Device, id: ExtentId) -> Backed {
         }
         Err(code) => {
             state.space.abandon_arrival(id);
+            device.publish(&state);
             let span = state.space.extent(id).span;
             let remains = state.space.reap(span);
             drop(state);
@@ -73,16 +78,32 @@ pub fn back(device: &Device, id: ExtentId) -> Backed {
     }
 }
 
-/// Gives what is left of a span back to the driver and to the arenas. No work can reach it any more.
+/// What could not be given back because a device had failed, by the index of its device.
+static LEFT: Mutex<Vec<(usize, Remains)>> = Mutex::new(Vec::new());
+
+fn left() -> MutexGuard<'static, Vec<(usize, Remains)>> {
+    LEFT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// No device of this process has failed any more: what was freed meanwhile is given back.
+pub fn bury_what_was_left() {
+    for (index, remains) in std::mem::take(&mut *left()) {
+        if let Some(device) = device::by_index(index) {
+            bury(device, Some(remains));
+        }
+    }
+}
+
+/// Gives what is left of a span back to the driver and to the arenas. No work can reach it any more. What the driver does
+/// not take while a device has failed waits until its contexts are gone.
 pub fn bury(device: &Device, remains: Option<Remains>) {
-    let Some(remains) = remains else { return };
-    if standing::is_dead() {
+    let Some(mut remains) = remains else { return };
+    if standing::is_over() {
         return;
     }
     let mut resident = 0;
     let mut whole = true;
-    for &(start, bytes, handle) in &remains.mapped {
-        resident += bytes;
+    while let Some(&(start, bytes, handle)) = remains.mapped.last() {
         // SAFETY: the span is out of the records, so nobody else unmaps it, and whoever freed it waited for the work
         // that could reach it (S5).
         let unmapped = unsafe { vmm::unmap(start, bytes) };
@@ -91,6 +112,13 @@ pub fn bury(device: &Device, remains: Option<Remains>) {
             standing::on_device_error(CUresult::CUDA_ERROR_DEINITIALIZED);
             return;
         }
+        if unmapped.is_err() && standing::is_dead() {
+            left().push((device.index, remains));
+            given_back(device, resident);
+            return;
+        }
+        remains.mapped.pop();
+        resident += bytes;
         if let Err(code) = unmapped {
             log::warning!("cannot unmap freed memory at {start:#x}: {}", driver().error_name(code));
             whole = false;
@@ -113,6 +141,11 @@ pub fn bury(device: &Device, remains: Option<Remains>) {
         }
     }
     shadow::give_back(device, remains.slots);
+    given_back(device, resident);
+}
+
+/// `resident` bytes are the driver's again.
+fn given_back(device: &Device, resident: u64) {
     let mut state = device.state();
     state.space.forget(resident);
     device.publish(&state);

@@ -2,13 +2,16 @@
 //! allocation in one of its contexts; its swap thread starts then.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use nvshare_common::counters::DeviceCounters;
 use nvshare_common::units::{Bytes, DeviceId};
 
+use super::books::Said;
 use super::free::Quarantined;
+use super::promise::Answered;
 use super::ranges::Ranges;
 use super::space::Space;
 use super::vmm::Kind;
@@ -65,6 +68,14 @@ pub struct State {
     pub leaving: bool,
     /// Bytes of unswappable memory by reason.
     pub unswappable: BTreeMap<&'static str, u64>,
+    /// What the agent was told of them.
+    pub said: Said,
+    /// Bytes of managed memory.
+    pub managed: u64,
+    /// The number of the reading of pools that is booked.
+    pub pools_read: u64,
+    /// What the agent last said to a question whether more may be needed.
+    pub answered: Option<Answered>,
     /// Whether `Resident` is to be said once nothing is missing.
     pub announce: bool,
     /// Bytes copied in since the last `Resident`.
@@ -115,7 +126,13 @@ impl Device {
             counters.resident.store(accounts.resident, Release);
             counters.swapped.store(accounts.total.saturating_sub(accounts.resident), Release);
             counters.unswappable.store(accounts.unswappable, Release);
+            counters.managed.store(state.managed, Release);
         }
+    }
+
+    /// Whether an agent can be told of it: one that it cannot see is used as without an agent.
+    pub const fn is_manageable(&self) -> bool {
+        self.counters.is_some()
     }
 
     /// Its counters on that page, where there was room for one more device.
@@ -134,6 +151,8 @@ enum Known {
 
 static KNOWN: RwLock<Vec<(sys::CUdevice, Known)>> = RwLock::new(Vec::new());
 static MEETING: Mutex<()> = Mutex::new(());
+/// How many devices were met, under nvshare or not.
+static MET: AtomicUsize = AtomicUsize::new(0);
 
 /// All devices under nvshare, in the order in which they were met.
 pub fn all() -> Vec<&'static Device> {
@@ -149,12 +168,26 @@ pub fn all() -> Vec<&'static Device> {
 
 /// The device with that index in [`all`].
 pub fn by_index(index: usize) -> Option<&'static Device> {
-    all().into_iter().find(|device| device.index == index)
+    find(|device| device.index == index)
 }
 
 /// The device with that UUID.
 pub fn by_id(id: DeviceId) -> Option<&'static Device> {
-    all().into_iter().find(|device| device.id == id)
+    find(|device| device.id == id)
+}
+
+fn find(wanted: impl Fn(&Device) -> bool) -> Option<&'static Device> {
+    let known = KNOWN.read().unwrap_or_else(PoisonError::into_inner);
+    known.iter().find_map(|(_, known)| match known {
+        Known::Managed(device) if wanted(device) => Some(*device),
+        _ => None,
+    })
+}
+
+/// Whether this process was met on more than one device.
+#[inline]
+pub fn several() -> bool {
+    MET.load(Ordering::Relaxed) > 1
 }
 
 /// The device of the current context, with that context. `Ok(None)`: it is not under nvshare.
@@ -196,7 +229,10 @@ fn meet(ordinal: sys::CUdevice) -> Known {
             Known::Plain
         }
     };
-    let make_known = || KNOWN.write().unwrap_or_else(PoisonError::into_inner).push((ordinal, known));
+    let make_known = || {
+        KNOWN.write().unwrap_or_else(PoisonError::into_inner).push((ordinal, known));
+        MET.fetch_add(1, Ordering::Relaxed);
+    };
     if let Known::Managed(device) = known {
         link::device_met(device, make_known);
         device.state().has_engine = swap::start(device);
@@ -204,6 +240,18 @@ fn meet(ordinal: sys::CUdevice) -> Known {
         make_known();
     }
     known
+}
+
+/// The UUID of the device with that number; it need not be in use.
+pub fn id_of(ordinal: sys::CUdevice) -> Result<DeviceId, CUresult> {
+    let mut uuid = sys::CUuuid { bytes: [0; 16] };
+    // SAFETY: `uuid` is where the answer goes. The second form names a MIG slice.
+    let asked = unsafe { driver().cuDeviceGetUuid_v2(&raw mut uuid, ordinal) };
+    if !asked.ok() {
+        // SAFETY: as above.
+        unsafe { driver().cuDeviceGetUuid(&raw mut uuid, ordinal) }.result()?;
+    }
+    Ok(DeviceId(uuid.bytes.map(|byte| byte as u8)))
 }
 
 impl Device {
@@ -218,14 +266,7 @@ impl Device {
             return Err("it has no virtual memory management (attribute 102), which swapping needs".into());
         }
         let rdma = attribute(RDMA_WITH_VIRTUAL_MEMORY_SUPPORTED).is_ok_and(|value| value != 0);
-        let mut uuid = sys::CUuuid { bytes: [0; 16] };
-        // SAFETY: `uuid` is where the answer goes. The second form names a MIG slice.
-        let asked = unsafe { driver().cuDeviceGetUuid_v2(&raw mut uuid, ordinal) };
-        if !asked.ok() {
-            // SAFETY: as above.
-            unsafe { driver().cuDeviceGetUuid(&raw mut uuid, ordinal) }.result().map_err(name)?;
-        }
-        let id = DeviceId(uuid.bytes.map(|byte| byte as u8));
+        let id = id_of(ordinal).map_err(name)?;
         let kind = Kind { ordinal, rdma };
         let granularity = kind.granularity().map_err(name)?;
         // Extents are multiples of the block; a granularity that does not divide it is met nowhere.
@@ -239,7 +280,7 @@ impl Device {
         let extent_bytes = extent_bytes(total as u64).next_multiple_of(granularity);
         let counters = counters::page().device(id);
         if counters.is_none() {
-            log::warning!("device {id} is one too many for the counter page: the agent sees nothing of it");
+            log::warning!("device {id} is one too many for the counter page: it is used as without an agent");
         }
         let state = State { space: Space::new(), ..State::default() };
         Ok(Device {

@@ -1,6 +1,7 @@
 //! The address map: every allocation of the application, by address. Readers only share a lock for a look-up.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 /// What the application asked for.
@@ -16,6 +17,14 @@ pub struct Allocation {
     pub device: usize,
     /// The context it belongs to.
     pub context: usize,
+    /// See [`number`].
+    pub number: u64,
+}
+
+/// A number for a new allocation: never given twice, and never given by the driver.
+pub fn number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1 << 63);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// A sorted map of allocations that do not overlap.
@@ -48,23 +57,24 @@ impl AddressMap {
 
     /// Takes out all allocations of a context.
     pub fn remove_context(&self, context: usize) -> Vec<(u64, Allocation)> {
-        let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let gone: Vec<_> = map
-            .iter()
-            .filter(|(_, allocation)| allocation.context == context)
-            .map(|(start, allocation)| (*start, *allocation))
-            .collect();
-        for (start, _) in &gone {
-            map.remove(start);
-        }
-        gone
+        self.remove_where(|allocation| allocation.context == context)
     }
 
-    /// The allocations of `context` belong to none from now on: it goes, and they stay.
-    pub fn orphan(&self, context: usize) {
+    /// Takes out all allocations on `device` whose context is gone and left them to none.
+    pub fn remove_orphans(&self, device: usize) -> Vec<(u64, Allocation)> {
+        self.remove_where(|allocation| allocation.context == 0 && allocation.device == device)
+    }
+
+    fn remove_where(&self, gone: impl Fn(&Allocation) -> bool) -> Vec<(u64, Allocation)> {
+        let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        map.extract_if(.., |_, allocation| gone(allocation)).collect()
+    }
+
+    /// The allocations of `context` are `heir`'s from now on (zero: nobody's): it goes, and they stay.
+    pub fn inherit(&self, context: usize, heir: usize) {
         let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
         for allocation in map.values_mut().filter(|allocation| allocation.context == context) {
-            allocation.context = 0;
+            allocation.context = heir;
         }
     }
 
@@ -72,8 +82,9 @@ impl AddressMap {
     pub fn another_context(&self, device: usize, except: usize) -> Option<usize> {
         let map = self.0.read().unwrap_or_else(PoisonError::into_inner);
         map.values()
-            .find(|allocation| allocation.device == device && allocation.context != except)
-            .map(|found| found.context)
+            .map(|allocation| (allocation.device, allocation.context))
+            .find(|(on, context)| *on == device && *context != except && *context != 0)
+            .map(|(_, context)| context)
     }
 }
 
@@ -82,7 +93,7 @@ mod tests {
     use super::*;
 
     fn allocation(bytes: u64, context: usize) -> Allocation {
-        Allocation { bytes, taken: bytes, piece: false, device: 0, context }
+        Allocation { bytes, taken: bytes, piece: false, device: 0, context, number: 0 }
     }
 
     #[test]

@@ -2,17 +2,25 @@
 //!
 //! - [`map`]: every allocation by address; [`space`]: spans, extents and accounts of one device, pure; [`ranges`]: free
 //!   pieces of slabs (and blocks of arenas), pure; [`extent`]: one extent.
+//! - [`books`]: what passes by the engine; [`held`], [`physical`], [`pools`]: how long which of it lives. [`promise`]: what may be
+//!   promised. [`owner`]: whose an address is.
 //! - [`device`]: the devices in use; [`vmm`]: the driver calls; [`mod@back`]: putting memory behind an extent; [`mod@free`].
 //!
-//! An allocation never waits for the agent. What the grant does not cover stays absent, the gate is shut, and the swap
+//! An allocation never waits for memory, and for a word of the agent only near the limit ([`promise`]). What the grant does not cover stays absent, the gate is shut, and the swap
 //! thread backs it when grants come. Locks: [`standing`]'s before a device's, never the other way round, and none is held
 //! during a driver call.
 
 pub mod back;
+pub mod books;
 pub mod device;
 pub mod extent;
 pub mod free;
+pub mod held;
 pub mod map;
+pub mod owner;
+pub mod physical;
+pub mod pools;
+pub mod promise;
 pub mod ranges;
 pub mod space;
 pub mod vmm;
@@ -21,6 +29,7 @@ use nvshare_common::protocol::{Purpose, ToAgent};
 use nvshare_common::units::Bytes;
 
 use self::back::{Backed, back, bury};
+use self::books::{account, report};
 use self::device::Device;
 use self::map::{AddressMap, Allocation};
 use crate::config::BLOCK_BYTES;
@@ -40,7 +49,7 @@ const LARGEST_SLAB: u64 = 32 << 20;
 /// All allocations of the process.
 pub(crate) static ALLOCATIONS: AddressMap = AddressMap::new();
 
-/// Allocates on the device of the current context. Never waits for the agent.
+/// Allocates on the device of the current context. Never waits for memory.
 pub fn allocate(bytes: usize) -> Result<sys::CUdeviceptr, CUresult> {
     let Some((device, context)) = device::current()? else {
         let mut pointer = 0;
@@ -63,7 +72,10 @@ pub fn allocate(bytes: usize) -> Result<sys::CUdeviceptr, CUresult> {
             bytes.checked_next_multiple_of(device.granularity).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
         (take_span(device, taken, context)?, taken, false)
     };
-    ALLOCATIONS.insert(start, Allocation { bytes, taken, piece, device: device.index, context });
+    ALLOCATIONS.insert(
+        start,
+        Allocation { bytes, taken, piece, device: device.index, context, number: map::number() },
+    );
     Ok(start)
 }
 
@@ -94,60 +106,46 @@ pub struct Described {
     pub context: sys::CUcontext,
     /// Its device, as the driver numbers it.
     pub device: sys::CUdevice,
-    /// Whether all of it is on the device now, so that the driver can answer for it.
-    pub resident: bool,
+    /// Whether network cards may reach it.
+    pub rdma: bool,
+    /// A number that no other allocation has, or had.
+    pub number: u64,
+}
+
+/// Whether an allocation of ours starts at `pointer`.
+pub fn is_allocation(pointer: sys::CUdeviceptr) -> bool {
+    ALLOCATIONS.find(pointer).is_some_and(|(start, _)| start == pointer)
 }
 
 /// What is known of the allocation that `pointer` lies in.
 pub fn describe(pointer: sys::CUdeviceptr) -> Option<Described> {
     let (start, allocation) = ALLOCATIONS.find(pointer)?;
     let device = device::by_index(allocation.device)?;
-    let state = device.state();
-    let resident = state.space.at(pointer).is_some_and(|id| {
-        let span = state.space.extent(id).span;
-        state.space.span(span).is_some_and(|span| {
-            span.extents.iter().all(|id| state.space.extent(*id).presence() == extent::Presence::Resident)
-        })
-    });
     Some(Described {
         start,
         bytes: allocation.bytes,
         context: std::ptr::with_exposed_provenance_mut(allocation.context),
         device: device.kind.ordinal,
-        resident,
+        rdma: device.kind.rdma,
+        number: allocation.number,
     })
 }
 
 /// Free and total memory as this client may see it, where the agent set a limit.
 pub fn info() -> Option<(usize, usize)> {
     let (device, _) = device::current().ok()??;
-    let state = device.state();
-    let accounts = state.space.accounts();
-    let limit = accounts.limit?;
-    Some((limit.saturating_sub(accounts.needed()) as usize, limit as usize))
+    pools::refresh();
+    let needed = device.state().space.accounts().needed();
+    let (total, free) = link::sizes::figures(device.id, device.total, needed)?;
+    Some((free as usize, total as usize))
 }
 
-/// Whether `bytes` more, taken through the driver on the device with that number, are beyond the client's limit.
+/// Whether the client may not have `bytes` more, taken through the driver on the device with that number: its limit holds for
+/// what passes by the engine, too.
 pub fn exceeds_limit(ordinal: sys::CUdevice, bytes: u64) -> bool {
-    device::of_ordinal(ordinal).is_some_and(|device| device.state().space.accounts().exceeds_limit(bytes))
-}
-
-/// Memory that cannot be moved was taken (or, negative, given back) through the driver on the device with that number.
-/// `reason` becomes a metric label.
-pub fn pass_through(ordinal: sys::CUdevice, reason: &'static str, delta: i64) {
-    let Some(device) = device::of_ordinal(ordinal) else { return };
-    let bytes = {
-        let mut state = device.state();
-        let of_reason = state.unswappable.entry(reason).or_default();
-        *of_reason = of_reason.saturating_add_signed(delta);
-        let bytes = *of_reason;
-        let all = state.unswappable.values().sum();
-        state.space.set_terms(|terms| terms.unswappable = all);
-        device.publish(&state);
-        bytes
-    };
-    link::send(&ToAgent::Unswappable { device: device.id, bytes: Bytes(bytes), reason: reason.to_owned() });
-    want(device);
+    // What is larger than the device the driver refuses itself, by the right error.
+    device::of_ordinal(ordinal)
+        .is_some_and(|device| bytes <= device.total && !promise::may_grow(device, bytes))
 }
 
 /// Whoever holds the physical memory of this range keeps it: it stays on the device. Whether it is ours.
@@ -167,16 +165,22 @@ fn report_kept(device: &Device) {
     link::send(&ToAgent::Unswappable { device: device.id, bytes, reason: "exported".to_owned() });
 }
 
-/// A context is about to be destroyed: everything allocated in it goes, and the engine moves to another.
-pub fn on_context_destroyed(context: sys::CUcontext) {
+/// A context is gone, and so is everything that was allocated in it; with the primary context of the device `primary` also
+/// what was allocated in its green contexts.
+pub fn context_ended(context: sys::CUcontext, primary: Option<sys::CUdevice>) {
     free::free_context(context.addr());
-    swap::leave_context(context.addr());
+    if let Some(device) = primary.and_then(device::of_ordinal) {
+        free::free_orphans(device);
+    }
+    books::context_ended(context.addr());
+    link::sizes::own_end();
 }
 
-/// A green context is about to be destroyed. What was allocated in it is its device's and stays; the engine moves on.
-pub fn leave_green_context(context: sys::CUcontext) {
-    ALLOCATIONS.orphan(context.addr());
-    swap::leave_context(context.addr());
+/// A green context is gone. What was allocated in it is the primary context's and stays.
+pub fn green_context_ended(context: sys::CUcontext, primary: Option<sys::CUcontext>) {
+    let primary = primary.map_or(0, |primary| primary.addr());
+    ALLOCATIONS.inherit(context.addr(), primary);
+    books::inherit(context.addr(), primary);
 }
 
 /// `peer` may now reach all memory of the device with that number.
@@ -233,13 +237,15 @@ fn take_piece(device: &'static Device, taken: u64) -> Result<u64, CUresult> {
 }
 
 fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64, CUresult> {
+    if !promise::may_grow(device, bytes) {
+        return Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+    }
     let start = vmm::reserve(bytes, device.granularity)?;
     let (extents, unlimited) = {
         let mut state = device.state();
         let accounts = state.space.accounts();
         let unlimited = accounts.unlimited;
-        let exceeds = accounts.exceeds_limit(bytes)
-            || (link::alone::is_orphan() && accounts.needed().saturating_add(bytes) > device.total);
+        let exceeds = link::alone::is_orphan() && accounts.needed().saturating_add(bytes) > device.total;
         if exceeds {
             drop(state);
             // SAFETY: nobody has seen these addresses.

@@ -17,6 +17,10 @@ pub struct Span {
     pub extents: Vec<ExtentId>,
     /// The context whose end is its end.
     pub context: usize,
+    /// Its bytes that are not (settled) resident: questions about it do not walk its extents.
+    missing: u64,
+    /// Its bytes that [`Space::keep`] keeps.
+    kept: u64,
     /// Freed while the engine was at work on one of its extents, which takes it apart when it is done.
     pub doomed: bool,
 }
@@ -64,9 +68,9 @@ impl Accounts {
         self.total + self.unswappable
     }
 
-    /// Whether `bytes` more would exceed what the client can ever have.
-    pub fn exceeds_limit(&self, bytes: u64) -> bool {
-        self.limit.is_some_and(|limit| self.needed().saturating_add(bytes) > limit)
+    /// How much more it may come to need.
+    pub fn left(&self) -> u64 {
+        self.limit.map_or(u64::MAX, |limit| limit.saturating_sub(self.needed()))
     }
 }
 
@@ -77,6 +81,7 @@ pub struct Space {
     vacant: Vec<u32>,
     spans: BTreeMap<u64, Span>,
     accounts: Accounts,
+    kept: u64,
 }
 
 impl Space {
@@ -117,8 +122,10 @@ impl Space {
             .collect();
         self.accounts.total += bytes;
         self.accounts.missing += bytes;
-        let before =
-            self.spans.insert(start, Span { bytes, extents: extents.clone(), context, doomed: false });
+        let before = self.spans.insert(
+            start,
+            Span { bytes, extents: extents.clone(), context, missing: bytes, kept: 0, doomed: false },
+        );
         debug_assert!(before.is_none(), "S5: an address is given out twice");
         extents
     }
@@ -138,6 +145,7 @@ impl Space {
             return None;
         }
         let span = self.spans.remove(&start)?;
+        self.kept -= span.kept;
         let mut remains = Remains { start, bytes: span.bytes, ..Remains::default() };
         for id in span.extents {
             let extent = self.extents[id.0 as usize].take().expect("a span's extents exist");
@@ -231,7 +239,7 @@ impl Space {
         debug_assert!(extent.presence == Presence::Arriving && extent.handle != 0);
         extent.presence = Presence::Resident;
         extent.arrived = openings;
-        self.accounts.missing -= self.extent(id).bytes;
+        self.is_there(id);
     }
 
     /// Resident -> leaving. The gate is closed and everything submitted is finished (S2).
@@ -239,7 +247,9 @@ impl Space {
         let extent = self.extent_mut(id);
         debug_assert!(extent.presence == Presence::Resident);
         extent.presence = Presence::Leaving;
-        self.accounts.missing += self.extent(id).bytes;
+        let (bytes, span) = (extent.bytes, extent.span);
+        self.accounts.missing += bytes;
+        self.span_mut(span).missing += bytes;
     }
 
     /// Leaving -> resident: the swap-out failed, the memory is still there (S6).
@@ -247,7 +257,7 @@ impl Space {
         let extent = self.extent_mut(id);
         debug_assert!(extent.presence == Presence::Leaving && extent.handle != 0);
         extent.presence = Presence::Resident;
-        self.accounts.missing -= self.extent(id).bytes;
+        self.is_there(id);
     }
 
     /// Leaving -> swapped (or absent, if it never had contents): the memory is released. The grant shrinks with it.
@@ -273,21 +283,44 @@ impl Space {
         while at < start.saturating_add(bytes.max(1)) {
             let Some(id) = self.at(at) else { break };
             let extent = self.extent_mut(id);
-            extent.kept = true;
+            let news = !std::mem::replace(&mut extent.kept, true);
+            let (bytes, span) = (extent.bytes, extent.span);
             any = true;
-            at = extent.start + extent.bytes;
+            at = extent.start + bytes;
+            if news {
+                self.kept += bytes;
+                self.span_mut(span).kept += bytes;
+            }
         }
         any
     }
 
     /// Whether a part of the span at `start` is kept.
     pub fn is_kept(&self, start: u64) -> bool {
-        self.spans.get(&start).is_some_and(|span| span.extents.iter().any(|id| self.extent(*id).kept))
+        self.spans.get(&start).is_some_and(|span| span.kept > 0)
     }
 
     /// Bytes that [`Space::keep`] keeps.
-    pub fn kept(&self) -> u64 {
-        self.extents().filter(|(_, extent)| extent.kept).map(|(_, extent)| extent.bytes).sum()
+    pub const fn kept(&self) -> u64 {
+        self.kept
+    }
+
+    /// Whether all of the span that `address` lies in is resident; `false` where there is none.
+    pub fn is_whole(&self, address: u64) -> bool {
+        let span = self.spans.range(..=address).next_back();
+        span.is_some_and(|(start, span)| address - start < span.bytes && span.missing == 0)
+    }
+
+    /// An extent has settled as resident.
+    fn is_there(&mut self, id: ExtentId) {
+        let extent = self.extent(id);
+        let (bytes, span) = (extent.bytes, extent.span);
+        self.accounts.missing -= bytes;
+        self.span_mut(span).missing -= bytes;
+    }
+
+    fn span_mut(&mut self, start: u64) -> &mut Span {
+        self.spans.get_mut(&start).expect("an extent's span exists")
     }
 
     fn place(&mut self, extent: Extent) -> ExtentId {

@@ -81,7 +81,7 @@ fn an_address_finds_its_extent() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 128 }, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn the_accounts_are_the_sum_of_the_extents(steps in proptest::collection::vec((0_u8..7, any::<usize>(), 1_u64..10), 0..200)) {
+    fn the_accounts_are_the_sum_of_the_extents(steps in proptest::collection::vec((0_u8..9, any::<usize>(), 1_u64..10), 0..200)) {
         let mut space = granted(0);
         let mut next = 0;
         for (what, which, blocks) in steps {
@@ -101,6 +101,12 @@ proptest! {
                 (5, Some(id)) if space.extent(id).presence() == Presence::Leaving => {
                     space.finish_departure(id);
                 }
+                (7, Some(id)) if space.extent(id).presence() == Presence::Leaving => space.abandon_departure(id),
+                (8, Some(id)) => {
+                    let extent = space.extent(id);
+                    let (start, bytes) = (extent.start, blocks * BLOCK_BYTES);
+                    prop_assert!(space.keep(start, bytes));
+                }
                 (6, Some(id)) => {
                     let span = space.extent(id).span;
                     if let Some(remains) = space.remove_span(span) {
@@ -116,6 +122,14 @@ proptest! {
             prop_assert_eq!(accounts.resident, sum(&[Presence::Arriving, Presence::Resident, Presence::Leaving]));
             prop_assert_eq!(accounts.total - accounts.missing, sum(&[Presence::Resident]));
             prop_assert!(accounts.resident <= accounts.granted);
+            let kept = space.extents().filter(|(_, extent)| extent.kept).map(|(_, extent)| extent.bytes).sum::<u64>();
+            prop_assert_eq!(space.kept(), kept);
+            for (start, span) in space.spans() {
+                let whole = span.extents.iter().all(|id| space.extent(*id).presence() == Presence::Resident);
+                let keeps = span.extents.iter().any(|id| space.extent(*id).kept);
+                prop_assert_eq!((space.is_whole(start), space.is_whole(start + span.bytes - 1)), (whole, whole));
+                prop_assert_eq!(space.is_kept(start), keeps);
+            }
         }
     }
 }

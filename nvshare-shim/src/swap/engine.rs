@@ -2,7 +2,7 @@
 //! reaches.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use nvshare_common::protocol::ToAgent;
@@ -20,12 +20,14 @@ use crate::memory::device::Device;
 use crate::memory::extent::ExtentId;
 use crate::memory::{ALLOCATIONS, free};
 use crate::streams::Relaxed;
-use crate::{link, log};
+use crate::{gate, link, log};
 
 /// How long nothing is tried after the device had no room although the grant had.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(20);
 /// How often quarantine is looked at.
 const QUARANTINE_PAUSE: Duration = Duration::from_millis(5);
+/// Between pieces of host memory that are pinned while the application runs: its launches stall for each a little.
+const PIN_PAUSE: Duration = Duration::from_millis(5);
 /// After an error of our own.
 const AFTER_PANIC: Duration = Duration::from_millis(100);
 /// The longest sleep.
@@ -43,6 +45,9 @@ pub fn run(device: &'static Device) {
         loan: None,
         no_room_until: None,
         seen: 0,
+        kept_for: None,
+        looked: None,
+        pinned: None,
     };
     loop {
         // A mistake of ours must not take the thread away: what it has not done yet it can still do.
@@ -65,6 +70,12 @@ struct Engine {
     no_room_until: Option<Instant>,
     /// How much news this thread has seen.
     seen: u64,
+    /// Why nothing leaves, as the agent was told.
+    kept_for: Option<&'static str>,
+    /// When that was last looked for while memory was out.
+    looked: Option<Instant>,
+    /// When the last piece of host memory was pinned or unpinned.
+    pinned: Option<Instant>,
 }
 
 impl Engine {
@@ -88,13 +99,14 @@ impl Engine {
         if self.advance() {
             return;
         }
-        if let Some(shop) = &self.shop
-            && shadow::register_one(shop.context)
-        {
+        if self.change_pins() {
             return;
         }
         free::sweep(self.device);
-        let pause = if self.no_room_until.is_some() {
+        self.look_around();
+        let pause = if self.shop.is_some() && shadow::is_to_be_pinned() {
+            PIN_PAUSE
+        } else if self.no_room_until.is_some() {
             NO_ROOM_PAUSE
         } else if self.device.state().quarantine.is_empty() {
             IDLE_PAUSE
@@ -102,6 +114,18 @@ impl Engine {
             QUARANTINE_PAUSE
         };
         self.sleep(pause);
+    }
+
+    /// Pins or unpins one piece of host memory, if there is one and the application would not notice.
+    fn change_pins(&mut self) -> bool {
+        let Some(shop) = &self.shop else { return false };
+        let quiet = gate::is_shut() || self.pinned.is_none_or(|pinned| pinned.elapsed() >= PIN_PAUSE);
+        let changed = quiet
+            && (shadow::pin_one(shop.context) || (standing::is_drained() && shadow::unpin_one()));
+        if changed {
+            self.pinned = Some(Instant::now());
+        }
+        changed
     }
 
     fn sleep(&self, limit: Duration) {
@@ -209,20 +233,30 @@ impl Engine {
                 let given = shadow::trim(bytes);
                 log::debug!("gave up {} of {} of host memory", Bytes(given), Bytes(bytes));
             }
-            Order::Leave { context, left } => {
-                if let Some(shop) = self.shop.take_if(|shop| shop.context == context) {
-                    shadow::unregister(context);
-                    shop.close();
-                }
-                let other = ALLOCATIONS.another_context(self.device.index, context);
-                let mut state = self.device.state();
-                state.leaving = false;
-                if state.home == Some(context) {
-                    state.home = other.filter(|other| *other != 0);
-                }
-                drop(state);
-                let _ = left.send(());
-            }
+            Order::Leave { context, left, gone } => self.leave(context, &left, &gone),
+        }
+    }
+
+    /// Uses nothing in `context` until it is said what came of the call that may end it. Nothing is given back before: that
+    /// would wait for the application's kernels, for a call that perhaps ends nothing. What was in a context that is gone
+    /// went with it.
+    fn leave(&mut self, context: usize, left: &Sender<()>, gone: &Receiver<bool>) {
+        let shop = self.shop.take_if(|shop| shop.context == context);
+        if let Some(shop) = &shop {
+            shop.leave();
+        }
+        let gone = shadow::while_context_may_end(context, || {
+            let _ = left.send(());
+            gone.recv().unwrap_or(true)
+        });
+        if !gone {
+            self.shop = shop.and_then(Workshop::come_back);
+        }
+        let other = ALLOCATIONS.another_context(self.device.index, context);
+        let mut state = self.device.state();
+        state.leaving = false;
+        if gone && state.home == Some(context) {
+            state.home = other;
         }
     }
 
@@ -269,19 +303,66 @@ impl Engine {
         let Some(shop) = &mut self.shop else {
             return failed("the application has no context on this device");
         };
-        if let Some(path) = dma::open_device() {
+        shop.prepare(self.device);
+        if let Some(user) = self.other_user() {
             return failed(&format!(
-                "{path} is open: its memory may be in use by DMA, and stays on the device"
+                "{} is there: the memory may be in use without a call that is seen, and stays on the device",
+                user.name
             ));
         }
+        let Some(shop) = &mut self.shop else { return failed("the engine lost its context") };
         // Arenas that came just before are wanted now.
-        while !self.device.state().leaving && shadow::register_one(shop.context) {}
+        while !self.device.state().leaving && shadow::pin_one(shop.context) {}
         let chosen: Vec<ExtentId> = choose(&candidates(self.device), coldest, need)
             .into_iter()
             .map(|candidate| candidate.id)
             .collect();
         let _loan = lending::borrow();
         Outward::new(self.device, shop, ticket).run(&chosen)
+    }
+
+    /// Who else may use this memory; the agent hears of it when that changes.
+    fn other_user(&mut self) -> Option<dma::User> {
+        let user = dma::user();
+        let reason = user.as_ref().map(|user| user.reason);
+        let before = std::mem::replace(&mut self.kept_for, reason);
+        if reason != before {
+            let movable = {
+                let state = self.device.state();
+                let all = state.space.extents().filter(|(_, extent)| !extent.kept);
+                all.map(|(_, extent)| extent.bytes).sum()
+            };
+            for (reason, bytes) in
+                before.map(|reason| (reason, 0)).into_iter().chain(reason.map(|reason| (reason, movable)))
+            {
+                link::send(&ToAgent::Unswappable {
+                    device: self.device.id,
+                    bytes: Bytes(bytes),
+                    reason: reason.to_owned(),
+                });
+            }
+        }
+        user
+    }
+
+    /// Memory that is out is wanted back when somebody turns up who may use it without a call that is seen.
+    fn look_around(&mut self) {
+        if self.device.state().space.accounts().missing == 0
+            || self.looked.is_some_and(|looked| looked.elapsed() < IDLE_PAUSE)
+        {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        let before = self.kept_for;
+        if let Some(user) = self.other_user()
+            && before.is_none()
+        {
+            log::warning!(
+                "{} is there while memory is swapped out: it is wanted back, and will stay",
+                user.name
+            );
+            link::want_to_run();
+        }
     }
 
     fn everything(&mut self) -> Result<(), String> {

@@ -2,8 +2,9 @@
 //!
 //! - [`standing`]: whether the application may run, and with it the gate; [`plan`]: which extents leave, pure;
 //! - [`engine`]: the thread; [`outward`], [`inward`]: its two pipelines; [`workshop`], [`stream`], [`prints`]: what it has
-//!   in the application's context; [`shadow`]: pinned host memory, [`spare`]: how much of our own; [`dma`]: who else may use device memory.
+//!   in the application's context; [`shadow`]: pinned host memory, in `arena`s, [`spare`]: how much of our own; [`dma`]: who else may use device memory.
 
+mod arena;
 pub mod dma;
 pub mod engine;
 pub mod inward;
@@ -17,7 +18,8 @@ pub mod standing;
 pub mod stream;
 pub mod workshop;
 
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nvshare_common::units::{DeviceRange, Ticket};
@@ -52,12 +54,14 @@ pub enum Order {
         /// How much.
         bytes: u64,
     },
-    /// The context is about to be destroyed.
+    /// The context may be destroyed by the application's next call.
     Leave {
         /// Which.
         context: usize,
-        /// Told when the engine is out of it.
+        /// Told when the engine uses it no more.
         left: Sender<()>,
+        /// Says after the call whether it is gone.
+        gone: Receiver<bool>,
     },
 }
 
@@ -71,28 +75,70 @@ pub fn start(device: &'static Device) -> bool {
     started.is_ok()
 }
 
+/// Contexts that may be destroyed by a call that is being made.
+static LEAVING: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
+fn leaving() -> MutexGuard<'static, Vec<usize>> {
+    LEAVING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// An allocation is made in `context`: the engine's home, if it has none yet.
 pub fn adopt(device: &Device, context: usize) {
+    if device.state().home.is_some() {
+        return;
+    }
+    let leaving = leaving();
     let mut state = device.state();
-    if state.home.is_none() {
+    if state.home.is_none() && !leaving.contains(&context) {
         state.home = Some(context);
         drop(state);
         device.wake();
     }
 }
 
-/// The context is about to be destroyed; returns when no engine uses it any more.
-pub fn leave_context(context: usize) {
+/// The context may be destroyed by the next call; returns when no engine uses it any more. None does until it is told
+/// what came of the call.
+pub fn leave_context(context: usize) -> Left {
+    leaving().push(context);
+    let mut waiting = Vec::new();
     for device in device::all() {
         if device.state().home != Some(context) {
             continue;
         }
-        let (left, told) = channel();
+        let ((left, told), (tell, gone)) = (channel(), channel());
         device.state().leaving = true;
-        device.order(Order::Leave { context, left });
+        device.order(Order::Leave { context, left, gone });
         // As long as it takes: a copy in a context that is destroyed would corrupt the driver. What is under way ends
         // early, and a thread that ends drops the other end.
         let _ = told.recv();
+        waiting.push(tell);
+    }
+    Left { context, waiting }
+}
+
+/// The engines that left a context. Dropped with nothing said, they take it to be gone.
+#[derive(Debug)]
+#[must_use]
+pub struct Left {
+    context: usize,
+    waiting: Vec<Sender<bool>>,
+}
+
+impl Left {
+    /// What came of the call: whether the context is gone.
+    pub fn told(self, gone: bool) {
+        for engine in &self.waiting {
+            let _ = engine.send(gone);
+        }
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        let mut leaving = leaving();
+        if let Some(at) = leaving.iter().position(|context| *context == self.context) {
+            leaving.swap_remove(at);
+        }
     }
 }
 

@@ -330,22 +330,22 @@ impl<'a> Outward<'a> {
         let clean = job.bytes - copied;
         // A `Hello` comes before both, and the agent hears what was released, or after both, and hears it by that.
         let device = self.device;
+        let mut remains = None;
         let bytes = link::release(self.ticket, device.id, || {
             let mut state = device.state();
+            // Under one lock: once the extent has left, whoever frees it takes it out of the records, and its id is another's.
+            let span = state.space.extent(job.id).span;
             let bytes = state.space.finish_departure(job.id);
+            remains = state.space.reap(span);
             state.announce = true;
             device.publish(&state);
             bytes
         });
-        let mut state = self.device.state();
         if let Some(counters) = self.device.counters() {
             use std::sync::atomic::Ordering::AcqRel;
             counters.copied_out.fetch_add(copied, AcqRel);
             counters.clean.fetch_add(clean, AcqRel);
         }
-        let span = state.space.extent(job.id).span;
-        let remains = state.space.reap(span);
-        drop(state);
         bury(self.device, remains);
         self.outcome.released += bytes;
         self.outcome.copied += copied;

@@ -3,6 +3,7 @@
 //!
 //! Lock order: this one before a device's.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,8 +13,8 @@ use nvshare_common::protocol::ToAgent;
 use crate::cuda::CUresult;
 use crate::drain::{self, Drained, Stalled};
 use crate::driver::driver;
-use crate::memory::device;
-use crate::{gate, link, log};
+use crate::memory::{back, device};
+use crate::{gate, link, log, streams};
 
 /// See the module.
 #[derive(Debug)]
@@ -42,6 +43,10 @@ static STANDING: Mutex<Standing> = Mutex::new(Standing {
 /// How often the gate has opened. Memory that arrived since the last time is untouched.
 static OPENINGS: AtomicU64 = AtomicU64::new(0);
 static DEAD: AtomicBool = AtomicBool::new(false);
+/// The driver has shut down: the process ends.
+static OVER: AtomicBool = AtomicBool::new(false);
+/// The contexts that were current when an error for good was seen; zero where none was.
+static FAILED: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
 /// Serialises those who stop the client: the agent's orders and the debugging tool.
 static STOPPING: Mutex<()> = Mutex::new(());
 
@@ -185,7 +190,12 @@ impl Drop for HeldBack {
     }
 }
 
-/// Whether the device failed in a way that no call of this process survives.
+/// Whether the driver has shut down, and taken everything back.
+pub fn is_over() -> bool {
+    OVER.load(Ordering::Acquire)
+}
+
+/// Whether a device failed in a way that no call in its contexts survives.
 pub fn is_dead() -> bool {
     DEAD.load(Ordering::Acquire)
 }
@@ -196,18 +206,51 @@ pub const fn is_final(code: CUresult) -> bool {
 }
 
 /// A call returned a sticky error: the gate opens for good, so that the application sees its own error; nothing is
-/// released or retried any more.
+/// moved any more, until the contexts with that error are gone.
 pub fn on_device_error(code: CUresult) {
+    if code == CUresult::CUDA_ERROR_DEINITIALIZED {
+        OVER.store(true, Ordering::Release);
+    } else {
+        let context = streams::current_context().map_or(0, |context| context.addr());
+        failed().insert(context);
+    }
     if DEAD.swap(true, Ordering::AcqRel) {
         return;
     }
     // Where the process is only ending, there is nobody to tell; but its last calls must not wait at the gate.
     if code != CUresult::CUDA_ERROR_DEINITIALIZED {
         let name = driver().error_name(code);
-        log::warning!("{name}: every further CUDA call of this process will fail; nothing is moved any more");
+        log::warning!("{name}: every further CUDA call in this context will fail; nothing is moved any more");
         link::send(&ToAgent::Dead { why: name });
     }
     gate::open_for_good();
+    reconsider();
+    for device in device::all() {
+        device.wake();
+    }
+}
+
+fn failed() -> MutexGuard<'static, BTreeSet<usize>> {
+    FAILED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A context is gone. If it was the last with an error, the process lives on as without one.
+pub fn context_ended(context: usize) {
+    let healthy = {
+        let mut failed = failed();
+        failed.remove(&context);
+        if !streams::has_context() {
+            failed.clear();
+        }
+        failed.is_empty()
+    };
+    if !healthy || is_over() || !DEAD.swap(false, Ordering::AcqRel) {
+        return;
+    }
+    log::info!("the contexts with the error are gone: memory may move again");
+    gate::may_shut_again();
+    link::send(&ToAgent::Revived);
+    back::bury_what_was_left();
     reconsider();
     for device in device::all() {
         device.wake();

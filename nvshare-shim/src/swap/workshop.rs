@@ -1,5 +1,7 @@
 //! What the engine has in the application's context: a stream each way, events, the fingerprint kernel.
 
+use std::time::{Duration, Instant};
+
 use super::prints::Fingerprinter;
 use super::stream::{Event, Stream};
 use crate::config::BLOCK_BYTES;
@@ -12,6 +14,10 @@ use crate::memory::device::Device;
 /// released.
 pub const DEPTH: usize = 3;
 
+/// How long after a failed load of the fingerprint kernel the next is tried, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// See the module.
 #[derive(Debug)]
 pub struct Workshop {
@@ -21,8 +27,10 @@ pub struct Workshop {
     pub outward: Stream,
     /// Host to device; fingerprints too, for in a swap-out it has nothing else to do.
     pub inward: Stream,
-    /// None where the kernel could not be loaded.
+    /// None where the kernel could not be loaded, yet or at all.
     pub prints: Option<Fingerprinter>,
+    /// When it is tried again, and after how long once more: it failed for want of memory, which others give back.
+    again: Option<(Instant, Duration)>,
     events: Vec<Event>,
 }
 
@@ -39,19 +47,35 @@ impl Workshop {
                 return Err(code);
             }
         };
-        let blocks = (device.extent_bytes / BLOCK_BYTES) as usize;
-        let prints = match Fingerprinter::new(&inward, DEPTH + 1, blocks) {
-            Ok(prints) => Some(prints),
-            Err(code) => {
-                log::warning!(
-                    "the fingerprint kernel cannot be used on {} ({}): every swap-out copies everything",
-                    device.id,
-                    driver().error_name(code)
-                );
-                None
-            }
+        let again = Some((Instant::now(), FIRST_PAUSE));
+        let mut shop = Workshop { context, outward, inward, prints: None, again, events: Vec::new() };
+        shop.prepare(device);
+        Ok(shop)
+    }
+
+    /// Loads the fingerprint kernel if it is not there and it is time to try. That waits for kernels that run in the
+    /// context (seen on an H200): after the first time only while the client is stopped.
+    pub fn prepare(&mut self, device: &Device) {
+        let Some((_, pause)) = self.again.take_if(|(at, _)| self.prints.is_none() && *at <= Instant::now())
+        else {
+            return;
         };
-        Ok(Workshop { context, outward, inward, prints, events: Vec::new() })
+        let blocks = (device.extent_bytes / BLOCK_BYTES) as usize;
+        match Fingerprinter::new(&self.inward, DEPTH + 1, blocks) {
+            Ok(prints) => self.prints = Some(prints),
+            Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
+                log::debug!(
+                    "no memory for the fingerprint kernel on {} yet: tried again in {pause:?}",
+                    device.id
+                );
+                self.again = Some((Instant::now() + pause, (pause * 2).min(LONGEST_PAUSE)));
+            }
+            Err(code) => log::warning!(
+                "the fingerprint kernel cannot be used on {} ({}): every swap-out copies everything",
+                device.id,
+                driver().error_name(code)
+            ),
+        }
     }
 
     /// An event, new or used before.
@@ -64,19 +88,19 @@ impl Workshop {
         self.events.push(event);
     }
 
-    /// Gives everything back; its context is still current and alive.
-    pub fn close(self) {
+    /// Nothing of it is under way or used from now on, until it comes back; its context may end meanwhile.
+    pub fn leave(&self) {
         let _ = self.outward.synchronize();
         let _ = self.inward.synchronize();
-        if let Some(prints) = self.prints {
-            prints.close();
-        }
-        for event in self.events {
-            event.close();
-        }
-        self.outward.close();
-        self.inward.close();
         // SAFETY: no context is a valid choice.
         let _ = unsafe { driver().cuCtxSetCurrent(std::ptr::null_mut()) };
+    }
+
+    /// Its context lives, and everything is still there.
+    pub fn come_back(self) -> Option<Workshop> {
+        // SAFETY: the driver has said that the context lives.
+        let current =
+            unsafe { driver().cuCtxSetCurrent(std::ptr::with_exposed_provenance_mut(self.context)) };
+        current.ok().then_some(self)
     }
 }

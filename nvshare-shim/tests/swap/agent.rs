@@ -4,6 +4,8 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nvshare_common::frame;
@@ -40,7 +42,7 @@ impl Listener {
     /// The next shim that connects, welcomed and told its limits.
     pub(crate) fn welcome_within(&self, limits: Vec<(DeviceId, Bytes)>) -> Agent {
         let (mut agent, hello) = self.accept();
-        let answer = Answer::Welcome { client: ClientId(1), limits };
+        let answer = Answer::Welcome { client: ClientId(1), sizes: limits.clone(), limits };
         agent.packet(&frame::encode_answer(&answer).unwrap(), None);
         for _ in 0..hello.arenas {
             let message = agent.next("an arena of before");
@@ -62,7 +64,13 @@ impl Listener {
         let socket = accept_with(&self.0, SocketFlags::CLOEXEC).unwrap();
         let agent = Agent {
             socket,
-            hello: Hello { release: String::new(), running: false, devices: Vec::new(), arenas: 0 },
+            hello: Hello {
+                release: String::new(),
+                running: false,
+                devices: Vec::new(),
+                arenas: 0,
+                bypass: false,
+            },
             tickets: 0,
             log: Vec::new(),
         };
@@ -82,6 +90,27 @@ pub(crate) struct Agent {
 impl Agent {
     pub(crate) fn send(&self, message: &ToShim) {
         self.packet(&frame::encode(message).unwrap(), None);
+    }
+
+    /// Another end of the same session, to say something while this one listens.
+    pub(crate) fn twin(&self) -> Agent {
+        let hello = self.hello.clone();
+        Agent { socket: self.socket.try_clone().unwrap(), hello, tickets: 1 << 32, log: Vec::new() }
+    }
+
+    /// Answers every question whether the client may have so much by `limit`, until the client has gone.
+    pub(crate) fn allow(self, limit: &Arc<AtomicU64>) {
+        let limit = Arc::clone(limit);
+        std::thread::spawn(move || {
+            while readable(self.socket.as_fd(), LIMIT) {
+                let mut buffer = vec![0; frame::MAX_BYTES];
+                let Ok(length @ 1..) = rustix::io::read(&self.socket, &mut *buffer) else { return };
+                if let Ok(ToAgent::MayHave { ticket, total, .. }) = frame::decode(&buffer[..length]) {
+                    let made = total.0 <= limit.load(Ordering::Relaxed);
+                    self.send(&ToShim::Room { ticket, made });
+                }
+            }
+        });
     }
 
     /// Gives the shim host memory.

@@ -65,15 +65,60 @@ pub(crate) fn try_alloc(bytes: usize) -> Result<CUdeviceptr, CUresult> {
     }
 }
 
+/// Makes physical memory, maps it, and gives up its handle at once: it lives by its mapping. Where it is mapped.
+pub(crate) fn map_and_release(bytes: usize) -> CUdeviceptr {
+    let (mut handle, mut at) = (0, 0);
+    assert_eq!(create_as(bytes, &mut handle), CUresult::CUDA_SUCCESS);
+    cu!(cuMemAddressReserve(&raw mut at, bytes, 0, 0, 0));
+    cu!(cuMemMap(at, bytes, 0, handle, 0));
+    cu!(cuMemRelease(handle));
+    at
+}
+
+/// Total and free memory of the first device, as NVML says it; found as all bindings find it.
+pub(crate) fn nvml_memory() -> (u64, u64) {
+    type Handle = *mut std::ffi::c_void;
+    // SAFETY: the names are C strings, and NVML's functions have these signatures.
+    unsafe {
+        let library = libc::dlopen(c"libnvidia-ml.so.1".as_ptr(), libc::RTLD_NOW);
+        assert!(!library.is_null(), "no NVML");
+        let find = |name: &std::ffi::CStr| {
+            let found = libc::dlsym(library, name.as_ptr());
+            assert!(!found.is_null(), "NVML has no {name:?}");
+            found
+        };
+        let init: unsafe extern "C" fn() -> i32 = std::mem::transmute(find(c"nvmlInit_v2"));
+        let handle: unsafe extern "C" fn(u32, *mut Handle) -> i32 =
+            std::mem::transmute(find(c"nvmlDeviceGetHandleByIndex_v2"));
+        let memory: unsafe extern "C" fn(Handle, *mut u64) -> i32 =
+            std::mem::transmute(find(c"nvmlDeviceGetMemoryInfo"));
+        let second: unsafe extern "C" fn(Handle, *mut u64) -> i32 =
+            std::mem::transmute(find(c"nvmlDeviceGetMemoryInfo_v2"));
+        let (mut device, mut first, mut newer) = (std::ptr::null_mut(), [0; 3], [0; 5]);
+        assert_eq!(init(), 0);
+        assert_eq!(handle(0, &raw mut device), 0);
+        assert_eq!(memory(device, first.as_mut_ptr()), 0);
+        newer[0] = 2 << 24 | size_of_val(&newer) as u64;
+        assert_eq!(second(device, newer.as_mut_ptr()), 0);
+        let [total, free, used] = first;
+        assert_eq!((newer[1], newer[3], newer[2] + newer[4]), (total, free, used), "both forms agree");
+        assert_eq!(free + used, total);
+        (total, free)
+    }
+}
+
 /// Makes physical memory on the first device; it stays until the process ends.
 pub(crate) fn create(bytes: usize) -> CUresult {
-    let mut handle = 0;
+    create_as(bytes, &mut 0)
+}
+
+fn create_as(bytes: usize, handle: &mut u64) -> CUresult {
     // SAFETY: all zero is a valid value of this plain struct.
     let mut property: sys::CUmemAllocationProp = unsafe { std::mem::zeroed() };
     property.type_ = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
     property.location.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
     // SAFETY: `handle` is where the answer goes; the property lives until the call returns.
-    unsafe { sys::cuMemCreate(&raw mut handle, bytes, &raw const property, 0) }
+    unsafe { sys::cuMemCreate(handle, bytes, &raw const property, 0) }
 }
 
 /// As a word.

@@ -430,6 +430,26 @@ fn scripted() {
                 let result = unsafe { sys::cuMemAllocAsync(&raw mut pointer, number(1) as usize, stream) };
                 say(gpu::outcome(result));
             }
+            "managed" => {
+                let mut pointer = 0;
+                // SAFETY: `pointer` is where the answer goes; 1 lets every stream use it.
+                let result = unsafe { sys::cuMemAllocManaged(&raw mut pointer, number(1) as usize, 1) };
+                say(gpu::outcome(result));
+            }
+            "map_and_release" => say(&format!("{}", gpu::map_and_release(number(1) as usize))),
+            "unmap" => {
+                cu!(cuMemUnmap(number(1), number(2) as usize));
+                say("unmapped");
+            }
+            "nvml" => {
+                let (total, free) = gpu::nvml_memory();
+                say(&format!("{total} {free}"));
+            }
+            "total" => {
+                let mut total = 0_usize;
+                cu!(cuDeviceTotalMem_v2(&raw mut total, 0));
+                say(&format!("{total}"));
+            }
             "create" => say(gpu::outcome(gpu::create(number(1) as usize))),
             "store" => {
                 let (pointer, bytes) = buffers[number(1) as usize];

@@ -5,12 +5,15 @@ use std::sync::atomic::Ordering;
 
 use cudarc::driver::sys::{CUcontext, CUdevice, CUresult};
 
-use crate::context::{self, Context};
+use crate::context::{self, Context, Current};
 use crate::export::{Outcome, export, put, put_if};
 use crate::{capture, device, primary};
 
 /// All flags that a context can have.
 const FLAGS: c_uint = 0xff;
+
+/// `CU_LIMIT_STACK_SIZE`.
+const STACK: c_uint = 0;
 
 /// What `cuCtxGetApiVersion` answers.
 const API_VERSION: c_uint = 3020;
@@ -35,7 +38,7 @@ export! {
 
     fn cuCtxDestroy_v2(handle: CUcontext) |cx| {
         let context = context::by_handle(handle)?;
-        if context.primary {
+        if context.is_primary() {
             return Err(CUresult::CUDA_ERROR_INVALID_CONTEXT);
         }
         if context::current().is_some_and(|current| current.id == context.id) {
@@ -46,25 +49,25 @@ export! {
     }
 
     fn cuCtxPushCurrent_v2(handle: CUcontext) |cx| {
-        context::push(context::by_handle(handle)?);
+        context::push(context::to_work_in(handle)?);
         Ok(())
     }
 
     fn cuCtxPopCurrent_v2(popped: *mut CUcontext) |cx| {
-        let context = context::pop().ok_or(CUresult::CUDA_ERROR_INVALID_CONTEXT)?;
+        let current = context::pop().ok_or(CUresult::CUDA_ERROR_INVALID_CONTEXT)?;
         // SAFETY: an optional out-parameter of the driver API.
-        unsafe { put_if(popped, context.handle()) };
+        unsafe { put_if(popped, current.handle()) };
         Ok(())
     }
 
     fn cuCtxSetCurrent(handle: CUcontext) |cx| {
-        context::set(if handle.is_null() { None } else { Some(context::by_handle(handle)?) });
+        context::set(if handle.is_null() { None } else { Some(context::to_work_in(handle)?) });
         Ok(())
     }
 
     fn cuCtxGetCurrent(current: *mut CUcontext) |cx| {
         // SAFETY: an out-parameter of the driver API.
-        unsafe { put(current, context::current().map_or(std::ptr::null_mut(), |context| context.handle())) }
+        unsafe { put(current, context::current_handle()) }
     }
 
     fn cuCtxGetDevice(of: *mut CUdevice) |cx| {
@@ -112,7 +115,7 @@ export! {
     fn cuCtxGetLimit(value: *mut usize, limit: c_uint) |cx| {
         let context = cx.context()?;
         let default = match limit {
-            0 => 1024,                        // stack
+            STACK => 1024,
             1 => 1 << 20,                     // printf
             2 => 8 << 20,                     // malloc heap
             3 => 2,                           // depth of device synchronisation
@@ -129,6 +132,10 @@ export! {
         let context = cx.context()?;
         if limit > 6 {
             return Err(CUresult::CUDA_ERROR_UNSUPPORTED_LIMIT);
+        }
+        // More stack is put in place when no kernel of the context runs; the other limits do not wait.
+        if limit == STACK {
+            context.synchronize()?;
         }
         context.limits().insert(limit, value);
         Ok(())
@@ -232,9 +239,9 @@ unsafe fn create(made: *mut CUcontext, flags: c_uint, of: CUdevice) -> Outcome {
     if made.is_null() || flags & !FLAGS != 0 {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
-    let context = Context::create(device::index(of)?, flags, false)?;
+    let context = Context::create(device::index(of)?, flags, None)?;
     // SAFETY: not null, and the caller vouches for the rest.
     unsafe { made.write(context.handle()) };
-    context::push(context);
+    context::push(Current { context, green: None });
     Ok(())
 }

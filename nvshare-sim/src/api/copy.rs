@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUcontext, CUdeviceptr, CUresult, CUstream};
 
 use crate::capture;
+use crate::context;
 use crate::export::{Call, Outcome, export, put_if};
 use crate::memory::{self, Location};
 use crate::work::{self, Plane, Transfer, Work, device_end};
@@ -61,9 +62,8 @@ export! {
     fn cuMemcpyPeer / cuMemcpyPeer_ptds(
         to: CUdeviceptr, to_context: CUcontext, from: CUdeviceptr, from_context: CUcontext, bytes: usize,
     ) |cx| {
-        crate::context::by_handle(to_context)?;
-        crate::context::by_handle(from_context)?;
-        let transfer = device_to_device(cx, to, from, bytes)?;
+        let by = Some([context::by_handle(from_context)?.device, context::by_handle(to_context)?.device]);
+        let transfer = Transfer { by, ..device_to_device(cx, to, from, bytes)? };
         synchronous(cx, transfer)
     }
 
@@ -71,9 +71,8 @@ export! {
         to: CUdeviceptr, to_context: CUcontext, from: CUdeviceptr, from_context: CUcontext, bytes: usize,
         stream: CUstream,
     ) |cx| {
-        crate::context::by_handle(to_context)?;
-        crate::context::by_handle(from_context)?;
-        let transfer = device_to_device(cx, to, from, bytes)?;
+        let by = Some([context::by_handle(from_context)?.device, context::by_handle(to_context)?.device]);
+        let transfer = Transfer { by, ..device_to_device(cx, to, from, bytes)? };
         asynchronous(cx, transfer, stream)
     }
 
@@ -132,13 +131,13 @@ export! {
 
     fn cuMemcpy3DPeer / cuMemcpy3DPeer_ptds(copy: *const Slices) |cx| {
         // SAFETY: a description as the driver API demands it; contexts stand where the others have reserved words.
-        let transfer = unsafe { slices(copy) }?;
+        let transfer = unsafe { between(copy) }?;
         synchronous(cx, transfer)
     }
 
     fn cuMemcpy3DPeerAsync / cuMemcpy3DPeerAsync_ptsz(copy: *const Slices, stream: CUstream) |cx| {
         // SAFETY: as above.
-        let transfer = unsafe { slices(copy) }?;
+        let transfer = unsafe { between(copy) }?;
         asynchronous(cx, transfer, stream)
     }
 }
@@ -316,7 +315,15 @@ unsafe fn rows(copy: *const Rows) -> Outcome<Transfer> {
         Ok(Plane { address, pitch: pitch as u64, slice: (pitch * copy.height) as u64 })
     };
     let (from, to) = (end(&copy.from)?, end(&copy.to)?);
-    Ok(Transfer { to, from, width: copy.width as u64, height: copy.height as u64, depth: 1, staged: None })
+    Ok(Transfer {
+        to,
+        from,
+        width: copy.width as u64,
+        height: copy.height as u64,
+        depth: 1,
+        by: None,
+        staged: None,
+    })
 }
 
 /// # Safety
@@ -336,5 +343,16 @@ pub(crate) unsafe fn slices(copy: *const Slices) -> Outcome<Transfer> {
     };
     let (from, to) = (end(&copy.from)?, end(&copy.to)?);
     let [width, height, depth] = [copy.width, copy.height, copy.depth].map(|length| length as u64);
-    Ok(Transfer { to, from, width, height, depth, staged: None })
+    Ok(Transfer { to, from, width, height, depth, by: None, staged: None })
+}
+
+/// Like [`slices`], with the contexts of both ends.
+///
+/// # Safety
+/// As [`rows`].
+unsafe fn between(copy: *const Slices) -> Outcome<Transfer> {
+    // SAFETY: the caller's.
+    let (transfer, ends) = unsafe { (slices(copy)?, [(*copy).from.context, (*copy).to.context]) };
+    let [from, to] = ends.map(|end| context::by_handle(end as CUcontext).map(|context| context.device));
+    Ok(Transfer { by: Some([from?, to?]), ..transfer })
 }

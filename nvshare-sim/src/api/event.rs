@@ -22,6 +22,7 @@ export! {
         if flags & !7 != 0 || (flags & INTERPROCESS != 0 && flags & DISABLE_TIMING == 0) {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
+        context.jam.pass();
         let event = Event::new(context, flags & DISABLE_TIMING != 0);
         // SAFETY: an out-parameter of the driver API.
         unsafe { put(made, event.handle()) }
@@ -58,6 +59,7 @@ export! {
             Record::Work(completion) => {
                 capture::unsafe_call()?;
                 completion.wait();
+                crate::memory::pool::synchronised(event.context.device);
                 event.context.failure().map_or(Ok(()), Err)
             }
         }

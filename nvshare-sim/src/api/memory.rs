@@ -33,6 +33,7 @@ export! {
         needed(pointer)?;
         let context = cx.context()?;
         crate::capture::unsafe_call()?;
+        context.jam.pass();
         let area = plain::allocate(&context, bytes as u64, None)?;
         // SAFETY: an out-parameter of the driver API.
         unsafe { put(pointer, area.start) }
@@ -48,6 +49,7 @@ export! {
         }
         let row = width.checked_next_multiple_of(PITCH).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
         let bytes = row.checked_mul(height).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
+        context.jam.pass();
         let area = plain::allocate(&context, bytes as u64, None)?;
         // SAFETY: out-parameters of the driver API.
         unsafe {

@@ -8,6 +8,7 @@ mod errors;
 mod event;
 mod function;
 mod graph;
+mod green;
 mod host;
 mod initialization;
 mod launch;
@@ -36,6 +37,7 @@ pub(crate) static TABLES: &[&[&[Export]]] = &[
     event::EXPORTS,
     function::EXPORTS,
     graph::EXPORTS,
+    green::EXPORTS,
     host::EXPORTS,
     initialization::EXPORTS,
     launch::EXPORTS,

@@ -15,12 +15,17 @@ const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 /// `CU_POINTER_ATTRIBUTE_SYNC_MEMOPS`, the only one that can be set.
 const SYNC_MEMOPS: c_uint = 6;
 
+/// `CU_POINTER_ATTRIBUTE_P2P_TOKENS`, which can be asked for alone only.
+const TOKENS: c_uint = 5;
+
 /// An attribute's value, with the width it is written in.
 #[derive(Clone, Copy)]
 enum Value {
     Flag(bool),
     Int(u32),
     Long(u64),
+    /// The tokens for third-party drivers, which are always zero.
+    Tokens,
 }
 
 impl Value {
@@ -33,19 +38,27 @@ impl Value {
                 Value::Flag(value) => to.cast::<u8>().write(value.into()),
                 Value::Int(value) => to.cast::<u32>().write(value),
                 Value::Long(value) => to.cast::<u64>().write(value),
+                Value::Tokens => to.cast::<[u32; 3]>().write([0; 3]),
             }
         }
     }
 
-    /// What `cuPointerGetAttributes` gives where there is no such pointer: zero of the right width.
-    fn none(attribute: c_uint) -> Option<Value> {
-        Some(match attribute {
-            1 | 3 | 4 | 7 | 11 | 12 | 14 | 17..=20 => Value::Long(0),
+    /// What `cuPointerGetAttributes` gives where the pointer has no such attribute (seen on an H200): zero of the right
+    /// width, but for an address with nothing behind it the address itself as the host's, and the reservation around it.
+    /// Without one, range and size are not written at all (`Some(None)`). `None`: it cannot be asked in a list.
+    fn none(attribute: c_uint, address: u64, area: Option<&Area>) -> Option<Option<Value>> {
+        let bare =
+            area.is_none_or(|area| matches!(area.kind, Kind::Reserved(_)) && mapping::look(address).is_err());
+        Some(Some(match attribute {
+            4 if bare => Value::Long(address),
+            11 => return Some(area.map(|area| Value::Long(area.start))),
+            12 => return Some(area.map(|area| Value::Long(area.bytes))),
+            1 | 3 | 4 | 7 | 14 | 17..=20 => Value::Long(0),
             2 | 16 => Value::Int(0),
             9 => Value::Int(-2_i32 as u32),
             6 | 8 | 10 | 13 | 15 | 21 => Value::Flag(false),
             _ => return None,
-        })
+        }))
     }
 }
 
@@ -69,7 +82,9 @@ fn attribute(area: &Area, address: u64, attribute: c_uint) -> Outcome<Value> {
         // Device memory has no address for the host.
         4 if pinned || managed => Value::Long(address),
         4 => return Err(INVALID),
-        SYNC_MEMOPS => Value::Flag(managed || area.sync_memops.load(Ordering::Relaxed)),
+        TOKENS if !pinned && !managed => Value::Tokens,
+        // Always on for memory that the application mapped, and for managed memory.
+        SYNC_MEMOPS => Value::Flag(managed || mapped.is_some() || area.sync_memops.load(Ordering::Relaxed)),
         7 => Value::Long(area.id),
         8 => Value::Flag(managed),
         9 => Value::Int(known.map_or(area.device, |(device, _)| device) as u32),
@@ -83,7 +98,9 @@ fn attribute(area: &Area, address: u64, attribute: c_uint) -> Outcome<Value> {
             None => matches!(area.kind, Kind::Plain(_)),
         }),
         16 => Value::Int(3),
-        17 | 20 => Value::Long(0),
+        17 => Value::Long(0),
+        20 if pinned || managed => Value::Long(0),
+        20 => Value::Long(mapped.map_or(area.id, |(_, _, id, _)| id.0)),
         18 => Value::Long(mapped.map_or(area.bytes.next_multiple_of(GRANULARITY), |(_, bytes, ..)| bytes)),
         19 => Value::Long(mapped.map_or(area.start, |(start, ..)| start)),
         21 => Value::Flag(false),
@@ -108,14 +125,18 @@ export! {
             return Err(INVALID);
         }
         let area = space::find(pointer);
+        let mut answers = Vec::with_capacity(count as usize);
         for index in 0..count as usize {
             // SAFETY: the caller passes `count` of each.
             let (asked, to) = unsafe { (*asked.add(index), *data.add(index)) };
-            let known = area.as_ref().and_then(|area| attribute(area, pointer, asked).ok());
-            let value = known.or_else(|| Value::none(asked)).ok_or(INVALID)?;
+            let none = Value::none(asked, pointer, area.as_deref()).ok_or(INVALID)?;
             if to.is_null() {
                 return Err(INVALID);
             }
+            let known = area.as_ref().and_then(|area| attribute(area, pointer, asked).ok());
+            answers.extend(known.or(none).map(|value| (value, to)));
+        }
+        for (value, to) in answers {
             // SAFETY: the caller passes room for the attribute.
             unsafe { value.write(to) };
         }
@@ -126,6 +147,10 @@ export! {
         let area = space::find(pointer).ok_or(INVALID)?;
         if value.is_null() || attribute != SYNC_MEMOPS {
             return Err(INVALID);
+        }
+        if matches!(area.kind, Kind::Reserved(_)) {
+            mapping::look(pointer)?;
+            return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED);
         }
         // SAFETY: the caller passes a C int.
         let on = unsafe { value.cast::<c_int>().read() } != 0;

@@ -1,6 +1,7 @@
 //! Allocation in stream order, and the pools it takes from.
 
 use std::ffi::{c_int, c_uint, c_void};
+use std::sync::atomic::Ordering;
 
 use cudarc::driver::sys::{CUdevice, CUdeviceptr, CUmemoryPool, CUresult, CUstream};
 
@@ -30,26 +31,30 @@ const USED_HIGH: c_uint = 8;
 
 fn set(pool: &Pool, attribute: c_uint, value: u64) -> Outcome {
     match attribute {
-        _ if FLAGS.contains(&attribute) || attribute == RELEASE_THRESHOLD => {
+        RELEASE_THRESHOLD => pool.threshold.store(value, Ordering::Relaxed),
+        _ if FLAGS.contains(&attribute) => {
             let mut attributes = pool.attributes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             attributes.insert(attribute, value);
         }
-        RESERVED_HIGH | USED_HIGH if value == 0 => pool.reset_high(),
+        RESERVED_HIGH if value == 0 => pool.reset_reserved_high(),
+        USED_HIGH if value == 0 => pool.reset_used_high(),
         _ => return Err(INVALID),
     }
     Ok(())
 }
 
 fn get(pool: &Pool, attribute: c_uint) -> Outcome<u64> {
-    let (now, high) = pool.used();
     match attribute {
-        _ if FLAGS.contains(&attribute) || attribute == RELEASE_THRESHOLD => {
+        _ if FLAGS.contains(&attribute) => {
             let attributes = pool.attributes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            // The flags are on from the start, the threshold is zero.
-            Ok(attributes.get(&attribute).copied().unwrap_or(u64::from(attribute != RELEASE_THRESHOLD)))
+            // They are on from the start.
+            Ok(attributes.get(&attribute).copied().unwrap_or(1))
         }
-        RESERVED_NOW | USED_NOW => Ok(now),
-        RESERVED_HIGH | USED_HIGH => Ok(high),
+        RELEASE_THRESHOLD => Ok(pool.threshold.load(Ordering::Relaxed)),
+        RESERVED_NOW => Ok(pool.reserved().0),
+        RESERVED_HIGH => Ok(pool.reserved().1),
+        USED_NOW => Ok(pool.used().0),
+        USED_HIGH => Ok(pool.used().1),
         _ => Err(INVALID),
     }
 }
@@ -161,8 +166,8 @@ export! {
     }
 
     fn cuMemPoolTrimTo(pool: CUmemoryPool, keep: usize) |cx| {
-        // Nothing is ever kept.
-        Pool::by_handle(pool).map(|_| ())
+        Pool::by_handle(pool)?.trim(keep as u64);
+        Ok(())
     }
 
     fn cuMemPoolSetAttribute(pool: CUmemoryPool, attribute: c_uint, value: *mut c_void) |cx| {

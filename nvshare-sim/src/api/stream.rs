@@ -3,11 +3,12 @@
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUcontext, CUdevice, CUevent, CUresult, CUstream};
+use cudarc::driver::sys::{CUcontext, CUdevice, CUevent, CUgreenCtx, CUresult, CUstream};
 
 use crate::capture;
 use crate::event::Record;
-use crate::export::{Call, Outcome, export, put};
+use crate::export::{Call, Outcome, export, put, put_if};
+use crate::green::Green;
 use crate::stream::{Kind, STREAMS, Stream};
 use crate::work::{self, Callback, Work};
 
@@ -33,6 +34,7 @@ export! {
 
     fn cuStreamDestroy_v2(handle: CUstream) |cx| {
         let stream = STREAMS.get(handle).ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?;
+        stream.context.jam.pass();
         STREAMS.remove(handle);
         capture::forget(&stream);
         stream.close();
@@ -49,7 +51,7 @@ export! {
         let stream = cx.stream(handle)?;
         capture::forbid_waiting(&stream)?;
         let pending = stream.pending();
-        stream.context.usable()?;
+        stream.usable()?;
         if pending.is_empty() { Ok(()) } else { Err(CUresult::CUDA_ERROR_NOT_READY) }
     }
 
@@ -88,7 +90,23 @@ export! {
 
     fn cuStreamGetCtx / cuStreamGetCtx_ptsz(handle: CUstream, context: *mut CUcontext) |cx| {
         // SAFETY: an out-parameter of the driver API.
-        unsafe { put(context, cx.stream(handle)?.context.handle()) }
+        unsafe { put(context, place_of(&*cx.stream(handle)?)) }
+    }
+
+    fn cuStreamGetCtx_v2 / cuStreamGetCtx_v2_ptsz(
+        handle: CUstream, context: *mut CUcontext, green: *mut CUgreenCtx,
+    ) |cx| {
+        let stream = cx.stream(handle)?;
+        // SAFETY: out-parameters of the driver API.
+        unsafe {
+            put_if(green, stream.green.as_ref().map_or(std::ptr::null_mut(), Green::handle));
+            put(context, stream.context.handle())
+        }
+    }
+
+    fn cuStreamGetGreenCtx(handle: CUstream, green: *mut CUgreenCtx) |cx| {
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(green, cx.stream(handle)?.green.as_ref().map_or(std::ptr::null_mut(), Green::handle)) }
     }
 
     fn cuStreamGetDevice / cuStreamGetDevice_ptsz(handle: CUstream, device: *mut CUdevice) |cx| {
@@ -110,6 +128,11 @@ export! {
         // SAFETY: an out-parameter of the driver API.
         unsafe { put(id, cx.stream(handle)?.id) }
     }
+}
+
+/// The context that a stream belongs to: the green one of a green context's.
+fn place_of(stream: &Stream) -> CUcontext {
+    stream.green.as_ref().map_or_else(|| stream.context.handle(), Green::context_handle)
 }
 
 /// # Safety

@@ -74,12 +74,13 @@ pub(crate) fn register(context: &Context, start: u64, bytes: u64, flags: u32) ->
     Ok(())
 }
 
-/// `cuMemHostUnregister`. Under copies that use the memory: a violation.
+/// `cuMemHostUnregister`: waits for the work of the context that registered the memory. Under work of others: a violation.
 pub(crate) fn unregister(start: u64) -> Outcome {
     let area = space::find(start).filter(|area| area.start == start);
     let registered = |area: &Area| matches!(&area.kind, Kind::Pinned(pinned) if pinned.registered);
     let area = area.filter(|area| registered(area)).ok_or(CUresult::CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED)?;
-    if let Some(work) = crate::work::in_flight(area.start, area.bytes) {
+    plain::wait_for_owner(&area)?;
+    if let Some(work) = crate::work::in_flight(area.start, area.bytes, u64::MAX) {
         let what = piece(area.start, area.bytes);
         crate::strict::violation(&format!("cuMemHostUnregister of {what}: {work} still uses it"));
     }

@@ -151,7 +151,7 @@ pub(crate) fn unmap(start: u64, bytes: u64) -> Outcome {
         }
         whole(&mappings, start, bytes)?;
     }
-    if let Some(work) = crate::work::in_flight(start, bytes) {
+    if let Some(work) = crate::work::in_flight(start, bytes, u64::MAX) {
         crate::strict::violation(&format!("cuMemUnmap of {}: {work} still uses it", piece(start, bytes)));
         crate::work::stop_touching(start, bytes);
     }

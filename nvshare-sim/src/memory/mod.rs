@@ -4,9 +4,10 @@
 //! - [`space`]: every address the driver knows, and what is behind it
 //! - [`address`]: pieces of the process's address space, reserved and mapped
 //! - [`physical`]: handles of physical memory; [`mapping`]: physical memory behind reserved addresses
-//! - [`plain`]: `cuMemAlloc`; [`pool`]: the same in stream order; [`host`]: pinned; [`managed`]: paged by the driver
+//! - [`plain`]: `cuMemAlloc`; [`pool`], [`blocks`]: the same in stream order; [`host`]: pinned; [`managed`]: paged by the driver
 
 mod address;
+mod blocks;
 pub(crate) mod host;
 pub(crate) mod managed;
 pub(crate) mod mapping;
@@ -22,7 +23,7 @@ use nvshare_sim_card::config::MAX_CARDS;
 use nvshare_sim_card::now;
 
 pub(crate) use managed::touch_managed;
-pub(crate) use space::{Location, access, classify, classify_for_copy};
+pub(crate) use space::{Location, access, classify, classify_for_copy, needs_peer_access};
 
 use crate::context::Context;
 use crate::device::card;
@@ -49,7 +50,9 @@ pub(crate) fn context_destroyed(context: &Context) {
         area.dispose();
     }
     plain::forget_context(context.id);
+    pool::synchronised(context.device);
     if CONTEXTS[context.device].fetch_sub(1, Ordering::AcqRel) == 1 {
+        pool::forget_device(context.device);
         card().release_context(context.device);
     }
 }

@@ -19,9 +19,9 @@ const SMALL: u64 = GRANULARITY / 2;
 const ALIGNMENT: u64 = 512;
 
 /// Physical memory behind addresses of its own.
-struct Chunk {
-    start: u64,
-    bytes: u64,
+pub(super) struct Chunk {
+    pub(super) start: u64,
+    pub(super) bytes: u64,
     handle: HandleId,
 }
 
@@ -47,7 +47,7 @@ fn chunks() -> MutexGuard<'static, Chunks> {
 }
 
 impl Chunk {
-    fn allocate(device: usize, bytes: u64) -> Outcome<Chunk> {
+    pub(super) fn allocate(device: usize, bytes: u64) -> Outcome<Chunk> {
         let full = CUresult::CUDA_ERROR_OUT_OF_MEMORY;
         let handle = card().create(device, bytes, 0).map_err(|_| full)?;
         let runs = card().allocation(handle).ok_or(full)?.runs;
@@ -67,21 +67,23 @@ impl Chunk {
         Ok(chunk)
     }
 
-    fn release(self) {
+    pub(super) fn release(self) {
         // SAFETY: the last allocation in it was disposed of, which happens after all work that may touch it.
         unsafe { address::release(self.start, self.bytes) };
         card().let_go(self.handle);
     }
 }
 
-/// Allocates in a context; from a pool's share if one is given.
+/// Allocates in a context; from a pool if one is given.
 pub(crate) fn allocate(context: &Context, bytes: u64, pool: Option<Arc<Pool>>) -> Outcome<Arc<Area>> {
     if bytes == 0 {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
     crate::faults::at_call(Point::Alloc)?;
     let device = context.device;
-    let start = if bytes <= SMALL {
+    let start = if let Some(pool) = &pool {
+        pool.take(bytes)?
+    } else if bytes <= SMALL {
         small(context, bytes)?
     } else {
         let whole = bytes.checked_next_multiple_of(GRANULARITY).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
@@ -124,7 +126,7 @@ impl Slab {
 /// Gives back the memory of an allocation that is in the space no more.
 pub(super) fn dispose(area: &Area, pool: Option<&Pool>) {
     if let Some(pool) = pool {
-        pool.gave_back(area.bytes);
+        return pool.give_back(area);
     }
     let mut chunks = chunks();
     if let Some(chunk) = chunks.large.remove(&area.start) {
@@ -162,20 +164,39 @@ pub(crate) fn free(start: u64) -> Outcome {
 
 /// Waits for all work of the context that an area belongs to.
 pub(super) fn wait_for_owner(area: &Area) -> Outcome {
-    CONTEXTS.find(|context| context.id == area.context).map_or(Ok(()), |context| context.synchronize())
+    CONTEXTS.find(|context| context.id == area.context).map_or(Ok(()), |context| {
+        context.jam.pass();
+        context.synchronize()
+    })
 }
 
 /// Takes an area away. Under work that may touch it: a violation.
 pub(super) fn remove(area: &Arc<Area>, call: &str) -> Outcome {
-    if let Some(work) = crate::work::in_flight(area.start, area.bytes) {
+    remove_before(area, call, u64::MAX)
+}
+
+/// As [`remove`], where only the work submitted before `submitted` may still have used it.
+pub(super) fn remove_before(area: &Arc<Area>, call: &str, submitted: u64) -> Outcome {
+    check_unused(area, call, submitted);
+    let mut space = space::write();
+    // Somebody else may have freed it in the meantime.
+    let there = space.areas.get(&area.start).is_some_and(|there| Arc::ptr_eq(there, area));
+    if !there {
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
+    space.areas.remove(&area.start);
+    drop(space);
+    area.dispose();
+    Ok(())
+}
+
+/// A violation if work that was submitted before `submitted` may still touch the area.
+pub(super) fn check_unused(area: &Area, call: &str, submitted: u64) {
+    if let Some(work) = crate::work::in_flight(area.start, area.bytes, submitted) {
         crate::strict::violation(&format!(
             "{call} of {}: {work} still uses it",
             piece(area.start, area.bytes)
         ));
         crate::work::stop_touching(area.start, area.bytes);
     }
-    let removed = space::write().areas.remove(&area.start);
-    // Somebody else may have freed it in the meantime.
-    removed.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?.dispose();
-    Ok(())
 }

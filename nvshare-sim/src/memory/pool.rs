@@ -1,14 +1,17 @@
-//! Memory pools: `cuMemAllocAsync` and what it takes its memory from. Memory goes back to the card as soon as its free is
-//! reached in stream order, whatever the release threshold says.
+//! Memory pools: `cuMemAllocAsync` and what it takes its memory from. A piece can be had again as soon as its free is reached
+//! in stream order; what a pool holds beyond its release threshold goes back to the card at the next synchronisation, and
+//! the rest when it is trimmed.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{CUmemoryPool, CUresult};
 
-use super::space::{self, Kind};
+use super::blocks::Blocks;
+use super::space::{self, Area, Kind};
 use super::{piece, plain};
+use crate::completion::Completion;
 use crate::device::card;
 use crate::export::Outcome;
 use crate::handles::Registry;
@@ -22,10 +25,24 @@ pub(crate) static POOLS: Registry<Pool> = Registry::new();
 pub(crate) struct Pool {
     /// Where its memory is.
     pub(crate) device: usize,
-    /// Attributes that can be set and have no effect, by number.
+    /// Attributes that can be set, by number. Only the release threshold has an effect.
     pub(crate) attributes: Mutex<HashMap<u32, u64>>,
-    used: AtomicU64,
-    high: AtomicU64,
+    /// `CU_MEMPOOL_ATTR_RELEASE_THRESHOLD`.
+    pub(crate) threshold: AtomicU64,
+    destroyed: AtomicBool,
+    blocks: Mutex<Blocks>,
+    /// Frees whose turn has not come.
+    leaving: Mutex<Vec<Leaving>>,
+}
+
+/// A piece that was freed in a stream.
+struct Leaving {
+    area: Arc<Area>,
+    stream: u64,
+    /// The free's turn.
+    done: Arc<Completion>,
+    /// Somebody disposes of the piece: the free when its turn comes, or who allocates again in the same stream before.
+    taken: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -43,23 +60,105 @@ impl Pool {
         Arc::new(Pool {
             device,
             attributes: Mutex::default(),
-            used: AtomicU64::new(0),
-            high: AtomicU64::new(0),
+            threshold: AtomicU64::new(0),
+            destroyed: AtomicBool::new(false),
+            blocks: Mutex::default(),
+            leaving: Mutex::default(),
         })
+    }
+
+    fn blocks(&self) -> MutexGuard<'_, Blocks> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes in use now, and the most there ever were.
     pub(crate) fn used(&self) -> (u64, u64) {
-        (self.used.load(Ordering::Relaxed), self.high.load(Ordering::Relaxed))
+        self.blocks().used
     }
 
-    /// The high-water mark starts anew.
-    pub(crate) fn reset_high(&self) {
-        self.high.store(self.used.load(Ordering::Relaxed), Ordering::Relaxed);
+    /// Bytes taken from the card now, and the most there ever were.
+    pub(crate) fn reserved(&self) -> (u64, u64) {
+        self.blocks().reserved
     }
 
-    pub(super) fn gave_back(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    /// The high-water marks start anew.
+    pub(crate) fn reset_used_high(&self) {
+        let mut blocks = self.blocks();
+        blocks.used.1 = blocks.used.0;
+    }
+
+    /// As [`Pool::reset_used_high`].
+    pub(crate) fn reset_reserved_high(&self) {
+        let mut blocks = self.blocks();
+        blocks.reserved.1 = blocks.reserved.0;
+    }
+
+    /// A piece: of what is held, else of a new block; where the card is full, of what is about to come back.
+    pub(super) fn take(&self, bytes: u64) -> Outcome<u64> {
+        let mut blocks = self.blocks();
+        if let Some(start) = blocks.take(bytes) {
+            return Ok(start);
+        }
+        let mut grown = blocks.grow(self.device, bytes);
+        if grown.is_err() {
+            blocks.trim(0);
+            grown = blocks.grow(self.device, bytes);
+        }
+        if grown.is_err() {
+            drop(blocks);
+            for leaving in std::mem::take(&mut *self.leaving()) {
+                leaving.done.wait();
+            }
+            blocks = self.blocks();
+            if let Some(start) = blocks.take(bytes) {
+                return Ok(start);
+            }
+            blocks.trim(0);
+            blocks.grow(self.device, bytes)?;
+        }
+        blocks.take(bytes).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)
+    }
+
+    pub(super) fn give_back(&self, area: &Area) {
+        let mut blocks = self.blocks();
+        if !area.leaving.load(Ordering::Relaxed) {
+            blocks.leaves(area.bytes);
+        }
+        blocks.give_back(area.start, area.bytes);
+        if self.destroyed.load(Ordering::Relaxed) {
+            blocks.trim(0);
+        }
+    }
+
+    /// A piece of the same size that was freed in this stream: what comes after in the stream can have it at once.
+    fn take_back(&self, stream: &Stream, bytes: u64) -> Option<Arc<Area>> {
+        let mut leaving = self.leaving();
+        leaving.retain(|leaving| !leaving.taken.load(Ordering::Relaxed));
+        let free = |leaving: &&Leaving| {
+            leaving.stream == stream.id
+                && leaving.area.bytes == bytes
+                && leaving.area.context == stream.context.id
+                && !leaving.taken.swap(true, Ordering::AcqRel)
+        };
+        let old = Arc::clone(&leaving.iter().find(free)?.area);
+        drop(leaving);
+        self.blocks().stays(bytes);
+        let mut space = space::write();
+        space.areas.remove(&old.start);
+        let pool = match &old.kind {
+            Kind::Plain(pool) => pool.clone(),
+            _ => None,
+        };
+        Some(space.insert(Area::new(old.start, bytes, old.context, old.device, Kind::Plain(pool))))
+    }
+
+    /// Gives back to the card what holds no piece, down to `keep` bytes.
+    pub(crate) fn trim(&self, keep: u64) {
+        self.blocks().trim(keep);
+    }
+
+    fn leaving(&self) -> MutexGuard<'_, Vec<Leaving>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The pool that a handle names.
@@ -98,7 +197,10 @@ pub(crate) fn destroy(handle: CUmemoryPool) -> Outcome {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
     with_current(|current| current.chosen.retain(|_, chosen| *chosen != handle as usize));
-    POOLS.remove(handle);
+    if let Some(pool) = POOLS.remove(handle) {
+        pool.destroyed.store(true, Ordering::Relaxed);
+        pool.trim(0);
+    }
     Ok(())
 }
 
@@ -109,34 +211,77 @@ pub(crate) fn allocate(stream: &Arc<Stream>, pool: CUmemoryPool, bytes: u64) -> 
     if pool.device >= card().config().cards as usize {
         return Err(CUresult::CUDA_ERROR_INVALID_DEVICE);
     }
-    let area = plain::allocate(&stream.context, bytes, Some(Arc::clone(&pool)))?;
-    let used = pool.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
-    pool.high.fetch_max(used, Ordering::Relaxed);
-    Ok(area.start)
+    if let Some(again) = pool.take_back(stream, bytes) {
+        return Ok(again.start);
+    }
+    Ok(plain::allocate(&stream.context, bytes, Some(pool))?.start)
 }
 
-/// Frees in stream order. Work of other streams that still uses the memory then is a violation.
+/// The host has synchronised with a device's work: its pools give back what is beyond their thresholds.
+pub(crate) fn synchronised(device: usize) {
+    POOLS.for_each(|pool| {
+        if pool.device == device {
+            pool.trim(pool.threshold.load(Ordering::Relaxed));
+        }
+    });
+}
+
+/// The last context of a device is gone: nothing of its pools stays on the card.
+pub(super) fn forget_device(device: usize) {
+    POOLS.for_each(|pool| {
+        if pool.device == device {
+            pool.trim(0);
+        }
+    });
+}
+
+/// Frees in stream order. Work of other streams that was submitted before and still uses the memory then is a violation.
 pub(crate) fn free(stream: &Arc<Stream>, start: u64) -> Outcome {
-    let area = space::find(start).filter(|area| area.start == start && matches!(area.kind, Kind::Plain(_)));
-    let area = area.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+    let invalid = CUresult::CUDA_ERROR_INVALID_VALUE;
+    let area = space::find(start).filter(|area| area.start == start).ok_or(invalid)?;
+    let Kind::Plain(pool) = &area.kind else { return Err(invalid) };
     refuse_capture(stream)?;
+    if area.leaving.swap(true, Ordering::AcqRel) {
+        return Err(invalid);
+    }
+    let taken = Arc::new(AtomicBool::new(false));
     let custom = Custom {
         name: "cuMemFreeAsync",
         touches: Vec::new(),
-        run: Box::new(move |timeline| {
-            timeline.sleep();
-            plain::remove(&area, "cuMemFreeAsync").map_err(|_| {
-                let what = piece(area.start, area.bytes);
-                crate::strict::violation(&format!(
-                    "cuMemFreeAsync of {what}: it was freed before its turn came"
-                ));
-                CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+        run: {
+            let (area, taken) = (Arc::clone(&area), Arc::clone(&taken));
+            let submitted = crate::work::submitted_so_far();
+            Box::new(move |timeline| {
+                timeline.sleep();
+                if taken.swap(true, Ordering::AcqRel) {
+                    plain::check_unused(&area, "cuMemFreeAsync", submitted);
+                    return Ok(());
+                }
+                plain::remove_before(&area, "cuMemFreeAsync", submitted).map_err(|_| {
+                    let what = piece(area.start, area.bytes);
+                    crate::strict::violation(&format!(
+                        "cuMemFreeAsync of {what}: it was freed before its turn came"
+                    ));
+                    CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+                })
             })
-        }),
+        },
     };
-    match crate::work::submit(stream, Work::Custom(Arc::new(custom)))? {
-        Submitted::Running(_) => Ok(()),
-        Submitted::Captured => Err(CUresult::CUDA_ERROR_NOT_SUPPORTED),
+    let submitted = crate::work::submit(stream, Work::Custom(Arc::new(custom)));
+    match submitted {
+        Ok(Submitted::Running(done)) => {
+            if let Some(pool) = pool {
+                pool.blocks().leaves(area.bytes);
+                let mut leaving = pool.leaving();
+                leaving.retain(|leaving| leaving.done.finished().is_none());
+                leaving.push(Leaving { area: Arc::clone(&area), stream: stream.id, done, taken });
+            }
+            Ok(())
+        }
+        failed => {
+            area.leaving.store(false, Ordering::Release);
+            failed.and(Err(CUresult::CUDA_ERROR_NOT_SUPPORTED))
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use nvshare_sim_card::HandleId;
 use super::managed::Managed;
 use super::physical::Physical;
 use super::{address, mapping, piece, plain};
+use crate::context::Context;
 use crate::memory::host::Pinned;
 
 static SPACE: RwLock<Space> = RwLock::new(Space { areas: BTreeMap::new(), handles: BTreeMap::new() });
@@ -35,6 +36,8 @@ pub(crate) struct Area {
     pub(crate) id: u64,
     /// `CU_POINTER_ATTRIBUTE_SYNC_MEMOPS`.
     pub(crate) sync_memops: AtomicBool,
+    /// `cuMemFreeAsync` was called; it goes when the turn of that comes.
+    pub(super) leaving: AtomicBool,
     /// What it is.
     pub(crate) kind: Kind,
 }
@@ -81,7 +84,8 @@ impl Area {
     pub(super) fn new(start: u64, bytes: u64, context: u64, device: usize, kind: Kind) -> Area {
         static IDS: AtomicU64 = AtomicU64::new(1);
         let id = IDS.fetch_add(1, Ordering::Relaxed);
-        Area { start, bytes, context, device, id, sync_memops: AtomicBool::new(false), kind }
+        let [sync_memops, leaving] = [const { AtomicBool::new(false) }; 2];
+        Area { start, bytes, context, device, id, sync_memops, leaving, kind }
     }
 
     pub(crate) fn end(&self) -> u64 {
@@ -178,4 +182,15 @@ pub(crate) fn access(start: u64, bytes: u64, write: bool, device: usize) -> Resu
         }
         Kind::Plain(_) | Kind::Managed(_) | Kind::Pinned(_) => Ok(()),
     }
+}
+
+/// Whether a kernel of `context` must not touch the memory: `cuMemAlloc` memory of another device, without
+/// `cuCtxEnablePeerAccess`. Pools are open to all devices here; mappings say themselves who may.
+pub(crate) fn needs_peer_access(address: u64, context: &Context) -> bool {
+    let space = read();
+    space.find(address).is_some_and(|area| {
+        matches!(area.kind, Kind::Plain(None))
+            && area.device != context.device
+            && !context.peers().contains(&area.context)
+    })
 }

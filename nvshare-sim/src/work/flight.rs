@@ -20,8 +20,14 @@ struct Flying {
 static FLYING: LazyLock<Mutex<HashMap<u64, Flying>>> = LazyLock::new(Mutex::default);
 static LANDED: Condvar = Condvar::new();
 
+static NUMBERS: AtomicU64 = AtomicU64::new(1);
+
+/// Tells the work that was submitted up to now from what comes later.
+pub(crate) fn submitted_so_far() -> u64 {
+    NUMBERS.load(Ordering::Relaxed)
+}
+
 pub(super) fn enter(work: &Work, stream: &Arc<Stream>) -> Ticket {
-    static NUMBERS: AtomicU64 = AtomicU64::new(1);
     let ticket = NUMBERS.fetch_add(1, Ordering::Relaxed);
     let touches = work.touches();
     if !touches.is_empty() {
@@ -46,12 +52,12 @@ impl Flying {
     }
 }
 
-/// A description of unfinished work that may touch the range, if there is any.
-pub(crate) fn in_flight(start: u64, bytes: u64) -> Option<String> {
+/// A description of unfinished work that may touch the range, if there is any that was submitted before `submitted`.
+pub(crate) fn in_flight(start: u64, bytes: u64, submitted: u64) -> Option<String> {
     let flying = FLYING.lock().unwrap_or_else(PoisonError::into_inner);
     let (_, found) = flying
         .iter()
-        .filter(|(_, flying)| flying.touches(start, bytes))
+        .filter(|(ticket, flying)| **ticket < submitted && flying.touches(start, bytes))
         .min_by_key(|(ticket, _)| **ticket)?;
     Some(format!("{} in stream {}", found.work.describe(), found.stream))
 }

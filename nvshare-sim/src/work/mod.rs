@@ -13,7 +13,7 @@ use cudarc::driver::sys::CUresult;
 use nvshare_sim_card::now;
 
 pub(crate) use fill::Fill;
-pub(crate) use flight::{in_flight, stop_touching};
+pub(crate) use flight::{in_flight, stop_touching, submitted_so_far};
 pub(crate) use transfer::{Plane, Transfer, device_end};
 
 use crate::capture;
@@ -121,6 +121,11 @@ impl Work {
         matches!(self, Work::Nothing)
     }
 
+    /// Whether it takes room in its stream's queue.
+    pub(crate) fn takes_room(&self) -> bool {
+        !self.is_instant()
+    }
+
     /// Does it, in `timeline`.
     pub(crate) fn execute(&self, timeline: &mut Timeline<'_>) -> Outcome {
         match self {
@@ -180,8 +185,8 @@ impl Job {
         Job { work, effect, stream: Arc::clone(stream), waits, done, ready: now(), flight }
     }
 
-    /// Waits for what comes before it, executes it, and says that it is over.
-    pub(crate) fn run(self) {
+    /// Waits for what comes before it, executes it, and says that it is over; whether it had taken room.
+    pub(crate) fn run(self) -> bool {
         let context = &*self.stream.context;
         let before = self.waits.iter().map(|wait| wait.wait()).max().unwrap_or(0);
         let at = self.ready.max(before).max(self.stream.ended());
@@ -201,6 +206,7 @@ impl Job {
         self.stream.set_ended(timeline.at);
         flight::leave(self.flight);
         self.done.finish(timeline.at);
+        self.work.takes_room()
     }
 }
 
@@ -214,7 +220,7 @@ pub(crate) enum Submitted {
 
 /// Submits `work` to `stream`; the caller does not wait for it.
 pub(crate) fn submit(stream: &Arc<Stream>, work: Work) -> Outcome<Submitted> {
-    stream.context.usable()?;
+    stream.usable()?;
     if capture::take(stream, &work)? {
         return Ok(Submitted::Captured);
     }
@@ -224,7 +230,7 @@ pub(crate) fn submit(stream: &Arc<Stream>, work: Work) -> Outcome<Submitted> {
 
 /// Submits `work` to `stream` and waits for its end. Not allowed where the stream is being captured.
 pub(crate) fn submit_and_wait(stream: &Arc<Stream>, work: Work) -> Outcome {
-    stream.context.usable()?;
+    stream.usable()?;
     capture::forbid_waiting(stream)?;
     let effect = faults::at_submission(&work)?;
     stream.enqueue((work, effect), &[], true).wait();

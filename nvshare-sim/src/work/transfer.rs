@@ -36,6 +36,8 @@ pub(crate) struct Transfer {
     pub(crate) height: u64,
     /// Slices.
     pub(crate) depth: u64,
+    /// The devices that read the source and write the destination, where the call names contexts for them.
+    pub(crate) by: Option<[usize; 2]>,
     /// The bytes themselves, where the driver took them at the call; `from` then points to them.
     pub(crate) staged: Option<Arc<[u8]>>,
 }
@@ -50,7 +52,15 @@ impl Transfer {
     /// A copy of `bytes` in one piece.
     pub(crate) fn linear(to: u64, from: u64, bytes: u64) -> Transfer {
         let plane = |address| Plane { address, pitch: bytes, slice: bytes };
-        Transfer { to: plane(to), from: plane(from), width: bytes, height: 1, depth: 1, staged: None }
+        Transfer {
+            to: plane(to),
+            from: plane(from),
+            width: bytes,
+            height: 1,
+            depth: 1,
+            by: None,
+            staged: None,
+        }
     }
 
     /// All bytes that are copied.
@@ -102,8 +112,11 @@ impl Transfer {
             return Ok(());
         }
         let own = timeline.context.device;
-        for (plane, write) in [(&self.from, false), (&self.to, true)] {
-            memory::access(plane.address, self.extent(plane), write, own)
+        // Plain memory of another card is staged through the host where there is no way between the cards; mapped memory is
+        // for the devices that were given access.
+        let [reads, writes] = self.by.unwrap_or([own; 2]);
+        for (plane, write, by) in [(&self.from, false, reads), (&self.to, true, writes)] {
+            memory::access(plane.address, self.extent(plane), write, by)
                 .map_err(|why| strict::illegal(timeline.context, &format!("{}: {why}", self.describe())))?;
         }
         let managed = [(&self.from, false), (&self.to, true)]

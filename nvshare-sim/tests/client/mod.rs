@@ -184,6 +184,50 @@ impl Drop for Context {
     }
 }
 
+/// Physical memory behind reserved addresses.
+#[derive(Clone, Copy)]
+pub(crate) struct Mapped {
+    pub(crate) start: Word,
+    pub(crate) handle: Word,
+    bytes: usize,
+    device: u32,
+}
+
+/// Physical memory of device 0, mapped for it.
+pub(crate) fn vmm(bytes: usize) -> Mapped {
+    vmm_of(0, bytes)
+}
+
+/// Physical memory of a device, mapped for it.
+pub(crate) fn vmm_of(device: u32, bytes: usize) -> Mapped {
+    let mut properties = [0_u32; 8];
+    (properties[0], properties[2], properties[3]) = (1, 1, device);
+    let (mut start, mut handle): (Word, Word) = (0, 0);
+    ok!(cuMemAddressReserve(&raw mut start, bytes, 0_usize, 0_u64, 0_u64));
+    ok!(cuMemCreate(&raw mut handle, bytes, properties.as_ptr(), 0_u64));
+    let mapped = Mapped { start, handle, bytes, device };
+    assert_eq!(mapped.map(), 0);
+    mapped
+}
+
+impl Mapped {
+    /// Maps it and gives its device access; the value is the first error.
+    pub(crate) fn map(&self) -> u32 {
+        let grant = [1_u32, self.device, 3];
+        match call!(cuMemMap(self.start, self.bytes, 0_usize, self.handle, 0_u64)) {
+            0 => call!(cuMemSetAccess(self.start, self.bytes, grant.as_ptr(), 1_usize)),
+            error => error,
+        }
+    }
+
+    /// Takes it away.
+    pub(crate) fn end(self) {
+        ok!(cuMemUnmap(self.start, self.bytes));
+        ok!(cuMemRelease(self.handle));
+        ok!(cuMemAddressFree(self.start, self.bytes));
+    }
+}
+
 /// Runs `role` in a process of its own with a card of its own: the test `name` of this binary again, with `role` and
 /// `environment` set. Its standard error is returned; it must succeed.
 pub(crate) fn alone(name: &str, environment: &[(&str, &str)]) -> String {

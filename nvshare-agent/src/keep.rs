@@ -1,0 +1,231 @@
+//! What the agent has learned of its clients and cannot ask again (A7): that one bypasses its shim, what was ordered, how
+//! long it ran, how often it stalled. It is kept in a small file in the administrator's directory, which no pod sees, and
+//! read when the agent starts. Processes are known by pid and start, and the file is of one boot only.
+//!
+//! It is an aid: a file that is missing, broken, or somebody else's is said and ignored.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use nvshare_common::units::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::full;
+use crate::observation::Process;
+use crate::order::{Priority, Weight};
+use crate::pods::annotations::Annotations;
+
+/// The file's name, beside the administrator's socket.
+pub const FILE: &str = "clients.json";
+/// What this build writes and reads.
+const VERSION: u32 = 1;
+/// A larger file is not ours.
+const MOST_BYTES: u64 = 16 << 20;
+/// How many clients are kept.
+pub const MOST: usize = 8192;
+
+/// All of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Kept {
+    /// See [`VERSION`].
+    version: u32,
+    /// Pids and starts mean something within one boot only.
+    boot: String,
+    /// What a switch has cost lately, in seconds.
+    pub switch_cost: f64,
+    /// By process.
+    pub clients: Vec<Remembered>,
+}
+
+/// Of one client.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// Which.
+    pub process: Process,
+    /// Driver work was seen that its shim did not pass.
+    pub bypass: bool,
+    /// See [`crate::ledger::Orders`].
+    pub priority: Priority,
+    /// See [`crate::ledger::Orders`].
+    pub weight: Weight,
+    /// See [`crate::ledger::Orders`].
+    pub pinned: bool,
+    /// See [`crate::ledger::Orders`].
+    pub held_out: bool,
+    /// See [`crate::ledger::Orders`].
+    pub limit: Option<Bytes>,
+    /// What of its pod's annotations was made into orders already.
+    pub annotations: Annotations,
+    /// How long it ran, by its weight, in seconds.
+    pub runtime: f64,
+    /// Drains in a row that stalled.
+    pub stalls: u32,
+    /// How often it was stopped, its drains stalled, its swap outs failed.
+    pub totals: [u64; 3],
+}
+
+/// Why a file is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    /// It cannot be read.
+    #[error("cannot read it: {0}")]
+    Read(#[from] io::Error),
+    /// Others could have written it.
+    #[error("others than this agent's user can write to it, or to its directory")]
+    Open,
+    /// Not what this build writes.
+    #[error("it is not what this release writes: {0}")]
+    Broken(String),
+}
+
+impl Kept {
+    /// What is to be kept now.
+    pub fn new(switch_cost: Duration, clients: Vec<Remembered>) -> Kept {
+        Kept { version: VERSION, boot: boot(), switch_cost: switch_cost.as_secs_f64(), clients }
+    }
+
+    /// What was kept at `path`; empty when there is nothing, or it is of an earlier boot.
+    pub fn read(path: &Path) -> Result<Kept, KeepError> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kept::default()),
+            Err(error) => return Err(error.into()),
+        };
+        let directory = fs::metadata(path.parent().unwrap_or(Path::new("/")))?;
+        let own = rustix::process::geteuid().as_raw();
+        for held in [&file.metadata()?, &directory] {
+            if held.uid() != own || held.mode() & 0o022 != 0 {
+                return Err(KeepError::Open);
+            }
+        }
+        let broken = |why: &dyn ToString| KeepError::Broken(why.to_string());
+        if file.metadata()?.len() > MOST_BYTES {
+            return Err(broken(&"it is too large"));
+        }
+        let mut kept: Kept = serde_json::from_reader(io::BufReader::new(file)).map_err(|why| broken(&why))?;
+        if kept.version != VERSION {
+            return Err(broken(&format!("version {}, expected {VERSION}", kept.version)));
+        }
+        if kept.boot != boot() {
+            return Ok(Kept::default());
+        }
+        kept.clients.truncate(MOST);
+        let sane = |client: &Remembered| client.runtime.is_finite() && client.runtime >= 0.0;
+        kept.clients.retain(|client| sane(client) && Process::of(client.process.pid) == Some(client.process));
+        Ok(kept)
+    }
+}
+
+fn boot() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
+/// Writes on a thread of its own: a disk may take its time.
+#[derive(Debug)]
+pub struct Keeper(SyncSender<Kept>);
+
+impl Keeper {
+    /// Writes to `path` from now on.
+    pub fn start(path: PathBuf) -> io::Result<Keeper> {
+        let (sender, received) = sync_channel::<Kept>(1);
+        thread::Builder::new().name("keeper".to_owned()).spawn(move || {
+            let mut said = false;
+            for kept in received {
+                match write(&path, &kept) {
+                    Ok(()) => said = false,
+                    Err(error) if !said => {
+                        said = true;
+                        let why = full::cause(&error, &path, "a restart of the agent forgets orders and bypasses");
+                        tracing::warn!(path = %path.display(), %why, "cannot keep what was learned of clients");
+                    }
+                    Err(_) => {}
+                }
+            }
+        })?;
+        Ok(Keeper(sender))
+    }
+
+    /// Hands over what is to be kept; `false` while it is still busy with the last.
+    pub fn keep(&self, kept: Kept) -> bool {
+        !matches!(self.0.try_send(kept), Err(TrySendError::Full(_)))
+    }
+}
+
+/// All or nothing: a reader finds the old file or the new one.
+fn write(path: &Path, kept: &Kept) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let _ = fs::remove_file(&new);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(&serde_json::to_vec(kept)?)?;
+    file.sync_data()?;
+    fs::rename(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn remembered(process: Process) -> Remembered {
+        Remembered {
+            process,
+            bypass: true,
+            priority: Priority::High,
+            weight: Weight::try_from(2.0).unwrap(),
+            pinned: false,
+            held_out: true,
+            limit: Some(Bytes::GIB),
+            annotations: Annotations::default(),
+            runtime: 12.5,
+            stalls: 1,
+            totals: [1, 2, 3],
+        }
+    }
+
+    fn private() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let path = directory.path().join(FILE);
+        (directory, path)
+    }
+
+    #[test]
+    fn what_was_kept_of_living_processes_is_read_again() {
+        let (_directory, path) = private();
+        assert_eq!(Kept::read(&path).unwrap(), Kept::default());
+        let own = Process::of(std::process::id()).unwrap();
+        let another = Process { start: own.start + 1, ..own };
+        let kept = Kept::new(Duration::from_millis(250), vec![remembered(own), remembered(another)]);
+        write(&path, &kept).unwrap();
+        let read = Kept::read(&path).unwrap();
+        assert_eq!((read.switch_cost, read.clients.as_slice()), (0.25, &[remembered(own)][..]));
+    }
+
+    #[test]
+    fn a_broken_file_and_one_of_others_are_not_used() {
+        let (_directory, path) = private();
+        for text in ["{", "[]", "{\"version\":99,\"boot\":\"\",\"switch_cost\":0,\"clients\":[]}"] {
+            fs::write(&path, text).unwrap();
+            assert!(matches!(Kept::read(&path), Err(KeepError::Broken(_))), "{text}");
+        }
+        write(&path, &Kept::new(Duration::ZERO, Vec::new())).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(matches!(Kept::read(&path), Err(KeepError::Open)));
+    }
+
+    #[test]
+    fn pids_of_an_earlier_boot_mean_nothing() {
+        let (_directory, path) = private();
+        let own = Process::of(std::process::id()).unwrap();
+        let kept = Kept { boot: "another".to_owned(), ..Kept::new(Duration::ZERO, vec![remembered(own)]) };
+        write(&path, &kept).unwrap();
+        assert_eq!(Kept::read(&path).unwrap(), Kept::default());
+    }
+}

@@ -1,0 +1,170 @@
+//! Who came first goes on, and nobody is believed for ever: newcomers beside a client that needs nearly the whole card, and
+//! claims that an earlier agent is said to have granted.
+
+mod world;
+
+use nvshare_agent::conductor::core::Core;
+use nvshare_common::protocol::ToAgent;
+use nvshare_common::units::{Bytes, Ticket};
+use world::{GIB, MIB, World, card, settings};
+
+/// One that needs all but a little of a card of 16 GiB, and has run.
+fn incumbent() -> (World, usize) {
+    let mut world = World::new(&[16 * GIB]);
+    let big = world.worker(15 * GIB + 256 * MIB);
+    world.shims[big].overhead = 300 * MIB;
+    world.run(5_000);
+    (world, big)
+}
+
+fn newcomer(world: &mut World, overhead: u64) -> usize {
+    let small = world.start();
+    world.strict = false;
+    world.shims[small].overhead = overhead;
+    small
+}
+
+#[test]
+fn a_newcomer_whose_context_fits_into_the_reserve_takes_turns_with_one_that_needs_the_card() {
+    let (mut world, big) = incumbent();
+    let ran = world.shims[big].ran;
+    let small = newcomer(&mut world, 450 * MIB);
+    world.allocate(small, 0, 256 * MIB);
+    world.shims[small].works = true;
+    world.run(120_000);
+    let more = world.shims[big].ran - ran;
+    assert!(more > 20_000, "the first ran for {more} of 120000 ms more");
+    assert!(world.shims[small].ran > 20_000, "the second ran for {} ms", world.shims[small].ran);
+    assert!(world.core.ledger.device(card(0)).unwrap().reserve < settings().reserve);
+    world.kill(small);
+    world.run(15_000);
+    assert_eq!(world.core.ledger.device(card(0)).unwrap().reserve, settings().reserve, "it is given back");
+}
+
+#[test]
+fn a_newcomer_whose_context_leaves_the_first_no_room_gets_no_memory_and_both_are_told() {
+    let (mut world, big) = incumbent();
+    let small = newcomer(&mut world, 700 * MIB);
+    // It has met the card, and its next question for memory is refused as on a full one.
+    world.shims[small].total.insert(card(0), 0);
+    world.hear_from(small, ToAgent::Met { device: card(0) });
+    world.run(3_000);
+    assert_eq!(world.shims[small].limit.get(&card(0)), Some(&0));
+    let (first, last) = (world.shims[big].id, world.shims[small].id);
+    assert_eq!(world.core.ledger.device(card(0)).unwrap().latecomers, [last]);
+    if let Some(why) = world.core.hindered.get(&first) {
+        assert!(why.contains(&format!("client {} came last", last.0)), "{why}");
+    }
+    // It ends, as programs do without memory, and nothing is left of it.
+    world.kill(small);
+    let ran = world.shims[big].ran;
+    world.run(20_000);
+    assert!(world.shims[big].ran - ran > 10_000);
+    assert!(world.core.ledger.device(card(0)).unwrap().latecomers.is_empty());
+}
+
+#[test]
+fn a_newcomers_driver_gets_no_room_that_the_first_could_never_do_without() {
+    let (mut world, _big) = incumbent();
+    let small = newcomer(&mut world, 0);
+    world.want_room(small, 1, 4 * GIB);
+    world.run(1_000);
+    assert_eq!(world.shims[small].rooms[&1], Some(false), "at once, as on a full card");
+}
+
+#[test]
+fn a_driver_gets_room_from_one_that_came_first_and_rests() {
+    let mut world = World::new(&[16 * GIB]);
+    let first = world.worker(12 * GIB);
+    world.run(5_000);
+    world.shims[first].works = false;
+    world.run(5_000);
+    let second = world.start();
+    world.want_room(second, 1, 8 * GIB);
+    world.until(20_000, |world| world.shims[second].rooms[&1].is_some());
+    assert_eq!(world.shims[second].rooms[&1], Some(true));
+}
+
+#[test]
+fn a_claim_in_the_takeover_is_not_believed_for_ever() {
+    let mut world = World::new(&[16 * GIB]);
+    world.core = Core::new(settings());
+    world.core.held_back = true;
+    let _liar = world.stranger(1 << 40, false);
+    world.core.begin_granting(world.moment());
+    world.strict = false;
+    let honest = world.worker(4 * GIB);
+    world.run(300_000);
+    assert!(world.shims[honest].ran > 200_000, "the honest one ran for {} ms", world.shims[honest].ran);
+}
+
+#[test]
+fn one_that_has_more_granted_than_it_uses_keeps_its_good_name_through_a_takeover() {
+    let mut world = World::new(&[16 * GIB]);
+    let client = world.worker(8 * GIB);
+    world.run(3_000);
+    world.free(client, 0, 5 * GIB);
+    world.run(200);
+    assert!(world.shims[client].balance[&card(0)] > 5 * GIB, "it was not asked back yet");
+    world.core = Core::new(settings());
+    world.core.held_back = true;
+    world.connect(client);
+    world.run(500);
+    world.core.begin_granting(world.moment());
+    world.strict = false;
+    world.run(3_000);
+    let of = world.core.ledger.client(world.shims[client].id).unwrap();
+    assert_eq!(of.untrusted, None);
+    assert_eq!(of.devices[&card(0)].granted, Bytes(world.shims[client].balance[&card(0)]));
+}
+
+#[test]
+fn one_that_never_gives_back_what_it_does_not_use_is_booked_at_what_is_seen() {
+    let mut world = World::new(&[16 * GIB]);
+    let client = world.worker(8 * GIB);
+    world.run(3_000);
+    // From now on it is deaf: a reclaim has no answer, and the other needs what it does not use.
+    world.free(client, 0, 7 * GIB);
+    world.shims[client].deaf = true;
+    world.strict = false;
+    let other = world.worker(12 * GIB);
+    world.run(120_000);
+    let of = world.core.ledger.client(world.shims[client].id).unwrap();
+    assert!(of.devices[&card(0)].booked() < Bytes(2 * GIB), "{:?}", of.devices);
+    assert!(world.shims[other].ran > 30_000, "the other ran for {} ms", world.shims[other].ran);
+}
+
+#[test]
+fn what_no_card_has_nobody_can_need() {
+    let mut world = World::new(&[16 * GIB]);
+    let liar = world.stranger(0, false);
+    let claim = ToAgent::Want {
+        device: card(0),
+        total: Bytes(1 << 47),
+        purpose: nvshare_common::protocol::Purpose::Allocation,
+    };
+    world.hear(liar, claim);
+    world.run(1_000);
+    let of = world.core.ledger.client(liar.0).unwrap();
+    assert!(of.devices[&card(0)].needed <= Bytes(16 * GIB));
+}
+
+#[test]
+fn one_container_does_not_fill_the_list_of_requests_for_room() {
+    let mut world = World::new(&[16 * GIB]);
+    world.worker(15 * GIB);
+    world.run(3_000);
+    let mut refused = 0;
+    for _ in 0..20 {
+        let client = world.start();
+        world.core.ledger.client_mut(world.shims[client].id).unwrap().cgroup = "/one".to_owned();
+        for ticket in 0..10 {
+            let session = world.shims[client].session.unwrap();
+            let message =
+                ToAgent::WantRoom { ticket: Ticket(ticket), device: card(0), bytes: Bytes(8 * GIB) };
+            let now = world.moment();
+            refused += world.core.hear(world.shims[client].id, session, message, now).len();
+        }
+    }
+    assert_eq!(refused, 200 - 128);
+}

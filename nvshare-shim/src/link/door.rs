@@ -1,0 +1,62 @@
+//! The back door, for when the agent's directory was removed under this process: what a container has mounted is then a
+//! directory that nobody can put a socket into any more, and the agent listens in another of the same name. So this
+//! process makes a pair of sockets, writes the number of one end to its counter page, and the agent, which sees every
+//! process, takes it (`pidfd_getfd`) and knocks. From then on it is a session like any other.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
+
+use crate::{config, counters, log};
+
+/// A pair of which nobody has taken the other end yet.
+#[derive(Debug)]
+pub(super) struct Door {
+    inside: OwnedFd,
+    outside: OwnedFd,
+}
+
+/// Whether the directory of the agent's socket is there and has no name any more.
+pub(super) fn is_needed() -> bool {
+    let directory = config::get().socket.parent().unwrap_or(Path::new("/"));
+    std::fs::metadata(directory).is_ok_and(|directory| directory.nlink() == 0)
+}
+
+impl Door {
+    /// Makes one and says where it is.
+    pub(super) fn open() -> rustix::io::Result<Door> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (inside, outside) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        counters::page().door.store(outside.as_raw_fd() as u64 + 1, Ordering::Release);
+        log::warning!(
+            "the directory of {} was removed under this process; the agent reaches it all the same if it may",
+            config::get().socket.display()
+        );
+        Ok(Door { inside, outside })
+    }
+
+    /// Waits for the agent's knock. On success the session's socket; this process keeps no other end of it, so that it sees
+    /// the agent's end.
+    pub(super) fn wait(self, limit: Duration) -> Result<OwnedFd, Door> {
+        let Ok(limit) = Timespec::try_from(limit) else { return Err(self) };
+        let mut asked = [PollFd::new(&self.inside, PollFlags::IN)];
+        if !poll(&mut asked, Some(&limit)).is_ok_and(|ready| ready > 0) {
+            return Err(self);
+        }
+        let mut knock = [0; 8];
+        match recv(&self.inside, &mut knock, RecvFlags::DONTWAIT) {
+            Ok(_) => {
+                counters::page().door.store(0, Ordering::Release);
+                let Door { inside, outside } = self;
+                drop(outside);
+                Ok(inside)
+            }
+            Err(_) => Err(self),
+        }
+    }
+}

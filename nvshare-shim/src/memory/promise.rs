@@ -1,0 +1,95 @@
+//! What the application is promised. Near the limit no allocation is accepted by the records alone: the agent is asked, which
+//! looks at the device first, because what the driver took a moment ago (a context, a module) counts there and nowhere else.
+//! Asked at most once a second while nothing is known to have grown; refusals are asked about again, for others may have ended.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::device::Device;
+use crate::link;
+
+/// Nearer to the limit than this, or than an eighth of it, the agent is asked.
+const NEAR: u64 = 1 << 30;
+/// How long a yes counts.
+const AGREED: Duration = Duration::from_secs(1);
+/// How long a no counts.
+const REFUSED: Duration = Duration::from_millis(50);
+
+/// The driver took memory for itself since the agent was last asked.
+static GREW: AtomicBool = AtomicBool::new(true);
+
+/// The driver may have taken memory for itself: a module, a context.
+pub fn driver_grew() {
+    GREW.store(true, Ordering::Relaxed);
+}
+
+/// The last answer for a device.
+#[derive(Clone, Copy, Debug)]
+pub struct Answered {
+    at: Instant,
+    total: u64,
+    may: bool,
+}
+
+/// What is known without asking; `None`: ask.
+fn known(after: u64, limit: u64, last: Option<Answered>, grew: bool, now: Instant) -> Option<bool> {
+    if after <= limit.saturating_sub(NEAR.min(limit / 8)) {
+        return Some(true);
+    }
+    let last = last?;
+    let age = now.saturating_duration_since(last.at);
+    match last.may {
+        false if after >= last.total && age < REFUSED => Some(false),
+        true if after <= limit && !grew && age < AGREED => Some(true),
+        _ => None,
+    }
+}
+
+/// Whether the process may come to need `bytes` more on the device. A thread that asks here waits at most a moment, and holds
+/// no lock.
+pub fn may_grow(device: &Device, bytes: u64) -> bool {
+    let (after, limit, last) = {
+        let state = device.state();
+        let accounts = state.space.accounts();
+        let Some(limit) = accounts.limit else { return true };
+        (accounts.needed().saturating_add(bytes), limit, state.answered)
+    };
+    let grew = GREW.swap(false, Ordering::Relaxed);
+    if let Some(known) = known(after, limit, last, grew, Instant::now()) {
+        if grew {
+            driver_grew();
+        }
+        return known;
+    }
+    match link::may_have(device.id, after) {
+        Some(may) => {
+            device.state().answered = Some(Answered { at: Instant::now(), total: after, may });
+            may
+        }
+        None => {
+            driver_grew();
+            after <= limit
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agent_is_asked_near_the_limit_and_not_twice_in_a_moment() {
+        let now = Instant::now();
+        let said = |may, total, age| Some(Answered { at: now.checked_sub(age).unwrap(), total, may });
+        let soon = Duration::from_millis(10);
+        assert_eq!(known(700, 1000, None, true, now), Some(true), "far away");
+        assert_eq!(known(900, 1000, None, false, now), None);
+        assert_eq!(known(900, 1000, said(true, 880, soon), false, now), Some(true));
+        assert_eq!(known(900, 1000, said(true, 880, soon), true, now), None, "a module was loaded");
+        assert_eq!(known(1001, 1000, said(true, 880, soon), false, now), None, "somebody may have ended");
+        assert_eq!(known(900, 1000, said(true, 880, 2 * AGREED), false, now), None);
+        assert_eq!(known(900, 1000, said(false, 900, soon), false, now), Some(false));
+        assert_eq!(known(899, 1000, said(false, 900, soon), false, now), None, "less than was refused");
+        assert_eq!(known(900, 1000, said(false, 900, 2 * REFUSED), false, now), None);
+    }
+}

@@ -1,0 +1,164 @@
+//! Green contexts, and the parts of devices that they are made of. Only the number of multiprocessors of a part is kept.
+
+use std::ffi::{c_int, c_uint};
+use std::sync::Arc;
+
+use cudarc::driver::sys::{CUcontext, CUdevResourceDesc, CUdevice, CUevent, CUgreenCtx, CUresult, CUstream};
+
+use crate::completion::Completion;
+use crate::device::{self, MULTIPROCESSORS};
+use crate::event::Record;
+use crate::export::{export, put, put_if};
+use crate::green::{self, Green};
+use crate::handles::Registry;
+use crate::stream::{STREAMS, Stream};
+use crate::work::Work;
+
+const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
+
+/// `CU_DEV_RESOURCE_TYPE_SM`.
+const MULTIPROCESSOR: c_uint = 1;
+/// `CU_GREEN_CTX_DEFAULT_STREAM`, which must be asked for.
+const DEFAULT_STREAM: c_uint = 1;
+/// `CU_STREAM_NON_BLOCKING`, which must be asked for.
+const NON_BLOCKING: c_uint = 1;
+/// Parts have a multiple of so many multiprocessors, and at least so many.
+const TOGETHER: c_uint = 8;
+
+/// `CUdevResource` of driver 12.9.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Resource {
+    kind: c_uint,
+    padding: [u8; 92],
+    multiprocessors: c_uint,
+    more: [u8; 44],
+}
+
+impl Resource {
+    fn of(multiprocessors: c_uint) -> Resource {
+        Resource { kind: MULTIPROCESSOR, padding: [0; 92], multiprocessors, more: [0; 44] }
+    }
+}
+
+/// `CUdevResourceDesc`: how many multiprocessors a green context made of it gets. They are never given back.
+struct Description(c_uint);
+
+static DESCRIPTIONS: Registry<Description> = Registry::new();
+
+export! {
+    fn cuDeviceGetDevResource(of: CUdevice, resource: *mut Resource, kind: c_uint) |cx| {
+        device::index(of)?;
+        if kind != MULTIPROCESSOR {
+            return Err(CUresult::CUDA_ERROR_INVALID_RESOURCE_TYPE);
+        }
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(resource, Resource::of(MULTIPROCESSORS as c_uint)) }
+    }
+
+    fn cuGreenCtxGetDevResource(handle: CUgreenCtx, resource: *mut Resource, kind: c_uint) |cx| {
+        if kind != MULTIPROCESSOR {
+            return Err(CUresult::CUDA_ERROR_INVALID_RESOURCE_TYPE);
+        }
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(resource, Resource::of(green::by_handle(handle)?.multiprocessors)) }
+    }
+
+    fn cuDevSmResourceSplitByCount(
+        groups: *mut Resource, count: *mut c_uint, whole: *const Resource, rest: *mut Resource, flags: c_uint,
+        least: c_uint,
+    ) |cx| {
+        if count.is_null() || whole.is_null() {
+            return Err(INVALID);
+        }
+        // SAFETY: the caller passes a resource and a count.
+        let (whole, wanted) = unsafe { (whole.read(), count.read()) };
+        let each = least.max(1).next_multiple_of(TOGETHER);
+        let possible = whole.multiprocessors / each;
+        let made = if groups.is_null() { possible } else { wanted.min(possible) };
+        if made == 0 {
+            return Err(CUresult::CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION);
+        }
+        // SAFETY: the caller's array of as many as it said, and optional out-parameters.
+        unsafe {
+            for index in (0..made).filter(|_| !groups.is_null()) {
+                groups.add(index as usize).write(Resource::of(each));
+            }
+            put_if(rest, Resource::of(whole.multiprocessors - made * each));
+            put(count, made)
+        }
+    }
+
+    fn cuDevResourceGenerateDesc(made: *mut CUdevResourceDesc, resources: *const Resource, count: c_uint) |cx| {
+        if made.is_null() || resources.is_null() || count == 0 {
+            return Err(INVALID);
+        }
+        // SAFETY: the caller's array of that many.
+        let resources = unsafe { std::slice::from_raw_parts(resources, count as usize) };
+        if resources.iter().any(|resource| resource.kind != MULTIPROCESSOR) {
+            return Err(CUresult::CUDA_ERROR_INVALID_RESOURCE_TYPE);
+        }
+        let all = resources.iter().map(|resource| resource.multiprocessors).sum();
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(made, DESCRIPTIONS.insert(Arc::new(Description(all)))) }
+    }
+
+    fn cuGreenCtxCreate(made: *mut CUgreenCtx, description: CUdevResourceDesc, of: CUdevice, flags: c_uint) |cx| {
+        let description = DESCRIPTIONS.get(description).ok_or(INVALID)?;
+        if made.is_null() || flags != DEFAULT_STREAM {
+            return Err(INVALID);
+        }
+        let green = Green::create(device::index(of)?, description.0)?;
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(made, green.handle()) }
+    }
+
+    fn cuGreenCtxDestroy(handle: CUgreenCtx) |cx| {
+        green::by_handle(handle)?.destroy();
+        Ok(())
+    }
+
+    fn cuCtxFromGreenCtx(context: *mut CUcontext, handle: CUgreenCtx) |cx| {
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(context, green::by_handle(handle)?.context_handle()) }
+    }
+
+    fn cuGreenCtxGetId(handle: CUgreenCtx, id: *mut u64) |cx| {
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(id, green::by_handle(handle)?.id) }
+    }
+
+    fn cuGreenCtxStreamCreate(made: *mut CUstream, handle: CUgreenCtx, flags: c_uint, priority: c_int) |cx| {
+        let green = green::by_handle(handle)?;
+        if made.is_null() || flags != NON_BLOCKING {
+            return Err(INVALID);
+        }
+        green.usable()?;
+        let priority = priority.clamp(super::stream::GREATEST_PRIORITY, 0);
+        let stream = Stream::of_green(&green, flags, priority);
+        green.primary.streams().keep(Arc::downgrade(&stream));
+        // SAFETY: an out-parameter of the driver API.
+        unsafe { put(made, STREAMS.insert(stream)) }
+    }
+
+    fn cuGreenCtxRecordEvent(handle: CUgreenCtx, event: CUevent) |cx| {
+        let (green, event) = (green::by_handle(handle)?, cx.event(event)?);
+        let pending: Vec<_> = green.streams().iter().filter_map(|stream| stream.last()).collect();
+        // A stream that nobody else has: its only work is to wait for all of them.
+        let stream = Stream::of_green(&green, NON_BLOCKING, 0);
+        let done: Arc<Completion> = stream.enqueue((Work::Nothing, None), &pending, false);
+        stream.close();
+        event.set(Record::Work(done));
+        Ok(())
+    }
+
+    fn cuGreenCtxWaitEvent(handle: CUgreenCtx, event: CUevent) |cx| {
+        let (green, event) = (green::by_handle(handle)?, cx.event(event)?);
+        if let Record::Work(completion) = event.record() {
+            for stream in green.streams() {
+                stream.enqueue((Work::Nothing, None), std::slice::from_ref(&completion), false);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,80 @@
+// What single driver calls cost: "NAME P50 P99" a line, in nanoseconds. calls [launch]
+#include "case.h"
+static int compare(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+static double took[20000];
+static void say(const char *name, int n) {
+    qsort(took, n, sizeof *took, compare);
+    printf("%s %.1f %.1f\n", name, took[n / 2] * 1e9, took[n * 99 / 100] * 1e9);
+    fflush(stdout);
+}
+static void frees(const char *name) {
+    enum { N = 400 };
+    static CUdeviceptr all[N];
+    for (int i = 0; i < N; i++) {
+        CK(cuMemAlloc(&all[i], 4096));
+        CK(cuMemsetD8(all[i], 1, 4096));
+    }
+    CK(cuCtxSynchronize());
+    for (int i = 0; i < N; i++) {
+        double t = now();
+        CK(cuMemFree(all[i]));
+        took[i] = now() - t;
+    }
+    say(name, N);
+}
+static void asks(const char *name, size_t bytes) {
+    enum { N = 20000 };
+    CUdeviceptr p;
+    CK(cuMemAlloc(&p, bytes));
+    for (int i = 0; i < N; i++) {
+        int type;
+        double t = now();
+        CK(cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, p + bytes / 2));
+        took[i] = now() - t;
+    }
+    say(name, N);
+    CK(cuMemFree(p));
+}
+static void launches(void) {
+    enum { N = 20000 };
+    CUfunction spins = kernel("nvshare_spin");
+    for (int i = 0; i < N; i++) {
+        double t = now();
+        LAUNCH1(spins, 0, 0);
+        took[i] = now() - t;
+        if (i % 64 == 63) CK(cuCtxSynchronize());
+    }
+    say("launch", N);
+}
+static void pairs(void) {
+    enum { N = 5000 };
+    CUstream s;
+    CK(cuStreamCreate(&s, CU_STREAM_NON_BLOCKING));
+    for (int i = 0; i < N; i++) {
+        CUdeviceptr p;
+        double t = now();
+        CK(cuMemAllocAsync(&p, MIB, s));
+        CK(cuMemFreeAsync(p, s));
+        took[i] = now() - t;
+        if (i % 64 == 63) CK(cuStreamSynchronize(s));
+    }
+    say("pair", N);
+}
+int main(int argc, char **argv) {
+    primary(0);
+    launches();
+    if (argc > 1) return 0;
+    pairs();
+    asks("ask-2-extents", 8 * MIB);
+    asks("ask-128-extents", 512 * MIB);
+    frees("free-few-streams");
+    for (int i = 0; i < 192; i++) {
+        CUstream s;
+        CK(cuStreamCreate(&s, CU_STREAM_NON_BLOCKING));
+    }
+    frees("free-many-streams");
+    return 0;
+}

@@ -1,0 +1,74 @@
+//! `cargo xtask sanitize address|thread`: tests under a sanitizer, built apart (`target/sanitize-…`) with the compiler's
+//! unstable flags.
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+
+use crate::build;
+use crate::command::{cargo, run as run_command};
+
+/// What is built for; named, so that build scripts and macros are built without the sanitizer.
+const TARGET: &str =
+    if cfg!(target_arch = "aarch64") { "aarch64-unknown-linux-gnu" } else { "x86_64-unknown-linux-gnu" };
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Which one.
+    #[arg(value_enum)]
+    sanitizer: Sanitizer,
+    /// Passed on to `cargo test`: filters, or `-- --nocapture`.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Sanitizer {
+    /// Memory that is not ours, of the library.
+    Address,
+    /// Races, of the simulator.
+    Thread,
+}
+
+/// Builds and tests.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    match options.sanitizer {
+        Sanitizer::Address => address(&options.arguments),
+        Sanitizer::Thread => thread(&options.arguments),
+    }
+}
+
+/// The engine's tests link the library: everything that it does in a process is seen. What other tests preload into C programs
+/// is the library as usual: the sanitizer would have to be there first.
+fn address(arguments: &[String]) -> Result<()> {
+    let artifacts = build::run(&build::Options { release: false })?;
+    run_command(
+        test("address", "nvshare-shim", &["-Zsanitizer=address"])
+            // The library keeps what it has until the process ends; so does the simulator.
+            .env("ASAN_OPTIONS", "detect_leaks=0")
+            .env("NVSHARE_ARTIFACTS", artifacts.directory())
+            .args(arguments),
+    )
+}
+
+/// The simulator is a library that the tests open: it takes the sanitizer from them. The standard library is built along, for
+/// what its locks do must be seen.
+fn thread(arguments: &[String]) -> Result<()> {
+    run_command(
+        test("thread", "nvshare-sim", &["-Zsanitizer=thread", "-Clink-arg=-rdynamic"])
+            .args(["-Z", "build-std"])
+            .args(arguments),
+    )
+    .context("the sources of the standard library are needed: rustup component add rust-src")
+}
+
+fn test(name: &str, package: &str, flags: &[&str]) -> Command {
+    let mut command = cargo();
+    command
+        .args(["test", "--package", package, "--target", TARGET])
+        .env("CARGO_TARGET_DIR", build::target().join(format!("sanitize-{name}")))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env("RUSTC_BOOTSTRAP", "1");
+    command
+}

@@ -1,0 +1,76 @@
+//! Each byte counts once, for as long as it lives.
+
+use super::run::{Running, TURNS, agent, as_bare, bare, card, cards, hooked, run};
+use std::time::Duration;
+
+#[test]
+fn managed_memory_is_no_memory_of_the_card() {
+    let node = card("1G");
+    let _agent = agent(&node, &[]);
+    run(hooked(&node, "managed_account", "")).assert_well("managed memory of twice the card");
+}
+
+#[test]
+fn mapped_memory_counts_once_before_and_after_its_handle_is_released() {
+    let node = card("1G");
+    let _agent = agent(&node, &[]);
+    run(hooked(&node, "released_while_mapped", "")).assert_well("memory that is mapped and released");
+}
+
+#[test]
+fn graphs_that_are_destroyed_hold_nothing() {
+    let node = card("1G");
+    let alone = run(bare(&node, "graphs_give_back", ""));
+    if alone.said.contains("801") {
+        eprintln!("SKIPPED: the simulator has no graph memory");
+        return;
+    }
+    alone.assert_well("bare");
+    let _agent = agent(&node, &[]);
+    run(hooked(&node, "graphs_give_back", "")).assert_well("under the library");
+}
+
+#[test]
+fn free_memory_does_not_grow_and_the_card_keeps_its_size_while_neighbours_end() {
+    let node = cards(1, "1G").env("NVSHARE_SIM_CONTEXT_BYTES", "48M").build();
+    let _agent = agent(&node, &[]);
+    let neighbours: Vec<Running> = (0..3)
+        .map(|_| {
+            let mut workload = node.workload("--bytes 100M --buffers 2 --seconds 4").with_shim();
+            Running::start(&mut workload)
+        })
+        .collect();
+    // They have begun when it asks first, and ended when it asks again.
+    std::thread::sleep(Duration::from_millis(1500));
+    run(hooked(&node, "profile", "40 5")).assert_well("a program that measures its own use");
+    drop(neighbours);
+}
+
+#[test]
+fn a_limit_is_the_size_of_the_card_in_every_answer() {
+    let node = card("256M");
+    let _agent = agent(&node, &TURNS);
+    let mut program = Running::start(&mut hooked(&node, "limit", ""));
+    program.wait_for("pid");
+    let mut order = node.client(node.artifacts().agent());
+    order.args(["set", "limit", &format!("pid:{}", program.id()), "96M", "--admin-socket"]);
+    order.arg(node.admin_socket());
+    // The agent may not have met it yet.
+    nvshare_testbed::wait_for("the limit is ordered", super::run::LIMIT, || {
+        order.output().expect("the agent's program runs").status.success().then_some(())
+    });
+    // A message of the agent has to arrive.
+    std::thread::sleep(Duration::from_millis(500));
+    program.tell();
+    program.end(super::run::LIMIT).assert_well("a program with a limit");
+}
+
+#[test]
+fn questions_have_one_answer_wherever_the_memory_is() {
+    as_bare(
+        || card("1G"),
+        "questions_while_out",
+        "",
+        |node| super::run::swapped(node, "questions_while_out", "", "20ms"),
+    );
+}

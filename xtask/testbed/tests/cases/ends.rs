@@ -1,0 +1,59 @@
+//! Copies between cards, and contexts that end, are not ended, or are reset.
+
+use super::run::{agent, as_bare, bare, card, cards, hooked, run};
+
+#[test]
+fn memory_is_copied_between_cards_that_cannot_reach_each_other() {
+    as_bare(
+        || cards(2, "256M").build(),
+        "copies_between_devices",
+        "copy",
+        |node| hooked(node, "copies_between_devices", "copy"),
+    );
+}
+
+#[test]
+fn memory_of_one_card_is_copied_and_filled_under_a_context_of_the_other() {
+    as_bare(
+        || cards(2, "256M").build(),
+        "copies_between_devices",
+        "other",
+        |node| hooked(node, "copies_between_devices", "other"),
+    );
+}
+
+#[test]
+fn a_context_whose_end_is_refused_keeps_its_memory() {
+    as_bare(|| card("256M"), "context_end_refused", "", |node| hooked(node, "context_end_refused", ""));
+}
+
+#[test]
+fn a_reset_releases_no_reference() {
+    let node = card("1G");
+    run(bare(&node, "reset_keeps_references", "")).assert_well("the simulator, bare");
+    run(hooked(&node, "reset_keeps_references", "")).assert_well("under the library");
+}
+
+#[test]
+fn after_a_reset_the_programs_events_are_its_own() {
+    as_bare(|| card("256M"), "events_after_reset", "", |node| hooked(node, "events_after_reset", ""));
+}
+
+#[test]
+fn after_a_device_error_and_a_reset_freed_memory_is_released() {
+    as_bare(|| card("1G"), "life_after_reset", "", |node| hooked(node, "life_after_reset", ""));
+}
+
+#[test]
+fn managed_memory_is_given_back_with_its_context() {
+    let node = card("1G");
+    let _agent = agent(&node, &[]);
+    run(hooked(&node, "held_after_context", "managed")).assert_well("managed memory");
+}
+
+#[test]
+fn stream_ordered_memory_is_given_back_with_its_context() {
+    let node = card("1G");
+    let _agent = agent(&node, &[]);
+    run(hooked(&node, "held_after_context", "pool")).assert_well("stream-ordered memory");
+}

@@ -1,0 +1,89 @@
+//! Others who listen: hooks below ours, and what the observer books of processes without the library.
+
+use std::fs;
+use std::time::Duration;
+
+use nvshare_testbed::{Agent, Node, wait_for};
+
+use super::programs;
+use super::run::{LIMIT, Running, TURNS, bare, card, hooked, run, uprobes_work};
+
+#[test]
+fn hooks_in_the_driver_itself_hear_of_every_allocation_and_free() {
+    programs::library("inline_hooks", "HOOKS");
+    let node = card("256M");
+    let ended = run(hooked(&node, "inline_hooks", "1 near"));
+    ended.assert_well("a program that hooks the driver inline");
+    assert!(ended.said.contains("hooks saw all calls"), "{}", ended.said);
+}
+
+/// What the agent says that processes without the library allocated, in MiB.
+fn foreign_mib(agent: &Agent) -> f64 {
+    let (_, text) = agent.get("/metrics").expect("metrics");
+    let lines = text.lines().filter(|line| line.starts_with("nvshare_foreign_allocated_bytes"));
+    let bytes: f64 = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum();
+    bytes / 1024.0 / 1024.0
+}
+
+fn booked(how: &str) -> f64 {
+    let node = card("1G");
+    let agent = node.agent(TURNS);
+    let mut program = Running::start(&mut bare(&node, "foreign", how));
+    program.wait_for("ready");
+    // The observer reports a few times a second.
+    std::thread::sleep(Duration::from_secs(2));
+    foreign_mib(&agent)
+}
+
+#[test]
+fn memory_that_a_foreign_process_maps_is_booked_too() {
+    if uprobes_work(&card("256M")) {
+        assert!((booked("") - 30.0).abs() < 0.1, "of 30 MiB {} are booked", booked(""));
+    }
+}
+
+#[test]
+fn a_foreign_process_that_gives_one_of_two_references_back_keeps_its_memory_in_the_books() {
+    if uprobes_work(&card("256M")) {
+        assert!((booked("release") - 30.0).abs() < 0.1, "of 30 MiB {} are booked", booked("release"));
+    }
+}
+
+#[test]
+fn one_process_that_maps_many_libraries_does_not_blind_the_observer_for_others() {
+    let node = card("256M");
+    if !uprobes_work(&node) {
+        return;
+    }
+    let small = node.path().join("small");
+    let stripped =
+        std::process::Command::new("strip").arg("-o").arg(&small).arg(node.artifacts().libcuda()).status();
+    assert!(stripped.expect("binutils' strip").success());
+    let _agent = node.agent(TURNS);
+    let copies: Vec<String> = (0..70)
+        .map(|number| {
+            let copy = node.card().expect("a simulated card").join(format!("libcuda.so.{number}"));
+            fs::copy(&small, &copy).expect("a copy of the driver");
+            copy.to_string_lossy().into_owned()
+        })
+        .collect();
+    let mut many = Running::start(&mut bare(&node, "many_libraries", &copies.join(" ")));
+    many.wait_for("ready");
+    std::thread::sleep(Duration::from_secs(3));
+    let late = node.path().join("late");
+    fs::create_dir(&late).expect("a directory");
+    fs::copy(node.artifacts().libcuda(), late.join("libcuda.so.1")).expect("a copy of the driver");
+    let mut command = bare(&node, "idle", "20");
+    command.env("LD_LIBRARY_PATH", &late);
+    let mut newcomer = Running::start(&mut command);
+    newcomer.wait_for("ready");
+    wait_for("a library that was loaded after 70 others is observed", LIMIT / 3, || {
+        probes(&node).contains("/late/libcuda.so.1").then_some(())
+    });
+}
+
+fn probes(node: &Node) -> String {
+    let mut command = node.client(node.artifacts().agent());
+    command.args(["probes", "--admin-socket"]).arg(node.admin_socket());
+    String::from_utf8_lossy(&command.output().expect("the agent's program runs").stdout).into_owned()
+}

@@ -1,0 +1,44 @@
+//! Room on the card: what is said to be free can be had, and whoever needs memory gets it from those who can yield.
+
+use super::run::{LIMIT, Running, agent, card, cards, hooked, run};
+
+#[test]
+fn all_that_is_said_to_be_free_can_be_taken_in_one_piece() {
+    let node = cards(1, "1G").env("NVSHARE_SIM_CONTEXT_BYTES", "128M").build();
+    let _agent = agent(&node, &[]);
+    run(hooked(&node, "take_all", "free")).assert_well("all that is free");
+}
+
+/// A neighbour holds most of the card and works on it; 600 MiB more are taken in this way.
+fn beside_a_neighbour(how: &str) {
+    let node = card("1G");
+    let _agent = agent(&node, &[]);
+    let mut neighbour = Running::start(&mut hooked(&node, "driver_memory", "fill 700 12"));
+    neighbour.wait_for("ready");
+    let wanted = Running::start(&mut hooked(&node, "driver_memory", &format!("{how} 600"))).end(LIMIT / 3);
+    wanted.assert_well(how);
+}
+
+#[test]
+fn an_allocation_waits_for_room_that_others_can_make() {
+    beside_a_neighbour("plain");
+}
+
+#[test]
+fn a_stream_ordered_allocation_waits_for_room_that_others_can_make() {
+    beside_a_neighbour("pool");
+}
+
+#[test]
+fn memory_that_is_mapped_by_the_program_waits_for_room_that_others_can_make() {
+    beside_a_neighbour("vmm");
+}
+
+#[test]
+fn a_launch_that_finds_no_memory_is_tried_again() {
+    let node = card("1G");
+    let _agent = agent(&node, &[]);
+    let mut command = hooked(&node, "launch_out_of_memory", "");
+    command.env("NVSHARE_SIM_FAULTS", "launch:4=oom");
+    run(command).assert_well("a launch without memory");
+}

@@ -1,0 +1,95 @@
+//! The agent as a service: one that knows no card, one whose directory was exchanged, one that is stared at in silence.
+
+use std::fs;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use super::run::{LIMIT, Running, TURNS, agent, card, cards, hooked, run};
+
+#[test]
+fn beside_an_agent_that_sees_no_card_programs_run_as_without_one() {
+    let node = card("256M");
+    fs::remove_file(node.nvml()).expect("NVML is taken away");
+    let agent = node.start_agent(TURNS.iter().chain(&["--no-uprobes"]));
+    nvshare_testbed::wait_for("the agent listens", LIMIT, || node.socket().exists().then_some(()));
+    let workload = node.workload("--bytes 64M --buffers 2 --iterations 3").with_shim();
+    run(workload).assert_well("a workload");
+    drop(agent);
+}
+
+#[test]
+fn a_client_that_sees_the_old_directory_does_not_keep_the_card_from_the_new_agents_clients() {
+    // SAFETY: has no arguments and cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("SKIPPED: only root can mount");
+        return;
+    }
+    let node = card("256M");
+    let first = agent(&node, &TURNS);
+    let run_directory = node.path().join("run");
+    let pod = node.path().join("pod");
+    fs::create_dir(&pod).expect("a directory");
+    let script = format!(
+        "mount --bind {} {} && exec {} --bytes 160M --buffers 4 --seconds 14",
+        run_directory.display(),
+        pod.display(),
+        node.artifacts().workload().display()
+    );
+    let mut old = node.client("unshare").with_shim();
+    old.args(["-m", "sh", "-c", &script]).env("NVSHARE_SOCKET", pod.join("agent.sock"));
+    let old = Running::start(&mut old);
+    nvshare_testbed::wait_for("the first client is there", LIMIT, || {
+        first.state()["clients"].as_array().is_some_and(|clients| !clients.is_empty()).then_some(())
+    });
+    std::thread::sleep(Duration::from_millis(500));
+    first.stop();
+    fs::remove_dir_all(&run_directory).expect("the old directory goes");
+    fs::create_dir(&run_directory).expect("a new one");
+    let _second = agent(&node, &TURNS);
+    std::thread::sleep(Duration::from_secs(4));
+    let newcomer = node.workload("--bytes 160M --buffers 4 --iterations 1").with_shim();
+    run(newcomer).assert_well("the new agent's client");
+    old.end(LIMIT).assert_well("the client with the old directory");
+}
+
+#[test]
+fn the_agent_says_that_it_lives_beside_silent_connections() {
+    let node = card("256M");
+    let agent = agent(&node, &TURNS);
+    let silent: Vec<TcpStream> = (0..600)
+        .filter_map(|_| TcpStream::connect_timeout(&agent.address(), Duration::from_millis(200)).ok())
+        .collect();
+    assert!(silent.len() > 100, "{} connections", silent.len());
+    for _ in 0..3 {
+        let answer = agent.get("/livez");
+        assert!(matches!(answer, Ok((200, _))), "{answer:?} beside {} silent connections", silent.len());
+    }
+}
+
+#[test]
+fn an_agent_whose_clients_are_idle_is_at_rest() {
+    const CLIENTS: usize = 60;
+    let node = cards(1, "1G").build();
+    let agent = agent(&node, &TURNS);
+    let mut clients: Vec<Running> =
+        (0..CLIENTS).map(|_| Running::start(&mut hooked(&node, "idle", "120"))).collect();
+    for client in &mut clients {
+        client.wait_for("ready");
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    let before = seconds_of_work(agent.id());
+    std::thread::sleep(Duration::from_secs(5));
+    let share = (seconds_of_work(agent.id()) - before) / 5.0;
+    // The budget is half a percent, of a release build.
+    assert!(share < 0.01, "{:.1} % of a core beside {CLIENTS} idle clients", share * 100.0);
+}
+
+/// How long a process has worked, by the kernel's account.
+fn seconds_of_work(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the agent runs");
+    let (_, fields) = stat.rsplit_once(')').expect("a name in parentheses");
+    let ticks: u64 =
+        fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().expect("ticks")).sum();
+    // SAFETY: only asks for a number.
+    ticks as f64 / unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64
+}
