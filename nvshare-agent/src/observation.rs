@@ -53,8 +53,8 @@ pub enum Observation {
     Activity {
         /// Who.
         process: Process,
-        /// All its calls so far.
-        counts: Counts,
+        /// All its calls so far. Apart, since all others are much smaller.
+        counts: Box<Counts>,
         /// Its application's last observed call.
         last_call: Moment,
         /// Its application's last launch of a kernel or graph.

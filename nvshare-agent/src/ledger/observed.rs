@@ -87,8 +87,8 @@ impl Observed {
     pub fn book(&mut self, observation: &Observation) {
         use Observation as O;
         match *observation {
-            O::Activity { counts, last_call, last_launch, lost, whole, .. } => {
-                self.counts = counts;
+            O::Activity { ref counts, last_call, last_launch, lost, whole, .. } => {
+                self.counts = **counts;
                 self.last_call = last_call;
                 self.last_launch = last_launch;
                 self.lost = lost.iter().fold(0, |sum, lost| lost.saturating_add(sum));
@@ -112,16 +112,7 @@ impl Observed {
                 self.uvm_faults += faults;
                 self.uvm_bytes.0 = self.uvm_bytes.0.saturating_add(to_device.0).saturating_add(to_host.0);
             }
-            O::ContextMade { context: Context::Primary(device), .. } => {
-                if self.has_room(self.primary.len()) {
-                    *self.primary.entry(device).or_default() += 1;
-                }
-            }
-            O::ContextMade { context: Context::Own(context), .. } => {
-                if self.has_room(self.contexts.len()) {
-                    self.contexts.insert(context);
-                }
-            }
+            O::ContextMade { context, .. } => self.made(context),
             O::ContextEnded { context: Context::Primary(device), .. } => self.primary_released(device),
             O::ContextEnded { context: Context::Own(context), .. } => {
                 self.contexts.remove(&context);
@@ -130,6 +121,18 @@ impl Observed {
             O::ContextReset { device, .. } => self.gone(Some(device)),
             O::Exec { .. } => self.forget_memory(),
             _ => {}
+        }
+    }
+
+    fn made(&mut self, context: Context) {
+        if !self.has_room(self.primary.len().max(self.contexts.len())) {
+            return;
+        }
+        match context {
+            Context::Primary(device) => *self.primary.entry(device).or_default() += 1,
+            Context::Own(context) => {
+                self.contexts.insert(context);
+            }
         }
     }
 
@@ -334,7 +337,7 @@ mod tests {
     fn seen(whole: bool, lost: [u64; Loss::COUNT]) -> Observation {
         Observation::Activity {
             process: PROCESS,
-            counts: Counts::default(),
+            counts: Box::default(),
             last_call: Moment::default(),
             last_launch: Moment::default(),
             lost,

@@ -68,18 +68,18 @@ impl Guard {
                 if !mapped.contains(&piece.site) || differing.contains(&index) {
                     continue;
                 }
-                let mut live = vec![0; piece.bytes.len()];
+                let mut found = vec![0; piece.bytes.len()];
                 // Its beginning may be in the mapping before, if the protection was changed of a part.
                 let begin = start.wrapping_add(piece.begin).wrapping_sub(line.offset);
-                if memory.read_exact_at(&mut live, begin).is_err() {
+                if memory.read_exact_at(&mut found, begin).is_err() {
                     differing.push(index);
                     continue;
                 }
                 let site = (piece.site - piece.begin) as usize;
-                if live[site] == BREAKPOINT {
-                    live[site] = piece.bytes[site];
+                if found[site] == BREAKPOINT {
+                    found[site] = piece.bytes[site];
                 }
-                if live != piece.bytes {
+                if found != piece.bytes {
                     differing.push(index);
                 }
             }

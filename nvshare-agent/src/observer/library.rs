@@ -351,9 +351,11 @@ fn executable<'data>(elf: &Elf<'data>) -> impl Iterator<Item = Segment> + use<'d
 
 /// How a function takes its arguments.
 fn shape(symbol: &str, call: Call) -> Shape {
-    match (symbol, call) {
+    if ["cuMemAlloc", "cuMemAllocPitch", "cuMemFree"].contains(&symbol) {
         // The first versions have 32-bit device pointers; nothing built in the last decade calls them.
-        ("cuMemAlloc" | "cuMemAllocPitch" | "cuMemFree", _) => Shape::Counted,
+        return Shape::Counted;
+    }
+    match (symbol, call) {
         (
             _,
             Call::Synchronize

@@ -331,7 +331,9 @@ impl State {
             }
             if !mapped.is_empty() {
                 std::thread::sleep(MAPPINGS_EVERY.saturating_sub(self.mapped_at.elapsed()));
-                mapped.into_iter().for_each(|number| self.read_mappings(number));
+                for number in mapped {
+                    self.read_mappings(number);
+                }
                 self.mapped_at = Instant::now();
             }
             if stop {

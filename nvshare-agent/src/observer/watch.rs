@@ -222,7 +222,7 @@ fn add(to: &mut [u64; Loss::COUNT], more: &[u64; Loss::COUNT]) {
 fn activity(live: &Live, slot: &Slot, coverage: Coverage) -> Observation {
     Observation::Activity {
         process: live.process,
-        counts: Counts { application: slot.application, engine: slot.engine },
+        counts: Box::new(Counts { application: slot.application, engine: slot.engine }),
         last_call: Moment(slot.last),
         last_launch: Moment(slot.last_launch),
         lost: slot.lost,
