@@ -352,7 +352,11 @@ pub(crate) unsafe fn slices(copy: *const Slices) -> Outcome<Transfer> {
 /// As [`rows`].
 unsafe fn between(copy: *const Slices) -> Outcome<Transfer> {
     // SAFETY: the caller's.
-    let (transfer, ends) = unsafe { (slices(copy)?, [(*copy).from.context, (*copy).to.context]) };
-    let [from, to] = ends.map(|end| context::by_handle(end as CUcontext).map(|context| context.device));
+    let (transfer, ends) = unsafe { (slices(copy)?, [&(*copy).from, &(*copy).to]) };
+    // Host memory needs none (seen on an H200).
+    let [from, to] = ends.map(|end| match end.kind {
+        1 => Ok(0),
+        _ => context::by_handle(end.context as CUcontext).map(|context| context.device),
+    });
     Ok(Transfer { by: Some([from?, to?]), ..transfer })
 }
