@@ -1,6 +1,6 @@
 //! Two cards without peer access: copies and memsets reach the memory of the other one as they do bare.
 
-use cudarc::driver::sys::{self, CUcontext, CUdeviceptr, CUresult, CUstream};
+use cudarc::driver::sys::{self, CUcontext, CUdeviceptr, CUstream};
 
 use super::gpu::{alloc, cu, read, stream, synchronize, write};
 use super::{client, run, two_cards};
