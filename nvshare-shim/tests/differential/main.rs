@@ -5,8 +5,8 @@
 //! - [`execute`]: the client, this binary again; [`world`] and the files beside it: what its steps do
 //! - [`compare`]: both runs, and the rule; [`shrink`]: shorter scripts
 //!
-//! More seeds: `NVSHARE_DIFFERENTIAL_SEEDS=FROM..TO cargo test -p nvshare-shim --test differential`. A script from a file:
-//! `NVSHARE_DIFFERENTIAL_REPLAY=FILE`.
+//! More seeds: `NVSHARE_DIFFERENTIAL_SEEDS=FROM..TO cargo test -p nvshare-shim --test differential`. Without some steps, to see
+//! what else there is: `NVSHARE_DIFFERENTIAL_WITHOUT=VERB,..`. A script from a file: `NVSHARE_DIFFERENTIAL_REPLAY=FILE`.
 
 mod compare;
 mod contexts;
@@ -65,7 +65,11 @@ fn random_scripts_do_the_same_with_and_without_the_library() {
         }
         return;
     }
-    let scripts: Vec<Script> = seeds().map(generate::script).collect();
+    let mut scripts: Vec<Script> = seeds().map(generate::script).collect();
+    let without = std::env::var("NVSHARE_DIFFERENTIAL_WITHOUT").unwrap_or_default();
+    for script in &mut scripts {
+        script.ops.retain(|op| !without.split(',').any(|verb| verb == op.verb()));
+    }
     let batches: Vec<&[Script]> = scripts.chunks(BATCH).collect();
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let processors = std::thread::available_parallelism().map_or(2, usize::from);

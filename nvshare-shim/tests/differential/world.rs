@@ -95,6 +95,16 @@ pub(crate) struct Graph {
     pub(crate) context: usize,
 }
 
+/// A capture under way.
+pub(crate) struct Capture {
+    /// The stream's number.
+    pub(crate) stream: u64,
+    /// Who began it, and must end it.
+    pub(crate) thread: usize,
+    /// The memory it has used so far.
+    pub(crate) uses: BTreeSet<usize>,
+}
+
 pub(crate) struct Executable {
     pub(crate) handle: CUgraphExec,
     pub(crate) uses: BTreeSet<usize>,
@@ -113,8 +123,8 @@ pub(crate) struct World {
     pub(crate) written: BTreeSet<u64>,
     pub(crate) graphs: [Option<Graph>; SLOTS],
     pub(crate) executables: [Option<Executable>; SLOTS],
-    /// What captures have used so far, by origin stream.
-    pub(crate) captured: BTreeMap<u64, BTreeSet<usize>>,
+    /// What is being captured, by the handle of the stream.
+    pub(crate) captured: BTreeMap<u64, Capture>,
     /// All ranges there ever were: start, size, name.
     pub(crate) ranges: Vec<(u64, u64, String)>,
     /// A word that kernels write results to and host functions count in.
