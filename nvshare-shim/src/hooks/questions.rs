@@ -4,7 +4,7 @@
 
 use std::ffi::c_void;
 
-use super::{Bare, unswappable, work};
+use super::{Bare, between, unswappable, work};
 use crate::cuda::sys::{CUdeviceptr, CUmemGenericAllocationHandle, CUmemLocation, CUstream};
 use crate::cuda::{CEnum, CUresult};
 use crate::driver::driver;
@@ -29,6 +29,9 @@ pub(crate) unsafe fn address_range<F: Fn() -> CUresult>(
     bytes: *mut usize,
     at: CUdeviceptr,
 ) -> CUresult {
+    if between::is(at) {
+        return CUresult::CUDA_ERROR_NOT_FOUND;
+    }
     let Some(found) = known(at) else { return bare.call() };
     // SAFETY: each is the application's place for its number, or null where it does not want it.
     unsafe {
@@ -48,6 +51,9 @@ pub(crate) unsafe fn attribute<F: Fn() -> CUresult>(
     wanted: CEnum,
     at: CUdeviceptr,
 ) -> CUresult {
+    if between::is(at) {
+        return CUresult::CUDA_ERROR_INVALID_VALUE;
+    }
     if data.is_null() {
         return bare.call();
     }
@@ -67,6 +73,10 @@ pub(crate) unsafe fn attributes<F: Fn() -> CUresult>(
     data: *mut *mut c_void,
     at: CUdeviceptr,
 ) -> CUresult {
+    if between::is(at) {
+        // SAFETY: the application's own arguments.
+        return unsafe { between::attributes(count, wanted, data, at) };
+    }
     let found = known(at).filter(|_| !wanted.is_null() && !data.is_null());
     let Some(found) = found else { return bare.call() };
     // SAFETY: the application's array of that length.
@@ -104,6 +114,9 @@ pub(crate) unsafe fn set_attribute<F: Fn() -> CUresult>(
     attribute: CEnum,
     at: CUdeviceptr,
 ) -> CUresult {
+    if between::is(at) {
+        return CUresult::CUDA_ERROR_INVALID_VALUE;
+    }
     if !start::active() || attribute != SYNC_MEMOPS {
         return bare.call();
     }
@@ -122,6 +135,9 @@ pub(crate) unsafe fn access<F: Fn() -> CUresult>(
     location: *const CUmemLocation,
     at: CUdeviceptr,
 ) -> CUresult {
+    if between::is(at) {
+        return CUresult::CUDA_ERROR_INVALID_VALUE;
+    }
     if flags.is_null() || location.is_null() || known(at).is_none() {
         return bare.call();
     }
@@ -145,6 +161,9 @@ pub(crate) unsafe fn retain<F: Fn() -> CUresult>(
     handle: *mut CUmemGenericAllocationHandle,
     at: *mut c_void,
 ) -> CUresult {
+    if between::is(at.expose_provenance() as u64) {
+        return CUresult::CUDA_ERROR_INVALID_VALUE;
+    }
     if known(at.expose_provenance() as u64).is_some() {
         return CUresult::CUDA_ERROR_INVALID_VALUE;
     }

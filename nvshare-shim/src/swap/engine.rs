@@ -120,8 +120,8 @@ impl Engine {
     fn change_pins(&mut self) -> bool {
         let Some(shop) = &self.shop else { return false };
         let quiet = gate::is_shut() || self.pinned.is_none_or(|pinned| pinned.elapsed() >= PIN_PAUSE);
-        let changed = quiet
-            && (shadow::pin_one(shop.context) || (standing::is_drained() && shadow::unpin_one()));
+        let changed =
+            quiet && (shadow::pin_one(shop.context) || (standing::is_drained() && shadow::unpin_one()));
         if changed {
             self.pinned = Some(Instant::now());
         }
