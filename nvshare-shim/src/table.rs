@@ -187,7 +187,7 @@ functions! {
     [cuMemGetAddressRange_v2] (pbase: *mut CUdeviceptr, psize: *mut usize, dptr: CUdeviceptr) => questions::address_range(pbase, psize, dptr);
     [cuPointerGetAttribute] (data: *mut c_void, attribute: CEnum, ptr: CUdeviceptr) => questions::attribute(data, attribute, ptr);
     [cuPointerGetAttributes] (numAttributes: u32, attributes: *mut CEnum, data: *mut *mut c_void, ptr: CUdeviceptr) => questions::attributes(numAttributes, attributes, data, ptr);
-    [cuPointerSetAttribute] (value: *const c_void, attribute: CEnum, ptr: CUdeviceptr) => questions::set_attribute(attribute, ptr);
+    [cuPointerSetAttribute] (value: *const c_void, attribute: CEnum, ptr: CUdeviceptr) => questions::set_attribute(value, attribute, ptr);
     // With 32-bit addresses: nothing that runs on a 64-bit machine can use what these return.
     [cuMemAlloc] (dptr: *mut u32, bytesize: u32) => plain::counted();
     [cuMemAllocPitch] (dptr: *mut u32, pPitch: *mut u32, WidthInBytes: u32, Height: u32, ElementSizeBytes: u32) => plain::counted();

@@ -107,25 +107,24 @@ fn with_tokens<F: Fn() -> CUresult>(bare: &Bare<F>, found: &memory::Described) -
     result
 }
 
-/// `SYNC_MEMOPS` is asked for before memory is given to other hardware: where the driver allows it, the memory stays where
-/// it is. For mapped memory, as ours is, it answers 801 (seen on an H200).
+/// `SYNC_MEMOPS` is asked for before memory is given to other hardware: it stays where it is. For mapped memory, as ours is,
+/// the attribute is always on and the driver lets nobody change it (seen on an H200); plain memory's answers yes.
 pub(crate) unsafe fn set_attribute<F: Fn() -> CUresult>(
     bare: &Bare<F>,
+    value: *const c_void,
     attribute: CEnum,
     at: CUdeviceptr,
 ) -> CUresult {
     if between::is(at) {
         return CUresult::CUDA_ERROR_INVALID_VALUE;
     }
-    if !start::active() || attribute != SYNC_MEMOPS {
-        return bare.call();
-    }
+    let found = known(at).filter(|_| attribute == SYNC_MEMOPS && !value.is_null());
+    let Some(found) = found else { return bare.call() };
     let _pass = gate::pass();
-    let result = bare.call();
-    if result.ok() {
-        memory::stays(at, 1);
-    }
-    result
+    memory::stays(found.start, found.bytes);
+    // SAFETY: the application's boolean, of whatever width.
+    memory::set_sync(found.start, unsafe { value.cast::<u8>().read() } != 0);
+    CUresult::CUDA_SUCCESS
 }
 
 /// Of plain memory the driver says that nobody has access, to whoever asks.
@@ -212,8 +211,9 @@ unsafe fn answer(
             2 => data.cast::<u32>().write(2),                                   // MEMORY_TYPE: device
             3 => data.cast::<u64>().write(at),                                  // DEVICE_POINTER
             4 => return Some(CUresult::CUDA_ERROR_INVALID_VALUE),               // HOST_POINTER: none
-            6 | 13 => data.cast::<u8>().write(1), // SYNC_MEMOPS (so without being asked for), MAPPED
-            7 | 20 => data.cast::<u64>().write(found.number), // BUFFER_ID, MEMORY_BLOCK_ID
+            6 => data.cast::<u8>().write(u8::from(found.sync)),                 // SYNC_MEMOPS
+            13 => data.cast::<u8>().write(1),                                   // MAPPED
+            7 | 20 => data.cast::<u64>().write(found.number),                   // BUFFER_ID, MEMORY_BLOCK_ID
             8 | 10 => data.cast::<u8>().write(0), // IS_MANAGED, IS_LEGACY_CUDA_IPC_CAPABLE
             9 => data.cast::<i32>().write(found.device), // DEVICE_ORDINAL
             11 => data.cast::<u64>().write(found.start), // RANGE_START_ADDR
@@ -252,7 +252,8 @@ mod tests {
     fn memory_is_described_from_the_records_as_plain_memory_is() {
         let context = std::ptr::without_provenance_mut(0x77);
         let start = 3 * MAPPING + 0x1000;
-        let found = memory::Described { start, bytes: 300, context, device: 2, rdma: true, number: 0x55 };
+        let found =
+            memory::Described { start, bytes: 300, context, device: 2, rdma: true, number: 0x55, sync: true };
         let ok = Some(CUresult::CUDA_SUCCESS);
         for (attribute, value) in [
             (1, 0x77),
