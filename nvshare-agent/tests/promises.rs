@@ -10,7 +10,8 @@ use world::{GIB, MIB, World, card};
 fn may_have(world: &mut World, client: usize, total: u64) -> bool {
     let ticket = 1000 + world.shims[client].rooms.len() as u64;
     world.shims[client].rooms.insert(ticket, None);
-    world.hear_from(client, ToAgent::MayHave { ticket: Ticket(ticket), device: card(0), total: Bytes(total) });
+    world
+        .hear_from(client, ToAgent::MayHave { ticket: Ticket(ticket), device: card(0), total: Bytes(total) });
     world.until(3000, |world| world.shims[client].rooms[&ticket].is_some());
     world.shims[client].rooms[&ticket].unwrap()
 }

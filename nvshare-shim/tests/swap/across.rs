@@ -62,7 +62,7 @@ pub(crate) fn role() {
         ("cuMemcpyPeerAsync", 7, &|stream| {
             cu!(cuMemcpyPeerAsync(far, contexts[1], near, contexts[0], BYTES, stream));
         }),
-        ("cuMemcpy2D", 7, &|_| cu!(cuMemcpy2D_v2(&raw const rows(near, far)))),
+        ("cuMemcpy2D", 7, &|_| cu!(cuMemcpy2D_v2(std::ptr::from_ref(&rows(near, far))))),
         ("cuMemcpyHtoD", 9, &|_| write(far, &host)),
         ("cuMemcpyHtoDAsync", 9, &|stream| {
             cu!(cuMemcpyHtoDAsync_v2(far, host.as_ptr().cast(), BYTES, stream));
