@@ -15,6 +15,8 @@ const P2P_TOKENS: CEnum = 5;
 const SYNC_MEMOPS: CEnum = 6;
 /// `CU_MEM_LOCATION_TYPE_DEVICE`.
 const DEVICE: u32 = 1;
+/// Device memory has no address for the host.
+const NO_HOST_POINTER: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 /// What plain memory is mapped in.
 const MAPPING: u64 = 2 << 20;
 
@@ -88,8 +90,9 @@ pub(crate) unsafe fn attributes<F: Fn() -> CUresult>(
             // SAFETY: the driver has accepted both arrays of `count` elements.
             unsafe {
                 let place = data.add(index).read();
-                if !place.is_null() {
-                    let _ = answer(&found, place, wanted(index), at);
+                // What cannot be asked for alone is zero in a list. (Of memory that is out the driver says something else.)
+                if !place.is_null() && answer(&found, place, wanted(index), at) == Some(NO_HOST_POINTER) {
+                    place.cast::<u64>().write(0);
                 }
             }
         }
@@ -210,7 +213,7 @@ unsafe fn answer(
             1 => data.cast::<usize>().write(found.context.expose_provenance()), // CONTEXT
             2 => data.cast::<u32>().write(2),                                   // MEMORY_TYPE: device
             3 => data.cast::<u64>().write(at),                                  // DEVICE_POINTER
-            4 => return Some(CUresult::CUDA_ERROR_INVALID_VALUE),               // HOST_POINTER: none
+            4 => return Some(NO_HOST_POINTER),                                  // HOST_POINTER
             6 => data.cast::<u8>().write(u8::from(found.sync)),                 // SYNC_MEMOPS
             13 => data.cast::<u8>().write(1),                                   // MAPPED
             7 | 20 => data.cast::<u64>().write(found.number),                   // BUFFER_ID, MEMORY_BLOCK_ID
