@@ -348,7 +348,9 @@ mod tests {
     fn booked(all: &[Observation]) -> Observed {
         let mut observed = Observed::default();
         observed.book(&seen(true, [0; Loss::COUNT]));
-        all.iter().for_each(|observation| observed.book(observation));
+        for observation in all {
+            observed.book(observation);
+        }
         observed
     }
 

@@ -258,13 +258,16 @@ impl Attachments {
         let attached = &mut self.files[index];
         let Ok(differing) = attached.guard.differing(pid, file) else { return };
         if differing.is_empty() {
-            attached.patched.remove(&pid);
-        } else if attached.patched.len() < PATCHED || attached.patched.contains_key(&pid) {
+            // Had it other code, then its probes come back with the next look at all processes, not before: nobody can
+            // have them taken and put back all the time.
+            return;
+        }
+        let known = attached.patched.contains_key(&pid);
+        if known || attached.patched.len() < PATCHED {
             attached.patched.insert(pid, (differing, self.looks));
         } else {
-            // Too many to remember each: nowhere then.
-            attached.patched.insert(pid, ((0..attached.library.points.len()).collect(), self.looks));
-            attached.patched.pop_first();
+            // Too many to remember each: nowhere then. No process has that number.
+            attached.patched.insert(0, ((0..attached.library.points.len()).collect(), self.looks));
         }
         self.withhold(index);
     }

@@ -104,7 +104,9 @@ fn freely(script: &Script, swaps: Option<i32>, out: &mut File) {
 /// Steps that end what is still being captured.
 fn ends(world: &World) -> Vec<Op> {
     let slot = world.graphs.iter().position(Option::is_none).unwrap_or(0) as u64;
-    world.captured.values().map(|capture| Op::new(capture.thread, "end", &[capture.stream, slot])).collect()
+    let mut captures: Vec<_> = world.captured.values().collect();
+    captures.sort_by_key(|capture| capture.stream);
+    captures.iter().map(|capture| Op::new(capture.thread, "end", &[capture.stream, slot])).collect()
 }
 
 /// What is in memory at the end; then everything goes.

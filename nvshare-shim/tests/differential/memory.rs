@@ -201,6 +201,7 @@ impl World {
             device,
             known,
             gone: false,
+            freed_at: 0,
             last: None,
             mapped: std::collections::BTreeMap::new(),
             own: Vec::new(),

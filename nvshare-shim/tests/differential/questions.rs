@@ -18,7 +18,8 @@ const ATTRIBUTES: &[(u32, How)] = &[
     (7, How::Number),
     (8, How::Byte),
     (9, How::Word),
-    (10, How::Byte),
+    // Legacy IPC: the library refuses it for memory of its own, and says so here.
+    (10, How::Nothing),
     (11, How::Address),
     (12, How::Long),
     (13, How::Byte),
@@ -50,8 +51,11 @@ const UNTOUCHED: u8 = 0xee;
 impl World {
     pub(crate) fn run_questions(&mut self, op: &Op) -> Option<String> {
         let [first, second, third] = [0, 1, 2].map(|index| op.args.get(index).copied().unwrap_or(0));
-        let address =
-            |world: &World| Some(world.memories[first as usize % MEMORIES].as_ref()?.start + second);
+        // What was freed may be somebody else's by now, as the allocator likes.
+        let address = |world: &World| {
+            let memory = world.memories[first as usize % MEMORIES].as_ref()?;
+            (!memory.gone || memory.freed_at == world.made).then_some(memory.start + second)
+        };
         Some(match op.verb() {
             "info" => {
                 let (mut free, mut total) = (0, 0);

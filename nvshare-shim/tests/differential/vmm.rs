@@ -42,6 +42,7 @@ impl World {
                         device: 0,
                         known: true,
                         gone: false,
+                        freed_at: 0,
                         last: None,
                         mapped: BTreeMap::new(),
                         own: Vec::new(),

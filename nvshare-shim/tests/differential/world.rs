@@ -75,6 +75,8 @@ pub(crate) struct Memory {
     pub(crate) known: bool,
     /// Freed: only questions are asked about it.
     pub(crate) gone: bool,
+    /// How much had been made when it was freed.
+    pub(crate) freed_at: u64,
     pub(crate) last: Option<Use>,
     pub(crate) mapped: BTreeMap<u64, Mapping>,
     /// The program's own memory, for what is registered.
@@ -159,14 +161,21 @@ impl World {
 
     /// Does one step; the value is what is to be compared.
     pub(crate) fn run(&mut self, op: &Op) -> String {
-        self.run_contexts(op)
+        let said = self
+            .run_contexts(op)
             .or_else(|| self.run_streams(op))
             .or_else(|| self.run_memory(op))
             .or_else(|| self.run_vmm(op))
             .or_else(|| self.run_work(op))
             .or_else(|| self.run_graphs(op))
             .or_else(|| self.run_questions(op))
-            .unwrap_or_else(|| "skipped".to_owned())
+            .unwrap_or_else(|| "skipped".to_owned());
+        let made = self.made;
+        for memory in self.memories.iter_mut().flatten().filter(|memory| memory.gone && memory.freed_at == 0)
+        {
+            memory.freed_at = made;
+        }
+        said
     }
 
     /// The slot of the calling thread's context.

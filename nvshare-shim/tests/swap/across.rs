@@ -32,14 +32,17 @@ fn holds(contexts: &[CUcontext; 2], far: CUdeviceptr, value: u8) -> bool {
 }
 
 fn rows(from: CUdeviceptr, to: CUdeviceptr) -> sys::CUDA_MEMCPY2D {
-    // SAFETY: all zero is a valid value of this plain struct.
-    let mut copy: sys::CUDA_MEMCPY2D = unsafe { std::mem::zeroed() };
-    copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-    copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-    (copy.srcDevice, copy.dstDevice) = (from, to);
-    (copy.srcPitch, copy.dstPitch) = (BYTES / 4, BYTES / 4);
-    (copy.WidthInBytes, copy.Height) = (BYTES / 4, 4);
-    copy
+    let mut copy = std::mem::MaybeUninit::<sys::CUDA_MEMCPY2D>::zeroed();
+    let at = copy.as_mut_ptr();
+    // SAFETY: zero is a valid value of all fields but the two kinds, which are set.
+    unsafe {
+        (*at).srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+        (*at).dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+        ((*at).srcDevice, (*at).dstDevice) = (from, to);
+        ((*at).srcPitch, (*at).dstPitch) = (BYTES / 4, BYTES / 4);
+        ((*at).WidthInBytes, (*at).Height) = (BYTES / 4, 4);
+        copy.assume_init()
+    }
 }
 
 pub(crate) fn role() {
@@ -62,7 +65,10 @@ pub(crate) fn role() {
         ("cuMemcpyPeerAsync", 7, &|stream| {
             cu!(cuMemcpyPeerAsync(far, contexts[1], near, contexts[0], BYTES, stream));
         }),
-        ("cuMemcpy2D", 7, &|_| cu!(cuMemcpy2D_v2(std::ptr::from_ref(&rows(near, far))))),
+        ("cuMemcpy2D", 7, &|_| {
+            let copy = rows(near, far);
+            cu!(cuMemcpy2D_v2(&raw const copy));
+        }),
         ("cuMemcpyHtoD", 9, &|_| write(far, &host)),
         ("cuMemcpyHtoDAsync", 9, &|stream| {
             cu!(cuMemcpyHtoDAsync_v2(far, host.as_ptr().cast(), BYTES, stream));
