@@ -1,6 +1,7 @@
 //! What the uprobes saw, as the observer tells the conductor. Observations may be lost or late: they help to choose and
 //! never carry an obligation.
 
+use nvshare_common::event::Loss;
 use nvshare_common::probe::Call;
 use nvshare_common::units::{Bytes, DevicePtr, DeviceRange};
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,15 @@ pub struct Counts {
     pub engine: [u64; Call::COUNT],
 }
 
+/// A context of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Context {
+    /// The primary one of a device, by the application's number for it.
+    Primary(u32),
+    /// One of its own, by its handle.
+    Own(u64),
+}
+
 /// One thing that was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
@@ -43,14 +53,16 @@ pub enum Observation {
     Activity {
         /// Who.
         process: Process,
-        /// All its calls so far.
-        counts: Counts,
+        /// All its calls so far. Apart, since all others are much smaller.
+        counts: Box<Counts>,
         /// Its application's last observed call.
         last_call: Moment,
         /// Its application's last launch of a kernel or graph.
         last_launch: Moment,
-        /// Records about it that were lost so far: if any, what is known of its memory is inexact.
-        lost: u64,
+        /// Records about it that were lost so far, by [`Loss`]: if any, what is known of its memory is inexact.
+        lost: [u64; Loss::COUNT],
+        /// It has been observed since it began, and in full.
+        whole: bool,
     },
     /// The application allocated memory ([`Call::Alloc`], [`Call::AllocAsync`] or [`Call::AllocManaged`]).
     Allocated {
@@ -68,12 +80,39 @@ pub enum Observation {
         /// The address it got.
         address: DevicePtr,
     },
+    /// The application created a physical handle on a device.
+    Created {
+        /// Who.
+        process: Process,
+        /// The handle it got.
+        handle: u64,
+        /// How much memory it is.
+        bytes: Bytes,
+        /// On which device, by the application's number for it.
+        device: u32,
+    },
+    /// The application got one more reference to a handle.
+    Retained {
+        /// Who.
+        process: Process,
+        /// The handle.
+        handle: u64,
+    },
+    /// The application gave back one reference to a handle.
+    Released {
+        /// Who.
+        process: Process,
+        /// The handle.
+        handle: u64,
+    },
     /// A piece of address space got physical memory (under the shim: an extent became resident).
     Mapped {
         /// Who.
         process: Process,
         /// Where.
         range: DeviceRange,
+        /// Which.
+        handle: u64,
     },
     /// A piece of address space lost its physical memory.
     Unmapped {
@@ -118,10 +157,26 @@ pub enum Observation {
         /// Bytes moved to the host.
         to_host: Bytes,
     },
-    /// A context of the process, and everything in it, went away.
-    ContextDestroyed {
+    /// The process made a context, or took a reference to a device's primary one.
+    ContextMade {
         /// Who.
         process: Process,
+        /// Which.
+        context: Context,
+    },
+    /// The process ended a context, or gave back a reference to a device's primary one.
+    ContextEnded {
+        /// Who.
+        process: Process,
+        /// Which.
+        context: Context,
+    },
+    /// A device's primary context lost everything in it; its references stay.
+    ContextReset {
+        /// Who.
+        process: Process,
+        /// The device, by the application's number for it.
+        device: u32,
     },
     /// The process replaced its program: what was known of its memory is void.
     Exec {
@@ -150,6 +205,9 @@ pub struct Health {
     pub records: u64,
     /// Records that were lost, of all processes, known and unknown.
     pub lost: u64,
+    /// The same by [`Loss`].
+    #[serde(default)]
+    pub losses: [u64; Loss::COUNT],
     /// Calls by processes for which there was no slot.
     pub unattributed: u64,
     /// The first look at all processes is done.
@@ -190,6 +248,9 @@ pub struct Attachment {
     pub means: String,
     /// Why nothing is attached, if so.
     pub problem: Option<String>,
+    /// A line for each observed function: its name, where in the file the probe is, what stands there.
+    #[serde(default)]
+    pub places: String,
 }
 
 #[cfg(test)]

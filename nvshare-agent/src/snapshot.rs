@@ -372,9 +372,15 @@ pub struct Foreign {
     pub measured: Bytes,
     /// Device memory it allocated and has not freed, as far as it was seen.
     pub allocated: Bytes,
-    /// The same for managed memory.
+    /// The same by device, by the process's own numbers for them; `?` where that is not known.
+    #[serde(default)]
+    pub by_device: BTreeMap<String, Bytes>,
+    /// Device memory freed in a stream's order, that its pools may keep: at most this much.
+    #[serde(default)]
+    pub pooled: Bytes,
+    /// The same as `allocated` for managed memory.
     pub managed: Bytes,
-    /// Records about it were lost, so that the figures are inexact.
+    /// Records about it were lost, or it is older than the observer, so that the figures are inexact.
     pub inexact: bool,
     /// For how long it has launched nothing.
     pub idle_seconds: f64,

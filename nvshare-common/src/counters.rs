@@ -13,8 +13,8 @@ pub const PAGE_BYTES: usize = 4096;
 /// How many devices one client can use under nvshare: more than any node has cards. Further ones run unmanaged.
 pub const MAX_DEVICES: usize = 32;
 
-/// Driver calls by [`Call`]: index `call as usize`.
-pub type CallCounts = [AtomicU64; Call::COUNT];
+/// Driver calls by [`Call`], of those that are compared: index `call as usize`.
+pub type CallCounts = [AtomicU64; Call::COMPARED];
 
 /// The layout of the page. All zero is a valid, empty page.
 #[repr(C)]
@@ -87,8 +87,8 @@ impl Counters {
     /// An empty page.
     pub const fn new() -> Counters {
         Counters {
-            application: [const { AtomicU64::new(0) }; Call::COUNT],
-            engine: [const { AtomicU64::new(0) }; Call::COUNT],
+            application: [const { AtomicU64::new(0) }; Call::COMPARED],
+            engine: [const { AtomicU64::new(0) }; Call::COMPARED],
             waiting: AtomicU64::new(0),
             devices: [const { DeviceCounters::new() }; MAX_DEVICES],
             door: AtomicU64::new(0),
@@ -113,9 +113,11 @@ impl Counters {
         None
     }
 
-    /// All calls counted so far: the application's, then the engine's.
+    /// All calls counted so far: the application's, then the engine's. Those that are not compared are 0.
     pub fn calls(&self) -> ([u64; Call::COUNT], [u64; Call::COUNT]) {
-        let read = |counts: &CallCounts| std::array::from_fn(|index| counts[index].load(Ordering::Acquire));
+        let read = |counts: &CallCounts| {
+            std::array::from_fn(|index| counts.get(index).map_or(0, |count| count.load(Ordering::Acquire)))
+        };
         (read(&self.application), read(&self.engine))
     }
 

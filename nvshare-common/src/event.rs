@@ -3,19 +3,66 @@
 //!
 //! Everything is plain words of 8 bytes, all zero valid, without padding; [`Record::decode`] needs no unsafe code.
 
-use crate::probe::Call;
+use crate::probe::{Call, Manner};
 
 /// How many processes can be observed at once. Slot 0 is nobody's: see [`Slot`].
 pub const SLOTS: usize = 4096;
+/// Behind the slots of processes come those of groups: what one container may take of slots and records is counted
+/// there. A group is a cgroup; several may share a place.
+pub const GROUPS: usize = 512;
+/// No group has more slots.
+pub const SLOTS_OF_GROUP: u64 = SLOTS as u64 / 4;
 /// The size of the ring buffer of records.
 pub const RING_BYTES: u32 = 4 << 20;
 /// How many of a sampled launch's parameters are read.
 pub const SAMPLED_PARAMETERS: usize = 8;
 
+/// Records are admitted by windows of so many nanoseconds, as a power of two: 134 ms.
+pub const WINDOW_SHIFT: u32 = 27;
+/// No process writes more records in a window; more are lost. That is 60,000 a second.
+pub const RECORDS_OF_PROCESS: u64 = 8192;
+/// No group does. The ring holds three times as many.
+pub const RECORDS_OF_GROUP: u64 = 16_384;
+
+/// How a record can be lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Loss {
+    /// There was no room in the ring buffer.
+    Full = 0,
+    /// The process, or its group, had written too many.
+    Throttled = 1,
+    /// A call returned of which no entry was kept: it began before it was observed, or there was no room.
+    Unmatched = 2,
+    /// The call's result is needed, and returns are not observed on this kernel.
+    Unfollowed = 3,
+}
+
+impl Loss {
+    /// How many ways there are.
+    pub const COUNT: usize = 4;
+
+    /// All, in the order of their values.
+    pub const ALL: [Loss; Loss::COUNT] = [Loss::Full, Loss::Throttled, Loss::Unmatched, Loss::Unfollowed];
+
+    /// As a metric label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Loss::Full => "full",
+            Loss::Throttled => "throttled",
+            Loss::Unmatched => "unmatched",
+            Loss::Unfollowed => "unfollowed",
+        }
+    }
+}
+
 /// The counts of one process, in an array that the agent maps; a plain word each, added to atomically.
 ///
 /// Slot 0 holds what could be charged to nobody: calls of processes that got no slot (the table was full) and their
-/// lost records. Its `tgid` counts the slots handed out so far, so that the agent looks for new ones only when it moves.
+/// lost records. Its `tgid` counts the slots handed out so far, so that the agent looks for new ones only when it moves;
+/// its `first` is 1 while the agent sleeps: the next call wakes it by a [`Kind::Wake`].
+///
+/// In a group's slot `first` counts the slots its processes have; `window` and `taken` are as in others.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slot {
@@ -27,19 +74,27 @@ pub struct Slot {
     pub last: u64,
     /// When an application thread last launched a kernel or a graph.
     pub last_launch: u64,
-    /// Records that did not fit into the ring buffer, or whose call could not be followed to its return.
-    pub lost: u64,
     /// When the process replaced itself by another program (`execve`); 0 if it did not. Nothing is counted here after.
     pub ended: u64,
+    /// The slot of its group.
+    pub group: u64,
+    /// The thread, by its id, that was found to be one of the application's last.
+    pub thread: u64,
+    /// The window in which records were admitted last.
+    pub window: u64,
+    /// How many were asked for in it.
+    pub taken: u64,
+    /// Lost records by [`Loss`].
+    pub lost: [u64; Loss::COUNT],
     /// Calls by application threads, by [`Call`].
     pub application: [u64; Call::COUNT],
     /// Calls by the shim's own threads, by [`Call`].
     pub engine: [u64; Call::COUNT],
     /// Up to a multiple of a cache line, so that processes do not share one.
-    pub spare: [u64; 4],
+    pub spare: [u64; 3],
 }
 
-const _: () = assert!(size_of::<Slot>() == 320);
+const _: () = assert!(size_of::<Slot>() == 512);
 
 /// What a probe was attached to, packed into its cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,9 +107,22 @@ impl Cookie {
     /// The function names a place by `CUmemLocation`, not by a device's number.
     pub const LOCATED: u64 = 1 << 9;
 
-    /// For `call` with arguments of `shape`; `flags` are [`Cookie::FOLLOWED`] and [`Cookie::LOCATED`].
-    pub const fn new(call: Call, shape: Shape, flags: u64) -> Cookie {
-        Cookie(call as u64 | flags | (shape as u64) << 16)
+    /// The call's result is needed: where it is not followed, its record is a lost one.
+    pub const WANTED: u64 = 1 << 10;
+
+    /// For `call` with arguments of `shape`, made in a `manner`; `flags` are those above.
+    pub const fn new(call: Call, shape: Shape, manner: Manner, flags: u64) -> Cookie {
+        Cookie(call as u64 | flags | (shape as u64) << 16 | (manner as u64) << 24)
+    }
+
+    /// The number of the manner.
+    pub const fn manner(self) -> u64 {
+        self.0 >> 24 & 0xff
+    }
+
+    /// See [`Cookie::WANTED`].
+    pub const fn wanted(self) -> bool {
+        self.0 & Cookie::WANTED != 0
     }
 
     /// The index of the call's counters; below [`Call::COUNT`] in every cookie made by [`Cookie::new`].
@@ -98,6 +166,8 @@ pub enum Shape {
     LaunchStack = 6,
     /// A launch whose array of parameters is the third argument.
     LaunchThird = 7,
+    /// `(out *handle, second, third, fourth)`.
+    OutRest = 8,
 }
 
 /// What a [`Record`] tells.
@@ -112,13 +182,15 @@ pub enum Kind {
     Exec = 2,
     /// The first thread of a process with a slot ended. Others may still run.
     Exit = 3,
+    /// The agent slept, and somebody made a call.
+    Wake = 4,
 }
 
 /// One record of the ring buffer.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Record {
-    /// [`Kind`] in the lowest byte, the [`Call`] in the next, flags in the third.
+    /// [`Kind`] in the lowest byte, the [`Call`] in the next, flags in the third, the [`Manner`] in the fourth.
     pub head: u64,
     /// Process in the upper, thread in the lower half.
     pub tgid_tid: u64,
@@ -130,7 +202,7 @@ pub struct Record {
     pub result: u64,
     /// The address, handle or context it is about; the function for a launch.
     pub address: u64,
-    /// Bytes.
+    /// Bytes; of a primary context, its device.
     pub bytes: u64,
     /// `cuMemMap`: the offset; prefetch: device or location; advise: the advice; create: the location's type in the
     /// lower half, its id in the upper.
@@ -177,12 +249,19 @@ impl Record {
 
     /// What it tells.
     pub fn kind(&self) -> Option<Kind> {
-        [Kind::Call, Kind::Launch, Kind::Exec, Kind::Exit].get((self.head & 0xff) as usize).copied()
+        [Kind::Call, Kind::Launch, Kind::Exec, Kind::Exit, Kind::Wake]
+            .get((self.head & 0xff) as usize)
+            .copied()
     }
 
     /// Which call it is about; meaningful for [`Kind::Call`] and [`Kind::Launch`].
     pub fn call(&self) -> Option<Call> {
         Call::ALL.get((self.head >> 8 & 0xff) as usize).copied()
+    }
+
+    /// In which manner it was made.
+    pub fn manner(&self) -> Option<Manner> {
+        Manner::ALL.get((self.head >> 24 & 0xff) as usize).copied()
     }
 
     /// Whether the shim's own thread made the call.
@@ -229,7 +308,8 @@ mod tests {
     fn a_cookie_gives_back_its_parts() {
         for call in Call::ALL {
             let followed = if call == Call::Alloc { Cookie::FOLLOWED } else { 0 };
-            let cookie = Cookie::new(call, Shape::LaunchThird, followed);
+            let cookie = Cookie::new(call, Shape::LaunchThird, Manner::Import, followed);
+            assert_eq!(cookie.manner(), Manner::Import as u64);
             assert_eq!(cookie.call(), call as usize);
             assert_eq!(cookie.shape(), Shape::LaunchThird as u64);
             assert_eq!(cookie.followed(), call == Call::Alloc);

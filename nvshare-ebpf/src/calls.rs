@@ -9,12 +9,12 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LruHashMap, RingBuf};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use aya_ebpf::{EbpfContext, Global};
-use nvshare_common::event::{Cookie, Kind, RING_BYTES, Record, SAMPLED_PARAMETERS, Shape};
+use nvshare_common::event::{Cookie, Kind, Loss, RING_BYTES, Record, SAMPLED_PARAMETERS, Shape};
 use nvshare_common::probe::{Call, ENGINE_THREAD_PREFIX};
 
-use crate::slots;
+use crate::slots::{self, Shared};
 
-/// One launch in this many is sampled with its parameters; 0: none.
+/// One launch in this many, by chance, is sampled with its parameters; 0: none.
 #[unsafe(no_mangle)]
 static SAMPLE_EVERY: Global<u32> = Global::new(64);
 
@@ -31,13 +31,20 @@ const WAKE_AT: u64 = RING_BYTES as u64 / 8;
 struct Entered {
     cookie: u64,
     flags_slot: u64,
-    time: u64,
     arguments: [u64; 4],
 }
 
-/// Threads inside a followed call. Calls that never return (their threads were killed inside) make room for new ones.
+/// One call in flight: calls can be nested, and each has its own place on its thread's stack.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct InFlight {
+    thread: u64,
+    stack: u64,
+}
+
+/// Followed calls. Those that never return (their threads were killed inside) make room for new ones.
 #[map]
-static FOLLOWED: LruHashMap<u64, Entered> = LruHashMap::with_max_entries(16 * 1024, 0);
+static FOLLOWED: LruHashMap<InFlight, Entered> = LruHashMap::with_max_entries(16 * 1024, 0);
 
 const LAUNCH: usize = Call::Launch as usize;
 const GRAPH_LAUNCH: usize = Call::GraphLaunch as usize;
@@ -52,56 +59,61 @@ pub fn entered(ctx: &ProbeContext) {
     let thread = bpf_get_current_pid_tgid();
     let index = slots::find_or_claim(ctx, (thread >> 32) as u32);
     let Some(slot) = slots::get(index) else { return };
-    // SAFETY: helper without arguments.
-    let time = unsafe { bpf_ktime_get_ns() };
 
     let arguments = arguments(ctx);
-    let engine = is_engine();
+    let engine = is_engine(slot, thread);
     if engine {
         slot.engine[call].add(1);
     } else {
         let before = slot.application[call].load();
         slot.application[call].add(1);
+        let time = now();
         slot.last.store(time);
         if call == LAUNCH || call == GRAPH_LAUNCH {
             slot.last_launch.store(time);
         }
-        let every = u64::from(SAMPLE_EVERY.load());
-        if call == LAUNCH && every != 0 && before % every == 0 {
+        if call == LAUNCH && chosen(before) {
             sample(ctx, cookie, arguments, index, thread, time);
         }
     }
+    slots::if_asleep(|| {
+        let record = Record { head: Record::head(Kind::Wake, 0, 0), ..Record::default() };
+        emit_head(index, &record, u64::from(BPF_RB_FORCE_WAKEUP));
+    });
     if cookie.shape() == Shape::Counted as u64 || call == LAUNCH {
         return;
     }
-    let mut flags = if engine { Record::ENGINE } else { 0 };
+    let mut flags = if engine { Record::ENGINE } else { 0 } | cookie.manner() << 24;
     if cookie.located() {
         flags |= Record::LOCATED;
     }
-    let entered = Entered { cookie: cookie.0, flags_slot: flags | u64::from(index) << 32, time, arguments };
+    let entered = Entered { cookie: cookie.0, flags_slot: flags | u64::from(index) << 32, arguments };
     if cookie.followed() {
-        if FOLLOWED.insert(thread, entered, 0).is_err() {
-            slots::lost(index);
+        let place = InFlight { thread, stack: stack(ctx.regs) };
+        if FOLLOWED.insert(place, entered, 0).is_err() {
+            slot.lost[Loss::Unmatched as usize].add(1);
         }
     } else {
+        if cookie.wanted() {
+            slot.lost[Loss::Unfollowed as usize].add(1);
+        }
         describe(thread, &entered, NOT_FOLLOWED);
     }
 }
 
 pub fn returned(ctx: &RetProbeContext) {
     let thread = bpf_get_current_pid_tgid();
-    // SAFETY: only this thread writes or removes the entry of this thread.
-    let Some(entered) = (unsafe { FOLLOWED.get(thread) }).copied() else {
-        // The call began before its function was observed.
+    let place = InFlight { thread, stack: stack(ctx.regs).wrapping_sub(RETURN_ADDRESS) };
+    // SAFETY: only this thread writes or removes the entries of this thread.
+    let Some(entered) = (unsafe { FOLLOWED.get(place) }).copied() else {
+        // The call began before its function was observed, or made room for others.
+        if let Some(slot) = slots::find((thread >> 32) as u32).and_then(slots::get) {
+            slot.lost[Loss::Unmatched as usize].add(1);
+        }
         return;
     };
-    let _ = FOLLOWED.remove(thread);
+    let _ = FOLLOWED.remove(place);
     describe(thread, &entered, u64::from(ctx.ret::<u32>()));
-}
-
-/// Forgets a thread that will not return.
-pub fn forget(thread: u64) {
-    let _ = FOLLOWED.remove(thread);
 }
 
 /// No result is known. (An `Option` would pass an uninitialised register, which the verifier refuses.)
@@ -110,6 +122,12 @@ const NOT_FOLLOWED: u64 = u64::MAX;
 fn describe(thread: u64, entered: &Entered, result: u64) {
     let cookie = Cookie(entered.cookie);
     let index = (entered.flags_slot >> 32) as u32;
+    let time = now();
+    let Some(slot) = slots::get(index) else { return };
+    if !slots::admits(slot, time) {
+        slot.lost[Loss::Throttled as usize].add(1);
+        return;
+    }
     let mut flags = entered.flags_slot & 0xffff_ffff;
     let [first, second, third, fourth] = entered.arguments;
     let (mut address, mut bytes, mut detail, mut further) = (0, 0, 0, 0);
@@ -133,6 +151,11 @@ fn describe(thread: u64, entered: &Entered, result: u64) {
             address = read_user(first);
             bytes = read_user(second).wrapping_mul(fourth);
         }
+    } else if shape == Shape::OutRest as u64 {
+        (bytes, detail, further) = (second, third, fourth);
+        if done {
+            address = read_user(first);
+        }
     } else if shape == Shape::Address as u64 {
         address = first;
     } else {
@@ -141,7 +164,7 @@ fn describe(thread: u64, entered: &Entered, result: u64) {
     let record = Record {
         head: Record::head(Kind::Call, cookie.call(), flags),
         tgid_tid: thread,
-        time: entered.time,
+        time,
         slot: u64::from(index),
         result: if result == NOT_FOLLOWED { 0 } else { result },
         address,
@@ -150,10 +173,29 @@ fn describe(thread: u64, entered: &Entered, result: u64) {
         further,
         parameters: [0; SAMPLED_PARAMETERS],
     };
-    emit_head(index, &record);
+    emit_head(index, &record, wake());
+}
+
+/// Whether a launch is sampled: by a number that looks like chance, so that programs with as many launches a step as
+/// there are between two samples are not always seen at the same one.
+fn chosen(launch: u64) -> bool {
+    let every = u64::from(SAMPLE_EVERY.load());
+    let mixed = (launch.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).wrapping_mul(0x85eb_ca6b) & 0xffff_ffff;
+    every != 0 && mixed.wrapping_mul(every) >> 32 == 0
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`. (The clock's last tick would be cheaper, but these programs may not ask for it.)
+fn now() -> u64 {
+    // SAFETY: helper without arguments.
+    unsafe { bpf_ktime_get_ns() }
 }
 
 fn sample(ctx: &ProbeContext, cookie: Cookie, arguments: [u64; 4], index: u32, thread: u64, time: u64) {
+    let Some(slot) = slots::get(index) else { return };
+    if !slots::admits(slot, time) {
+        slot.lost[Loss::Throttled as usize].add(1);
+        return;
+    }
     let [first, second, third, _] = arguments;
     let (array, function) = if cookie.shape() == Shape::LaunchThird as u64 {
         (third, second)
@@ -180,30 +222,39 @@ fn sample(ctx: &ProbeContext, cookie: Cookie, arguments: [u64; 4], index: u32, t
         *parameter = read_user(place);
     }
     if RECORDS.output::<Record>(&record, wake()).is_err() {
-        slots::lost(index);
+        slots::lost(index, Loss::Full);
     }
 }
 
 /// Writes a record without its parameters.
-pub fn emit_head(index: u32, record: &Record) {
+pub fn emit_head(index: u32, record: &Record, wake: u64) {
     // SAFETY: the record begins with these words; all of it is initialised and without padding.
     let head = unsafe { &*core::ptr::from_ref(record).cast::<[u64; Record::HEAD_BYTES / 8]>() };
-    if RECORDS.output::<[u64; Record::HEAD_BYTES / 8]>(head, wake()).is_err() {
-        slots::lost(index);
+    if RECORDS.output::<[u64; Record::HEAD_BYTES / 8]>(head, wake).is_err() {
+        slots::lost(index, Loss::Full);
     }
 }
 
-fn wake() -> u64 {
+/// Whether the reader is to be woken for one more record.
+pub fn wake() -> u64 {
     let waiting = RECORDS.query(u64::from(BPF_RB_AVAIL_DATA));
     u64::from(if waiting >= WAKE_AT { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP })
 }
 
-/// Whether the current thread is one of the shim's.
-fn is_engine() -> bool {
+/// Whether the current thread is one of the shim's. Its name is only asked for when another thread called before.
+fn is_engine(slot: &Shared, thread: u64) -> bool {
     const PREFIX: u64 = u64::from_ne_bytes(*ENGINE_THREAD_PREFIX);
+    let thread = thread & 0xffff_ffff;
+    if slot.thread.load() == thread {
+        return false;
+    }
     let Ok(name) = bpf_get_current_comm() else { return false };
     // SAFETY: the name has 16 bytes, any alignment will do.
-    unsafe { name.as_ptr().cast::<u64>().read_unaligned() == PREFIX }
+    let engine = unsafe { name.as_ptr().cast::<u64>().read_unaligned() == PREFIX };
+    if !engine {
+        slot.thread.store(thread);
+    }
+    engine
 }
 
 /// A word of the process, 0 where there is none.
@@ -234,18 +285,37 @@ fn arguments(ctx: &ProbeContext) -> [u64; 4] {
     unsafe { (&raw const (*ctx.regs).regs).cast::<[u64; 4]>().read_volatile() }
 }
 
+/// By how much the stack has shrunk when a function has returned: by the address to which it did.
+#[cfg(bpf_target_arch = "x86_64")]
+const RETURN_ADDRESS: u64 = 8;
+
+/// Nothing: the address is in a register.
+#[cfg(bpf_target_arch = "aarch64")]
+const RETURN_ADDRESS: u64 = 0;
+
+/// The stack pointer.
+#[cfg(bpf_target_arch = "x86_64")]
+fn stack(regs: *mut aya_ebpf::bindings::pt_regs) -> u64 {
+    // SAFETY: the registers are those of a program's context.
+    unsafe { (*regs).rsp }
+}
+
+/// The stack pointer.
+#[cfg(bpf_target_arch = "aarch64")]
+fn stack(regs: *mut aya_ebpf::bindings::pt_regs) -> u64 {
+    // SAFETY: the registers are those of a program's context.
+    unsafe { (*regs).sp }
+}
+
 /// The n-th argument on the stack. Probes sit where the stack pointer is still that of the entry.
 #[cfg(bpf_target_arch = "x86_64")]
 fn stack_argument(ctx: &ProbeContext, n: u64) -> u64 {
-    // SAFETY: the registers are those of this program's context. The return address lies below the arguments.
-    let stack = unsafe { (*ctx.regs).rsp };
-    read_user(stack.wrapping_add(8 + 8 * n))
+    // The return address lies below the arguments.
+    read_user(stack(ctx.regs).wrapping_add(RETURN_ADDRESS + 8 * n))
 }
 
 /// The n-th argument on the stack, behind eight in registers where x86 has six.
 #[cfg(bpf_target_arch = "aarch64")]
 fn stack_argument(ctx: &ProbeContext, n: u64) -> u64 {
-    // SAFETY: the registers are those of this program's context.
-    let stack = unsafe { (*ctx.regs).sp };
-    read_user(stack.wrapping_add(8 * n.saturating_sub(2)))
+    read_user(stack(ctx.regs).wrapping_add(8 * n.saturating_sub(2)))
 }

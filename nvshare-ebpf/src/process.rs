@@ -16,11 +16,15 @@ pub fn replaced() {
 /// The end of a first thread is only a hint: others may still run. The agent asks the process's descriptor.
 pub fn thread_ended() {
     let thread = bpf_get_current_pid_tgid();
-    calls::forget(thread);
     let tgid = (thread >> 32) as u32;
-    if tgid == thread as u32
-        && let Some(slot) = slots::find(tgid)
+    let Some(slot) = slots::find(tgid) else { return };
+    if let Some(place) = slots::get(slot)
+        && place.thread.load() == thread & 0xffff_ffff
     {
+        // Its number may be an engine's next.
+        place.thread.store(0);
+    }
+    if tgid == thread as u32 {
         tell(Kind::Exit, thread, slot);
     }
 }
@@ -34,5 +38,5 @@ fn tell(kind: Kind, thread: u64, slot: u32) {
         slot: u64::from(slot),
         ..Record::default()
     };
-    calls::emit_head(slot, &record);
+    calls::emit_head(slot, &record, calls::wake());
 }

@@ -1,20 +1,23 @@
 //! The slots: one per process, in an array that the agent maps and reads without system calls.
 //!
 //! Free slots wait in a queue, filled by the agent. A process takes one at its first call; the agent gives it back
-//! after the process died and its counts were read for the last time.
+//! after the process died and its counts were read for the last time. What a group of processes (a container's) has is
+//! counted behind the slots, so that none takes them all.
 
 use core::cell::UnsafeCell;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, Queue};
 use aya_log_ebpf::warn;
-use nvshare_common::event::{SLOTS as COUNT, Slot};
+use nvshare_common::event::{
+    GROUPS, Loss, RECORDS_OF_GROUP, RECORDS_OF_PROCESS, SLOTS as COUNT, SLOTS_OF_GROUP, Slot, WINDOW_SHIFT,
+};
 
 #[map]
-static SLOTS: Array<Slot> = Array::with_max_entries(COUNT as u32, BPF_F_MMAPABLE);
+static SLOTS: Array<Slot> = Array::with_max_entries((COUNT + GROUPS) as u32, BPF_F_MMAPABLE);
 
 /// Slots nobody uses.
 #[map]
@@ -41,23 +44,88 @@ pub fn find_or_claim(ctx: &impl EbpfContext, tgid: u32) -> u32 {
     }
 }
 
+/// Pods and services stand at this depth below the root; what they make below belongs to them.
+const LEVEL: i32 = 3;
+/// The cgroup of everybody where they are of the first version: nobody's quota then.
+const ROOT: u64 = 1;
+
+/// The slot of the current process's group; 0 if it has none.
+fn group() -> u32 {
+    // SAFETY: helper with a plain number.
+    let mut id = unsafe { bpf_get_current_ancestor_cgroup_id(LEVEL) };
+    if id == 0 {
+        // SAFETY: helper without arguments.
+        id = unsafe { bpf_get_current_cgroup_id() };
+    }
+    if id <= ROOT {
+        return NOBODY;
+    }
+    let mixed = id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    COUNT as u32 + (mixed % GROUPS as u64) as u32
+}
+
 #[inline(never)]
 fn claim_free(tgid: u32) -> u32 {
+    let group = group();
+    if let Some(place) = get(group)
+        && group != NOBODY
+    {
+        place.first.add(1);
+        if place.first.load() > SLOTS_OF_GROUP {
+            place.first.subtract(1);
+            return NOBODY;
+        }
+    }
+    let slot = claim_for(tgid, group);
+    if slot == NOBODY
+        && let Some(place) = get(group)
+        && group != NOBODY
+    {
+        place.first.subtract(1);
+    }
+    if slot == NOBODY { find(tgid).unwrap_or(NOBODY) } else { slot }
+}
+
+fn claim_for(tgid: u32, group: u32) -> u32 {
     let Ok(Some(slot)) = FREE.pop() else { return NOBODY };
     if OWNERS.insert(tgid, slot, u64::from(BPF_NOEXIST)).is_err() {
         // Another thread of the process was faster, or the table cannot take it now.
         let _ = FREE.push(slot, 0);
-        return find(tgid).unwrap_or(NOBODY);
+        return NOBODY;
     }
     if let Some(place) = get(slot) {
         // SAFETY: helper without arguments.
         place.first.store(unsafe { bpf_ktime_get_ns() });
+        place.group.store(u64::from(group));
         place.tgid.store(u64::from(tgid));
     }
     if let Some(nobody) = get(NOBODY) {
         nobody.tgid.add(1);
     }
     slot
+}
+
+/// Calls `wake` if the agent sleeps: it does not then.
+pub fn if_asleep(wake: impl FnOnce()) {
+    if let Some(nobody) = get(NOBODY)
+        && nobody.first.load() != 0
+    {
+        nobody.first.store(0);
+        wake();
+    }
+}
+
+/// Whether the process, and its group, may write one more record now.
+pub fn admits(slot: &Shared, time: u64) -> bool {
+    let window = time >> WINDOW_SHIFT;
+    if !slot.admits(window, RECORDS_OF_PROCESS) {
+        return false;
+    }
+    let group = slot.group.load() as u32;
+    match get(group) {
+        Some(place) if group != NOBODY => place.admits(window, RECORDS_OF_GROUP),
+        _ => true,
+    }
 }
 
 fn claim(ctx: &impl EbpfContext, tgid: u32) -> u32 {
@@ -96,6 +164,15 @@ impl Word {
 
     /// Adds, whoever else adds at the same time: programs can be preempted, and a process has many threads.
     pub fn add(&self, more: u64) {
+        self.change(more);
+    }
+
+    /// Takes away, whoever else adds at the same time.
+    pub fn subtract(&self, less: u64) {
+        self.change(less.wrapping_neg());
+    }
+
+    fn change(&self, more: u64) {
         // SAFETY: adds to one valid word and touches no register.
         unsafe {
             core::arch::asm!(
@@ -115,11 +192,27 @@ pub struct Shared {
     pub first: Word,
     pub last: Word,
     pub last_launch: Word,
-    pub lost: Word,
     pub ended: Word,
+    pub group: Word,
+    pub thread: Word,
+    window: Word,
+    taken: Word,
+    pub lost: [Word; Loss::COUNT],
     pub application: [Word; nvshare_common::probe::Call::COUNT],
     pub engine: [Word; nvshare_common::probe::Call::COUNT],
-    spare: [Word; 4],
+    spare: [Word; 3],
+}
+
+impl Shared {
+    /// One more of at most so many in this window. Two threads that both find it new may admit a few more.
+    fn admits(&self, window: u64, most: u64) -> bool {
+        if self.window.load() != window {
+            self.window.store(window);
+            self.taken.store(0);
+        }
+        self.taken.add(1);
+        self.taken.load() <= most
+    }
 }
 
 const _: () = assert!(size_of::<Shared>() == size_of::<Slot>());
@@ -133,9 +226,9 @@ pub fn get(slot: u32) -> Option<&'static Shared> {
 }
 
 /// Notes a record that was lost.
-pub fn lost(slot: u32) {
+pub fn lost(slot: u32, how: Loss) {
     if let Some(place) = get(slot) {
-        place.lost.add(1);
+        place.lost[how as usize].add(1);
     }
 }
 

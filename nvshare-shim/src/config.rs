@@ -31,6 +31,8 @@ pub struct Config {
     pub extent_bytes: Option<u64>,
     /// `NVSHARE_DEBUG_SWAP_EVERY`: swap everything out and in this often; a test tool.
     pub debug_swap_every: Option<Duration>,
+    /// `NVSHARE_DEBUG_SWAP_BY`: a socket by which a test orders swaps; see `link::forced`.
+    pub debug_swap_by: Option<i32>,
     /// `NVSHARE_AGENT_GONE_AFTER`: how long the agent may be away before a stopped client helps itself.
     pub agent_gone_after: Duration,
     /// `NVSHARE_SWAP_BESIDE_DMA`: move memory although a device is open that may use it by DMA (RDMA, GDRCopy).
@@ -45,6 +47,7 @@ impl Default for Config {
             log: Level::Warn,
             extent_bytes: None,
             debug_swap_every: None,
+            debug_swap_by: None,
             agent_gone_after: Duration::from_secs(30),
             swap_beside_dma: false,
         }
@@ -109,6 +112,10 @@ impl Config {
             config.debug_swap_every = Some(parse_duration(value)?);
             Some(())
         });
+        one("NVSHARE_DEBUG_SWAP_BY", "the number of an inherited descriptor, above 2", &mut |value| {
+            config.debug_swap_by = Some(value.parse().ok().filter(|descriptor| *descriptor > 2)?);
+            Some(())
+        });
         one("NVSHARE_AGENT_GONE_AFTER", "a time such as 30s, at least 1ms", &mut |value| {
             config.agent_gone_after = parse_duration(value)?;
             Some(())
@@ -162,6 +169,7 @@ mod tests {
             ("NVSHARE_LOG", "debug"),
             ("NVSHARE_EXTENT_BYTES", "16M"),
             ("NVSHARE_DEBUG_SWAP_EVERY", "50ms"),
+            ("NVSHARE_DEBUG_SWAP_BY", "7"),
             ("NVSHARE_AGENT_GONE_AFTER", "2s"),
             ("NVSHARE_SWAP_BESIDE_DMA", "1"),
         ]);
@@ -174,6 +182,7 @@ mod tests {
                 log: Level::Debug,
                 extent_bytes: Some(16 << 20),
                 debug_swap_every: Some(Duration::from_millis(50)),
+                debug_swap_by: Some(7),
                 agent_gone_after: Duration::from_secs(2),
                 swap_beside_dma: true,
             }
@@ -202,6 +211,7 @@ mod tests {
             ("NVSHARE_EXTENT_BYTES", "99999999999999999999G"),
             ("NVSHARE_DEBUG_SWAP_EVERY", "0ms"),
             ("NVSHARE_DEBUG_SWAP_EVERY", "often"),
+            ("NVSHARE_DEBUG_SWAP_BY", "2"),
         ] {
             let (config, complaints) = read(&[(name, value)]);
             assert_eq!(config, Config::default());

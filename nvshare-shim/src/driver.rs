@@ -1,5 +1,7 @@
-//! The real driver's entry points, each found at its first use by the real `dlsym` in the libcuda that the application
-//! uses. Calls of probed functions are counted before they are made. The functions themselves come from the table.
+//! The real driver's entry points, found by the real `dlsym` in the libcuda that the application uses: all of them before the
+//! shim takes up work, because a look-up takes the loader's lock, which a thread of the application may hold while it waits
+//! at the gate; before that each at its first use. Calls of probed functions are counted before they are made. The functions
+//! themselves come from the table.
 
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr::null_mut;
@@ -45,12 +47,27 @@ impl Driver {
         self.entry(symbol).is_some()
     }
 
+    /// Looks everything up. On a thread of the application's, with the gate open.
+    pub(crate) fn bind(&self) {
+        for symbol in Symbol::ALL {
+            self.entry(*symbol);
+        }
+        // What an old driver does not have is not the application's error.
+        // SAFETY: only clears what is said of this thread's last look-up.
+        unsafe { libc::dlerror() };
+    }
+
     #[cold]
     fn find(&self, symbol: Symbol) -> Option<*mut c_void> {
         let library = self.library();
         if library.is_null() {
             return None;
         }
+        debug_assert!(
+            !crate::start::is_engine(),
+            "{} is looked up by a thread of ours, which waits for the loader's lock there",
+            symbol.name()
+        );
         // SAFETY: `library` is a handle that is never closed, the name a C string.
         let found = unsafe { resolve::real_dlsym(library, symbol.c_name().as_ptr()) };
         self.entries[symbol as usize].store(if found.is_null() { ABSENT } else { found }, Ordering::Release);
@@ -148,7 +165,7 @@ impl Driver {
 }
 
 /// The loaded object that an address lies in.
-struct Object {
+pub(crate) struct Object {
     base: usize,
     path: *const libc::c_char,
 }
@@ -168,6 +185,20 @@ impl Object {
         let found: c_int = unsafe { libc::dladdr(address, &raw mut info) };
         (found != 0 && !info.dli_fname.is_null())
             .then(|| Object { base: info.dli_fbase.addr(), path: info.dli_fname })
+    }
+
+    /// A handle of the library that `address` lies in, to be closed; none for the program itself, whose scope is everybody's.
+    pub(crate) fn open(address: *const c_void) -> Option<*mut c_void> {
+        let object = Object::of(address)?;
+        // SAFETY: the path is that of a loaded object; NOLOAD only adds a reference.
+        let handle = unsafe { resolve::real_dlopen(object.path, libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+        (!handle.is_null()).then_some(handle)
+    }
+
+    /// Whether `address` lies in this library.
+    pub(crate) fn is_ours(address: *const c_void) -> bool {
+        let here = Object::of(Object::is_ours as *const c_void);
+        here.zip(Object::of(address)).is_some_and(|(here, there)| here.base == there.base)
     }
 
     fn is_libcuda(&self) -> bool {

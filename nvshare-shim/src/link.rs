@@ -5,6 +5,7 @@
 
 pub(crate) mod alone;
 mod door;
+mod forced;
 mod session;
 pub(crate) mod sizes;
 mod terms;
@@ -44,8 +45,6 @@ pub(crate) const ROOM_LIMIT: Duration = Duration::from_secs(35);
 const MAY_HAVE_LIMIT: Duration = Duration::from_secs(2);
 /// How often it looks whether a new agent is there.
 const ROOM_PAUSE: Duration = Duration::from_millis(100);
-/// The stall of a drain that nobody asked for (debugging).
-const DEBUG_STALL: Duration = Duration::from_secs(2);
 
 /// Threads wait at the gate and the agent should know.
 static WAITING: AtomicBool = AtomicBool::new(false);
@@ -68,17 +67,7 @@ pub fn start() {
             log::warning!("cannot start the control thread: {error}; running without nvshare's agent");
         }
     }
-    if let Some(every) = config::get().debug_swap_every {
-        let started = threads::engine_thread("debug", move || {
-            loop {
-                std::thread::sleep(every);
-                swap_everything_once();
-            }
-        });
-        if let Err(error) = started {
-            log::warning!("cannot start the debugging thread: {error}");
-        }
-    }
+    forced::start();
 }
 
 /// Sends a message if there is a session; otherwise the next `Hello` will say all.
@@ -449,31 +438,4 @@ fn reclaim(ticket: Ticket, id: DeviceId) {
         release(Some(ticket), id, || device.state().space.give_up_slack(u64::MAX));
     }
     send(&ToAgent::SwapOutDone { ticket, copied: Bytes::ZERO, clean: Bytes::ZERO });
-}
-
-/// `NVSHARE_DEBUG_SWAP_EVERY`: stops the process, swaps everything out and in again.
-fn swap_everything_once() {
-    if session::is_managed() || standing::is_dead() || is_bypassed() || device::all().is_empty() {
-        return;
-    }
-    let held = match standing::hold_back(DEBUG_STALL) {
-        Ok(held) => held,
-        Err(why) => {
-            log::debug!("no forced swap: {why}");
-            return;
-        }
-    };
-    for device in device::all() {
-        let (answer, told) = channel();
-        device.order(Order::Everything(answer));
-        match told.recv() {
-            Ok(Ok(())) => {}
-            // The process ends, most likely.
-            Ok(Err(_)) if standing::is_dead() => return,
-            Ok(Err(why)) => log::warning!("a forced swap-out of {} was not complete: {why}", device.id),
-            Err(_) => return,
-        }
-    }
-    swap::wait_until_resident();
-    drop(held);
 }

@@ -36,8 +36,7 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
     (
         "orders work or asks about it; executes nothing",
         "cuCtxRecordEvent cuCtxWaitEvent cuEventDestroy cuEventDestroy_v2 cuEventElapsedTime \
-         cuEventElapsedTime_v2 cuEventQuery cuEventRecord cuEventRecordWithFlags cuEventRecordWithFlags_ptsz \
-         cuEventRecord_ptsz cuStreamCopyAttributes cuStreamCopyAttributes_ptsz cuStreamGetAttribute \
+         cuEventElapsedTime_v2 cuEventQuery cuStreamCopyAttributes cuStreamCopyAttributes_ptsz cuStreamGetAttribute \
          cuStreamGetAttribute_ptsz cuStreamGetCaptureInfo cuStreamGetCaptureInfo_ptsz cuStreamGetCaptureInfo_v2 \
          cuStreamGetCaptureInfo_v2_ptsz cuStreamGetCaptureInfo_v3 cuStreamGetCaptureInfo_v3_ptsz cuStreamGetCtx \
          cuStreamGetCtx_ptsz cuStreamGetCtx_v2 cuStreamGetCtx_v2_ptsz cuStreamGetDevice cuStreamGetDevice_ptsz \
@@ -164,7 +163,7 @@ mod tests {
     use std::path::PathBuf;
     use std::process::Command;
 
-    use nvshare_common::probe::PROBES;
+    use nvshare_common::probe::{Call, PROBES};
 
     use super::PASSED_THROUGH;
     use crate::table::{HOOKS, Symbol};
@@ -247,7 +246,7 @@ mod tests {
 
     #[test]
     fn every_probed_function_is_hooked_so_that_its_calls_are_counted() {
-        for probe in PROBES {
+        for probe in PROBES.iter().filter(|probe| (probe.call as usize) < Call::COMPARED) {
             let known = HOOKS.iter().any(|hook| hook.name == probe.symbol);
             assert!(known, "{} is probed but not hooked", probe.symbol);
         }

@@ -8,10 +8,15 @@ use std::ptr::null_mut;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use crate::driver::{Driver, driver};
+use crate::driver::{Driver, Object, driver};
 use crate::nvml;
 use crate::swap::dma;
 use crate::table::{HOOKS, Hook};
+
+pub(crate) mod variants;
+mod weak;
+
+pub(crate) use variants::substitute;
 
 static REAL_DLSYM: AtomicPtr<c_void> = AtomicPtr::new(null_mut());
 static REAL_DLOPEN: AtomicPtr<c_void> = AtomicPtr::new(null_mut());
@@ -108,10 +113,12 @@ fn decide(handle: *mut c_void, name: &CStr, caller: *const c_void) -> Answer {
         };
     }
     let Some(hook) = hook_named(name.to_bytes()) else { return ASK_THE_REAL_ONE };
-    // The next object after the caller: an interposer that stands behind us and wants what is behind it.
-    // And the driver, looking up its own.
-    if handle == libc::RTLD_NEXT || Driver::is_within(caller) {
+    // The driver, looking up its own.
+    if Driver::is_within(caller) {
         return ASK_THE_REAL_ONE;
+    }
+    if handle == libc::RTLD_NEXT {
+        return next_after(name, caller);
     }
     // SAFETY: handle and name are the application's own arguments.
     let bare = unsafe { real_dlsym(handle, name.as_ptr()) };
@@ -119,19 +126,53 @@ fn decide(handle: *mut c_void, name: &CStr, caller: *const c_void) -> Answer {
         return ASK_THE_REAL_ONE;
     }
     if std::ptr::eq(bare, hook.address) {
-        // Our own export, found in the global scope. It answers for a libcuda there; without one there is no such name.
-        // SAFETY: as above; the name is one that we do not export.
-        let global = unsafe { real_dlsym(handle, NEVER_HOOKED.as_ptr()) };
-        if global.is_null() {
-            return Answer { address: std::ptr::null(), decided: 1 };
-        }
-        return Answer { address: hook.address, decided: 1 };
+        return instead_of_ours(hook, beyond_us(name, caller));
     }
     if driver().owns(bare) { Answer { address: hook.address, decided: 1 } } else { ASK_THE_REAL_ONE }
 }
 
-/// A function that every libcuda has and that is in the pass-through list.
-const NEVER_HOOKED: &CStr = c"cuDriverGetVersion";
+/// The next object after the caller: an interposer that stands behind us and wants what is behind it. Where nobody behind us
+/// has the name, and nobody before, what the real one would find is ours only.
+fn next_after(name: &CStr, caller: *const c_void) -> Answer {
+    let Some(hook) = hook_named(name.to_bytes()) else { return ASK_THE_REAL_ONE };
+    // SAFETY: the application's name.
+    let first = unsafe { real_dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    if !std::ptr::eq(first, hook.address) || !beyond_us(name, caller).is_null() {
+        return ASK_THE_REAL_ONE;
+    }
+    Answer { address: std::ptr::null(), decided: 1 }
+}
+
+/// What the application gets where our export was found for it, and without us `found` would have been: nothing, so that
+/// a process without a driver finds none; the hook, for the driver's own; else just that.
+fn instead_of_ours(hook: &Hook, found: *mut c_void) -> Answer {
+    let address = if found.is_null() || !driver().owns(found) { found.cast_const() } else { hook.address };
+    Answer { address, decided: 1 }
+}
+
+/// What a look-up from `caller` that met our export would have met without it: what is behind us, or in the caller's own
+/// scope. Where that is nothing, `dlerror` says so of this very name, as it would.
+fn beyond_us(name: &CStr, caller: *const c_void) -> *mut c_void {
+    // SAFETY: the application's name; this library is the caller, and asks what comes after it.
+    let next = || unsafe { real_dlsym(libc::RTLD_NEXT, name.as_ptr()) };
+    let found = next();
+    if !found.is_null() {
+        return found;
+    }
+    let own = Object::open(caller).map(|library| {
+        // SAFETY: a handle opened just now, and given back.
+        unsafe {
+            let found = real_dlsym(library, name.as_ptr());
+            libc::dlclose(library);
+            found
+        }
+    });
+    match own.filter(|found| !found.is_null() && !Object::is_ours(*found)) {
+        Some(found) => found,
+        // For the error.
+        None => next(),
+    }
+}
 
 /// The hook of that name.
 pub(crate) fn hook_named(name: &[u8]) -> Option<&'static Hook> {
@@ -142,81 +183,6 @@ pub(crate) fn hook_named(name: &[u8]) -> Option<&'static Hook> {
         order
     });
     order.binary_search_by_key(&name, |hook| hook.name.as_bytes()).ok().map(|at| order[at])
-}
-
-/// What the application shall get where the real `cuGetProcAddress` answered `address` to a question for `name`: the
-/// hook whose real function is there, so that all rules about versions and flags are the driver's; else by name, where
-/// the address is that of no exported variant; else the address itself.
-pub(crate) fn substitute(name: &CStr, address: *mut c_void, version: c_int, flags: u64) -> *const c_void {
-    static BY_ADDRESS: OnceLock<Vec<(usize, &'static Hook)>> = OnceLock::new();
-    let by_address = BY_ADDRESS.get_or_init(|| {
-        let mut map: Vec<_> =
-            HOOKS.iter().filter_map(|hook| Some((driver().entry(hook.symbol)?.addr(), hook))).collect();
-        map.sort_unstable_by_key(|(real, _)| *real);
-        map
-    });
-    if let Ok(at) = by_address.binary_search_by_key(&address.addr(), |(real, _)| *real) {
-        return by_address[at].1.address;
-    }
-    by_name(name.to_bytes(), address, version, flags).map_or(address.cast_const(), |hook| hook.address)
-}
-
-/// The per-thread default stream flag of `cuGetProcAddress`.
-const PER_THREAD_DEFAULT_STREAM: u64 = 2;
-
-fn by_name(name: &[u8], address: *mut c_void, version: c_int, flags: u64) -> Option<&'static Hook> {
-    let variants: Vec<&Hook> = HOOKS.iter().filter(|hook| base_name(hook.name).as_bytes() == name).collect();
-    // An address of a variant that is exported and not hooked is the driver's right answer.
-    if variants.is_empty() || exported(name, address) {
-        return None;
-    }
-    let per_thread = flags & PER_THREAD_DEFAULT_STREAM != 0
-        && variants.iter().any(|hook| hook.symbol.per_thread_default());
-    variants
-        .into_iter()
-        .filter(|hook| hook.symbol.per_thread_default() == per_thread && since(hook.name) <= version)
-        .max_by_key(|hook| since(hook.name))
-}
-
-fn exported(name: &[u8], address: *mut c_void) -> bool {
-    ["", "_v2", "_v3", "_v4", "_ptsz", "_ptds", "_v2_ptsz", "_v2_ptds", "_v3_ptsz"].into_iter().any(
-        |suffix| {
-            let mut full = name.to_vec();
-            full.extend(suffix.as_bytes());
-            full.push(0);
-            driver().export(&full) == Some(address)
-        },
-    )
-}
-
-/// A symbol's name without what tells its variants apart.
-fn base_name(symbol: &str) -> &str {
-    let base = symbol.strip_suffix("_ptsz").or_else(|| symbol.strip_suffix("_ptds")).unwrap_or(symbol);
-    let stem = base.trim_end_matches(|c: char| c.is_ascii_digit());
-    match stem.strip_suffix("_v") {
-        Some(name) if stem.len() < base.len() => name,
-        _ => base,
-    }
-}
-
-/// The CUDA version that brought the variant, as `cuGetProcAddress` counts; from the prototypes' type names in NVIDIA's
-/// `cudaTypedefs.h`. Used only for drivers whose answers are not exported symbols.
-fn since(symbol: &str) -> c_int {
-    let base = symbol.strip_suffix("_ptsz").or_else(|| symbol.strip_suffix("_ptds")).unwrap_or(symbol);
-    match base {
-        "cuMemcpyBatchAsync_v2" | "cuMemcpy3DBatchAsync_v2" | "cuCtxSynchronize_v2" => 13000,
-        "cuCtxCreate_v4" => 12050,
-        "cuMemPrefetchAsync_v2" | "cuMemAdvise_v2" => 12020,
-        "cuGetProcAddress_v2" => 12000,
-        name if name.starts_with("cuStream") && name.ends_with("_v2") && name.contains("Value") => 11070,
-        "cuStreamBatchMemOp_v2" => 11070,
-        "cuCtxCreate_v3" => 11040,
-        "cuDevicePrimaryCtxRelease_v2" | "cuDevicePrimaryCtxReset_v2" | "cuGraphInstantiate_v2" => 11000,
-        "cuStreamBeginCapture_v2" => 10010,
-        "cuCtxDestroy_v2" | "cuStreamDestroy_v2" => 4000,
-        name if name.ends_with("_v2") => 3020,
-        _ => 2000,
-    }
 }
 
 /// dlsym(3).
@@ -423,34 +389,5 @@ mod tests {
         assert_eq!(hook_named(b"cuMemAlloc_v2").map(|hook| hook.symbol), Some(Symbol::cuMemAlloc_v2));
         assert!(hook_named(b"cuMemAlloc_v").is_none());
         assert!(hook_named(b"cuDriverGetVersion").is_none());
-    }
-
-    #[test]
-    fn an_address_that_is_exported_nowhere_gets_the_variant_of_its_version_and_flags() {
-        let stranger = std::ptr::without_provenance_mut(0x1234);
-        let chosen = |name: &str, version, flags| {
-            by_name(name.as_bytes(), stranger, version, flags).map(|hook| hook.name)
-        };
-        assert_eq!(chosen("cuMemAlloc", 2000, 0), Some("cuMemAlloc"));
-        assert_eq!(chosen("cuMemAlloc", 12090, 0), Some("cuMemAlloc_v2"));
-        assert_eq!(chosen("cuMemcpyHtoD", 12090, 2), Some("cuMemcpyHtoD_v2_ptds"));
-        assert_eq!(chosen("cuMemPrefetchAsync", 12000, 0), Some("cuMemPrefetchAsync"));
-        assert_eq!(chosen("cuMemPrefetchAsync", 12020, 2), Some("cuMemPrefetchAsync_v2_ptsz"));
-        assert_eq!(chosen("cuLaunchKernel", 12090, 2), Some("cuLaunchKernel_ptsz"));
-        assert_eq!(chosen("cuMemAlloc", 12090, 2), Some("cuMemAlloc_v2"));
-        assert_eq!(chosen("cuDriverGetVersion", 12090, 0), None);
-    }
-
-    #[test]
-    fn variants_share_their_base_name() {
-        for (symbol, base) in [
-            ("cuMemcpyHtoD_v2_ptds", "cuMemcpyHtoD"),
-            ("cuLaunchKernel_ptsz", "cuLaunchKernel"),
-            ("cuCtxCreate_v4", "cuCtxCreate"),
-            ("cuStreamWriteValue32_v2", "cuStreamWriteValue32"),
-            ("cuMemsetD2D32", "cuMemsetD2D32"),
-        ] {
-            assert_eq!(base_name(symbol), base);
-        }
     }
 }

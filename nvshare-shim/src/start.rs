@@ -5,11 +5,12 @@ use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use nvshare_common::probe::ENGINE_THREAD_PREFIX;
 
-use crate::link;
-use crate::{config, counters, gate};
+use crate::driver::driver;
+use crate::{config, counters, drain, gate, link, streams};
 
 const ASLEEP: u8 = 0;
 const ACTIVE: u8 = 1;
@@ -40,7 +41,10 @@ pub(crate) fn first_use() {
             return;
         }
         watch_forks();
+        // Before the gate can be shut: see `engine_thread`.
+        driver().bind();
         gate::prepare();
+        drain::prepare();
         counters::page();
         STATE.store(ACTIVE, Ordering::Release);
         link::start();
@@ -68,7 +72,18 @@ pub fn is_engine() -> bool {
     ENGINE.get()
 }
 
-/// Starts a thread of the shim's own. Its name begins with the prefix by which the uprobes tell it apart; it takes no
+/// Starts a thread of the shim's own.
+///
+/// None of them may ever need what a thread of the application may hold while it waits at the gate, which is anything that
+/// it holds when it calls the driver: above all the loader's lock, inside constructors. So on these threads
+/// - nothing is loaded or looked up (`dlopen`, `dlsym`, `dladdr`): all of the driver is bound before the gate can shut;
+/// - thread-local storage that wants a destructor is touched before the thread begins ([`warm_up`]): glibc takes that lock
+///   to register one. A thread that is held up there has done nothing yet, and nobody waits for it without a limit;
+/// - messages are written with one `write`, never through stdio's locks. (Allocating is fine, unwinding too: nobody calls the
+///   driver inside `malloc`, and the loader's list is not locked while constructors run.)
+/// - and no lock of ours is taken that is held anywhere during a call of the driver.
+///
+/// Its name begins with the prefix by which the uprobes tell it apart; it takes no
 /// signal, so that the application's handlers never run on it.
 pub fn engine_thread(
     name: &str,
@@ -80,8 +95,17 @@ pub fn engine_thread(
     let _blocked = Blocked::all();
     std::thread::Builder::new().name(full).spawn(move || {
         ENGINE.set(true);
+        warm_up();
         run();
     })
+}
+
+/// Uses once what keeps something for each thread: the standard library where it waits, and the driver.
+fn warm_up() {
+    let (_open, never) = std::sync::mpsc::channel::<()>();
+    let _ = never.recv_timeout(Duration::from_millis(1));
+    drop(streams::Relaxed::new());
+    let _ = streams::current_context();
 }
 
 /// All signals blocked in this thread, and in those it starts, until the guard goes.

@@ -30,12 +30,14 @@ pub(crate) struct Hook {
 // SAFETY: the pointer is the address of a function, which is the same for all threads and never written to.
 unsafe impl Sync for Hook {}
 
-/// Under which heading calls of `name` are counted, if any: both sides take it from the table of probes.
+/// Under which heading calls of `name` are counted, if any: both sides take it from the table of probes. Calls that are only
+/// observed have no counter.
 pub(crate) const fn probed(name: &str) -> Option<Call> {
     let mut at = 0;
     while at < PROBES.len() {
         if same(PROBES[at].symbol.as_bytes(), name.as_bytes()) {
-            return Some(PROBES[at].call);
+            let call = PROBES[at].call;
+            return if (call as usize) < Call::COMPARED { Some(call) } else { None };
         }
         at += 1;
     }
@@ -187,7 +189,7 @@ functions! {
     [cuMemGetAddressRange_v2] (pbase: *mut CUdeviceptr, psize: *mut usize, dptr: CUdeviceptr) => questions::address_range(pbase, psize, dptr);
     [cuPointerGetAttribute] (data: *mut c_void, attribute: CEnum, ptr: CUdeviceptr) => questions::attribute(data, attribute, ptr);
     [cuPointerGetAttributes] (numAttributes: u32, attributes: *mut CEnum, data: *mut *mut c_void, ptr: CUdeviceptr) => questions::attributes(numAttributes, attributes, data, ptr);
-    [cuPointerSetAttribute] (value: *const c_void, attribute: CEnum, ptr: CUdeviceptr) => questions::set_attribute(attribute, ptr);
+    [cuPointerSetAttribute] (value: *const c_void, attribute: CEnum, ptr: CUdeviceptr) => questions::set_attribute(value, attribute, ptr);
     // With 32-bit addresses: nothing that runs on a 64-bit machine can use what these return.
     [cuMemAlloc] (dptr: *mut u32, bytesize: u32) => plain::counted();
     [cuMemAllocPitch] (dptr: *mut u32, pPitch: *mut u32, WidthInBytes: u32, Height: u32, ElementSizeBytes: u32) => plain::counted();
@@ -311,7 +313,7 @@ functions! {
     [cuLaunchKernel cuLaunchKernel_ptsz] (f: CUfunction, gridDimX: u32, gridDimY: u32, gridDimZ: u32, blockDimX: u32, blockDimY: u32, blockDimZ: u32, sharedMemBytes: u32, hStream: CUstream, kernelParams: *mut *mut c_void, extra: *mut *mut c_void) => work::launch(hStream);
     [cuLaunchKernelEx cuLaunchKernelEx_ptsz] (config: *const CUlaunchConfig, f: CUfunction, kernelParams: *mut *mut c_void, extra: *mut *mut c_void) => work::launch_ex(config);
     [cuLaunchCooperativeKernel cuLaunchCooperativeKernel_ptsz] (f: CUfunction, gridDimX: u32, gridDimY: u32, gridDimZ: u32, blockDimX: u32, blockDimY: u32, blockDimZ: u32, sharedMemBytes: u32, hStream: CUstream, kernelParams: *mut *mut c_void) => work::launch(hStream);
-    [cuLaunchCooperativeKernelMultiDevice] (launchParamsList: *mut CUDA_LAUNCH_PARAMS, numDevices: u32, flags: u32) => work::launch_blocking();
+    [cuLaunchCooperativeKernelMultiDevice] (launchParamsList: *mut CUDA_LAUNCH_PARAMS, numDevices: u32, flags: u32) => work::launch_list(launchParamsList, numDevices);
     [cuLaunch] (f: CUfunction) => work::launch_blocking();
     [cuLaunchGrid] (f: CUfunction, grid_width: i32, grid_height: i32) => work::launch_blocking();
     [cuLaunchGridAsync] (f: CUfunction, grid_width: i32, grid_height: i32, hStream: CUstream) => work::launch(hStream);
@@ -367,7 +369,7 @@ functions! {
     // Streams and captures.
     [cuStreamCreate] (phStream: *mut CUstream, Flags: u32) => streams::create(phStream);
     [cuStreamCreateWithPriority] (phStream: *mut CUstream, flags: u32, priority: i32) => streams::create(phStream);
-    [cuGreenCtxStreamCreate] (phStream: *mut CUstream, greenCtx: CUgreenCtx, flags: u32, priority: i32) => streams::create(phStream);
+    [cuGreenCtxStreamCreate] (phStream: *mut CUstream, greenCtx: CUgreenCtx, flags: u32, priority: i32) => streams::create_green(phStream);
     [cuStreamDestroy] (hStream: CUstream) => streams::destroy(hStream);
     [cuStreamDestroy_v2] (hStream: CUstream) => streams::destroy(hStream);
     [cuStreamBeginCapture cuStreamBeginCapture_ptsz] (hStream: CUstream) => streams::begin_capture(hStream);
@@ -377,7 +379,9 @@ functions! {
     [cuStreamBeginCaptureToCig cuStreamBeginCaptureToCig_ptsz] (hStream: CUstream, streamCigCaptureParams: *mut c_void) => streams::begin_capture(hStream);
     [cuStreamEndCapture cuStreamEndCapture_ptsz] (hStream: CUstream, phGraph: *mut CUgraph) => streams::end_capture(hStream);
     [cuStreamEndCaptureToCig cuStreamEndCaptureToCig_ptsz] (hStream: CUstream) => streams::end_capture(hStream);
-    [cuStreamWaitEvent cuStreamWaitEvent_ptsz] (hStream: CUstream, hEvent: CUevent, Flags: u32) => streams::wait_event(hStream);
+    [cuStreamWaitEvent cuStreamWaitEvent_ptsz] (hStream: CUstream, hEvent: CUevent, Flags: u32) => streams::wait_event(hStream, hEvent);
+    [cuEventRecord cuEventRecord_ptsz] (hEvent: CUevent, hStream: CUstream) => streams::record_event(hEvent, hStream);
+    [cuEventRecordWithFlags cuEventRecordWithFlags_ptsz] (hEvent: CUevent, hStream: CUstream, flags: u32) => streams::record_event(hEvent, hStream);
 
     // Waiting: not gated, but a client that waits is not idle.
     [cuStreamSynchronize cuStreamSynchronize_ptsz] (hStream: CUstream) => waiting::wait();
@@ -461,13 +465,12 @@ functions! {
     cuCtxGetDevice(device: *mut CUdevice);
     cuCtxGetId(ctx: CUcontext, ctxId: *mut u64);
     cuStreamGetCtx(hStream: CUstream, pctx: *mut CUcontext);
+    cuStreamGetCtx_v2(hStream: CUstream, pCtx: *mut CUcontext, pGreenCtx: *mut CUgreenCtx);
     cuStreamIsCapturing(hStream: CUstream, captureStatus: *mut CEnum);
     cuStreamIsCapturing_ptsz(hStream: CUstream, captureStatus: *mut CEnum);
     cuStreamGetFlags(hStream: CUstream, flags: *mut u32);
     cuStreamQuery(hStream: CUstream);
     cuThreadExchangeStreamCaptureMode(mode: *mut CEnum);
-    cuEventRecord(hEvent: CUevent, hStream: CUstream);
-    cuEventRecord_ptsz(hEvent: CUevent, hStream: CUstream);
     cuEventQuery(hEvent: CUevent);
     cuEventDestroy_v2(hEvent: CUevent);
     cuEventElapsedTime(pMilliseconds: *mut f32, hStart: CUevent, hEnd: CUevent);

@@ -5,10 +5,10 @@ use std::ffi::{CString, c_int, c_long, c_void};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nvshare::cuda::CUresult;
-use nvshare::cuda::sys::CUstream;
+use nvshare::cuda::sys::{CUDA_LAUNCH_PARAMS, CUstream};
 use nvshare::drain::{Drained, Stalled, drain};
 use nvshare::{gate, pace};
 
@@ -22,6 +22,12 @@ unsafe extern "C" {
     fn cuStreamDestroy_v2(stream: CUstream) -> c_int;
     fn cuStreamBeginCapture_v2(stream: CUstream, mode: c_int) -> c_int;
     fn cuStreamEndCapture(stream: CUstream, graph: *mut *mut c_void) -> c_int;
+    fn cuDevicePrimaryCtxReset_v2(device: c_int) -> c_int;
+    fn cuEventCreate(event: *mut *mut c_void, flags: u32) -> c_int;
+    fn cuEventRecord(event: *mut c_void, stream: CUstream) -> c_int;
+    fn cuStreamWaitEvent(stream: CUstream, event: *mut c_void, flags: u32) -> c_int;
+    fn cuLaunchCooperativeKernelMultiDevice(list: *mut CUDA_LAUNCH_PARAMS, devices: u32, flags: u32)
+    -> c_int;
     fn cuLaunchKernel(
         function: *mut c_void,
         grid_x: u32,
@@ -47,8 +53,13 @@ const PER_THREAD: CUstream = std::ptr::without_provenance_mut(2);
 /// The scripted driver, for one test at a time: there is one gate in a process.
 struct Script {
     finish: unsafe extern "C" fn(CUstream, c_long),
+    stick: unsafe extern "C" fn(CUstream, c_int),
+    on_destroy: unsafe extern "C" fn(Option<extern "C" fn()>),
     fail: unsafe extern "C" fn(c_int),
-    unmarkable: unsafe extern "C" fn(c_int),
+    unanswered: unsafe extern "C" fn(c_int),
+    refuse_destroy: unsafe extern "C" fn(c_int),
+    recorded: unsafe extern "C" fn() -> c_int,
+    asked: unsafe extern "C" fn() -> c_int,
     violations: unsafe extern "C" fn() -> c_int,
 }
 
@@ -59,28 +70,23 @@ fn script() -> (MutexGuard<'static, ()>, &'static Script) {
     let script = SCRIPT.get_or_init(|| {
         let directory = tempfile::tempdir().unwrap();
         let library = programs::compile_driver("scripted.c", directory.path());
-        // SAFETY: no other thread of this process looks at the environment; a library of ours.
+        // SAFETY: no other thread of this process looks at the environment; a library of ours, whose functions have these
+        // signatures.
         unsafe {
             std::env::set_var("NVSHARE_SOCKET", directory.path().join("nobody.sock"));
             let path = CString::new(library.into_os_string().into_encoded_bytes()).unwrap();
             let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL);
             assert!(!library.is_null());
-            let find = |name: &std::ffi::CStr| {
-                let found = libc::dlsym(library, name.as_ptr());
-                assert!(!found.is_null());
-                found
-            };
             let script = Script {
-                finish: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(CUstream, c_long)>(find(
-                    c"script_finish",
-                )),
-                fail: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int)>(find(c"script_fail")),
-                unmarkable: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int)>(find(
-                    c"script_unmarkable",
-                )),
-                violations: std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> c_int>(find(
-                    c"script_violations",
-                )),
+                finish: find(library, c"script_finish"),
+                stick: find(library, c"script_stick"),
+                on_destroy: find(library, c"script_on_destroy"),
+                fail: find(library, c"script_fail"),
+                unanswered: find(library, c"script_unanswered"),
+                refuse_destroy: find(library, c"script_refuse_destroy"),
+                recorded: find(library, c"script_recorded"),
+                asked: find(library, c"script_asked"),
+                violations: find(library, c"script_violations"),
             };
             let mut context = std::ptr::null_mut();
             assert_eq!((cuInit(0), cuDevicePrimaryCtxRetain(&raw mut context, 0)), (0, 0));
@@ -90,10 +96,56 @@ fn script() -> (MutexGuard<'static, ()>, &'static Script) {
     (guard, script)
 }
 
+/// # Safety
+/// The function of that name has the signature `F`, which is that of a function.
+unsafe fn find<F>(library: *mut c_void, name: &std::ffi::CStr) -> F {
+    // SAFETY: an open library and a C string; the caller's promise.
+    unsafe {
+        let found = libc::dlsym(library, name.as_ptr());
+        assert!(!found.is_null());
+        std::mem::transmute_copy::<*mut c_void, F>(&found)
+    }
+}
+
 impl Script {
     fn finish(&self, stream: CUstream, launches: c_long) {
         // SAFETY: streams of the scripted driver.
         unsafe { (self.finish)(stream, launches) }
+    }
+
+    /// A thread is stuck in submitting to `stream`, or no longer.
+    fn stick(&self, stream: CUstream, yes: bool) {
+        // SAFETY: streams of the scripted driver.
+        unsafe { (self.stick)(stream, yes.into()) }
+    }
+
+    /// What the driver answers when it is asked about a stream, if not the truth.
+    fn unanswered(&self, code: c_int) {
+        // SAFETY: stores a number.
+        unsafe { (self.unanswered)(code) }
+    }
+
+    fn refuse_destroy(&self, yes: bool) {
+        // SAFETY: stores a number.
+        unsafe { (self.refuse_destroy)(yes.into()) }
+    }
+
+    /// `act` is called in each destruction of a stream, when its handle is free again.
+    fn on_destroy(&self, act: Option<extern "C" fn()>) {
+        // SAFETY: stores a pointer to a function that is there for ever.
+        unsafe { (self.on_destroy)(act) }
+    }
+
+    /// How many events of ours were recorded since this was last asked.
+    fn recorded(&self) -> c_int {
+        // SAFETY: reads a number.
+        unsafe { (self.recorded)() }
+    }
+
+    /// The same of questions about streams.
+    fn asked(&self) -> c_int {
+        // SAFETY: reads a number.
+        unsafe { (self.asked)() }
     }
 
     fn violations(&self) -> c_int {
@@ -240,11 +292,17 @@ fn with_work_in_a_default_stream_and_a_blocking_stream_captured_the_gate_stands_
     begin_capture(captured);
     assert!(drain_shut(NEVER).is_ok());
     end_capture(captured);
+    // Nor is it where they were seen to be idle just before it began, though no drain has known that before.
+    launch(LEGACY);
+    script.finish(LEGACY, 1);
+    begin_capture(captured);
+    assert!(drain_shut(SOON).is_ok());
+    end_capture(captured);
     assert_eq!(script.violations(), 0);
 }
 
 #[test]
-fn a_paced_thread_waits_for_what_it_submitted_and_an_unpaced_one_does_not() {
+fn a_paced_thread_waits_for_the_batch_before_and_an_unpaced_one_does_not() {
     const LAUNCHES: usize = 1000;
     let (_guard, script) = script();
     let stream = stream(true);
@@ -266,6 +324,13 @@ fn a_paced_thread_waits_for_what_it_submitted_and_an_unpaced_one_does_not() {
         let submitted = launched.load(Ordering::Relaxed);
         assert!(submitted < 16, "{submitted} launches are in flight and none is finished");
         assert_eq!(gate::inside(), 0, "who waits for the device is outside the gate");
+        // A batch is in flight behind the one that is waited for.
+        script.finish(stream, 8);
+        let limit = Instant::now() + NEVER;
+        while launched.load(Ordering::Relaxed) <= submitted {
+            assert!(Instant::now() < limit, "it waits for the last launch, and the device for it");
+            std::thread::yield_now();
+        }
         script.finish(stream, LAUNCHES as c_long);
         thread.join().unwrap();
     });
@@ -274,16 +339,194 @@ fn a_paced_thread_waits_for_what_it_submitted_and_an_unpaced_one_does_not() {
 }
 
 #[test]
-fn what_cannot_be_marked_is_not_taken_for_finished() {
+fn what_the_driver_does_not_answer_for_is_not_taken_for_finished() {
     let (_guard, script) = script();
-    // SAFETY: stores a number.
-    unsafe { (script.unmarkable)(1) };
+    let _stream = stream(true);
+    // As for a stream that is gone: but this one was not destroyed.
+    script.unanswered(400);
     let result = drain_shut(SOON);
-    // SAFETY: the same.
-    unsafe { (script.unmarkable)(0) };
+    script.unanswered(0);
     let Err(Stalled::NoProgress(what)) = result else { panic!("drained without knowing") };
     assert!(what.contains("CUDA_ERROR_SCRIPTED"), "{what}");
     assert!(drain_shut(NEVER).is_ok());
+}
+
+#[test]
+fn a_drain_records_nothing_anywhere_however_often_it_is_given_up() {
+    let (_guard, script) = script();
+    let streams = [stream(false), stream(true), LEGACY, PER_THREAD];
+    for stream in streams {
+        launch(stream);
+    }
+    script.recorded();
+    for _ in 0..3 {
+        assert!(matches!(drain_shut(SOON), Err(Stalled::NoProgress(_))));
+    }
+    assert_eq!(script.recorded(), 0);
+    for stream in streams {
+        script.finish(stream, 1);
+    }
+    assert!(drain_shut(NEVER).is_ok());
+    assert_eq!((script.recorded(), script.violations()), (0, 0));
+}
+
+#[test]
+fn a_stream_that_a_thread_is_stuck_in_is_left_alone() {
+    let (_guard, script) = script();
+    let full = stream(true);
+    script.stick(full, true);
+    let number = full.expose_provenance();
+    std::thread::scope(|scope| {
+        scope.spawn(move || launch(std::ptr::with_exposed_provenance_mut(number)));
+        while gate::inside() == 0 {
+            std::thread::yield_now();
+        }
+        script.asked();
+        let Err(Stalled::NoProgress(what)) = drain_shut(SOON) else { panic!("drained") };
+        assert!(what.contains("inside"), "{what}");
+        assert_eq!(script.asked(), 0, "the driver answers nothing about such a stream before it goes on");
+        script.stick(full, false);
+    });
+    script.finish(full, 1);
+    assert!(drain_shut(NEVER).is_ok());
+}
+
+#[test]
+fn a_drain_is_given_up_although_the_driver_does_not_answer_and_has_no_effect_afterwards() {
+    let (_guard, script) = script();
+    let (full, captured) = (stream(true), stream(true));
+    launch(full);
+    script.stick(full, true);
+    let Err(Stalled::NoProgress(what)) = drain_shut(SOON) else { panic!("drained") };
+    assert!(what.contains("answer about stream"), "{what}");
+    // Others need not wait for that answer, and no second question follows the first.
+    begin_capture(captured);
+    end_capture(captured);
+    script.asked();
+    for _ in 0..3 {
+        assert!(matches!(drain_shut(NEVER), Err(Stalled::NoProgress(_))));
+    }
+    assert_eq!(script.asked(), 0);
+    launch(LEGACY);
+    script.stick(full, false);
+    script.finish(full, 1);
+    // Once it has answered, drains work again, and know of the work since.
+    while matches!(drain_shut(SOON), Err(Stalled::NoProgress(what)) if what.contains("answer")) {
+        std::thread::yield_now();
+    }
+    drains_only_after(|| script.finish(LEGACY, 1));
+    assert_eq!(script.violations(), 0);
+}
+
+#[test]
+fn a_stream_whose_destruction_is_refused_stays_in_sight() {
+    let (_guard, script) = script();
+    let stream = stream(true);
+    script.refuse_destroy(true);
+    // SAFETY: a stream of the scripted driver.
+    assert_eq!(unsafe { cuStreamDestroy_v2(stream) }, 400);
+    script.refuse_destroy(false);
+    launch(stream);
+    drains_only_after(|| script.finish(stream, 1));
+}
+
+#[test]
+fn a_stream_with_the_handle_of_one_that_is_just_being_destroyed_stays_in_sight() {
+    static SECOND: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn create_second() {
+        SECOND.store(stream(true).expose_provenance(), Ordering::Relaxed);
+    }
+    let (_guard, script) = script();
+    let first = stream(true);
+    script.on_destroy(Some(create_second));
+    // SAFETY: a stream of the scripted driver.
+    assert_eq!(unsafe { cuStreamDestroy_v2(first) }, 0);
+    script.on_destroy(None);
+    let second = std::ptr::with_exposed_provenance_mut(SECOND.load(Ordering::Relaxed));
+    assert_eq!(first, second, "the handle is used again");
+    launch(second);
+    drains_only_after(|| script.finish(second, 1));
+}
+
+#[test]
+fn nothing_from_before_a_reset_is_used_after_it_though_its_handles_are_others_now() {
+    let (_guard, script) = script();
+    let before = stream(true);
+    launch(before);
+    // SAFETY: a stream of the scripted driver.
+    assert_eq!(unsafe { cuStreamDestroy_v2(before) }, 0);
+    assert!(matches!(drain_shut(SOON), Err(Stalled::NoProgress(_))), "an event keeps it in sight");
+    // SAFETY: the first device; the application's places for handles.
+    unsafe {
+        assert_eq!(cuDevicePrimaryCtxReset_v2(0), 0);
+        let mut context = std::ptr::null_mut();
+        assert_eq!(cuDevicePrimaryCtxRetain(&raw mut context, 0), 0);
+    }
+    // The reset has ended the work.
+    script.finish(before, 1);
+    assert!(drain_shut(NEVER).is_ok());
+    let after = stream(true);
+    launch(after);
+    // SAFETY: a stream of the scripted driver.
+    assert_eq!(unsafe { cuStreamDestroy_v2(after) }, 0);
+    drains_only_after(|| script.finish(after, 1));
+    assert_eq!(script.violations(), 0);
+}
+
+#[test]
+fn what_a_stream_held_before_a_capture_reached_it_is_waited_for_and_other_waits_cost_no_event() {
+    let (_guard, script) = script();
+    let (captured, reached, other) = (stream(true), stream(true), stream(true));
+    let mut events = [std::ptr::null_mut(); 2];
+    for event in &mut events {
+        // SAFETY: a place for the handle.
+        assert_eq!(unsafe { cuEventCreate(event, 0) }, 0);
+    }
+    let [inside, outside] = events;
+    // SAFETY: events and streams of the scripted driver.
+    let wait = |stream, event| assert_eq!(unsafe { cuStreamWaitEvent(stream, event, 0) }, 0);
+    // SAFETY: the same.
+    let record = |event, stream| assert_eq!(unsafe { cuEventRecord(event, stream) }, 0);
+    launch(reached);
+    launch(other);
+    begin_capture(captured);
+    record(inside, captured);
+    record(outside, other);
+    script.recorded();
+    for _ in 0..10 {
+        wait(other, outside);
+    }
+    assert_eq!(script.recorded(), 0, "the capture has nothing to do with that stream");
+    wait(reached, inside);
+    assert_eq!(script.recorded(), 1);
+    script.finish(other, 1);
+    drains_only_after(|| script.finish(reached, 1));
+    end_capture(reached);
+    end_capture(captured);
+    assert_eq!(script.violations(), 0);
+}
+
+#[test]
+fn a_launch_on_several_devices_waits_at_a_shut_gate_whatever_is_captured() {
+    let (_guard, script) = script();
+    let (captured, used) = (stream(false), stream(true));
+    begin_capture(captured);
+    gate::shut();
+    let number = used.expose_provenance();
+    std::thread::scope(|scope| {
+        let launching = scope.spawn(move || {
+            // SAFETY: all zeros is a valid value of these numbers and pointers.
+            let mut list: CUDA_LAUNCH_PARAMS = unsafe { std::mem::zeroed() };
+            list.hStream = std::ptr::with_exposed_provenance_mut(number);
+            // SAFETY: a list of one.
+            assert_eq!(unsafe { cuLaunchCooperativeKernelMultiDevice(&raw mut list, 1, 0) }, 0);
+        });
+        std::thread::sleep(SOON);
+        assert!(!launching.is_finished(), "it passed a shut gate");
+        gate::open();
+    });
+    end_capture(captured);
+    drains_only_after(|| script.finish(used, 1));
 }
 
 #[test]

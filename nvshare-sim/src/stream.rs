@@ -237,10 +237,7 @@ impl Stream {
 
     fn start(self: &Arc<Stream>) {
         let stream = Arc::clone(self);
-        let started = std::thread::Builder::new().name("cuda-stream".into()).spawn(move || {
-            crate::threads::prepare();
-            stream.serve();
-        });
+        let started = crate::threads::start(c"cuda-stream", move || stream.serve());
         if let Err(error) = started {
             // As good as a device that fell off the bus: nothing can be executed any more.
             eprintln!("nvshare-sim: cannot start the thread of stream {}: {error}", self.id);

@@ -62,6 +62,26 @@ fn a_reset_releases_no_reference_and_keeps_the_handle() {
 }
 
 #[test]
+fn after_a_reset_the_handles_of_events_are_given_out_again() {
+    let _turn = Context::new();
+    ok!(cuCtxSetCurrent(retain()));
+    let event = || {
+        let mut event = 0;
+        ok!(cuEventCreate(&raw mut event, 2_u32));
+        event
+    };
+    let before: [Word; 64] = std::array::from_fn(|_| event());
+    ok!(cuDevicePrimaryCtxReset_v2(0_i32));
+    retain();
+    assert_eq!(call!(cuEventQuery(before[0])), 400, "it went with its context");
+    let after: [Word; 64] = std::array::from_fn(|_| event());
+    assert!(after.iter().any(|event| before.contains(event)), "whoever kept a handle would get away with it");
+    for _ in 0..2 {
+        ok!(cuDevicePrimaryCtxRelease_v2(0_i32));
+    }
+}
+
+#[test]
 fn nothing_works_between_a_reset_and_the_next_retain() {
     let _turn = Context::new();
     ok!(cuCtxSetCurrent(retain()));

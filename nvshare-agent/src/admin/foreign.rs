@@ -55,6 +55,8 @@ pub(super) mod tests {
             owner,
             measured: Bytes::ZERO,
             allocated: Bytes(allocated),
+            by_device: std::collections::BTreeMap::new(),
+            pooled: Bytes::ZERO,
             managed: Bytes(2 << 20),
             inexact: false,
             idle_seconds: 0.0,

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use nvshare_common::event::Loss;
 use nvshare_common::units::Bytes;
 
 use super::foreign;
@@ -178,8 +179,11 @@ pub(super) fn probes(observer: &Health) -> String {
     };
     let _ = writeln!(
         text,
-        "{} records read, {} lost, {} calls by processes without a slot\n",
-        observer.records, observer.lost, observer.unattributed
+        "{} records read, {} lost{}, {} calls by processes without a slot\n",
+        observer.records,
+        observer.lost,
+        losses(observer),
+        observer.unattributed
     );
     for problem in &observer.problems {
         let _ = writeln!(text, "problem: {problem}");
@@ -205,7 +209,19 @@ pub(super) fn probes(observer: &Health) -> String {
             let _ = writeln!(text, "{path}: {}", printable(why));
         }
     }
+    for file in observer.attachments.iter().filter(|file| !file.places.is_empty()) {
+        let _ = writeln!(text, "\nprobes in {}:", printable(&file.path));
+        text.push_str(&file.places);
+    }
     text
+}
+
+/// How records were lost, in brackets.
+fn losses(observer: &Health) -> String {
+    let kinds = Loss::ALL.iter().map(|how| (how.name(), observer.losses[*how as usize]));
+    let kinds: Vec<String> =
+        kinds.filter(|(_, count)| *count > 0).map(|(how, count)| format!("{how} {count}")).collect();
+    if kinds.is_empty() { String::new() } else { format!(" ({})", kinds.join(", ")) }
 }
 
 /// One line on managed memory.
@@ -334,10 +350,13 @@ mod tests {
                 stepped: 2,
                 means: "uprobe_multi".to_owned(),
                 problem: problem.map(str::to_owned),
+                places: format!("cuMemFree_v2 +0x{functions:x} (behind it) 55 emulated\n"),
             };
         let observer = Health {
             loaded: true,
             problems: vec!["no return probes here".to_owned()],
+            lost: 7,
+            losses: [0, 7, 0, 0],
             uvm: crate::observation::Uvm { why: Some("no module".to_owned()), ..Default::default() },
             attachments: vec![
                 file("/lib/a.so.1", 40, &["cuMemAlloc_v2: no such symbol"], None),
@@ -353,6 +372,8 @@ mod tests {
             "40        1        2        uprobe_multi  /lib/a.so.1",
             "/lib/a.so.1: cuMemAlloc_v2: no such symbol",
             "/lib/b?.so.1: no permission",
+            "7 lost (throttled 7), 0 calls",
+            "probes in /lib/a.so.1:\ncuMemFree_v2 +0x28 (behind it) 55 emulated\n",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }

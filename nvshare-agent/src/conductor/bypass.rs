@@ -49,7 +49,7 @@ impl Watch {
             *self = Watch::default();
         }
         self.last = *seen;
-        let beyond = (0..Call::COUNT).find(|call| sum(seen, *call) > sum(page, *call));
+        let beyond = (0..Call::COMPARED).find(|call| sum(seen, *call) > sum(page, *call));
         if beyond.is_some() {
             return beyond;
         }
@@ -59,7 +59,7 @@ impl Watch {
             None if batch >= first.batch + LAG => self.seen.insert(*seen),
             None => return None,
         };
-        (0..Call::COUNT).find(|call| {
+        (0..Call::COMPARED).find(|call| {
             let counted = sum(page, *call).saturating_sub(sum(&first.page, *call)) + first.threads;
             sum(seen, *call) - sum(from, *call) > counted
         })

@@ -416,7 +416,12 @@ impl Conductor {
             | O::Prefetched { process, .. }
             | O::Advised { process, .. }
             | O::Uvm { process, .. }
-            | O::ContextDestroyed { process }
+            | O::Created { process, .. }
+            | O::Retained { process, .. }
+            | O::Released { process, .. }
+            | O::ContextMade { process, .. }
+            | O::ContextEnded { process, .. }
+            | O::ContextReset { process, .. }
             | O::Exec { process }
             | O::Exited { process } => self.known(*process),
         };
@@ -440,7 +445,9 @@ impl Conductor {
             (O::Activity { counts, last_call, last_launch, .. }, Some(client)) => {
                 self.seen(client, counts, *last_call, *last_launch);
             }
-            (O::Activity { counts, lost, .. }, None) => self.seen_of_the_dead(process, counts, *lost),
+            (O::Activity { counts, lost, .. }, None) => {
+                self.seen_of_the_dead(process, counts, lost.iter().sum());
+            }
             (O::Exited { .. }, _) => self.gone(process),
             // The program that had the shim is gone, and what it held with it; the process lives on without.
             (O::Exec { .. }, Some(client))

@@ -197,6 +197,12 @@ impl Conductor {
             owner: self.owners.owner(process),
             measured: devices.filter_map(|device| device.per_process.get(&process.pid).copied()).sum(),
             allocated: observed.allocated,
+            by_device: observed
+                .by_device
+                .iter()
+                .map(|(device, bytes)| (device.map_or("?".to_owned(), |device| device.to_string()), *bytes))
+                .collect(),
+            pooled: observed.pooled,
             managed: observed.managed,
             inexact: observed.inexact(),
             idle_seconds: now.since(observed.last_launch).as_secs_f64(),

@@ -2,20 +2,28 @@
 //! functions that no process has put other code into.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt::Write as _;
 use std::fs::File;
-use std::path::Path;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::find::{self, InUse};
 use super::guard::Guard;
 use super::library::{Identity, Library, LibraryError, Point};
 use super::programs::{Links, Programs};
+use super::rewrites::{Rewrites, Watched};
 use super::seccomp::{self, Returns};
 use super::share::{self, Owner};
+use super::watch::Coverage;
+use crate::moment::Moment;
 use crate::observation::Attachment;
 
 /// How many that cannot be observed are remembered.
 const REMEMBERED: usize = 1024;
+/// To read a file takes tens of milliseconds, in which nothing else is looked at: of the time after it the files of the same
+/// group (a container's) wait for so many times as long.
+const SHARE: u32 = 4;
 /// Of so many processes with code of their own it is remembered where they have it.
 const PATCHED: usize = 4096;
 
@@ -26,6 +34,10 @@ struct Attached {
     /// Device and inode as processes' maps have them.
     files: Vec<String>,
     how: How,
+    /// Since when.
+    since: Moment,
+    /// Tells when its contents change.
+    watch: Option<Watched>,
     /// Who brought it; nobody's: named by a flag, observed for ever.
     owner: Option<Owner>,
     used: Instant,
@@ -54,7 +66,14 @@ pub(super) struct Attachments {
     changed: bool,
     refused: bool,
     problems: Vec<String>,
+    /// Before when no more files of a group are read.
+    turns: HashMap<String, Instant>,
+    postponed: bool,
     looks: u64,
+    gaps: u64,
+    rewrites: Rewrites,
+    /// Named by flags, and to be read again.
+    again: Vec<PathBuf>,
 }
 
 impl Attachments {
@@ -72,7 +91,12 @@ impl Attachments {
             changed: false,
             refused: false,
             problems: Vec::new(),
+            turns: HashMap::new(),
+            postponed: false,
             looks: 0,
+            gaps: 0,
+            rewrites: Rewrites::new(),
+            again: Vec::new(),
         }
     }
 
@@ -136,8 +160,25 @@ impl Attachments {
         {
             return Ok(());
         }
-        let library = match Library::read(path, file, identity) {
-            Ok(library) => library,
+        if let Some(owner) = &owner
+            && self.turns.get(&owner.group).is_some_and(|turn| *turn > Instant::now())
+        {
+            self.postponed = true;
+            return Ok(());
+        }
+        let begun = Instant::now();
+        // First: what is written from now on is heard of.
+        let watch = self.rewrites.watch(&file);
+        let read = Library::read(path, file, identity)
+            .and_then(|library| Ok((Guard::of(&library).map_err(wrong)?, library)));
+        if let Some(owner) = &owner {
+            if self.turns.len() >= REMEMBERED {
+                self.turns.clear();
+            }
+            self.turns.insert(owner.group.clone(), Instant::now() + SHARE * begun.elapsed());
+        }
+        let (guard, library) = match read {
+            Ok(read) => read,
             Err(error) => {
                 if self.useless.len() >= REMEMBERED {
                     self.useless.clear();
@@ -146,7 +187,6 @@ impl Attachments {
                 return Err(error);
             }
         };
-        let guard = Guard::of(&library).map_err(wrong)?;
         let mut files = Vec::new();
         if let Some((_, used)) = by {
             files.push(used.file.clone());
@@ -157,6 +197,8 @@ impl Attachments {
             guard,
             files,
             how: How::Not(String::new()),
+            since: Moment::now(),
+            watch,
             owner,
             used: Instant::now(),
             withheld: patched.values().flat_map(|(places, _)| places).copied().collect(),
@@ -216,13 +258,16 @@ impl Attachments {
         let attached = &mut self.files[index];
         let Ok(differing) = attached.guard.differing(pid, file) else { return };
         if differing.is_empty() {
-            attached.patched.remove(&pid);
-        } else if attached.patched.len() < PATCHED || attached.patched.contains_key(&pid) {
+            // Had it other code, then its probes come back with the next look at all processes, not before: nobody can
+            // have them taken and put back all the time.
+            return;
+        }
+        let known = attached.patched.contains_key(&pid);
+        if known || attached.patched.len() < PATCHED {
             attached.patched.insert(pid, (differing, self.looks));
         } else {
-            // Too many to remember each: nowhere then.
-            attached.patched.insert(pid, ((0..attached.library.points.len()).collect(), self.looks));
-            attached.patched.pop_first();
+            // Too many to remember each: nowhere then. No process has that number.
+            attached.patched.insert(0, ((0..attached.library.points.len()).collect(), self.looks));
         }
         self.withhold(index);
     }
@@ -237,6 +282,7 @@ impl Attachments {
         }
         let fewer = withheld.is_superset(&attached.withheld);
         attached.withheld = withheld;
+        self.gaps += 1;
         if matches!(attached.how, How::Links(_)) {
             // First away, then the others again: calls in between are not seen, but none is counted twice.
             attached.how = How::Not(String::new());
@@ -251,6 +297,9 @@ impl Attachments {
     /// A look at all processes begins: those with other code that are not met again are gone.
     pub(super) fn begin_look(&mut self) {
         self.looks += 1;
+        for path in std::mem::take(&mut self.again) {
+            self.named(&path);
+        }
     }
 
     /// A look at all processes has ended. Looks again, too, at files that were taken for others by the breakpoints in them:
@@ -276,6 +325,42 @@ impl Attachments {
     pub(super) fn detach(&mut self) {
         self.files.clear();
         self.changed = true;
+    }
+
+    /// Since when there is something that is observed, and how often something was not since.
+    pub(super) fn coverage(&self) -> Coverage {
+        let observed = self.files.iter().filter(|file| {
+            matches!(&file.how, How::Links(links) if links.failed.is_empty()) && file.withheld.is_empty()
+        });
+        Coverage { since: observed.map(|file| file.since).min(), gaps: self.gaps }
+    }
+
+    /// Files whose contents changed: what was decoded is not true of them any more. They are read anew when they are met
+    /// again.
+    pub(super) fn rewritten(&mut self) {
+        for watch in self.rewrites.read() {
+            let gone = self
+                .files
+                .extract_if(.., |file| file.watch.as_ref().is_some_and(|watched| watched.number() == watch));
+            for file in gone {
+                tracing::warn!(library = %file.library.path.display(), "written to while observed: read anew");
+                if file.owner.is_none() {
+                    self.again.push(file.library.path.clone());
+                }
+            }
+            self.gaps += 1;
+            self.changed = true;
+        }
+    }
+
+    /// Whether files were left for later since this was last asked.
+    pub(super) fn postponed(&mut self) -> bool {
+        std::mem::take(&mut self.postponed)
+    }
+
+    /// Readable when a file's contents changed.
+    pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.rewrites.descriptor()
     }
 
     /// Whether [`Attachments::list`] or [`Attachments::problems`] are others than when this was last asked.
@@ -343,7 +428,30 @@ impl Attached {
             stepped: if functions == 0 { 0 } else { stepped(&self.library) },
             means: if multi { "uprobe_multi" } else { "single" }.into(),
             problem,
+            places: self.places(),
         }
+    }
+
+    fn places(&self) -> String {
+        let mut text = String::new();
+        for point in self.points() {
+            let bytes = self.guard.instruction(point.offset);
+            let bytes: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            let (behind, cost) = (
+                if point.behind { "behind it" } else { "its own" },
+                if point.emulated { "emulated" } else { "stepped" },
+            );
+            let returns = if point.returns { ", its return" } else { "" };
+            // Writing to a String cannot fail.
+            let _ = writeln!(
+                text,
+                "{} +{:#x} ({behind}) {} {cost}{returns}",
+                point.symbol,
+                point.offset,
+                bytes.join(" ")
+            );
+        }
+        text
     }
 }
 

@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nvshare_common::event::{Cookie, Shape};
-use nvshare_common::probe::{Call, PROBES, Probe};
+use nvshare_common::probe::{Call, Manner, PROBES, Probe};
 use object::elf;
 use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{Object, ObjectSymbol, ReadCache, ReadRef, SymbolKind};
@@ -260,8 +260,11 @@ impl Library {
     pub fn cookie(point: &Point, followed: bool) -> Cookie {
         let followed = followed && point.returns;
         let located = point.symbol.contains("_v2") && matches!(point.call, Call::Prefetch | Call::Advise);
-        let flags = if followed { Cookie::FOLLOWED } else { 0 } | if located { Cookie::LOCATED } else { 0 };
-        Cookie::new(point.call, shape(point.symbol, point.call), flags)
+        let flag = |set, flag| if set { flag } else { 0 };
+        let flags = flag(followed, Cookie::FOLLOWED)
+            | flag(located, Cookie::LOCATED)
+            | flag(point.returns, Cookie::WANTED);
+        Cookie::new(point.call, shape(point.symbol, point.call), Manner::of(point.symbol), flags)
     }
 }
 
@@ -285,7 +288,10 @@ impl Code<'_, '_> {
     fn point(&self, index: usize, symbol: Symbol) -> Option<Point> {
         let behind = self.behind[index].and_then(|address| self.place(address, 0));
         let (begin, site, length) = behind.or_else(|| self.place(symbol.address, symbol.length))?;
-        let Probe { symbol, call, returns } = PROBES[index];
+        let probe = &PROBES[index];
+        let Probe { symbol, call, .. } = *probe;
+        // Nobody looks at the result of what is only counted.
+        let returns = probe.returns && Library::shape(probe) != Shape::Counted;
         let offset = begin.checked_add(site.offset)?;
         Some(Point {
             symbol,
@@ -345,11 +351,24 @@ fn executable<'data>(elf: &Elf<'data>) -> impl Iterator<Item = Segment> + use<'d
 
 /// How a function takes its arguments.
 fn shape(symbol: &str, call: Call) -> Shape {
-    match (symbol, call) {
+    if ["cuMemAlloc", "cuMemAllocPitch", "cuMemFree"].contains(&symbol) {
         // The first versions have 32-bit device pointers; nothing built in the last decade calls them.
-        ("cuMemAlloc" | "cuMemAllocPitch" | "cuMemFree", _) | (_, Call::Synchronize | Call::GraphLaunch) => {
-            Shape::Counted
-        }
+        return Shape::Counted;
+    }
+    match (symbol, call) {
+        (
+            _,
+            Call::Synchronize
+            | Call::GraphLaunch
+            | Call::Share
+            | Call::HostAlloc
+            | Call::Array
+            | Call::Pool
+            | Call::Module
+            | Call::HostFunction
+            | Call::Batch,
+        ) => Shape::Counted,
+        (_, Call::ContextCreate | Call::Handle) => Shape::OutRest,
         ("cuMemAllocPitch_v2", _) => Shape::OutPitch,
         (_, Call::Alloc | Call::AllocAsync | Call::AllocManaged) => Shape::Out,
         (_, Call::Create) => Shape::OutProperties,

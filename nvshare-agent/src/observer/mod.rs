@@ -17,6 +17,7 @@ mod kernel_log;
 mod library;
 mod mappings;
 mod programs;
+mod rewrites;
 mod seccomp;
 mod share;
 mod site;
@@ -35,7 +36,7 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
-use nvshare_common::event::{RING_BYTES, Record};
+use nvshare_common::event::{Loss, RING_BYTES, Record};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use crate::config::Config;
@@ -52,14 +53,22 @@ pub use library::{Library, LibraryError, Point};
 pub use programs::{AttachError, LoadError};
 pub use site::{Site, choose as choose_site};
 
-/// Counts are read, and records drained, this often; a full ring buffer wakes the observer before.
+/// Counts are read, and records drained, this often while calls are made; a full ring buffer wakes the observer before.
 const TICK: Duration = Duration::from_millis(10);
+/// After so long without a call the observer sleeps: the next call wakes it.
+const QUIET: Duration = Duration::from_millis(100);
+/// It looks all the same, this often.
+const ASLEEP: Duration = Duration::from_secs(1);
+/// Mappings can come by the thousand (a build on the node): after some were read the next wait so long.
+const MAPPINGS_EVERY: Duration = Duration::from_millis(2);
 /// See [`Options::scan_every`].
 pub const SCAN_EVERY: Duration = Duration::from_secs(30);
 /// However much the events miss, the looks at all processes are so far apart at least.
 const SCAN_AGAIN: Duration = Duration::from_secs(1);
 /// The counts of the observer itself are told this often at most.
 const HEALTH_EVERY: Duration = Duration::from_millis(500);
+/// So long after the last loss it is not a problem any more.
+const BLIND: Duration = Duration::from_secs(10);
 /// No more observations than this go into one batch.
 const BATCH: usize = 4096;
 
@@ -183,7 +192,8 @@ enum BeginError {
 const STOP: u64 = 1 << 32;
 const RING: u64 = 2 << 32;
 const LOG: u64 = 3 << 32;
-const MAPPINGS: u64 = 4 << 32;
+const REWRITES: u64 = 4 << 32;
+const MAPPINGS: u64 = 5 << 32;
 
 struct State {
     /// First: when the probes are gone nothing more is counted.
@@ -204,6 +214,12 @@ struct State {
     /// About the ways in which mappings are found.
     problems: Vec<String>,
     tell: Vec<Observation>,
+    /// When anything was last read, and whether the kernel was asked to wake us by the next call since.
+    moved_at: Instant,
+    asleep: bool,
+    mapped_at: Instant,
+    /// Losses were reported as a problem last.
+    blind: bool,
 }
 
 impl State {
@@ -246,11 +262,18 @@ impl State {
             health_at: Instant::now(),
             problems,
             tell: Vec::new(),
+            moved_at: Instant::now(),
+            asleep: false,
+            mapped_at: Instant::now(),
+            blind: false,
         };
         state.wait_for(stop, STOP)?;
         state.wait_for(&state.records, RING)?;
         if let Some(log) = &state.log {
             state.wait_for(log, LOG)?;
+        }
+        if let Some(rewrites) = state.attachments.descriptor() {
+            state.wait_for(rewrites, REWRITES)?;
         }
         for (number, mapping) in state.mappings.iter().enumerate() {
             state.wait_for(mapping.descriptor(), MAPPINGS + number as u64)?;
@@ -287,9 +310,10 @@ impl State {
             let mut dead = self.watch.dead_on_arrival();
             let mut mapped = Vec::new();
             let mut stop = false;
-            let timeout = if dead.is_empty() { TICK } else { Duration::ZERO };
+            let timeout = if dead.is_empty() { self.rest() } else { Duration::ZERO };
             events.clear();
-            let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(timeout.subsec_nanos()) };
+            let timeout =
+                Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
@@ -300,12 +324,17 @@ impl State {
                 match event.data.u64() {
                     STOP => stop = true,
                     RING | LOG => {}
+                    REWRITES => self.attachments.rewritten(),
                     number @ MAPPINGS.. => mapped.push((number - MAPPINGS) as usize),
                     slot => dead.push(slot as u32),
                 }
             }
-            for number in mapped {
-                self.read_mappings(number);
+            if !mapped.is_empty() {
+                std::thread::sleep(MAPPINGS_EVERY.saturating_sub(self.mapped_at.elapsed()));
+                for number in mapped {
+                    self.read_mappings(number);
+                }
+                self.mapped_at = Instant::now();
             }
             if stop {
                 // Links first: then the counts are final.
@@ -328,9 +357,26 @@ impl State {
         }
     }
 
+    /// How long nothing is looked at, unless something happens.
+    fn rest(&mut self) -> Duration {
+        if self.moved_at.elapsed() < QUIET {
+            return TICK;
+        }
+        let slept = std::mem::replace(&mut self.asleep, true);
+        self.watch.sleep();
+        if !slept {
+            // Once more: somebody may have made a call before the kernel knew that we sleep.
+            return Duration::ZERO;
+        }
+        let scan = self.scan_at.saturating_duration_since(Instant::now());
+        if self.discover { ASLEEP.min(scan) } else { ASLEEP }
+    }
+
     /// New processes, records, counts, deaths: in this order, so that a process is known before its records are read, and
     /// its records are read before it is forgotten. `false` if nobody listens any more.
     fn take_in(&mut self, dead: &[u32], tell: &mut impl FnMut(Vec<Observation>) -> bool) -> bool {
+        self.watch.cover(self.attachments.coverage());
+        let (records, told) = (self.health.records, self.tell.len());
         self.watch.find_new();
         // Not for ever, if records come faster than they are read: as many as there can have been at the beginning.
         for _ in 0..RING_BYTES as usize / Record::HEAD_BYTES {
@@ -349,6 +395,10 @@ impl State {
             }
         }
         self.watch.report(&mut self.tell);
+        if self.health.records != records || self.tell.len() != told || !dead.is_empty() {
+            self.moved_at = Instant::now();
+            self.asleep = false;
+        }
         if let Ok(uvm) = &mut self.uvm {
             // The last of a process, while it is still known.
             uvm.read(!dead.is_empty(), |pid| self.watch.process(pid), &mut self.tell);
@@ -367,8 +417,11 @@ impl State {
     fn read_mappings(&mut self, number: usize) {
         let State { mappings, attachments, scan_at, scanned_at, .. } = self;
         let found = |Mapped { pid, library }: Mapped| attachments.found(pid, &library);
-        if mappings[number].read(found) {
+        let lost = mappings[number].read(found);
+        if lost {
             tracing::debug!("events of mappings were lost: looking at all processes");
+        }
+        if lost || attachments.postponed() {
             *scan_at = (*scan_at).min(*scanned_at + SCAN_AGAIN);
         }
     }
@@ -382,6 +435,9 @@ impl State {
             tracing::warn!(%error, "cannot look at the node's processes (/proc)");
         }
         self.attachments.end_look(2 * self.scan_every + self.scan_every / 2);
+        if self.attachments.postponed() {
+            self.scan_at = self.scan_at.min(self.scanned_at + SCAN_AGAIN);
+        }
         self.look_at_uvm();
     }
 
@@ -394,7 +450,8 @@ impl State {
 
     /// Tells how the observer is, when that changed.
     fn update_health(&mut self) {
-        let (lost, unattributed) = self.watch.losses();
+        let (losses, unattributed) = self.watch.losses();
+        let lost = losses.iter().sum();
         let attachments = self.attachments.changed();
         let first = !self.health.loaded;
         let uvm = match &self.uvm {
@@ -405,18 +462,43 @@ impl State {
             attachments || uvm.observed != self.health.uvm.observed || uvm.why != self.health.uvm.why;
         let counted =
             (self.health.lost, self.health.unattributed) != (lost, unattributed) || uvm != self.health.uvm;
-        if !(first || changed || counted && self.health_at.elapsed() >= HEALTH_EVERY) {
+        // That it is blind is said for a while, and taken back.
+        let over = self.blind && self.health_at.elapsed() >= BLIND;
+        if !(first || changed || over || counted && self.health_at.elapsed() >= HEALTH_EVERY) {
             return;
         }
         self.health.loaded = true;
         self.health.uvm = uvm;
+        let blind = blind(&losses, &self.health.losses, unattributed, self.health.unattributed);
         (self.health.lost, self.health.unattributed) = (lost, unattributed);
-        self.health.problems = self.problems.iter().cloned().chain(self.attachments.problems()).collect();
+        self.health.losses = losses;
+        self.blind = blind.is_some();
+        self.health.problems =
+            self.problems.iter().cloned().chain(self.attachments.problems()).chain(blind).collect();
         self.health.attachments = self.attachments.list();
         self.health_at = Instant::now();
         tracing::debug!(processes = self.watch.processes(), lost, unattributed, "observing");
         self.tell.push(Observation::Observer(self.health.clone()));
     }
+}
+
+/// What was not seen since the last word, if so.
+fn blind(
+    losses: &[u64; Loss::COUNT],
+    before: &[u64; Loss::COUNT],
+    unattributed: u64,
+    charged_before: u64,
+) -> Option<String> {
+    // What was begun before it was observed is no sign of anything.
+    let news =
+        [(Loss::Full, "no room in the ring"), (Loss::Throttled, "too many of one process or container")]
+            .into_iter()
+            .map(|(how, why)| (losses[how as usize].saturating_sub(before[how as usize]), why))
+            .chain([(unattributed.saturating_sub(charged_before), "calls of processes without a slot")])
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, why)| format!("{count}: {why}"));
+    let news: Vec<String> = news.collect();
+    (!news.is_empty()).then(|| format!("the observer misses what is called ({})", news.join(", ")))
 }
 
 fn add(epoll: &OwnedFd, what: impl AsFd, number: u64) -> io::Result<()> {

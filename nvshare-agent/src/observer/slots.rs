@@ -5,16 +5,23 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{HashMap, MapData, Queue};
-use nvshare_common::event::{SLOTS, Slot};
+use nvshare_common::event::{GROUPS, Loss, SLOTS, Slot};
 use nvshare_common::probe::Call;
 
 const WORDS: usize = size_of::<Slot>() / 8;
-const BYTES: usize = SLOTS * size_of::<Slot>();
+const PLACES: usize = SLOTS + GROUPS;
+const BYTES: usize = PLACES * size_of::<Slot>();
 
-/// Of the slot's words, the first of which is the process.
+/// Of the slot's words, in the order of [`Slot`].
 const TGID: usize = 0;
+const FIRST: usize = 1;
+const ENDED: usize = 4;
+const GROUP: usize = 5;
+const LOST: usize = 9;
+const APPLICATION: usize = LOST + Loss::COUNT;
+const ENGINE: usize = APPLICATION + Call::COUNT;
 
-/// All slots. Slot 0 is nobody's.
+/// All slots. Slot 0 is nobody's; behind those of processes are those of groups.
 pub(super) struct Slots {
     words: *const AtomicU64,
     owners: HashMap<MapData, u32, u32>,
@@ -52,7 +59,7 @@ impl Slots {
     }
 
     fn word(&self, slot: u32, word: usize) -> &AtomicU64 {
-        assert!((slot as usize) < SLOTS && word < WORDS, "slot {slot}, word {word}");
+        assert!((slot as usize) < PLACES && word < WORDS, "slot {slot}, word {word}");
         // SAFETY: within the mapping, aligned, and mapped until drop.
         unsafe { &*self.words.add(slot as usize * WORDS + word) }
     }
@@ -62,15 +69,22 @@ impl Slots {
         let word = |index| self.word(slot, index).load(Ordering::Acquire);
         Slot {
             tgid: word(TGID),
-            first: word(1),
+            first: word(FIRST),
             last: word(2),
             last_launch: word(3),
-            lost: word(4),
-            ended: word(5),
-            application: std::array::from_fn(|call| word(6 + call)),
-            engine: std::array::from_fn(|call| word(6 + Call::COUNT + call)),
-            spare: [0; 4],
+            ended: word(ENDED),
+            group: word(GROUP),
+            lost: std::array::from_fn(|how| word(LOST + how)),
+            application: std::array::from_fn(|call| word(APPLICATION + call)),
+            engine: std::array::from_fn(|call| word(ENGINE + call)),
+            // What the programs need for themselves.
+            ..Slot::default()
         }
+    }
+
+    /// The next call of anybody wakes the observer.
+    pub(super) fn sleep(&self) {
+        self.word(0, FIRST).store(1, Ordering::SeqCst);
     }
 
     /// How many slots were handed out since the start: new ones are to be looked for when this changes.
@@ -94,6 +108,9 @@ impl Slots {
             let _ = self.owners.remove(&tgid);
         }
         let last = self.read(slot);
+        if (SLOTS..PLACES).contains(&(last.group as usize)) {
+            self.word(last.group as u32, FIRST).fetch_sub(1, Ordering::AcqRel);
+        }
         for word in 0..WORDS {
             self.word(slot, word).store(0, Ordering::Release);
         }
@@ -101,7 +118,7 @@ impl Slots {
             tracing::warn!(slot, %error, "a slot is lost: it cannot be put back among the free ones");
         }
         // There is room again: the next time there is none is worth a word.
-        self.word(0, 5).store(0, Ordering::Release);
+        self.word(0, ENDED).store(0, Ordering::Release);
         last
     }
 }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nvshare_common::event::{Kind, Record, Slot};
+use nvshare_common::event::{Kind, Loss, Record, Slot};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::time::{ClockId, clock_gettime};
@@ -25,6 +25,9 @@ struct Live {
     descriptor: Option<OwnedFd>,
     /// What was told of it last.
     told: Slot,
+    /// It began when everything was observed; and how often something has not been since the start, then.
+    whole: bool,
+    gaps: u64,
 }
 
 /// All processes with a slot.
@@ -37,13 +40,42 @@ pub(super) struct Watch {
     /// A process could not be followed, and that was said.
     blind: bool,
     /// Records lost by processes that are gone.
-    lost_before: u64,
+    lost_before: [u64; Loss::COUNT],
+    /// From when on processes are observed from their beginning, and how often there was a gap since.
+    coverage: Coverage,
+}
+
+/// Since when everything is observed that can be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Coverage {
+    /// The first library that is observed, and all of it; `None`: there is none.
+    pub since: Option<Moment>,
+    /// How often calls were not seen because a probe had to go.
+    pub gaps: u64,
 }
 
 impl Watch {
     /// Nobody yet.
     pub(super) fn new(slots: Slots, epoll: Arc<OwnedFd>) -> Watch {
-        Watch { epoll, slots, live: HashMap::new(), handed_out: 0, blind: false, lost_before: 0 }
+        Watch {
+            epoll,
+            slots,
+            live: HashMap::new(),
+            handed_out: 0,
+            blind: false,
+            lost_before: Default::default(),
+            coverage: Coverage::default(),
+        }
+    }
+
+    /// Since when, and how well, processes are observed.
+    pub(super) fn cover(&mut self, coverage: Coverage) {
+        self.coverage = coverage;
+    }
+
+    /// The next call of anybody wakes the observer.
+    pub(super) fn sleep(&self) {
+        self.slots.sleep();
     }
 
     /// Finds processes that made their first call since the last time.
@@ -86,12 +118,18 @@ impl Watch {
         }
         // A process that is gone already has no start any more; nobody else can have its number together with 0.
         let process = process.filter(|_| same).unwrap_or(Process { pid, start: 0 });
-        self.live.insert(slot, Live { process, descriptor, told: Slot::default() });
+        let coverage = self.coverage;
+        let whole = same && coverage.since.is_some_and(|since| since <= began(process));
+        self.live
+            .insert(slot, Live { process, descriptor, told: Slot::default(), whole, gaps: coverage.gaps });
     }
 
     /// What a record tells.
     pub(super) fn record(&mut self, record: &Record, tell: &mut Vec<Observation>) {
         let slot = record.slot as u32;
+        if record.kind() == Some(Kind::Wake) {
+            return;
+        }
         if !self.live.contains_key(&slot) {
             // Its first call came after the last look.
             self.find_new();
@@ -103,7 +141,7 @@ impl Watch {
         match record.kind() {
             Some(Kind::Exec) => self.replaced(slot, tell),
             // The descriptor tells when the last of its threads has ended.
-            Some(Kind::Exit) | None => {}
+            Some(Kind::Exit | Kind::Wake) | None => {}
             Some(Kind::Call | Kind::Launch) => tell.extend(translate::observation(record, live.process)),
         }
     }
@@ -114,7 +152,7 @@ impl Watch {
         for (&slot, live) in &mut self.live {
             let now = self.slots.read(slot);
             if now != live.told {
-                tell.push(activity(live.process, &now));
+                tell.push(activity(live, &now, self.coverage));
                 live.told = now;
             }
             if now.ended != 0 {
@@ -149,17 +187,18 @@ impl Watch {
         let live = self.live.remove(&slot)?;
         let last = self.slots.reclaim(slot);
         if last != live.told {
-            tell.push(activity(live.process, &last));
+            tell.push(activity(&live, &last, self.coverage));
         }
-        self.lost_before += last.lost;
+        add(&mut self.lost_before, &last.lost);
         Some(live.process)
     }
 
     /// Records lost so far, and calls that could be charged to nobody.
-    pub(super) fn losses(&self) -> (u64, u64) {
+    pub(super) fn losses(&self) -> ([u64; Loss::COUNT], u64) {
         let nobody = self.slots.read(0);
-        let lost =
-            self.lost_before + nobody.lost + self.live.values().map(|live| live.told.lost).sum::<u64>();
+        let mut lost = self.lost_before;
+        add(&mut lost, &nobody.lost);
+        self.live.values().for_each(|live| add(&mut lost, &live.told.lost));
         (lost, nobody.application.iter().chain(&nobody.engine).sum())
     }
 
@@ -174,14 +213,20 @@ impl Watch {
     }
 }
 
-fn activity(process: Process, slot: &Slot) -> Observation {
-    let counts = Counts { application: slot.application, engine: slot.engine };
+fn add(to: &mut [u64; Loss::COUNT], more: &[u64; Loss::COUNT]) {
+    for (to, more) in to.iter_mut().zip(more) {
+        *to += more;
+    }
+}
+
+fn activity(live: &Live, slot: &Slot, coverage: Coverage) -> Observation {
     Observation::Activity {
-        process,
-        counts,
+        process: live.process,
+        counts: Box::new(Counts { application: slot.application, engine: slot.engine }),
         last_call: Moment(slot.last),
         last_launch: Moment(slot.last_launch),
         lost: slot.lost,
+        whole: live.whole && live.gaps == coverage.gaps,
     }
 }
 

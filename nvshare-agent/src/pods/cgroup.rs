@@ -74,12 +74,14 @@ pub struct Place {
 }
 
 impl Place {
-    /// Reads one cgroup's path. Where containers are nested, that of the innermost pod counts, and what the pod itself
-    /// starts inside of its container does not.
+    /// Reads one cgroup's path. The outermost pod counts, and what it starts inside of its container does not: a container
+    /// that may make cgroups can give them any name, another pod's as well.
     pub fn of_path(path: &str) -> Place {
         let mut place = Place::default();
         for name in path.split('/') {
-            if let Some(uid) = pod(name) {
+            if place.pod.is_none()
+                && let Some(uid) = pod(name)
+            {
                 place = Place { pod: Some(uid), container: container(name) };
             } else if place.pod.is_none() || place.container.is_none() {
                 place.container = container(name).or(place.container);
@@ -219,6 +221,18 @@ mod tests {
             assert_eq!(read(&path), (None, Some('a')), "{path}");
         }
         assert_eq!(read(&format!("/kubepods/burstable/pod{UID}")), (Some(UID.to_owned()), None));
+    }
+
+    #[test]
+    fn a_container_cannot_take_the_name_of_another_pod() {
+        let (a, b) = (id('a'), id('b'));
+        let other = "deadbeef-11aa-4f0e-9d7b-5f8f6c0b1e22";
+        for path in [
+            format!("/kubepods/burstable/pod{UID}/{a}/kubepods/burstable/pod{other}/{b}"),
+            format!("/kubepods/burstable/pod{UID}/{a}/pod{other}"),
+        ] {
+            assert_eq!(read(&path), (Some(UID.to_owned()), Some('a')), "{path}");
+        }
     }
 
     #[test]

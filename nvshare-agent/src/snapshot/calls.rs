@@ -8,14 +8,15 @@ use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// By [`Call`]; written as a map from [`Call::name`], zeros too.
+/// By [`Call`]; written as a map from [`Call::name`], zeros too of the kinds that the shim counts as well.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Calls(pub [u64; Call::COUNT]);
 
 impl Calls {
-    /// Every name with its count.
+    /// Names with their counts. Of the kinds that only the uprobes count, those there are: most processes have none of most.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        Call::ALL.iter().map(|call| (call.name(), self.0[*call as usize]))
+        let told = |call: &&Call| call.is_compared() || self.0[**call as usize] > 0;
+        Call::ALL.iter().filter(told).map(|call| (call.name(), self.0[*call as usize]))
     }
 
     /// Adds another client's.
@@ -28,7 +29,7 @@ impl Calls {
 
 impl Serialize for Calls {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let mut map = to.serialize_map(Some(Call::COUNT))?;
+        let mut map = to.serialize_map(None)?;
         for (name, count) in self.iter() {
             map.serialize_entry(name, &count)?;
         }

@@ -36,8 +36,9 @@ impl Client {
     }
 
     /// `call SYMBOL TIMES THREADS [engine]`: that many calls by each of so many threads. `exec`: replaces its program by
-    /// a fresh one of the same kind. `hook SYMBOL`, `patch OFFSET`: puts a jump to a function of its own there. `compare`:
-    /// makes sure that all functions begin as in the file. `alloc BYTES`, `pitch HEIGHT`, `launch PARAMETER`: one such call.
+    /// a fresh one of the same kind. `fork SYMBOL TIMES`: so many processes, one after another, that make one call each.
+    /// `spawn TIMES`: so many other programs (by vfork). `hook SYMBOL`, `patch OFFSET`: puts a jump to a function of its own there. `open PATH`: another
+    /// library. `compare`: makes sure that all functions begin as in the file. `alloc BYTES`, `pitch HEIGHT`, `launch PARAMETER`: one such call.
     pub(crate) fn run(&mut self, line: &str) -> &mut Client {
         writeln!(self.input, "{line}").unwrap();
         self.wait_for(if line == "exec" { "ready" } else { "done" });
@@ -118,8 +119,21 @@ fn role() {
                 };
                 pitched(&mut out, &mut pitch, 100, height.parse().unwrap());
             }
+            ["fork", symbol, times] => {
+                let call = function(&library, symbol);
+                for _ in 0..times.parse::<u32>().unwrap() {
+                    fork(call);
+                }
+            }
+            ["spawn", times] => {
+                for _ in 0..times.parse::<u32>().unwrap() {
+                    assert!(Command::new("/bin/true").status().unwrap().success());
+                }
+            }
             ["hook", symbol] => hook(function(&library, symbol) as *const u8),
             ["patch", offset] => hook(in_memory(&path, offset.parse().unwrap())),
+            // SAFETY: a fake, without initialisers.
+            ["open", path] => std::mem::forget(unsafe { libloading::Library::new(path) }.unwrap()),
             ["compare"] => compare(&library, &path),
             ["launch", parameter] => launch(&library, parameter.parse().unwrap()),
             _ => panic!("what is `{line}`?"),
@@ -133,6 +147,22 @@ type Call = extern "C" fn(&mut [u64; 32], u64, &[u64; 4], u64) -> i32;
 fn function(library: &libloading::Library, symbol: &str) -> Call {
     // SAFETY: all the fakes take whatever is in the registers.
     unsafe { *library.get::<Call>(symbol.as_bytes()).unwrap() }
+}
+
+/// A child that makes one call.
+fn fork(call: Call) {
+    // SAFETY: the child makes the call, which needs no lock, and ends.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let (mut out, mut second) = ([0_u64; 32], 0_u64);
+        call(&mut out, &raw mut second as u64, &[0; 4], 1);
+        // SAFETY: no arguments that matter.
+        unsafe { libc::_exit(0) };
+    }
+    let mut status = 0;
+    // SAFETY: our own child, waited for once.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0);
 }
 
 /// What a hooked function does instead.

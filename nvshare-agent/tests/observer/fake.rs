@@ -21,11 +21,20 @@ impl Fake {
         Fake::with(|_| true)
     }
 
+    /// With functions that call others: `cuMemCreate` allocates by `cuMemAlloc_v2` on its way.
+    pub(crate) fn nested() -> Fake {
+        Fake::of(|name| ["cuMemCreate", "cuMemAlloc_v2"].contains(&name), true)
+    }
+
     /// With some of the functions.
     pub(crate) fn with(which: impl Fn(&str) -> bool) -> Fake {
+        Fake::of(which, false)
+    }
+
+    fn of(which: impl Fn(&str) -> bool, nested: bool) -> Fake {
         let directory = TempDir::with_prefix("nvshare-fake-").unwrap();
         let source = directory.path().join("fake.s");
-        std::fs::write(&source, assembly(which)).unwrap();
+        std::fs::write(&source, assembly(which, nested)).unwrap();
         let fake = Fake { directory };
         let done = Command::new("cc")
             .args(["-shared", "-nostdlib", "-Wl,-soname,libcuda.so.1", "-o"])
@@ -56,7 +65,7 @@ impl Fake {
 
 /// Each exported function passes its arguments on to one that does the work, as NVIDIA's do: by a jump (up to 555) or
 /// out of a frame by a call (580), through a pointer that the loader fills.
-fn assembly(which: impl Fn(&str) -> bool) -> String {
+fn assembly(which: impl Fn(&str) -> bool, nested: bool) -> String {
     let mut text = ".text\n".to_owned();
     for (number, probe) in PROBES.iter().filter(|probe| which(probe.symbol)).enumerate() {
         let name = probe.symbol;
@@ -65,6 +74,12 @@ fn assembly(which: impl Fn(&str) -> bool) -> String {
             format!("movabs ${ADDRESS}, %rax\n  test %rdi, %rdi\n  je 3f\n  movq %rax, (%rdi)\n3:\n")
         } else {
             String::new()
+        };
+        let inner = if nested && name == "cuMemCreate" {
+            "push %rdi\n  push %rsi\n  push %rdx\n  push %rdx\n  call cuMemAlloc_v2@PLT\n  \
+             pop %rdx\n  pop %rdx\n  pop %rsi\n  pop %rdi\n"
+        } else {
+            ""
         };
         let pitch = if name == "cuMemAllocPitch_v2" { "movq $512, (%rsi)\n" } else { "" };
         let (enter, pass, leave) = if number % 2 == 0 || name.starts_with("cuLaunch") {
@@ -82,7 +97,7 @@ fn assembly(which: impl Fn(&str) -> bool) -> String {
             ".globl {name}\n.type {name}, @function\n.p2align 4\n{name}:\n  {enter}\n  \
              cmpl $0x321cba00, flag(%rip)\n  je 2f\n  {pass}\n\
              2:\n  movl $4, %eax\n  {leave}\n  ret\n.size {name}, .-{name}\n\
-             .p2align 4\n1:\n  push %rbp\n  {out}  {pitch}  xorl %eax, %eax\n  pop %rbp\n  ret\n\
+             .p2align 4\n1:\n  push %rbp\n  {inner}  {out}  {pitch}  xorl %eax, %eax\n  pop %rbp\n  ret\n\
              .data\n.p2align 3\nwork_{name}: .quad 1b\n.text"
         )
         .unwrap();

@@ -6,6 +6,7 @@ mod counts;
 mod fake;
 mod hooks;
 mod kernel;
+mod libraries;
 mod nvidia;
 
 mod seen;

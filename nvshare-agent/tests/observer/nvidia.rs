@@ -2,7 +2,7 @@
 //! place found, and every call counted. No GPU is needed: the functions answer that the driver is not initialised.
 
 use nvshare_agent::observer::Library;
-use nvshare_common::probe::{Call, PROBES};
+use nvshare_common::probe::{Call, PROBES, Probe};
 use nvshare_testbed::nvidia_libraries;
 use tempfile::TempDir;
 
@@ -10,7 +10,14 @@ use crate::client::Client;
 use crate::seen::{named, observe};
 
 /// Functions that came after the oldest release tested.
-const NEWER: [&str; 1] = ["cuCtxSynchronize_v2"];
+const NEWER: [&str; 6] = [
+    "cuCtxSynchronize_v2",
+    "cuCtxCreate_v4",
+    "cuMemcpyBatchAsync",
+    "cuMemcpyBatchAsync_ptsz",
+    "cuMemcpy3DBatchAsync",
+    "cuMemcpy3DBatchAsync_ptsz",
+];
 
 #[test]
 fn every_function_of_nvidias_library_is_found_probed_cheaply_and_counted() {
@@ -26,12 +33,19 @@ fn every_function_of_nvidias_library_is_found_probed_cheaply_and_counted() {
         let slow: Vec<_> = library.points.iter().filter(|point| !point.emulated).collect();
         assert!(slow.is_empty(), "{}: single-stepped: {slow:?}", nvidia.version);
 
+        // Nobody else's jumps are where the probes are.
+        let own: Vec<_> = library.points.iter().filter(|point| !point.behind).collect();
+        assert!(own.is_empty(), "{}: at their beginnings: {own:?}", nvidia.version);
+
         let Some(seen) = observe(&[&path]) else { return };
         let [attachment] = &seen.health().attachments[..] else { panic!("{:?}", seen.health()) };
         assert_eq!(attachment.functions as usize, library.points.len(), "{attachment:?}");
         let mut client = Client::start(&path);
         let mut expected = [0; Call::COUNT];
-        for probe in PROBES.iter().filter(|probe| !library.missing.contains(&probe.symbol)) {
+        // The driver writes where an argument on the stack says before it looks at anything: the client has none there.
+        let callable =
+            |probe: &&Probe| !library.missing.contains(&probe.symbol) && !probe.symbol.contains("BatchAsync");
+        for probe in PROBES.iter().filter(callable) {
             client.run(&format!("call {} 3 2", probe.symbol));
             expected[probe.call as usize] += 6;
         }

@@ -123,7 +123,7 @@ impl Seen {
 
 pub(crate) fn last_counts(told: &[Observation], pid: u32) -> Option<Counts> {
     told.iter().rev().find_map(|seen| match seen {
-        Observation::Activity { process, counts, .. } if process.pid == pid => Some(*counts),
+        Observation::Activity { process, counts, .. } if process.pid == pid => Some(**counts),
         _ => None,
     })
 }

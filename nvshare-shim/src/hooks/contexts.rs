@@ -127,8 +127,8 @@ fn aside(context: CUcontext, call: impl FnOnce() -> (CUresult, bool)) -> (CUresu
     (result, gone)
 }
 
-/// A green context's streams are detached with it, and can be asked nothing any more: they are waited for, a while. Its
-/// memory is the primary context's, which it keeps alive.
+/// A green context's streams are detached with it, and can be asked nothing any more, while their work goes on. Its memory
+/// is the primary context's, which it keeps alive.
 pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: CUgreenCtx) -> CUresult {
     let mut context = std::ptr::null_mut();
     // SAFETY: the application's handle, and a place for the answer.
@@ -137,7 +137,7 @@ pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: C
         return bare.call();
     }
     let device = device_of(context);
-    streams::wait_a_while();
+    streams::keep_context_in_sight(context);
     let (result, gone) = aside(context, || {
         let result = bare.call();
         (result, result.ok())

@@ -2,23 +2,40 @@
 
 use super::Bare;
 use crate::cuda::CUresult;
-use crate::cuda::sys::CUstream;
+use crate::cuda::sys::{CUevent, CUstream};
 use crate::{gate, start, streams};
 
 pub(crate) unsafe fn create<F: Fn() -> CUresult>(bare: &Bare<F>, stream: *mut CUstream) -> CUresult {
+    // SAFETY: the application's place for the handle.
+    unsafe { made(bare, stream, false) }
+}
+
+/// In a green context.
+pub(crate) unsafe fn create_green<F: Fn() -> CUresult>(bare: &Bare<F>, stream: *mut CUstream) -> CUresult {
+    // SAFETY: the application's place for the handle.
+    unsafe { made(bare, stream, true) }
+}
+
+unsafe fn made<F: Fn() -> CUresult>(bare: &Bare<F>, stream: *mut CUstream, green: bool) -> CUresult {
     let result = super::room::retry(bare, None);
     if result.ok() && !stream.is_null() && start::active() {
         // SAFETY: the driver has just stored the new handle there.
-        streams::created(unsafe { stream.read() });
+        streams::created(unsafe { stream.read() }, green);
     }
     result
 }
 
+/// The driver may refuse it; and where it does not, another stream may have the handle at once.
 pub(crate) unsafe fn destroy<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
-    if start::active() && !stream.is_null() {
-        streams::destroying(stream);
+    if !start::active() || stream.is_null() {
+        return bare.call();
     }
-    bare.call()
+    let leaving = streams::leaves(stream);
+    let result = bare.call();
+    if result.ok() {
+        leaving.is_gone();
+    }
+    result
 }
 
 /// Passes the gate, so that no capture begins while a drain looks at the streams.
@@ -26,14 +43,8 @@ pub(crate) unsafe fn begin_capture<F: Fn() -> CUresult>(bare: &Bare<F>, stream: 
     if !start::active() {
         return bare.call();
     }
-    let stream = bare.stream(stream);
     let _pass = gate::pass();
-    streams::keep_in_sight(stream);
-    let result = streams::while_nothing_is_marked(|| bare.call());
-    if result.ok() {
-        streams::capture_began(stream);
-    }
-    result
+    streams::begin(bare.stream(stream), || bare.call())
 }
 
 pub(crate) unsafe fn end_capture<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
@@ -45,16 +56,31 @@ pub(crate) unsafe fn end_capture<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CU
     result
 }
 
+/// Events recorded in a capture take it to the streams that wait for them.
+pub(crate) unsafe fn record_event<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    event: CUevent,
+    stream: CUstream,
+) -> CUresult {
+    if !streams::capturing() || !start::active() {
+        return bare.call();
+    }
+    streams::recorded(event, bare.stream(stream), || bare.call())
+}
+
 /// A capture reaches another stream through an event: what that stream holds from before stays in sight.
-pub(crate) unsafe fn wait_event<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
+pub(crate) unsafe fn wait_event<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    stream: CUstream,
+    event: CUevent,
+) -> CUresult {
     if !start::active() {
         return bare.call();
     }
     let stream = bare.stream(stream);
     let _pass = gate::pass_into(stream);
-    if streams::capturing() {
-        streams::keep_in_sight(stream);
-        return streams::while_nothing_is_marked(|| bare.call());
+    if streams::capturing() && streams::leads_into_capture(event) {
+        return streams::spread(stream, || bare.call());
     }
     bare.call()
 }

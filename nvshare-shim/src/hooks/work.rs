@@ -3,15 +3,15 @@
 
 use super::Bare;
 use crate::cuda::CUresult;
-use crate::cuda::sys::{CUlaunchConfig, CUstream};
+use crate::cuda::sys::{CUDA_LAUNCH_PARAMS, CUlaunchConfig, CUstream};
 use crate::{gate, pace, streams};
 
 /// Work in `stream`.
 #[inline]
 pub(crate) unsafe fn on<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
     let stream = bare.stream(stream);
-    let _pass = gate::pass_into(stream);
-    streams::note_use(stream);
+    let pass = gate::pass_into(stream);
+    streams::note_use(&pass, stream);
     bare.call()
 }
 
@@ -20,8 +20,8 @@ pub(crate) unsafe fn on<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -
 /// is being captured it waits at a shut gate. Nobody waits for that capture: a drain that does lets all calls through.
 #[inline]
 pub(crate) unsafe fn at_addresses<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
-    let _pass = gate::pass();
-    streams::note_use(bare.stream(stream));
+    let pass = gate::pass();
+    streams::note_use(&pass, bare.stream(stream));
     bare.call()
 }
 
@@ -65,13 +65,22 @@ pub(crate) unsafe fn launch_blocking<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUr
 /// Kernels and graphs in `stream`: work that may be long, and queued up faster than it is done.
 #[inline]
 pub(crate) unsafe fn launch<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
-    // SAFETY: the application's own stream.
-    let result = unsafe { on(bare, stream) };
+    let stream = bare.stream(stream);
+    let (result, turn) = launch_once(bare, stream);
+    if let Some(turn) = turn {
+        turn.wait();
+    }
     // Kernels that are loaded lazily are loaded here.
-    // SAFETY: the same.
-    let result = super::room::again_in(bare, result, bare.stream(stream), || unsafe { on(bare, stream) });
-    pace::after_launch(bare.stream(stream));
-    result
+    super::room::again_in(bare, result, stream, || launch_once(bare, stream).0)
+}
+
+#[inline]
+fn launch_once<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> (CUresult, Option<pace::Turn>) {
+    let pass = gate::pass_into(stream);
+    streams::note_use(&pass, stream);
+    let result = bare.call();
+    // Inside, for it may record an event, which waits for room in the stream as the launch does.
+    (result, pace::after_launch(stream))
 }
 
 /// A graph in `stream`: it may bring memory of its own.
@@ -81,6 +90,27 @@ pub(crate) unsafe fn launch_graph<F: Fn() -> CUresult>(bare: &Bare<F>, stream: C
     let result = unsafe { launch(bare, stream) };
     crate::memory::pools::graph_launched();
     result
+}
+
+/// Kernels in a stream of each of several devices: none of these streams, which may be captured or not, decides alone
+/// whether a shut gate is passed, and the default stream has nothing to do with it.
+pub(crate) unsafe fn launch_list<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    list: *const CUDA_LAUNCH_PARAMS,
+    count: u32,
+) -> CUresult {
+    let launch = || {
+        let pass = gate::pass();
+        if !list.is_null() {
+            for index in 0..count as usize {
+                // SAFETY: not null, so the driver would read so many too; only the stream's field is read.
+                let stream = unsafe { (&raw const (*list.add(index)).hStream).read() };
+                streams::note_use(&pass, bare.stream(stream));
+            }
+        }
+        bare.call()
+    };
+    super::room::again(bare, launch(), None, None, launch)
 }
 
 /// A launch whose stream stands in `config`.

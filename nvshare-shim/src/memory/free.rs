@@ -1,23 +1,39 @@
-//! Freeing. As the bare call does, a free waits until the work that can reach the memory is finished; where the calling
-//! thread must not wait (a capture is going on) the memory goes to quarantine and is taken apart later. Until then its
-//! address is nobody's (S5).
-
-use std::time::Duration;
+//! Freeing. A free waits for what the bare call waits for, and for nothing else (S10): the work of the context that owns the
+//! memory. Other contexts and cards are not waited for, by the driver neither: a program that lets them use the memory has
+//! seen to it before. What may not be waited for here (a free in the order of a stream), or cannot be, goes to quarantine
+//! and is taken apart later; until then its address is nobody's (S5).
 
 use super::back::bury;
 use super::device::{self, Device, State};
 use super::map::Allocation;
 use super::{ALLOCATIONS, extent::Presence};
 use crate::cuda::{CUresult, sys};
-use crate::streams::{self, Mark, Relaxed};
-use crate::swap::standing;
+use crate::streams::{self, Mark, Relaxed, Unfinished};
 
 /// Freed by the application, perhaps still used by work that was submitted before.
 #[derive(Debug)]
 pub struct Quarantined {
     start: u64,
     allocation: Allocation,
-    mark: Mark,
+    until: Until,
+}
+
+/// When nothing uses it any more.
+#[derive(Debug)]
+enum Until {
+    /// The work before in the stream is complete.
+    Marked(Mark),
+    /// The work of its context is; waiting for it failed.
+    Finished(Unfinished),
+}
+
+impl Until {
+    fn is_over(&self) -> bool {
+        match self {
+            Until::Marked(mark) => mark.done(),
+            Until::Finished(unfinished) => unfinished.is_over(),
+        }
+    }
 }
 
 /// Frees what starts at `pointer`; `None`: it is not ours.
@@ -26,23 +42,27 @@ pub fn free(pointer: u64) -> Option<CUresult> {
     let device = device::by_index(allocation.device)?;
     let _relaxed = Relaxed::new();
     sweep(device);
-    if reachable(&device.state(), pointer, allocation.taken) {
-        let mark = streams::mark();
-        if !mark.done() {
-            if streams::capturing() {
-                device.state().quarantine.push(Quarantined { start: pointer, allocation, mark });
-                device.wake();
-                return Some(CUresult::CUDA_SUCCESS);
-            }
-            if let Err((mark, code)) = wait(mark) {
-                // The bare call would answer so too; the memory waits for the work that may still use it.
-                device.state().quarantine.push(Quarantined { start: pointer, allocation, mark });
-                return Some(code);
-            }
-        }
+    if reachable(&device.state(), pointer, allocation.taken)
+        && let Err((code, unfinished)) = streams::finish(owner(device, &allocation))
+    {
+        quarantine(device, pointer, allocation, Until::Finished(unfinished));
+        return Some(code);
     }
     dispose(device, pointer, allocation);
     Some(CUresult::CUDA_SUCCESS)
+}
+
+/// The context that the memory belongs to; where that was a green one that is gone, another of its device.
+fn owner(device: &Device, allocation: &Allocation) -> usize {
+    match allocation.context {
+        0 => device.state().home.unwrap_or(0),
+        context => context,
+    }
+}
+
+fn quarantine(device: &Device, start: u64, allocation: Allocation, until: Until) {
+    device.state().quarantine.push(Quarantined { start, allocation, until });
+    device.wake();
 }
 
 /// Frees what starts at `pointer` once the work before in `stream` is finished, without waiting for it; `None`: it is not
@@ -50,11 +70,14 @@ pub fn free(pointer: u64) -> Option<CUresult> {
 pub fn free_in_order(pointer: u64, stream: sys::CUstream) -> Option<CUresult> {
     ALLOCATIONS.find(pointer).filter(|(start, _)| *start == pointer)?;
     // Work in other streams may be ordered before this call by events; what is marked here is after all of it.
-    let mark = streams::mark_one(stream)?;
+    let mark = match streams::mark(stream) {
+        Ok(mark) => mark?,
+        // Later than asked for, but not before its time.
+        Err(_) => return free(pointer),
+    };
     let allocation = ALLOCATIONS.remove(pointer)?;
     let device = device::by_index(allocation.device)?;
-    device.state().quarantine.push(Quarantined { start: pointer, allocation, mark });
-    device.wake();
+    quarantine(device, pointer, allocation, Until::Marked(mark));
     Some(CUresult::CUDA_SUCCESS)
 }
 
@@ -100,13 +123,7 @@ pub fn sweep(device: &Device) {
         let all = std::mem::take(&mut state.quarantine);
         drop(state);
         let (done, mut kept): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|quarantined| quarantined.mark.done());
-        if !streams::capturing() {
-            // What could not be marked because of a capture can be now.
-            for quarantined in kept.iter_mut().filter(|quarantined| quarantined.mark.is_partial()) {
-                quarantined.mark = streams::mark();
-            }
-        }
+            all.into_iter().partition(|quarantined| quarantined.until.is_over());
         device.state().quarantine.append(&mut kept);
         done
     };
@@ -127,29 +144,6 @@ fn reachable(state: &State, start: u64, bytes: u64) -> bool {
         at = extent.start + extent.bytes;
     }
     false
-}
-
-/// How often in a row an event may answer with an error before it is believed.
-const ERRORS: u32 = 1000;
-
-/// Waits as long as it takes, as the bare call would; the gate is not held and no lock is. Ends with the mark and the error
-/// that its events answer with, again and again.
-fn wait(mut mark: Mark) -> Result<(), (Mark, CUresult)> {
-    let mut pause = Duration::from_micros(5);
-    let mut errors = 0;
-    while !mark.done() && !standing::is_dead() {
-        match mark.unfinished() {
-            Err(code) if errors >= ERRORS => return Err((mark, code)),
-            Err(_) => errors += 1,
-            Ok(_) => errors = 0,
-        }
-        if mark.is_partial() && !streams::capturing() {
-            mark = streams::mark();
-        }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(1));
-    }
-    Ok(())
 }
 
 fn dispose(device: &Device, start: u64, allocation: Allocation) {

@@ -2,8 +2,9 @@
 //!
 //! - [`standing`]: whether the application may run, and with it the gate; [`plan`]: which extents leave, pure;
 //! - [`engine`]: the thread; [`outward`], [`inward`]: its two pipelines; [`workshop`], [`stream`], [`prints`]: what it has
-//!   in the application's context; [`shadow`]: pinned host memory, [`spare`]: how much of our own; [`dma`]: who else may use device memory.
+//!   in the application's context; [`shadow`]: pinned host memory, in `arena`s, [`spare`]: how much of our own; [`dma`]: who else may use device memory.
 
+mod arena;
 pub mod dma;
 pub mod engine;
 pub mod inward;

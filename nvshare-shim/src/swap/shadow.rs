@@ -1,15 +1,15 @@
 //! Shadows: pinned host memory in arenas, given out in blocks. Arenas are memfds that the agent made and passed, or, with
-//! no agent, our own. Each is mapped once, left to the parent in a fork, and registered with the driver by a swap thread.
+//! no agent, our own. Each is mapped once, left to the parent in a fork, and pinned piece by piece by the swap threads.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nvshare_common::protocol::ToAgent;
 use nvshare_common::units::{ArenaId, Bytes};
 use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::mm::{Advice, MapFlags, ProtFlags};
 
+use super::arena::{self, Arena, Piece, Pin};
 use super::{lending, spare};
 use crate::config::BLOCK_BYTES;
 use crate::driver::driver;
@@ -18,80 +18,71 @@ use crate::memory::extent::{Presence, Shadow, Slot};
 use crate::memory::ranges::Ranges;
 use crate::{link, log};
 
-/// `CU_MEMHOSTREGISTER_PORTABLE`: every context may use it as pinned.
-const PORTABLE: u32 = 1;
-/// The slots of neighbouring arenas are apart, so that no run of blocks crosses from one into the next.
-const GAP: u64 = 1;
-/// In the place of the context in which an arena is registered: it could not be pinned, and stays because bytes are in it.
-/// Copies are slower, and right.
-const UNPINNED: usize = usize::MAX;
 /// The least size of arenas of our own.
 const OWN_ARENA: u64 = 64 << 20;
 
 #[derive(Debug)]
-struct Arena {
-    /// None: it is our own.
-    id: Option<ArenaId>,
-    first: u64,
-    blocks: u64,
-    host: usize,
-    file: OwnedFd,
-    /// The context that it is registered in.
-    registered: Option<usize>,
-    /// Whether the agent was told that it is in use.
-    reported: bool,
-}
-
-#[derive(Debug)]
 struct Shadows {
     arenas: Vec<Arena>,
+    /// Arenas given up, piece by piece.
+    parting: Vec<Arena>,
+    /// Where the blocks of each piece are, by the number of the first: how many, and where in memory.
+    places: BTreeMap<u64, (u64, usize)>,
     free: Ranges,
     next: u64,
-    waiting: VecDeque<usize>,
 }
 
-static SHADOWS: Mutex<Shadows> =
-    Mutex::new(Shadows { arenas: Vec::new(), free: Ranges::new(), next: 0, waiting: VecDeque::new() });
+static SHADOWS: Mutex<Shadows> = Mutex::new(Shadows {
+    arenas: Vec::new(),
+    parting: Vec::new(),
+    places: BTreeMap::new(),
+    free: Ranges::new(),
+    next: 0,
+});
 
 fn shadows() -> MutexGuard<'static, Shadows> {
     SHADOWS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes an arena into service: maps it now; a swap thread registers it.
+impl Shadows {
+    fn pieces(&mut self) -> impl Iterator<Item = &mut Piece> {
+        self.arenas.iter_mut().flat_map(|arena| arena.pieces.iter_mut())
+    }
+
+    /// Takes the arena at `index` out of use, if none of its blocks is taken and nobody is pinning it. Whether it was.
+    fn part_with(&mut self, index: usize) -> bool {
+        if self.arenas[index].pieces.iter().any(|piece| piece.pin == Pin::UnderWay) {
+            return false;
+        }
+        let mut removed = Vec::new();
+        for piece in &self.arenas[index].pieces {
+            if self.free.region(piece.first).is_none() {
+                continue;
+            }
+            if !self.free.remove(piece.first) {
+                for (first, blocks) in removed {
+                    self.free.add(first, blocks);
+                }
+                return false;
+            }
+            removed.push((piece.first, piece.blocks));
+        }
+        let arena = self.arenas.swap_remove(index);
+        for piece in &arena.pieces {
+            self.places.remove(&piece.first);
+        }
+        self.parting.push(arena);
+        true
+    }
+}
+
+/// Takes an arena into service: maps it now; the swap threads pin it.
 pub fn offer(id: Option<ArenaId>, file: OwnedFd) -> Result<(), String> {
-    let size = rustix::fs::fstat(&file)
-        .map_err(|error| format!("cannot ask an arena's size: {error}"))?
-        .st_size as u64;
-    let bytes = size / BLOCK_BYTES * BLOCK_BYTES;
-    if bytes == 0 {
-        return Err(format!("an arena of {size} bytes is too small, expected at least {BLOCK_BYTES}"));
-    }
-    // SAFETY: a fresh mapping that the kernel places touches nothing that exists.
-    let host = unsafe {
-        rustix::mm::mmap(
-            std::ptr::null_mut(),
-            bytes as usize,
-            ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::SHARED,
-            &file,
-            0,
-        )
-    }
-    .map_err(|error| format!("cannot map an arena of {}: {error}", Bytes(bytes)))?;
-    // SAFETY: the range was mapped just now; the advice changes what a child of a fork sees, nothing here.
-    let _ = unsafe { rustix::mm::madvise(host, bytes as usize, Advice::LinuxDontFork) };
     let mut shadows = shadows();
-    let (first, blocks) = (shadows.next, bytes / BLOCK_BYTES);
-    shadows.next += blocks + GAP;
-    shadows.arenas.push(Arena {
-        id,
-        first,
-        blocks,
-        host: host.expose_provenance(),
-        file,
-        registered: None,
-        reported: false,
-    });
+    let (arena, next) = Arena::map(id, file, shadows.next)?;
+    shadows.next = next;
+    shadows.places.extend(arena.pieces.iter().map(|piece| (piece.first, (piece.blocks, piece.host))));
+    shadows.arenas.push(arena);
     drop(shadows);
     for device in device::all() {
         device.wake();
@@ -99,55 +90,80 @@ pub fn offer(id: Option<ArenaId>, file: OwnedFd) -> Result<(), String> {
     Ok(())
 }
 
-/// Registers one arena that is not registered yet, in the calling thread's current context `context`. Says whether there
-/// was one.
-pub fn register_one(context: usize) -> bool {
-    let (first, host, bytes) = {
+/// Pins one piece that is not pinned yet, in the calling thread's current context `context`. Says whether there was one.
+pub fn pin_one(context: usize) -> bool {
+    let (first, host, blocks) = {
         let mut shadows = shadows();
-        let shadows = &mut *shadows;
-        let waiting = &mut shadows.waiting;
-        let found =
-            shadows.arenas.iter().find(|arena| arena.registered.is_none() && !waiting.contains(&arena.host));
-        let Some(arena) = found else { return false };
-        waiting.push_back(arena.host);
-        (arena.first, arena.host, arena.blocks * BLOCK_BYTES)
+        let Some(piece) = shadows.pieces().find(|piece| piece.pin == Pin::Missing) else { return false };
+        piece.pin = Pin::UnderWay;
+        (piece.first, piece.host, piece.blocks)
     };
-    let pointer = std::ptr::with_exposed_provenance_mut(host);
-    // SAFETY: the range is mapped and stays so while it is registered.
-    let registered = unsafe { driver().cuMemHostRegister_v2(pointer, bytes as usize, PORTABLE) }.result();
+    let pinned = arena::pin(host, blocks);
     let mut shadows = shadows();
-    shadows.waiting.retain(|waiting| *waiting != host);
-    let Some(index) = shadows.arenas.iter().position(|arena| arena.first == first) else { return true };
-    match registered {
+    let of = |arena: &Arena| arena.pieces.iter().position(|piece| piece.first == first);
+    let Some((index, at)) =
+        shadows.arenas.iter().enumerate().find_map(|(index, arena)| Some((index, of(arena)?)))
+    else {
+        return true;
+    };
+    match pinned {
         Ok(()) => {
-            let arena = &mut shadows.arenas[index];
-            arena.registered = Some(context);
-            let (blocks, id, new) = (arena.blocks, arena.id, !std::mem::replace(&mut arena.reported, true));
+            shadows.arenas[index].pieces[at].pin = Pin::In(context);
             if shadows.free.region(first).is_none() {
                 shadows.free.add(first, blocks);
             }
-            drop(shadows);
-            if let Some(arena) = id.filter(|_| new) {
-                link::send(&ToAgent::ArenaReady { arena });
-            }
         }
         Err(code) => {
-            let in_use = shadows.free.region(first).is_some() && !shadows.free.remove(first);
-            let arena = if in_use {
-                shadows.arenas[index].registered = Some(UNPINNED);
-                None
-            } else {
-                Some(shadows.arenas.swap_remove(index))
-            };
-            drop(shadows);
+            shadows.arenas[index].pieces[at].pin = Pin::Refused;
+            let bytes = Bytes(shadows.arenas[index].bytes());
             log::warning!(
-                "cannot pin {} of host memory for shadows: {} (is RLIMIT_MEMLOCK or the container's memory limit in the way?)",
-                Bytes(bytes),
+                "cannot pin {} of {bytes} of host memory for shadows: {} (is RLIMIT_MEMLOCK or the container's memory limit in the way?)",
+                Bytes(blocks * BLOCK_BYTES),
                 driver().error_name(code)
             );
-            if let Some(arena) = arena {
-                dissolve(arena);
+            if shadows.part_with(index) {
+                return true;
             }
+        }
+    }
+    let arena = &mut shadows.arenas[index];
+    if arena.is_settled() && !std::mem::replace(&mut arena.reported, true) {
+        let id = arena.id;
+        drop(shadows);
+        if let Some(arena) = id {
+            link::send(&ToAgent::ArenaReady { arena });
+        }
+    }
+    true
+}
+
+/// Whether there is something to pin.
+pub fn is_to_be_pinned() -> bool {
+    shadows().pieces().any(|piece| piece.pin == Pin::Missing)
+}
+
+/// Whether there is something to unpin.
+pub fn is_to_be_unpinned() -> bool {
+    !shadows().parting.is_empty()
+}
+
+/// Unpins one piece of an arena that was given up, and with the last one gives the arena back. Says whether there was one.
+/// It waits for the kernels that run in the context it is pinned in (seen on an H200): only while none does.
+pub fn unpin_one() -> bool {
+    let (piece, done) = {
+        let mut shadows = shadows();
+        let Some(arena) = shadows.parting.last_mut() else { return false };
+        let piece = arena.pieces.pop();
+        let done = if arena.pieces.is_empty() { shadows.parting.pop() } else { None };
+        (piece, done)
+    };
+    if let Some(Err(code)) = piece.map(Piece::give_up) {
+        log::warning!("cannot unpin a piece of an arena: {}", driver().error_name(code));
+    }
+    if let Some(arena) = done {
+        drop(arena.file);
+        if let Some(arena) = arena.id {
+            link::send(&ToAgent::ArenaReturned { arena });
         }
     }
     true
@@ -215,48 +231,44 @@ pub fn free_blocks() -> u64 {
 pub fn address(Slot(slot): Slot) -> *mut std::ffi::c_void {
     let slot = u64::from(slot);
     let shadows = shadows();
-    let arena = shadows
-        .arenas
-        .iter()
-        .find(|arena| (arena.first..arena.first + arena.blocks).contains(&slot))
-        .expect("a block's arena stays while the block is taken");
-    let offset = (slot - arena.first) * BLOCK_BYTES;
-    std::ptr::with_exposed_provenance_mut(arena.host + offset as usize)
+    let (first, (blocks, host)) =
+        shadows.places.range(..=slot).next_back().expect("a block's arena stays while the block is taken");
+    debug_assert!(slot < first + blocks, "S4: a block of an arena that is gone");
+    std::ptr::with_exposed_provenance_mut(host + ((slot - first) * BLOCK_BYTES) as usize)
 }
 
-/// Gives up shadows of resident extents until whole arenas of about `bytes` could be dissolved; says how much that was.
-/// Called by a swap thread with no copy of its own under way; extents that other engines move are not resident.
+/// Gives up shadows of resident extents until whole arenas of about `bytes` are free of them; says how much that was. They
+/// go back when they are unpinned. Called by a swap thread with no copy of its own under way; extents that other engines
+/// move are not resident.
 pub fn trim(bytes: u64) -> u64 {
     let mut given = 0;
     let mut busy = busy_slots();
     busy.sort_unstable();
-    let candidates: Vec<(u64, u64)> = {
-        let shadows = shadows();
-        let unused = |arena: &&Arena| {
-            let from = busy.partition_point(|slot| *slot < arena.first);
-            busy.get(from).is_none_or(|slot| *slot >= arena.first + arena.blocks)
-        };
-        shadows.arenas.iter().filter(unused).map(|arena| (arena.first, arena.blocks)).collect()
+    let is_unused = |piece: &Piece| {
+        let from = busy.partition_point(|slot| *slot < piece.first);
+        busy.get(from).is_none_or(|slot| !piece.slots().contains(slot))
     };
-    for (first, blocks) in candidates {
+    let candidates: Vec<Vec<(u64, u64)>> = {
+        let shadows = shadows();
+        let unused = shadows.arenas.iter().filter(|arena| arena.pieces.iter().all(is_unused));
+        unused.map(|arena| arena.pieces.iter().map(|piece| (piece.first, piece.blocks)).collect()).collect()
+    };
+    for pieces in candidates {
         if given >= bytes {
             break;
         }
-        forget_resident(first, blocks);
-        let arena = {
-            let mut shadows = shadows();
-            let known = shadows.free.region(first).is_some();
-            if known && !shadows.free.remove(first) {
-                continue;
-            }
-            let Some(index) = shadows.arenas.iter().position(|arena| arena.first == first) else { continue };
-            if shadows.waiting.contains(&shadows.arenas[index].host) {
-                continue;
-            }
-            shadows.arenas.swap_remove(index)
+        for (first, blocks) in &pieces {
+            forget_resident(*first, *blocks);
+        }
+        let mut shadows = shadows();
+        let is_it = |arena: &Arena| {
+            arena.pieces.first().map(|piece| piece.first) == pieces.first().map(|piece| piece.0)
         };
-        given += blocks * BLOCK_BYTES;
-        dissolve(arena);
+        if let Some(index) = shadows.arenas.iter().position(is_it)
+            && shadows.part_with(index)
+        {
+            given += pieces.iter().map(|(_, blocks)| blocks * BLOCK_BYTES).sum::<u64>();
+        }
     }
     given
 }
@@ -271,15 +283,20 @@ pub fn with_agents_arenas<T>(each: impl FnMut((ArenaId, std::os::fd::BorrowedFd<
 /// be pinned elsewhere. Meanwhile no engine copies to or from what is. Called by the engine that leaves it, with no copy
 /// of its own under way.
 pub fn while_context_may_end(context: usize, may_end: impl FnOnce() -> bool) -> bool {
-    if !shadows().arenas.iter().any(|arena| arena.registered == Some(context)) {
+    if !shadows().pieces().any(|piece| piece.pin == Pin::In(context)) {
         return may_end();
     }
     let mut gone = true;
     lending::recalled(|| {
         gone = may_end();
         if gone {
-            for arena in shadows().arenas.iter_mut().filter(|arena| arena.registered == Some(context)) {
-                arena.registered = None;
+            let mut shadows = shadows();
+            let parting = shadows.parting.iter_mut().flat_map(|arena| arena.pieces.iter_mut());
+            for piece in parting.filter(|piece| piece.pin == Pin::In(context)) {
+                piece.pin = Pin::Refused;
+            }
+            for piece in shadows.pieces().filter(|piece| piece.pin == Pin::In(context)) {
+                piece.pin = Pin::Missing;
             }
         }
     });
@@ -343,22 +360,6 @@ fn forget_where(device: &Device, wanted: impl Fn(Slot) -> bool, most: usize) {
     }
     drop(state);
     give_back(device, slots);
-}
-
-fn dissolve(arena: Arena) {
-    let pointer = std::ptr::with_exposed_provenance_mut(arena.host);
-    if arena.registered.is_some_and(|context| context != UNPINNED) {
-        // SAFETY: it was registered; none of its blocks is taken, so nothing copies.
-        if let Err(code) = unsafe { driver().cuMemHostUnregister(pointer) }.result() {
-            log::warning!("cannot unpin an arena: {}", driver().error_name(code));
-        }
-    }
-    // SAFETY: the mapping is ours alone, and none of its blocks is taken.
-    let _ = unsafe { rustix::mm::munmap(pointer, (arena.blocks * BLOCK_BYTES) as usize) };
-    drop(arena.file);
-    if let Some(arena) = arena.id {
-        link::send(&ToAgent::ArenaReturned { arena });
-    }
 }
 
 fn count_shadow(device: &Device, delta: i64) {

@@ -239,7 +239,7 @@ pub fn context_ended(context: usize) {
     let healthy = {
         let mut failed = failed();
         failed.remove(&context);
-        if streams::contexts().is_empty() {
+        if !streams::has_context() {
             failed.clear();
         }
         failed.is_empty()

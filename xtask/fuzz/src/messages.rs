@@ -39,7 +39,8 @@ const CARD: DeviceId = DeviceId([7; 16]);
 /// A few of each direction.
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let held = Held { device: CARD, granted: Bytes::GIB, resident: Bytes::GIB, total: Bytes::GIB };
-    let hello = Hello { release: "0.1.0".into(), running: true, devices: vec![held; 2], arenas: 1 };
+    let hello =
+        Hello { release: "0.1.0".into(), running: true, devices: vec![held; 2], arenas: 1, bypass: false };
     let mut all: Vec<_> = to_agent().iter().map(frame::encode).collect();
     let range = DeviceRange { start: DevicePtr(1 << 40), bytes: Bytes::GIB };
     let (ticket, device, bytes) = (Ticket(3), CARD, Bytes::GIB);

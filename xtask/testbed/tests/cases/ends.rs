@@ -35,6 +35,11 @@ fn a_reset_releases_no_reference() {
 }
 
 #[test]
+fn after_a_reset_the_programs_events_are_its_own() {
+    as_bare(|| card("256M"), "events_after_reset", "", |node| hooked(node, "events_after_reset", ""));
+}
+
+#[test]
 fn after_a_device_error_and_a_reset_freed_memory_is_released() {
     as_bare(|| card("1G"), "life_after_reset", "", |node| hooked(node, "life_after_reset", ""));
 }

@@ -73,7 +73,9 @@ fn an_agent_whose_clients_are_idle_is_at_rest() {
     let agent = agent(&node, &TURNS);
     let mut clients: Vec<Running> =
         (0..CLIENTS).map(|_| Running::start(&mut hooked(&node, "idle", "120"))).collect();
-    clients.iter_mut().for_each(|client| client.wait_for("ready"));
+    for client in &mut clients {
+        client.wait_for("ready");
+    }
     std::thread::sleep(Duration::from_secs(2));
     let before = seconds_of_work(agent.id());
     std::thread::sleep(Duration::from_secs(5));

@@ -69,6 +69,17 @@ static void check(Buffer *b, CUstream s, CUdeviceptr result, const char *when) {
     EXPECT(!wrong, "%s: %llu of %llu words are wrong at %llx", when, (unsigned long long)wrong,
            (unsigned long long)b->words, (unsigned long long)b->at);
 }
+// Events that the program made after a reset are its own, whatever had their handles before it.
+static CUevent guards[64];
+static void make_guards(void) {
+    for (int i = 0; i < 64; i++) MUST(cuEventCreate(&guards[i], 2));
+}
+static void check_guards(void) {
+    for (int i = 0; i < 64; i++) {
+        CUresult r = cuEventQuery(guards[i]);
+        EXPECT(!r, "event %d of the program answers %d", i, r);
+    }
+}
 static void *work(void *x) {
     uint64_t dice = (uint64_t)(uintptr_t)x;
     CK(cuCtxSetCurrent(context));
@@ -147,6 +158,7 @@ int main(int argc, char **argv) {
     do {
         while (!HAD(cuDevicePrimaryCtxRetain(&context, 0))) nap(0.001);
         CK(cuCtxSetCurrent(context));
+        make_guards();
         load();
         pthread_t of[16];
         round_over = 0;
@@ -155,7 +167,13 @@ int main(int argc, char **argv) {
         while (resets && now() < round && now() < stop_at) nap(0.01);
         round_over = resets;
         for (int i = 0; i < threads; i++) pthread_join(of[i], 0);
+        check_guards();
         if (!resets) break;
+        // It waits for what is still under way, and somebody may be looking at that, and at what is freed behind it.
+        CUdeviceptr last[8];
+        for (int i = 0; i < 8; i++) MUST(cuMemAlloc(&last[i], 64 << 10));
+        for (int i = 0; i < 20; i++) MUST(launched(spins, 0, 1000000, 0, 0, 0, 0, 0));
+        for (int i = 0; i < 8; i++) MUST(cuMemFreeAsync(last[i], 0));
         CK(cuDevicePrimaryCtxReset(0));
         ended++;
     } while (now() < stop_at);

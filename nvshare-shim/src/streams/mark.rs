@@ -1,0 +1,58 @@
+//! Marks: an event after the work that a thread has submitted to one stream, by the thread that did.
+
+use std::sync::Arc;
+
+use super::capture::is_capturing;
+use super::current::Relaxed;
+use super::event::Event;
+use super::table::{Refusal, context_of, entry_of, known};
+use crate::cuda::CUresult;
+use crate::cuda::sys::CUstream;
+
+/// Complete when the work before it is.
+#[must_use]
+#[derive(Debug)]
+pub struct Mark(Event);
+
+impl Mark {
+    /// Whether all work before it is known to be complete. Polls, never blocks. An error of the device is reported to the
+    /// engine; nothing is complete then.
+    pub fn done(&self) -> bool {
+        match self.answer() {
+            Ok(done) => done,
+            Err(error) => {
+                if crate::swap::is_final(error) {
+                    self.0.context().failed(error);
+                }
+                false
+            }
+        }
+    }
+
+    /// The same, with the driver's error.
+    pub(crate) fn answer(&self) -> Result<bool, CUresult> {
+        let _relaxed = Relaxed::new();
+        self.0.done()
+    }
+}
+
+/// Marks what is in `stream`, for the thread that has just called into it. `Ok(None)` where nothing can be: it is being
+/// captured, or its context ends.
+pub(crate) fn mark(stream: CUstream) -> Result<Option<Mark>, CUresult> {
+    let _relaxed = Relaxed::new();
+    if is_capturing(stream) {
+        return Ok(None);
+    }
+    let context = match entry_of(stream) {
+        Some(entry) => Arc::clone(&entry.events),
+        None => match context_of(stream) {
+            Some(context) => known().context(context),
+            None => return Ok(None),
+        },
+    };
+    match Event::record(&context, stream) {
+        Ok(event) => Ok(Some(Mark(event))),
+        Err(Refusal::Gone | Refusal::Leaving) => Ok(None),
+        Err(Refusal::Error(error)) => Err(error),
+    }
+}

@@ -1,0 +1,119 @@
+//! The same calls bare and under the library: results, errors, answers about memory and contents must be the same, wherever
+//! memory is moved in between. Scripts are random; each comes from a seed, so that it can be had again.
+//!
+//! - [`script`]: what a script is; [`generate`]: random ones
+//! - [`execute`]: the client, this binary again; [`world`] and the files beside it: what its steps do
+//! - [`compare`]: both runs, and the rule; [`shrink`]: shorter scripts
+//!
+//! More seeds: `NVSHARE_DIFFERENTIAL_SEEDS=FROM..TO cargo test -p nvshare-shim --test differential`. Without some steps, to see
+//! what else there is: `NVSHARE_DIFFERENTIAL_WITHOUT=VERB,..`. A script from a file: `NVSHARE_DIFFERENTIAL_REPLAY=FILE`.
+
+mod compare;
+mod contexts;
+mod execute;
+mod generate;
+mod graphs;
+mod memory;
+mod questions;
+mod script;
+mod shrink;
+mod vmm;
+mod work;
+mod world;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use compare::{Difference, first_difference};
+use script::Script;
+
+/// How many scripts a client does.
+const BATCH: usize = 25;
+/// How many failing scripts are told of before the test ends.
+const ENOUGH: usize = 3;
+/// Seeds where nothing else is asked for.
+const SEEDS: std::ops::Range<u64> = 0..1000;
+
+/// Not a test: the client program, when a test below starts it.
+#[test]
+fn role() {
+    if let (Ok(scripts), Ok(transcript)) =
+        (std::env::var("NVSHARE_DIFFERENTIAL_SCRIPTS"), std::env::var("NVSHARE_DIFFERENTIAL_TRANSCRIPT"))
+    {
+        execute::all(&scripts, &transcript);
+        // Not through the exit handlers of the test's harness, which wait for its threads.
+    }
+}
+
+fn seeds() -> std::ops::Range<u64> {
+    let asked = std::env::var("NVSHARE_DIFFERENTIAL_SEEDS").unwrap_or_default();
+    let ends = asked.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
+    assert!(
+        ends.is_some() || asked.is_empty(),
+        "NVSHARE_DIFFERENTIAL_SEEDS={asked}: expected such as 0..1000"
+    );
+    ends.unwrap_or(SEEDS)
+}
+
+#[test]
+fn random_scripts_do_the_same_with_and_without_the_library() {
+    if let Ok(file) = std::env::var("NVSHARE_DIFFERENTIAL_REPLAY") {
+        let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{file}: {error}"));
+        for script in Script::parse_all(&text).unwrap_or_else(|error| panic!("{file}: {error}")) {
+            let difference = first_difference(std::slice::from_ref(&script));
+            assert!(difference.is_none(), "{}", told(&script, &difference.expect("one")));
+        }
+        return;
+    }
+    let mut scripts: Vec<Script> = seeds().map(generate::script).collect();
+    let without = std::env::var("NVSHARE_DIFFERENTIAL_WITHOUT").unwrap_or_default();
+    for script in &mut scripts {
+        script.ops.retain(|op| !without.split(',').any(|verb| verb == op.verb()));
+    }
+    let batches: Vec<&[Script]> = scripts.chunks(BATCH).collect();
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let processors = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..processors {
+            scope.spawn(|| {
+                while let Some(batch) = batches.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    let enough = || failed.lock().expect("the failures").len() >= ENOUGH;
+                    let mut rest = *batch;
+                    while !rest.is_empty() && !enough() {
+                        let Some(difference) = first_difference(rest) else { break };
+                        let at = rest.iter().position(|script| script.seed == difference.seed).unwrap_or(0);
+                        failed.lock().expect("the failures").push(report(
+                            &rest[at],
+                            &rest[..=at],
+                            difference,
+                        ));
+                        rest = &rest[at + 1..];
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("the failures");
+    assert!(failed.is_empty(), "{} scripts or more differ\n\n{}", failed.len(), failed.join("\n"));
+}
+
+/// Shortens a script that failed, alone if it fails alone, and tells of it.
+fn report(script: &Script, with_those_before: &[Script], difference: Difference) -> String {
+    match first_difference(std::slice::from_ref(script)) {
+        Some(alone) => {
+            let (short, difference) = shrink::shrunk(script, alone);
+            told(&short, &difference)
+        }
+        None => {
+            let first = with_those_before.first().map_or(0, |script| script.seed);
+            format!(
+                "seed {}, only after those from {first} on, or not always: {}\n{script}",
+                script.seed, difference.what
+            )
+        }
+    }
+}
+
+fn told(script: &Script, difference: &Difference) -> String {
+    format!("seed {}: {}\n{script}", script.seed, difference.what)
+}
