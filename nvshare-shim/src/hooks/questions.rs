@@ -175,12 +175,12 @@ pub(crate) unsafe fn retain<F: Fn() -> CUresult>(
 
 /// A call about mappings, or managed memory, that plain memory is nothing for.
 pub(crate) unsafe fn not_for_plain<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr) -> CUresult {
-    if known(at).is_some() { CUresult::CUDA_ERROR_INVALID_VALUE } else { bare.call() }
+    if known(at).is_some() || between::is(at) { CUresult::CUDA_ERROR_INVALID_VALUE } else { bare.call() }
 }
 
 /// As [`not_for_plain`], of a call that may take a little memory.
 pub(crate) unsafe fn set_access<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr) -> CUresult {
-    if known(at).is_some() {
+    if known(at).is_some() || between::is(at) {
         return CUresult::CUDA_ERROR_INVALID_VALUE;
     }
     // SAFETY: the application's own arguments.

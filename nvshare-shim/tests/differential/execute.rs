@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::script::{Op, Script};
-use crate::world::{MEMORIES, World, cu};
+use crate::world::{Capture, MEMORIES, World, cu};
 
 /// Runs all scripts of a file. Each step's line is written when it is done, so that it is known where a run ended.
 pub(crate) fn all(scripts: &str, transcript: &str) {
@@ -103,10 +103,12 @@ fn freely(script: &Script, swaps: Option<i32>, out: &mut File) {
 
 /// Steps that end what is still being captured.
 fn ends(world: &World) -> Vec<Op> {
-    let slot = world.graphs.iter().position(Option::is_none).unwrap_or(0) as u64;
+    let free = (0..world.graphs.len()).filter(|slot| world.graphs[*slot].is_none());
     let mut captures: Vec<_> = world.captured.values().collect();
     captures.sort_by_key(|capture| capture.stream);
-    captures.iter().map(|capture| Op::new(capture.thread, "end", &[capture.stream, slot])).collect()
+    let end =
+        |(capture, slot): (&&Capture, usize)| Op::new(capture.thread, "end", &[capture.stream, slot as u64]);
+    captures.iter().zip(free).map(end).collect()
 }
 
 /// What is in memory at the end; then everything goes.

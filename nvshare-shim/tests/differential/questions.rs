@@ -92,6 +92,8 @@ impl World {
                 said
             }
             "range" => {
+                // Without a context the simulator refuses it, which is a guess.
+                self.current()?;
                 let (mut start, mut bytes) = (0, 0);
                 let code = cu!(cuMemGetAddressRange_v2(&raw mut start, &raw mut bytes, address(self)?));
                 if code == 0 { format!("{code} {} {bytes}", self.name(start)) } else { code.to_string() }
