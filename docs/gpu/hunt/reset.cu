@@ -54,7 +54,7 @@ int main(int n, char **arguments) {
         CK(cudaDeviceSynchronize());
         for (int step = 0; step < 6; step++) for (auto &b : buffers) {
             cudaStream_t s = streams[random_() % 3];
-            if (random_() % 3 == 0) { uint64_t next = random_(); change<<<264, 256, 0, s>>>(b.at, b.words, b.seed, next); b.seed = next; CK(cudaStreamSynchronize(s)); }
+            if (random_() % 3 == 0) { uint64_t next = random_(); CK(cudaDeviceSynchronize()); change<<<264, 256, 0, s>>>(b.at, b.words, b.seed, next); b.seed = next; CK(cudaStreamSynchronize(s)); }
             else verify<<<264, 256, 0, s>>>(b.at, b.words, b.seed, wrong);
             CK(cudaGetLastError());
         }

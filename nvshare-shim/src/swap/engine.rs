@@ -275,6 +275,13 @@ impl Engine {
         if let Some(shop) = &shop {
             shop.leave();
         }
+        {
+            // Before the call: the next context may have the same handle, and be adopted, before this thread runs again.
+            let mut state = self.device.state();
+            if state.home == Some(context) {
+                state.home = None;
+            }
+        }
         let gone = shadow::while_context_may_end(context, || {
             let _ = left.send(());
             gone.recv().unwrap_or(true)
@@ -285,9 +292,8 @@ impl Engine {
         let other = ALLOCATIONS.another_context(self.device.index, context);
         let mut state = self.device.state();
         state.leaving = false;
-        if gone && state.home == Some(context) {
-            state.home = other;
-        }
+        // Where what the engine has is, there it is at home: whoever ends that context asks it to leave.
+        state.home = if gone { state.home.or(other) } else { Some(context) };
     }
 
     fn swap_out(&mut self, ticket: Ticket, bytes: u64, coldest: &[DeviceRange]) {
