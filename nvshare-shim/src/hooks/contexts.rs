@@ -119,7 +119,7 @@ fn aside(context: CUcontext, call: impl FnOnce() -> (CUresult, bool)) -> (CUresu
     let absent = streams::context_leaves(context);
     let (result, gone) = call();
     if gone {
-        absent.is_gone();
+        absent.ends();
     } else {
         absent.stays();
     }

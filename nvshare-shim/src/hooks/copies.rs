@@ -301,14 +301,12 @@ impl Place {
         if ask(MEMORY_TYPE) != Some(ON_DEVICE) {
             return Place::Host;
         }
-        match ask(CONTEXT).filter(|context| *context != 0) {
-            Some(context) => Place::Device(std::ptr::with_exposed_provenance_mut(context as usize)),
-            // Of a pool, or mapped by the application: its device is known.
-            None => {
-                let device = ask(DEVICE_ORDINAL).unwrap_or(0) as CUdevice;
-                Place::Device(contexts::primary(device).unwrap_or(std::ptr::null_mut()))
-            }
+        if let Some(context) = ask(CONTEXT).filter(|context| *context != 0) {
+            return Place::Device(std::ptr::with_exposed_provenance_mut(context as usize));
         }
+        // Of a pool, or mapped by the application: its device is known.
+        let device = ask(DEVICE_ORDINAL).unwrap_or(0) as CUdevice;
+        Place::Device(contexts::primary(device).unwrap_or(std::ptr::null_mut()))
     }
 }
 

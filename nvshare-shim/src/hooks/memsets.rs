@@ -30,9 +30,11 @@ macro_rules! element {
         impl Element for $type {
             unsafe fn fill(self, Area { to, pitch, width, rows }: Area, stream: CUstream) -> CUresult {
                 // SAFETY: the application's own arguments.
-                match rows {
-                    Some(height) => unsafe { driver().$rows(to, pitch, self, width, height, stream) },
-                    None => unsafe { driver().$row(to, self, width, stream) },
+                unsafe {
+                    match rows {
+                        Some(height) => driver().$rows(to, pitch, self, width, height, stream),
+                        None => driver().$row(to, self, width, stream),
+                    }
                 }
             }
         }

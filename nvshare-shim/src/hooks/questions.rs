@@ -217,17 +217,17 @@ unsafe fn answer(
             6 => data.cast::<u8>().write(u8::from(found.sync)),                 // SYNC_MEMOPS
             13 => data.cast::<u8>().write(1),                                   // MAPPED
             7 | 20 => data.cast::<u64>().write(found.number),                   // BUFFER_ID, MEMORY_BLOCK_ID
-            8 | 10 => data.cast::<u8>().write(0), // IS_MANAGED, IS_LEGACY_CUDA_IPC_CAPABLE
+            // IS_MANAGED, IS_LEGACY_CUDA_IPC_CAPABLE, IS_HW_DECOMPRESS_CAPABLE
+            8 | 10 | 21 => data.cast::<u8>().write(0),
             9 => data.cast::<i32>().write(found.device), // DEVICE_ORDINAL
             11 => data.cast::<u64>().write(found.start), // RANGE_START_ADDR
             12 => data.cast::<u64>().write(found.bytes), // RANGE_SIZE
-            14 => data.cast::<u64>().write(0),    // ALLOWED_HANDLE_TYPES
+            14 => data.cast::<u64>().write(0),           // ALLOWED_HANDLE_TYPES
             15 => data.cast::<u8>().write(u8::from(found.rdma)), // IS_GPU_DIRECT_RDMA_CAPABLE
-            16 => data.cast::<u32>().write(3),    // ACCESS_FLAGS: read and write
-            17 => data.cast::<usize>().write(0),  // MEMPOOL_HANDLE
+            16 => data.cast::<u32>().write(3),           // ACCESS_FLAGS: read and write
+            17 => data.cast::<usize>().write(0),         // MEMPOOL_HANDLE
             18 => data.cast::<u64>().write(mapping(found).1), // MAPPING_SIZE
             19 => data.cast::<u64>().write(mapping(found).0), // MAPPING_BASE_ADDR
-            21 => data.cast::<u8>().write(0),     // IS_HW_DECOMPRESS_CAPABLE
             _ => return None,
         }
     }

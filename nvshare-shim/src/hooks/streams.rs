@@ -33,7 +33,7 @@ pub(crate) unsafe fn destroy<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstre
     let leaving = streams::leaves(stream);
     let result = bare.call();
     if result.ok() {
-        leaving.is_gone();
+        leaving.ends();
     }
     result
 }

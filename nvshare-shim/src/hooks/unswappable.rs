@@ -35,7 +35,7 @@ unsafe fn noted<F: Fn() -> CUresult, H>(
     let Some(device) = current_device().filter(|_| start::active() && !at.is_null()) else {
         return bare.call();
     };
-    let context = streams::current_context().map_or(0, |context| context.addr());
+    let context = streams::current_context().map_or(0, <*mut _>::addr);
     // Managed memory takes none of the device as it is made, but what the driver needs to keep it.
     let wants = (reason != MANAGED).then_some(bytes);
     let (result, expected) = booked(bare, reason, Held { device, bytes, context }, wants);

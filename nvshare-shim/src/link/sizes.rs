@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nvshare_common::units::DeviceId;
 
 /// After so long without a question nobody compares any more.
-const REMEMBERED: Duration = Duration::from_secs(600);
+const REMEMBERED: Duration = Duration::from_mins(10);
 /// A limit that is lower counts as soon as it has been so for so long: a few readings of the device.
 const SETTLED: Duration = Duration::from_millis(500);
 

@@ -186,7 +186,7 @@ pub fn context_ended(context: sys::CUcontext, primary: Option<sys::CUdevice>) {
 
 /// A green context is gone. What was allocated in it is the primary context's and stays.
 pub fn green_context_ended(context: sys::CUcontext, primary: Option<sys::CUcontext>) {
-    let primary = primary.map_or(0, |primary| primary.addr());
+    let primary = primary.map_or(0, <*mut _>::addr);
     ALLOCATIONS.inherit(context.addr(), primary);
     books::inherit(context.addr(), primary);
 }

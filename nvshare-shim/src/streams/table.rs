@@ -218,7 +218,7 @@ pub(crate) struct Leaving {
 
 impl Leaving {
     /// It was destroyed.
-    pub(crate) fn is_gone(self) {
+    pub(crate) fn ends(self) {
         let Some(entry) = &self.entry else { return };
         entry.gone.store(true, Ordering::Release);
         let mut known = known();
@@ -296,7 +296,7 @@ impl Absent {
 
     /// It is gone, and with it its streams, and what was pending there: it ended with it, or was waited for. (What is pending
     /// for streams of a green context has events of the primary one.)
-    pub(crate) fn is_gone(self) {
+    pub(crate) fn ends(self) {
         let Some(gone) = &self.entry else { return };
         gone.gone.store(true, Ordering::Release);
         let mut known = known();

@@ -211,7 +211,7 @@ pub fn on_device_error(code: CUresult) {
     if code == CUresult::CUDA_ERROR_DEINITIALIZED {
         OVER.store(true, Ordering::Release);
     } else {
-        let context = streams::current_context().map_or(0, |context| context.addr());
+        let context = streams::current_context().map_or(0, <*mut _>::addr);
         failed().insert(context);
     }
     if DEAD.swap(true, Ordering::AcqRel) {

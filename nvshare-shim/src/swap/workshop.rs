@@ -16,7 +16,7 @@ pub const DEPTH: usize = 3;
 
 /// How long after a failed load of the fingerprint kernel the next is tried, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// See the module.
 #[derive(Debug)]
