@@ -69,7 +69,8 @@ impl Listener for Attempt {
 struct Job {
     attempt: Arc<Attempt>,
     stall: Duration,
-    answer: Sender<Result<Drained, Stalled>>,
+    /// With how often default streams had been used before.
+    answer: Sender<Result<(Drained, u64), Stalled>>,
 }
 
 /// The thread that asks: its inbox, and the drain that it is not back from.
@@ -132,12 +133,11 @@ pub fn drain(stall: Duration) -> Result<Drained, Stalled> {
     let (mut steps, mut quiet) = (0, Duration::ZERO);
     loop {
         match answered.recv_timeout(LOOK) {
-            Ok(Ok(drained)) => {
-                // The gate is still shut.
-                streams::defaults_are_idle();
+            Ok(Ok((drained, uses))) => {
+                streams::defaults_are_idle(uses);
                 return Ok(drained);
             }
-            Ok(stalled) => return stalled,
+            Ok(Err(stalled)) => return Err(stalled),
             Err(RecvTimeoutError::Disconnected) => {
                 return Err(Stalled::NoProgress("a thread to ask the driver, which has ended".to_owned()));
             }
@@ -162,7 +162,7 @@ fn stuck_at(attempt: &Attempt) -> String {
     format!("the driver's answer about {}", attempt.asked())
 }
 
-fn ask_until_finished(attempt: &Attempt, stall: Duration) -> Result<Drained, Stalled> {
+fn ask_until_finished(attempt: &Attempt, stall: Duration) -> Result<(Drained, u64), Stalled> {
     let mut patience = Patience::new(stall);
     loop {
         wait_until_outside(&mut patience)?;
@@ -171,7 +171,7 @@ fn ask_until_finished(attempt: &Attempt, stall: Duration) -> Result<Drained, Sta
         loop {
             let left = survey.look(attempt).ok_or_else(|| Stalled::NoProgress(stuck_at(attempt)))?;
             if left.is_nothing() {
-                return Ok(Drained(()));
+                return Ok((Drained(()), survey.uses));
             }
             if let Some(unknown) = &left.unknown
                 && crate::swap::is_final(unknown.error)

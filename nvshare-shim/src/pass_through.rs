@@ -163,7 +163,7 @@ mod tests {
     use std::path::PathBuf;
     use std::process::Command;
 
-    use nvshare_common::probe::PROBES;
+    use nvshare_common::probe::{Call, PROBES};
 
     use super::PASSED_THROUGH;
     use crate::table::{HOOKS, Symbol};
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn every_probed_function_is_hooked_so_that_its_calls_are_counted() {
-        for probe in PROBES {
+        for probe in PROBES.iter().filter(|probe| (probe.call as usize) < Call::COMPARED) {
             let known = HOOKS.iter().any(|hook| hook.name == probe.symbol);
             assert!(known, "{} is probed but not hooked", probe.symbol);
         }

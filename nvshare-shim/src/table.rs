@@ -30,12 +30,14 @@ pub(crate) struct Hook {
 // SAFETY: the pointer is the address of a function, which is the same for all threads and never written to.
 unsafe impl Sync for Hook {}
 
-/// Under which heading calls of `name` are counted, if any: both sides take it from the table of probes.
+/// Under which heading calls of `name` are counted, if any: both sides take it from the table of probes. Calls that are only
+/// observed have no counter.
 pub(crate) const fn probed(name: &str) -> Option<Call> {
     let mut at = 0;
     while at < PROBES.len() {
         if same(PROBES[at].symbol.as_bytes(), name.as_bytes()) {
-            return Some(PROBES[at].call);
+            let call = PROBES[at].call;
+            return if (call as usize) < Call::COMPARED { Some(call) } else { None };
         }
         at += 1;
     }
@@ -187,7 +189,7 @@ functions! {
     [cuMemGetAddressRange_v2] (pbase: *mut CUdeviceptr, psize: *mut usize, dptr: CUdeviceptr) => questions::address_range(pbase, psize, dptr);
     [cuPointerGetAttribute] (data: *mut c_void, attribute: CEnum, ptr: CUdeviceptr) => questions::attribute(data, attribute, ptr);
     [cuPointerGetAttributes] (numAttributes: u32, attributes: *mut CEnum, data: *mut *mut c_void, ptr: CUdeviceptr) => questions::attributes(numAttributes, attributes, data, ptr);
-    [cuPointerSetAttribute] (value: *const c_void, attribute: CEnum, ptr: CUdeviceptr) => questions::set_attribute(attribute, ptr);
+    [cuPointerSetAttribute] (value: *const c_void, attribute: CEnum, ptr: CUdeviceptr) => questions::set_attribute(value, attribute, ptr);
     // With 32-bit addresses: nothing that runs on a 64-bit machine can use what these return.
     [cuMemAlloc] (dptr: *mut u32, bytesize: u32) => plain::counted();
     [cuMemAllocPitch] (dptr: *mut u32, pPitch: *mut u32, WidthInBytes: u32, Height: u32, ElementSizeBytes: u32) => plain::counted();

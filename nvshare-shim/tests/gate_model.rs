@@ -6,7 +6,7 @@
 mod sync {
     //! loom's primitives in the place of the standard ones (`src/gate/sync.rs`).
 
-    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
     pub(crate) use loom::sync::{Condvar, Mutex};
 
     /// loom knows no membarrier. It is stronger than a fence here: it puts one into every thread.
@@ -107,5 +107,34 @@ fn a_gate_opened_for_good_is_never_shut_again() {
         work(&scene);
         closer.join().unwrap();
         assert!(scene.gate.passable());
+    });
+}
+
+#[test]
+fn default_streams_seen_idle_with_nobody_inside_are_idle_as_long_as_nobody_uses_them() {
+    loom::model(|| {
+        let scene = scene();
+        // Whether work was submitted to a default stream: it never ends. loom's, so that the look may come too early to see it.
+        let submitted = Arc::new(sync::AtomicBool::new(false));
+        let worker = {
+            let (scene, submitted) = (scene.clone(), submitted.clone());
+            loom::thread::spawn(move || {
+                let pass = scene.gate.enter(scene.gate.register(), || false, || ());
+                pass.uses_default();
+                submitted.store(true, sync::Ordering::Relaxed);
+                drop(pass);
+            })
+        };
+        let uses = scene.gate.default_uses();
+        let known_idle = scene.gate.inside() == 0 && !submitted.load(sync::Ordering::Relaxed);
+        scene.gate.shut(|| ());
+        while scene.gate.inside() != 0 {
+            loom::thread::yield_now();
+        }
+        if known_idle && scene.gate.default_uses() == uses {
+            assert!(!submitted.load(sync::Ordering::Relaxed), "work that no drain would wait for");
+        }
+        scene.gate.open();
+        worker.join().unwrap();
     });
 }

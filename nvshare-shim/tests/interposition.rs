@@ -143,6 +143,24 @@ fn an_executable_linked_to_libcuda_calls_the_hooks() {
 }
 
 #[test]
+fn weak_references_to_the_driver_are_null_without_one_and_hooks_with_one() {
+    let programs = Programs::new();
+    for kind in [&["-fPIE", "-pie"][..], &["-fPIC", "-Wl,-z,now,-z,relro"], &["-no-pie"]] {
+        let arguments = [kind, &["-Wl,-z,dynamic-undefined-weak"]].concat();
+        let weak = programs.compile("weak.c", "weak", &arguments);
+        let bare = programs.run(&weak, &[], &[]);
+        assert_eq!(line(&bare, "weak"), "weak none none none");
+        assert_eq!(programs.run(&weak, &[], &[&shim()]), bare, "{kind:?}");
+    }
+    let driver = programs.at("libcuda.so.1");
+    let arguments = ["-fPIE", "-pie", "-Wl,--no-as-needed", driver.to_str().unwrap()];
+    let linked = programs.compile("weak.c", "weak_linked", &arguments);
+    let said = programs.run(&linked, &[], &[&shim()]);
+    assert_eq!(line(&said, "weak"), "weak there there there");
+    assert_eq!(line(&said, "cuInit"), "cuInit 0");
+}
+
+#[test]
 fn a_library_bound_deeply_to_libcuda_calls_the_hooks() {
     let programs = Programs::new();
     let driver = programs.at("libcuda.so.1");

@@ -31,6 +31,8 @@ const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-l
     -Cllvm-args=-sanitizer-coverage-trace-compares";
 /// One input may take so many seconds.
 const PATIENCE: u32 = 20;
+/// So many inputs of each target are kept in the repository.
+const MOST_KEPT: usize = 40;
 /// Larger inputs say nothing new, and the corpus stays small.
 const LONGEST: u32 = 4096;
 
@@ -113,13 +115,45 @@ fn fuzz(fuzzer: &Path, name: &str, options: &Options) -> Result<()> {
             .args([&work, &seeds, &corpus]),
     )?;
     if options.keep {
-        // Anew, so that what is covered by others goes.
-        let kept = directory().join("kept").join(name);
-        let _ = fs::remove_dir_all(&kept);
-        fs::create_dir_all(&kept).with_context(|| format!("cannot create {}", kept.display()))?;
-        run_command(libfuzzer().arg("-merge=1").args([&kept, &corpus, &seeds, &work]))?;
-        fs::remove_dir_all(&corpus).with_context(|| format!("cannot replace {}", corpus.display()))?;
-        run_command(Command::new("cp").arg("-r").args([&kept, &corpus]))?;
+        let control = directory().join(format!("{name}.control"));
+        let _ = fs::remove_file(&control);
+        let scratch = tempfile::tempdir_in(directory())?;
+        run_command(
+            libfuzzer()
+                .arg("-merge=1")
+                .arg(format!("-merge_control_file={}", control.display()))
+                .arg(scratch.path())
+                .args([&corpus, &seeds, &work]),
+        )?;
+        keep(&control, &corpus)?;
+    }
+    Ok(())
+}
+
+/// Replaces the corpus by the inputs that reached most, by libFuzzer's account of a merge: how many inputs there are, how many
+/// of them were merged already, their names, and a line `COV NUMBER EDGE...` for each with the edges that it was the first
+/// to reach.
+fn keep(control: &Path, corpus: &Path) -> Result<()> {
+    let text = fs::read_to_string(control).with_context(|| format!("cannot read {}", control.display()))?;
+    let mut lines = text.lines();
+    let count: usize =
+        lines.next().unwrap_or_default().parse().context("a merge says how many inputs it has")?;
+    let names: Vec<&str> = lines.by_ref().skip(1).take(count).collect();
+    let mut first: Vec<(usize, &str)> = lines
+        .filter_map(|line| {
+            let mut words = line.strip_prefix("COV ")?.split_whitespace();
+            let name = names.get(words.next()?.parse::<usize>().ok()?)?;
+            Some((words.count(), *name)).filter(|(edges, _)| *edges > 0)
+        })
+        .collect();
+    first.sort_by(|one, other| other.cmp(one));
+    let inputs: Vec<Vec<u8>> =
+        first.iter().take(MOST_KEPT).map(|(_, name)| fs::read(name)).collect::<Result<_, _>>()?;
+    fs::remove_dir_all(corpus).with_context(|| format!("cannot replace {}", corpus.display()))?;
+    fs::create_dir_all(corpus)?;
+    for (number, input) in inputs.iter().enumerate() {
+        let path = corpus.join(format!("{number:02}"));
+        fs::write(&path, input).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

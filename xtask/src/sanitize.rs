@@ -1,6 +1,7 @@
 //! `cargo xtask sanitize address|thread`: tests under a sanitizer, built apart (`target/sanitize-…`) with the compiler's
 //! unstable flags.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -44,7 +45,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 fn address(arguments: &[String]) -> Result<()> {
     let artifacts = build::run(&build::Options { release: false })?;
     run_command(
-        test("address", "nvshare-shim", &["-Zsanitizer=address"])
+        under("address", "test", "nvshare-shim", &["-Zsanitizer=address"])
             // The library keeps what it has until the process ends; so does the simulator.
             .env("ASAN_OPTIONS", "detect_leaks=0")
             .env("NVSHARE_ARTIFACTS", artifacts.directory())
@@ -55,19 +56,28 @@ fn address(arguments: &[String]) -> Result<()> {
 /// The simulator is a library that the tests open: it takes the sanitizer from them. The standard library is built along, for
 /// what its locks do must be seen.
 fn thread(arguments: &[String]) -> Result<()> {
-    run_command(
-        test("thread", "nvshare-sim", &["-Zsanitizer=thread", "-Clink-arg=-rdynamic"])
-            .args(["-Z", "build-std"])
-            .args(arguments),
-    )
-    .context("the sources of the standard library are needed: rustup component add rust-src")
+    let flags = ["-Zsanitizer=thread", "-Clink-arg=-rdynamic"];
+    let cargo = |what| -> Command {
+        let mut command = under("thread", what, "nvshare-sim", &flags);
+        command.args(["-Z", "build-std"]);
+        command
+    };
+    // The tests open the library where they find it.
+    run_command(&mut cargo("build"))
+        .context("the sources of the standard library are needed: rustup component add rust-src")?;
+    let built = directory("thread").join(TARGET).join("debug");
+    run_command(cargo("test").env("NVSHARE_ARTIFACTS", built).args(arguments))
 }
 
-fn test(name: &str, package: &str, flags: &[&str]) -> Command {
+fn directory(sanitizer: &str) -> PathBuf {
+    build::target().join(format!("sanitize-{sanitizer}"))
+}
+
+fn under(sanitizer: &str, what: &str, package: &str, flags: &[&str]) -> Command {
     let mut command = cargo();
     command
-        .args(["test", "--package", package, "--target", TARGET])
-        .env("CARGO_TARGET_DIR", build::target().join(format!("sanitize-{name}")))
+        .args([what, "--package", package, "--target", TARGET])
+        .env("CARGO_TARGET_DIR", directory(sanitizer))
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .env("RUSTC_BOOTSTRAP", "1");
     command

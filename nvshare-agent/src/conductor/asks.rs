@@ -39,8 +39,8 @@ impl Asks {
     }
 
     /// The answers that can be given now, and whether others wait for a reading.
-    pub(super) fn answer(&mut self, ledger: &Ledger, now: Moment) -> (Vec<Command>, bool) {
-        let due = |ask: &Ask| match ledger.device(ask.device) {
+    pub(super) fn answer(&mut self, ledger: &mut Ledger, now: Moment) -> (Vec<Command>, bool) {
+        let due = |ledger: &Ledger, ask: &Ask| match ledger.device(ask.device) {
             // What is not managed is limited by nobody.
             None => Some(true),
             Some(device) if device.read_since(ask.since) || now.since(ask.since) > PATIENCE => {
@@ -51,7 +51,14 @@ impl Asks {
         };
         let mut answers = Vec::new();
         self.0.retain(|ask| {
-            let Some(made) = due(ask) else { return true };
+            let Some(made) = due(ledger, ask) else { return true };
+            if made {
+                // Up to the limit it need not ask again for a moment.
+                let limit = ledger.limit(ask.client, ask.device, ledger.stays(ask.device));
+                if let Some(client) = ledger.client_mut(ask.client) {
+                    client.promised.insert(ask.device, limit.max(ask.total));
+                }
+            }
             let message = ToShim::Room { ticket: ask.ticket, made };
             answers.push(Command { client: ask.client, session: ask.session, message });
             false

@@ -342,7 +342,7 @@ impl Core {
         for refusal in policy::impossible_rooms(&self.ledger, now) {
             outcome.commands.extend(self.book(refusal, now));
         }
-        let (answers, waits) = self.asks.answer(&self.ledger, now);
+        let (answers, waits) = self.asks.answer(&mut self.ledger, now);
         outcome.commands.extend(answers);
         let decisions = policy::decide(&self.ledger, &self.settings, now);
         outcome.pressing = decisions.pressing || waits;

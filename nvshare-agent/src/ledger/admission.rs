@@ -17,10 +17,19 @@ impl Client {
         (self.process.start, self.id)
     }
 
-    /// It ran with what it needs now: nothing but others can have made that impossible.
+    /// It ran with what it needs now, or was promised that: nothing but others can have made that impossible.
     fn ran(&self) -> bool {
         let needed: Bytes = self.devices.values().map(|holding| holding.needed).sum();
-        self.commandable() && self.accustomed > Bytes::ZERO && needed <= self.accustomed
+        let ran = self.accustomed > Bytes::ZERO && needed <= self.accustomed;
+        self.commandable() && (ran || self.was_promised())
+    }
+
+    /// It asked before it came to need so much, and was told that it may: what its driver took since is no reason to break
+    /// that.
+    fn was_promised(&self) -> bool {
+        let promised = |device| self.promised.get(device).copied().unwrap_or_default();
+        !self.promised.is_empty()
+            && self.devices.iter().all(|(device, holding)| holding.needed <= promised(device))
     }
 
     /// It has work to do.

@@ -137,6 +137,8 @@ pub struct Client {
     pub unmanaged: BTreeMap<DeviceId, String>,
     /// The limits it was told.
     pub limits: BTreeMap<DeviceId, Bytes>,
+    /// What it asked whether it may have, where the answer was yes.
+    pub(crate) promised: BTreeMap<DeviceId, Bytes>,
     /// The sizes it was told.
     pub(crate) sizes: BTreeMap<DeviceId, Bytes>,
     /// It has a counter page.
@@ -213,6 +215,7 @@ impl Client {
             met: BTreeMap::new(),
             unmanaged: BTreeMap::new(),
             limits: BTreeMap::new(),
+            promised: BTreeMap::new(),
             sizes: BTreeMap::new(),
             paged: false,
             wants: None,

@@ -8,7 +8,7 @@
 use std::marker::PhantomData;
 use std::sync::PoisonError;
 
-use super::sync::{AtomicBool, AtomicU32, Condvar, Mutex, Ordering, fence, light_fence};
+use super::sync::{AtomicBool, AtomicU32, AtomicU64, Condvar, Mutex, Ordering, fence, light_fence};
 
 /// The gate is shut.
 const SHUT: u32 = 1;
@@ -26,6 +26,8 @@ pub(crate) struct Slot {
     taken: AtomicBool,
     /// Whether it goes back after the pass: its thread is past its thread-local storage.
     guest: AtomicBool,
+    /// How often a thread that had it used a default stream; written by the thread only.
+    default_uses: AtomicU64,
 }
 
 /// See the module.
@@ -53,6 +55,15 @@ impl Drop for Pass {
         if self.slot.guest.load(Ordering::Relaxed) && self.outer == 0 {
             super::leave_guest(self.slot);
         }
+    }
+}
+
+impl Pass {
+    /// What is submitted next goes into a default stream.
+    #[inline]
+    pub(crate) fn uses_default(&self) {
+        let uses = self.slot.default_uses.load(Ordering::Relaxed);
+        self.slot.default_uses.store(uses + 1, Ordering::Release);
     }
 }
 
@@ -96,6 +107,7 @@ impl Gate {
             depth: AtomicU32::new(0),
             taken: AtomicBool::new(true),
             guest: AtomicBool::new(false),
+            default_uses: AtomicU64::new(0),
         }));
         slots.push(slot);
         slot
@@ -199,6 +211,13 @@ impl Gate {
     /// Whether passes take a fence of their own.
     pub(crate) fn is_fenced(&self) -> bool {
         self.state.load(Ordering::Relaxed) & FENCED != 0
+    }
+
+    /// How often default streams were used, by all threads. It only grows. Whoever takes it, sees nobody inside after that,
+    /// and then that the default streams are idle, knows that they are as long as it stays the same.
+    pub(crate) fn default_uses(&self) -> u64 {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.iter().map(|slot| slot.default_uses.load(Ordering::Acquire)).sum()
     }
 
     /// How many threads are inside.

@@ -87,6 +87,11 @@ pub fn is_shut() -> bool {
     !GATE.passable()
 }
 
+/// How often default streams were used; see [`Gate::default_uses`].
+pub(crate) fn default_uses() -> u64 {
+    GATE.default_uses()
+}
+
 /// How many threads are inside now.
 pub fn inside() -> usize {
     GATE.inside()

@@ -1,6 +1,6 @@
 //! The primitives the gate is built from. The model test puts loom's in their place.
 
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 pub(crate) use std::sync::{Condvar, Mutex};
 
 /// The cheap half of the asymmetric fence: the compiler keeps the order, the closer's barrier does the rest.

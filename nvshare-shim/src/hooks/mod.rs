@@ -9,6 +9,7 @@ use crate::cuda::{CUresult, STREAM_LEGACY, STREAM_PER_THREAD};
 use crate::table::Symbol;
 
 pub(crate) mod below;
+mod between;
 pub(crate) mod contexts;
 pub(crate) mod copies;
 pub(crate) mod lookup;

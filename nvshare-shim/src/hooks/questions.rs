@@ -4,7 +4,7 @@
 
 use std::ffi::c_void;
 
-use super::{Bare, unswappable, work};
+use super::{Bare, between, unswappable, work};
 use crate::cuda::sys::{CUdeviceptr, CUmemGenericAllocationHandle, CUmemLocation, CUstream};
 use crate::cuda::{CEnum, CUresult};
 use crate::driver::driver;
@@ -15,6 +15,8 @@ const P2P_TOKENS: CEnum = 5;
 const SYNC_MEMOPS: CEnum = 6;
 /// `CU_MEM_LOCATION_TYPE_DEVICE`.
 const DEVICE: u32 = 1;
+/// Device memory has no address for the host.
+const NO_HOST_POINTER: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 /// What plain memory is mapped in.
 const MAPPING: u64 = 2 << 20;
 
@@ -29,6 +31,9 @@ pub(crate) unsafe fn address_range<F: Fn() -> CUresult>(
     bytes: *mut usize,
     at: CUdeviceptr,
 ) -> CUresult {
+    if between::is(at) {
+        return CUresult::CUDA_ERROR_NOT_FOUND;
+    }
     let Some(found) = known(at) else { return bare.call() };
     // SAFETY: each is the application's place for its number, or null where it does not want it.
     unsafe {
@@ -48,6 +53,9 @@ pub(crate) unsafe fn attribute<F: Fn() -> CUresult>(
     wanted: CEnum,
     at: CUdeviceptr,
 ) -> CUresult {
+    if between::is(at) {
+        return CUresult::CUDA_ERROR_INVALID_VALUE;
+    }
     if data.is_null() {
         return bare.call();
     }
@@ -67,6 +75,10 @@ pub(crate) unsafe fn attributes<F: Fn() -> CUresult>(
     data: *mut *mut c_void,
     at: CUdeviceptr,
 ) -> CUresult {
+    if between::is(at) {
+        // SAFETY: the application's own arguments.
+        return unsafe { between::attributes(count, wanted, data, at) };
+    }
     let found = known(at).filter(|_| !wanted.is_null() && !data.is_null());
     let Some(found) = found else { return bare.call() };
     // SAFETY: the application's array of that length.
@@ -78,8 +90,9 @@ pub(crate) unsafe fn attributes<F: Fn() -> CUresult>(
             // SAFETY: the driver has accepted both arrays of `count` elements.
             unsafe {
                 let place = data.add(index).read();
-                if !place.is_null() {
-                    let _ = answer(&found, place, wanted(index), at);
+                // What cannot be asked for alone is zero in a list. (Of memory that is out the driver says something else.)
+                if !place.is_null() && answer(&found, place, wanted(index), at) == Some(NO_HOST_POINTER) {
+                    place.cast::<u64>().write(0);
                 }
             }
         }
@@ -97,22 +110,24 @@ fn with_tokens<F: Fn() -> CUresult>(bare: &Bare<F>, found: &memory::Described) -
     result
 }
 
-/// `SYNC_MEMOPS` is asked for before memory is given to other hardware: where the driver allows it, the memory stays where
-/// it is. For mapped memory, as ours is, it answers 801 (seen on an H200).
+/// `SYNC_MEMOPS` is asked for before memory is given to other hardware: it stays where it is. For mapped memory, as ours is,
+/// the attribute is always on and the driver lets nobody change it (seen on an H200); plain memory's answers yes.
 pub(crate) unsafe fn set_attribute<F: Fn() -> CUresult>(
     bare: &Bare<F>,
+    value: *const c_void,
     attribute: CEnum,
     at: CUdeviceptr,
 ) -> CUresult {
-    if !start::active() || attribute != SYNC_MEMOPS {
-        return bare.call();
+    if between::is(at) {
+        return CUresult::CUDA_ERROR_INVALID_VALUE;
     }
+    let found = known(at).filter(|_| attribute == SYNC_MEMOPS && !value.is_null());
+    let Some(found) = found else { return bare.call() };
     let _pass = gate::pass();
-    let result = bare.call();
-    if result.ok() {
-        memory::stays(at, 1);
-    }
-    result
+    memory::stays(found.start, found.bytes);
+    // SAFETY: the application's boolean, of whatever width.
+    memory::set_sync(found.start, unsafe { value.cast::<u8>().read() } != 0);
+    CUresult::CUDA_SUCCESS
 }
 
 /// Of plain memory the driver says that nobody has access, to whoever asks.
@@ -122,6 +137,9 @@ pub(crate) unsafe fn access<F: Fn() -> CUresult>(
     location: *const CUmemLocation,
     at: CUdeviceptr,
 ) -> CUresult {
+    if between::is(at) {
+        return CUresult::CUDA_ERROR_INVALID_VALUE;
+    }
     if flags.is_null() || location.is_null() || known(at).is_none() {
         return bare.call();
     }
@@ -145,6 +163,9 @@ pub(crate) unsafe fn retain<F: Fn() -> CUresult>(
     handle: *mut CUmemGenericAllocationHandle,
     at: *mut c_void,
 ) -> CUresult {
+    if between::is(at.expose_provenance() as u64) {
+        return CUresult::CUDA_ERROR_INVALID_VALUE;
+    }
     if known(at.expose_provenance() as u64).is_some() {
         return CUresult::CUDA_ERROR_INVALID_VALUE;
     }
@@ -154,12 +175,12 @@ pub(crate) unsafe fn retain<F: Fn() -> CUresult>(
 
 /// A call about mappings, or managed memory, that plain memory is nothing for.
 pub(crate) unsafe fn not_for_plain<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr) -> CUresult {
-    if known(at).is_some() { CUresult::CUDA_ERROR_INVALID_VALUE } else { bare.call() }
+    if known(at).is_some() || between::is(at) { CUresult::CUDA_ERROR_INVALID_VALUE } else { bare.call() }
 }
 
 /// As [`not_for_plain`], of a call that may take a little memory.
 pub(crate) unsafe fn set_access<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr) -> CUresult {
-    if known(at).is_some() {
+    if known(at).is_some() || between::is(at) {
         return CUresult::CUDA_ERROR_INVALID_VALUE;
     }
     // SAFETY: the application's own arguments.
@@ -192,9 +213,10 @@ unsafe fn answer(
             1 => data.cast::<usize>().write(found.context.expose_provenance()), // CONTEXT
             2 => data.cast::<u32>().write(2),                                   // MEMORY_TYPE: device
             3 => data.cast::<u64>().write(at),                                  // DEVICE_POINTER
-            4 => return Some(CUresult::CUDA_ERROR_INVALID_VALUE),               // HOST_POINTER: none
-            6 | 13 => data.cast::<u8>().write(1), // SYNC_MEMOPS (so without being asked for), MAPPED
-            7 | 20 => data.cast::<u64>().write(found.number), // BUFFER_ID, MEMORY_BLOCK_ID
+            4 => return Some(NO_HOST_POINTER),                                  // HOST_POINTER
+            6 => data.cast::<u8>().write(u8::from(found.sync)),                 // SYNC_MEMOPS
+            13 => data.cast::<u8>().write(1),                                   // MAPPED
+            7 | 20 => data.cast::<u64>().write(found.number),                   // BUFFER_ID, MEMORY_BLOCK_ID
             8 | 10 => data.cast::<u8>().write(0), // IS_MANAGED, IS_LEGACY_CUDA_IPC_CAPABLE
             9 => data.cast::<i32>().write(found.device), // DEVICE_ORDINAL
             11 => data.cast::<u64>().write(found.start), // RANGE_START_ADDR
@@ -233,7 +255,8 @@ mod tests {
     fn memory_is_described_from_the_records_as_plain_memory_is() {
         let context = std::ptr::without_provenance_mut(0x77);
         let start = 3 * MAPPING + 0x1000;
-        let found = memory::Described { start, bytes: 300, context, device: 2, rdma: true, number: 0x55 };
+        let found =
+            memory::Described { start, bytes: 300, context, device: 2, rdma: true, number: 0x55, sync: true };
         let ok = Some(CUresult::CUDA_SUCCESS);
         for (attribute, value) in [
             (1, 0x77),

@@ -10,8 +10,8 @@ use crate::{gate, pace, streams};
 #[inline]
 pub(crate) unsafe fn on<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
     let stream = bare.stream(stream);
-    let _pass = gate::pass_into(stream);
-    streams::note_use(stream);
+    let pass = gate::pass_into(stream);
+    streams::note_use(&pass, stream);
     bare.call()
 }
 
@@ -20,8 +20,8 @@ pub(crate) unsafe fn on<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -
 /// is being captured it waits at a shut gate. Nobody waits for that capture: a drain that does lets all calls through.
 #[inline]
 pub(crate) unsafe fn at_addresses<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
-    let _pass = gate::pass();
-    streams::note_use(bare.stream(stream));
+    let pass = gate::pass();
+    streams::note_use(&pass, bare.stream(stream));
     bare.call()
 }
 
@@ -76,8 +76,8 @@ pub(crate) unsafe fn launch<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstrea
 
 #[inline]
 fn launch_once<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> (CUresult, Option<pace::Turn>) {
-    let _pass = gate::pass_into(stream);
-    streams::note_use(stream);
+    let pass = gate::pass_into(stream);
+    streams::note_use(&pass, stream);
     let result = bare.call();
     // Inside, for it may record an event, which waits for room in the stream as the launch does.
     (result, pace::after_launch(stream))
@@ -100,11 +100,12 @@ pub(crate) unsafe fn launch_list<F: Fn() -> CUresult>(
     count: u32,
 ) -> CUresult {
     let launch = || {
-        let _pass = gate::pass();
+        let pass = gate::pass();
         if !list.is_null() {
             for index in 0..count as usize {
                 // SAFETY: not null, so the driver would read so many too; only the stream's field is read.
-                streams::note_use(bare.stream(unsafe { (&raw const (*list.add(index)).hStream).read() }));
+                let stream = unsafe { (&raw const (*list.add(index)).hStream).read() };
+                streams::note_use(&pass, bare.stream(stream));
             }
         }
         bare.call()

@@ -287,10 +287,16 @@ impl Session {
                 continue;
             }
             if let Some((length, _)) = self.packet()? {
+                // Another knock at the back door is no answer.
+                if length == 1 {
+                    continue;
+                }
                 return match frame::decode_answer(&self.buffer[..length]) {
                     Ok(Answer::Welcome { client, limits, sizes }) => Ok((client, (limits, sizes))),
                     Ok(Answer::Refused { why }) => Err(End::Refused(why)),
-                    Err(error) => Err(End::Refused(error.to_string())),
+                    // Two releases stay what they are; anything else may be better the next time.
+                    Err(error @ frame::FrameError::Version { .. }) => Err(End::Refused(error.to_string())),
+                    Err(error) => Err(End::Closed(error.to_string())),
                 };
             }
         }

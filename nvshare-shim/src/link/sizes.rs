@@ -86,14 +86,14 @@ pub(super) fn limited(device: DeviceId, bytes: u64) {
     told().entry(device).or_default().limited(bytes, Instant::now());
 }
 
-/// Whether the agent has said how much this client can hold there.
+/// The agent does not manage the device: from now on the driver says how much there is.
 pub(super) fn unlimited(device: DeviceId) {
     if let Some(told) = told().get_mut(&device) {
         (told.size, told.limit, told.fell) = (None, None, None);
     }
 }
 
-/// Whether the agent limits what this process can hold there.
+/// Whether the agent has said how much this client can hold there.
 pub(super) fn is_limited(device: DeviceId) -> bool {
     told().get(&device).is_some_and(|told| told.limit.is_some())
 }

@@ -62,7 +62,7 @@ pub(super) fn account(device: &Device, reason: &'static str, change: impl FnOnce
     if due {
         say(device);
     } else {
-        pools::changed();
+        pools::say_soon();
     }
 }
 
@@ -78,7 +78,9 @@ pub(crate) fn forget_said() {
     for device in device::all() {
         device.state().said = Said::default();
     }
-    pools::changed();
+    if device::all().iter().any(|device| !device.state().unswappable.is_empty()) {
+        pools::say_soon();
+    }
 }
 
 fn say(device: &Device) {

@@ -151,8 +151,8 @@ enum Known {
 
 static KNOWN: RwLock<Vec<(sys::CUdevice, Known)>> = RwLock::new(Vec::new());
 static MEETING: Mutex<()> = Mutex::new(());
-/// How many devices were met, under nvshare or not.
-static MET: AtomicUsize = AtomicUsize::new(0);
+/// How many devices the driver has, once one of them was met.
+static SEEN: AtomicUsize = AtomicUsize::new(0);
 
 /// All devices under nvshare, in the order in which they were met.
 pub fn all() -> Vec<&'static Device> {
@@ -184,10 +184,11 @@ fn find(wanted: impl Fn(&Device) -> bool) -> Option<&'static Device> {
     })
 }
 
-/// Whether this process was met on more than one device.
+/// Whether this process can work on more than one device. It need not have been met there: a copy that is made on a device
+/// without any memory of ours can be one of memory of ours.
 #[inline]
 pub fn several() -> bool {
-    MET.load(Ordering::Relaxed) > 1
+    SEEN.load(Ordering::Relaxed) > 1
 }
 
 /// The device of the current context, with that context. `Ok(None)`: it is not under nvshare.
@@ -221,7 +222,11 @@ pub fn of_ordinal(ordinal: sys::CUdevice) -> Option<&'static Device> {
 }
 
 fn meet(ordinal: sys::CUdevice) -> Known {
-    let index = all().len();
+    let (index, mut devices) = (all().len(), 0);
+    // SAFETY: `devices` is where the answer goes.
+    if unsafe { driver().cuDeviceGetCount(&raw mut devices) }.ok() {
+        SEEN.store(usize::try_from(devices).unwrap_or(1), Ordering::Relaxed);
+    }
     let known = match Device::describe(ordinal, index) {
         Ok(device) => Known::Managed(Box::leak(Box::new(device))),
         Err(why) => {
@@ -231,7 +236,6 @@ fn meet(ordinal: sys::CUdevice) -> Known {
     };
     let make_known = || {
         KNOWN.write().unwrap_or_else(PoisonError::into_inner).push((ordinal, known));
-        MET.fetch_add(1, Ordering::Relaxed);
     };
     if let Known::Managed(device) = known {
         link::device_met(device, make_known);

@@ -19,6 +19,8 @@ pub struct Allocation {
     pub context: usize,
     /// See [`number`].
     pub number: u64,
+    /// `SYNC_MEMOPS`, as the application believes it to be: on, until it says otherwise.
+    pub sync: bool,
 }
 
 /// A number for a new allocation: never given twice, and never given by the driver.
@@ -48,6 +50,13 @@ impl AddressMap {
     pub fn insert(&self, start: u64, allocation: Allocation) {
         let before = self.0.write().unwrap_or_else(PoisonError::into_inner).insert(start, allocation);
         debug_assert!(before.is_none(), "S5: an address is given out twice");
+    }
+
+    /// Sets `sync` of the allocation that starts at `start`.
+    pub fn set_sync(&self, start: u64, sync: bool) {
+        if let Some(allocation) = self.0.write().unwrap_or_else(PoisonError::into_inner).get_mut(&start) {
+            allocation.sync = sync;
+        }
     }
 
     /// Takes out the allocation that starts at `start`: of two threads that free it, one gets it.
@@ -93,7 +102,7 @@ mod tests {
     use super::*;
 
     fn allocation(bytes: u64, context: usize) -> Allocation {
-        Allocation { bytes, taken: bytes, piece: false, device: 0, context, number: 0 }
+        Allocation { bytes, taken: bytes, piece: false, device: 0, context, number: 0, sync: true }
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub fn allocate(bytes: usize) -> Result<sys::CUdeviceptr, CUresult> {
     };
     ALLOCATIONS.insert(
         start,
-        Allocation { bytes, taken, piece, device: device.index, context, number: map::number() },
+        Allocation { bytes, taken, piece, device: device.index, context, number: map::number(), sync: true },
     );
     Ok(start)
 }
@@ -110,6 +110,13 @@ pub struct Described {
     pub rdma: bool,
     /// A number that no other allocation has, or had.
     pub number: u64,
+    /// What the application believes of `SYNC_MEMOPS`.
+    pub sync: bool,
+}
+
+/// Sets what the application believes of `SYNC_MEMOPS` of the allocation that starts there.
+pub fn set_sync(start: sys::CUdeviceptr, sync: bool) {
+    ALLOCATIONS.set_sync(start, sync);
 }
 
 /// Whether an allocation of ours starts at `pointer`.
@@ -128,6 +135,7 @@ pub fn describe(pointer: sys::CUdeviceptr) -> Option<Described> {
         device: device.kind.ordinal,
         rdma: device.kind.rdma,
         number: allocation.number,
+        sync: allocation.sync,
     })
 }
 

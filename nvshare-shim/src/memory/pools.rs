@@ -40,6 +40,8 @@ static HEADROOM: [AtomicI64; DEVICES] = [const { AtomicI64::new(0) }; DEVICES];
 static MADE: Mutex<Vec<(usize, sys::CUdevice)>> = Mutex::new(Vec::new());
 /// Something may have changed since the figures were read.
 static STALE: AtomicBool = AtomicBool::new(false);
+/// There is a pool in use, or a graph that allocates: without one no figure is ever read.
+static USED_AT_ALL: AtomicBool = AtomicBool::new(false);
 /// Some graph allocates.
 static GRAPHS: AtomicBool = AtomicBool::new(false);
 /// Numbers the readings: an older one never replaces a newer one.
@@ -52,7 +54,7 @@ fn made() -> MutexGuard<'static, Vec<(usize, sys::CUdevice)>> {
 /// A pool was made on a device.
 pub fn pool_made(pool: sys::CUmemoryPool, device: sys::CUdevice) {
     made().push((pool.addr(), device));
-    changed();
+    USED_AT_ALL.store(true, Ordering::Relaxed);
 }
 
 /// A pool is gone. What is still allocated from it shows in no figure but NVML's.
@@ -82,7 +84,14 @@ pub fn unseen(ordinal: sys::CUdevice, bytes: usize) -> bool {
 /// Reads the figures and says whether so much more may come from the pools of that device.
 #[cold]
 pub fn allows(ordinal: sys::CUdevice, bytes: usize) -> bool {
-    let Some(device) = device::of_ordinal(ordinal) else { return true };
+    let Some(device) = device::of_ordinal(ordinal) else {
+        // Nobody counts what is taken there.
+        if let Some(headroom) = HEADROOM.get(ordinal as usize) {
+            headroom.store(i64::MAX / 2, Ordering::Relaxed);
+        }
+        return true;
+    };
+    USED_AT_ALL.store(true, Ordering::Relaxed);
     read();
     let grows = growth(ordinal, bytes);
     grows == 0 || super::promise::may_grow(device, grows)
@@ -105,6 +114,13 @@ pub fn expect(ordinal: sys::CUdevice, bytes: usize) {
 /// Memory was taken or given back: the figures are read again soon.
 #[inline]
 pub fn changed() {
+    if !STALE.load(Ordering::Relaxed) && USED_AT_ALL.load(Ordering::Relaxed) {
+        wake();
+    }
+}
+
+/// There is something to be said to the agent, not at once.
+pub fn say_soon() {
     if !STALE.load(Ordering::Relaxed) {
         wake();
     }
@@ -113,6 +129,7 @@ pub fn changed() {
 /// A graph that allocates was made; from now on launches of graphs change the figures.
 pub fn graph_allocates() {
     GRAPHS.store(true, Ordering::Relaxed);
+    USED_AT_ALL.store(true, Ordering::Relaxed);
     changed();
 }
 
@@ -136,6 +153,9 @@ static HELD: AtomicBool = AtomicBool::new(false);
 
 /// Reads the figures of all devices that are in use, and books them.
 pub fn read() {
+    if !USED_AT_ALL.load(Ordering::Relaxed) {
+        return;
+    }
     let mut held = false;
     for device in device::all() {
         let number = READINGS.fetch_add(1, Ordering::AcqRel) + 1;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::device::Device;
+use super::pools;
 use crate::link;
 
 /// Nearer to the limit than this, or than an eighth of it, the agent is asked.
@@ -31,9 +32,14 @@ pub struct Answered {
     may: bool,
 }
 
+/// Whether so much is far from the limit.
+fn is_far(after: u64, limit: u64) -> bool {
+    after <= limit.saturating_sub(NEAR.min(limit / 8))
+}
+
 /// What is known without asking; `None`: ask.
 fn known(after: u64, limit: u64, last: Option<Answered>, grew: bool, now: Instant) -> Option<bool> {
-    if after <= limit.saturating_sub(NEAR.min(limit / 8)) {
+    if is_far(after, limit) {
         return Some(true);
     }
     let last = last?;
@@ -48,12 +54,18 @@ fn known(after: u64, limit: u64, last: Option<Answered>, grew: bool, now: Instan
 /// Whether the process may come to need `bytes` more on the device. A thread that asks here waits at most a moment, and holds
 /// no lock.
 pub fn may_grow(device: &Device, bytes: u64) -> bool {
-    let (after, limit, last) = {
+    let look = || {
         let state = device.state();
         let accounts = state.space.accounts();
-        let Some(limit) = accounts.limit else { return true };
-        (accounts.needed().saturating_add(bytes), limit, state.answered)
+        Some((accounts.needed().saturating_add(bytes), accounts.limit?, state.answered))
     };
+    let Some((after, limit, _)) = look() else { return true };
+    if is_far(after, limit) {
+        return true;
+    }
+    // What pools took unseen counts here.
+    pools::refresh();
+    let Some((after, limit, last)) = look() else { return true };
     let grew = GREW.swap(false, Ordering::Relaxed);
     if let Some(known) = known(after, limit, last, grew, Instant::now()) {
         if grew {

@@ -130,6 +130,11 @@ impl Space {
         extents
     }
 
+    /// Whether an address lies in a span, allocated or not.
+    pub fn covers(&self, at: u64) -> bool {
+        self.spans.range(..=at).next_back().is_some_and(|(start, span)| at - start < span.bytes)
+    }
+
     /// Takes a span out of the records, or, where the engine is at work on it, only marks it; then [`Space::reap`] takes
     /// it out later. The remains stay in the account of what is resident until [`Space::forget`].
     pub fn remove_span(&mut self, start: u64) -> Option<Remains> {

@@ -15,7 +15,6 @@ use std::ptr::null;
 #[unsafe(link_section = ".init_array")]
 static AT_START: extern "C" fn() = at_start;
 
-#[cfg_attr(test, expect(dead_code, reason = "a test binary has no exports to be bound to"))]
 extern "C" fn at_start() {
     let mut driver_is_there = false;
     // SAFETY: the callbacks take what is passed to them here, and the list is not kept.

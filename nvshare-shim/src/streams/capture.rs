@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::current::{Current, Relaxed, current_context};
 use super::event::Event;
-use super::look::{capture_status, defaults_used, query};
+use super::look::{capture_status, defaults_used, look_at_defaults, query};
 use super::table::{Context, Refusal, context_of, entry_of, known, primary_of};
 use crate::cuda::sys::{CUcontext, CUevent, CUstream};
 use crate::cuda::{CAPTURE_STATUS_NONE, CUresult, STREAM_LEGACY, STREAM_PER_THREAD};
@@ -153,6 +153,10 @@ pub(crate) fn keep_context_in_sight(context: CUcontext) {
 
 /// Makes the call by which a capture begins in `stream`.
 pub(crate) fn begin(stream: CUstream, call: impl FnOnce() -> CUresult) -> CUresult {
+    {
+        let _relaxed = Relaxed::new();
+        look_at_defaults();
+    }
     let result = spread(stream, call);
     if result.ok() {
         let mut known = known();

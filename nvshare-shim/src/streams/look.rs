@@ -7,7 +7,7 @@
 //! while nobody is inside the gate: a stream that a thread is stuck in submitting to does not answer before that goes on.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::capture::Pending;
 use super::event::Event;
@@ -15,24 +15,41 @@ use super::table::{Context, Refusal, Stream, known};
 use crate::cuda::sys::CUstream;
 use crate::cuda::{CAPTURE_STATUS_NONE, CUresult, STREAM_LEGACY, STREAM_PER_THREAD};
 use crate::driver::driver;
+use crate::gate::{self, Pass};
 
-/// Whether a default stream was used since all work was last known to be finished.
-static DEFAULTS_USED: AtomicBool = AtomicBool::new(false);
+/// How often default streams had been used when they were last known to be idle.
+static IDLE_AFTER: AtomicU64 = AtomicU64::new(0);
 
-/// The default streams' work is known to be finished, and the gate has been shut since before they were asked.
-pub(crate) fn defaults_are_idle() {
-    DEFAULTS_USED.store(false, Ordering::Release);
+/// The default streams were seen to be idle with nobody inside the gate, after so many uses.
+pub(crate) fn defaults_are_idle(uses: u64) {
+    IDLE_AFTER.fetch_max(uses, Ordering::AcqRel);
 }
 
 pub(super) fn defaults_used() -> bool {
-    DEFAULTS_USED.load(Ordering::Acquire)
+    gate::default_uses() != IDLE_AFTER.load(Ordering::Acquire)
 }
 
-/// Notes that work goes into `stream`.
+/// A capture is about to begin, by a thread that is inside the gate: if it is in a blocking stream the default streams can be
+/// asked for the last time, and are not used before it ends. A drain that knows that they are idle waits for no capture.
+pub(super) fn look_at_defaults() {
+    if !defaults_used() {
+        return;
+    }
+    let uses = gate::default_uses();
+    if gate::inside() > 1 {
+        return;
+    }
+    let contexts: Vec<_> = known().contexts.values().map(|(context, _)| Arc::clone(context)).collect();
+    if contexts.into_iter().all(|context| Question::Defaults(context).ask() == Ok(Answer::Idle)) {
+        defaults_are_idle(uses);
+    }
+}
+
+/// Notes that the work which is submitted next inside `pass` goes into `stream`.
 #[inline]
-pub(crate) fn note_use(stream: CUstream) {
-    if (stream == STREAM_LEGACY || stream == STREAM_PER_THREAD) && !DEFAULTS_USED.load(Ordering::Relaxed) {
-        DEFAULTS_USED.store(true, Ordering::Release);
+pub(crate) fn note_use(pass: &Pass, stream: CUstream) {
+    if stream == STREAM_LEGACY || stream == STREAM_PER_THREAD {
+        pass.uses_default();
     }
 }
 
@@ -173,6 +190,8 @@ impl Left {
 pub(crate) struct Survey {
     streams: Vec<Question>,
     defaults: Vec<Question>,
+    /// How often these had been used before.
+    pub(crate) uses: u64,
     /// Of one context only.
     of: Option<Arc<Context>>,
 }
@@ -186,6 +205,7 @@ pub(crate) trait Listener {
 }
 
 impl Survey {
+    /// With nobody inside the gate, which is shut.
     pub(crate) fn new() -> Survey {
         Survey::over(None)
     }
@@ -196,6 +216,7 @@ impl Survey {
     }
 
     fn over(of: Option<Arc<Context>>) -> Survey {
+        let uses = gate::default_uses();
         let known = known();
         let within = |context: &Arc<Context>| of.as_ref().is_none_or(|of| Arc::ptr_eq(of, context));
         let streams =
@@ -204,7 +225,7 @@ impl Survey {
         let contexts = known.contexts.values().map(|(context, _)| context).filter(|context| within(context));
         let defaults = contexts.cloned().map(Question::Defaults).collect();
         drop(known);
-        Survey { streams, defaults, of }
+        Survey { streams, defaults, uses, of }
     }
 
     /// Asks all that is left; nothing where the listener ended it.
@@ -214,7 +235,7 @@ impl Survey {
         // After the streams: what became pending because a stream was destroyed or captured meanwhile is there by now.
         let mut pending = pending(self.of.as_ref());
         ask_all(&mut pending, &mut left, listener)?;
-        if self.streams.is_empty() && defaults_used() {
+        if self.streams.is_empty() && self.uses != IDLE_AFTER.load(Ordering::Acquire) {
             ask_all(&mut self.defaults, &mut left, listener)?;
         }
         Some(left)

@@ -108,10 +108,14 @@ impl Context {
 
     /// The driver answered in it with an error that no call there survives.
     pub(super) fn failed(&self, error: CUresult) {
-        // The error is booked under the current context.
-        let current = Current::push(std::ptr::with_exposed_provenance_mut(self.handle));
-        crate::swap::on_device_error(error);
-        drop(current);
+        // It is booked under the current context. (One that is gone is not pushed: that corrupts the driver.)
+        let booked = self.within(|| {
+            crate::swap::on_device_error(error);
+            Ok(())
+        });
+        if !matches!(booked, Ok(()) | Err(Refusal::Gone)) {
+            crate::swap::on_device_error(error);
+        }
     }
 
     /// Runs `act` with the context current, unless it is gone or going. It does not go before that is over.

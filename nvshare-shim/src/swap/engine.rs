@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
+use nvshare_common::probe::Call;
 use nvshare_common::protocol::ToAgent;
 use nvshare_common::units::{Bytes, DeviceRange, Ticket};
 
@@ -20,7 +21,7 @@ use crate::memory::device::Device;
 use crate::memory::extent::ExtentId;
 use crate::memory::{ALLOCATIONS, free};
 use crate::streams::Relaxed;
-use crate::{gate, link, log};
+use crate::{counters, gate, link, log, streams};
 
 /// How long nothing is tried after the device had no room although the grant had.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(20);
@@ -28,6 +29,8 @@ const NO_ROOM_PAUSE: Duration = Duration::from_millis(20);
 const QUARANTINE_PAUSE: Duration = Duration::from_millis(5);
 /// Between pieces of host memory that are pinned while the application runs: its launches stall for each a little.
 const PIN_PAUSE: Duration = Duration::from_millis(5);
+/// How long nothing was launched when host memory is unpinned beside the application, and how often that is looked at.
+const CALM: Duration = Duration::from_millis(200);
 /// After an error of our own.
 const AFTER_PANIC: Duration = Duration::from_millis(100);
 /// The longest sleep.
@@ -48,6 +51,7 @@ pub fn run(device: &'static Device) {
         kept_for: None,
         looked: None,
         pinned: None,
+        calm: None,
     };
     loop {
         // A mistake of ours must not take the thread away: what it has not done yet it can still do.
@@ -76,6 +80,8 @@ struct Engine {
     looked: Option<Instant>,
     /// When the last piece of host memory was pinned or unpinned.
     pinned: Option<Instant>,
+    /// Since when the application has launched so much, and no more.
+    calm: Option<([u64; 2], Instant)>,
 }
 
 impl Engine {
@@ -106,6 +112,8 @@ impl Engine {
         self.look_around();
         let pause = if self.shop.is_some() && shadow::is_to_be_pinned() {
             PIN_PAUSE
+        } else if self.shop.is_some() && shadow::is_to_be_unpinned() {
+            CALM
         } else if self.no_room_until.is_some() {
             NO_ROOM_PAUSE
         } else if self.device.state().quarantine.is_empty() {
@@ -120,12 +128,34 @@ impl Engine {
     fn change_pins(&mut self) -> bool {
         let Some(shop) = &self.shop else { return false };
         let quiet = gate::is_shut() || self.pinned.is_none_or(|pinned| pinned.elapsed() >= PIN_PAUSE);
-        let changed = quiet
-            && (shadow::pin_one(shop.context) || (standing::is_drained() && shadow::unpin_one()));
+        let changed = quiet && (shadow::pin_one(shop.context) || (self.may_unpin() && shadow::unpin_one()));
         if changed {
             self.pinned = Some(Instant::now());
         }
         changed
+    }
+
+    /// Whether no kernel runs that unpinning would wait for: the application is stopped, or has submitted nothing for a while
+    /// and all of it is finished.
+    fn may_unpin(&mut self) -> bool {
+        if !shadow::is_to_be_unpinned() {
+            return false;
+        }
+        if standing::is_drained() {
+            return true;
+        }
+        let counts = &counters::page().application;
+        let launches = [Call::Launch, Call::GraphLaunch]
+            .map(|call| counts[call as usize].load(std::sync::atomic::Ordering::Relaxed));
+        match self.calm {
+            Some((before, since)) if before == launches => {
+                since.elapsed() >= CALM && gate::inside() == 0 && streams::nothing_runs()
+            }
+            _ => {
+                self.calm = Some((launches, Instant::now()));
+                false
+            }
+        }
     }
 
     fn sleep(&self, limit: Duration) {

@@ -261,7 +261,9 @@ pub fn trim(bytes: u64) -> u64 {
             forget_resident(*first, *blocks);
         }
         let mut shadows = shadows();
-        let is_it = |arena: &Arena| arena.pieces.first().map(|piece| piece.first) == pieces.first().map(|piece| piece.0);
+        let is_it = |arena: &Arena| {
+            arena.pieces.first().map(|piece| piece.first) == pieces.first().map(|piece| piece.0)
+        };
         if let Some(index) = shadows.arenas.iter().position(is_it)
             && shadows.part_with(index)
         {

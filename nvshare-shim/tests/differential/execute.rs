@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::script::{Op, Script};
-use crate::world::{MEMORIES, World, cu};
+use crate::world::{Capture, MEMORIES, World, cu};
 
 /// Runs all scripts of a file. Each step's line is written when it is done, so that it is known where a run ended.
 pub(crate) fn all(scripts: &str, transcript: &str) {
@@ -57,6 +57,13 @@ fn in_order(script: &Script, swaps: Option<i32>, out: &mut File) {
             worker.ask.send(op.clone()).expect("a worker");
             writeln!(out, "    {}", worker.answers.recv().expect("an answer")).expect("the transcript");
         }
+        // What is still being captured is ended by who began it.
+        let open: Vec<Op> = ends(&world.lock().unwrap_or_else(PoisonError::into_inner));
+        for op in open {
+            let worker = &workers[op.thread];
+            worker.ask.send(op.clone()).expect("a worker");
+            writeln!(out, "{op}\n    {}", worker.answers.recv().expect("an answer")).expect("the transcript");
+        }
         let mut world = world.lock().unwrap_or_else(PoisonError::into_inner);
         write!(out, "{}", ending(&mut world)).expect("the transcript");
     });
@@ -79,6 +86,10 @@ fn freely(script: &Script, swaps: Option<i32>, out: &mut File) {
                         drop(turn);
                         let _ = writeln!(said, "{op}\n    {answer}");
                     }
+                    for op in ends(&world) {
+                        let answer = world.run(&op);
+                        let _ = writeln!(said, "{op}\n    {answer}");
+                    }
                     said + &ending(&mut world)
                 })
             })
@@ -90,16 +101,19 @@ fn freely(script: &Script, swaps: Option<i32>, out: &mut File) {
     }
 }
 
+/// Steps that end what is still being captured.
+fn ends(world: &World) -> Vec<Op> {
+    let free = (0..world.graphs.len()).filter(|slot| world.graphs[*slot].is_none());
+    let mut captures: Vec<_> = world.captured.values().collect();
+    captures.sort_by_key(|capture| capture.stream);
+    let end =
+        |(capture, slot): (&&Capture, usize)| Op::new(capture.thread, "end", &[capture.stream, slot as u64]);
+    captures.iter().zip(free).map(end).collect()
+}
+
 /// What is in memory at the end; then everything goes.
 fn ending(world: &mut World) -> String {
     let mut said = String::new();
-    // What is still being captured ends in nothing.
-    for stream in world.captured.keys().copied().collect::<Vec<_>>() {
-        let mut graph = std::ptr::null_mut();
-        let code = cu!(cuStreamEndCapture(stream as _, &raw mut graph));
-        let _ = writeln!(said, "    end of a capture {code}");
-    }
-    world.captured.clear();
     for slot in 0..MEMORIES {
         if world.memories[slot].is_some() {
             let _ = writeln!(said, "    memory {slot} {}", world.contents(slot));

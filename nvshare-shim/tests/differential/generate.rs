@@ -527,11 +527,10 @@ impl Generator {
     fn question(&mut self) {
         let slot = self.memory();
         let size = self.sizes[slot as usize];
-        // Inside, at the end, and beyond it.
+        // Inside; what lies behind an allocation is up to the allocator.
         let at = match self.random.below(6) {
             0 | 1 => 0,
-            2 => size.saturating_sub(1),
-            3 => size,
+            2 | 3 => size.saturating_sub(1),
             _ => self.random.below(size.max(1)),
         };
         match self.random.below(11) {

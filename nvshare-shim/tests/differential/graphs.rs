@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use cudarc::driver::sys::CUstreamCaptureMode as Mode;
 
 use crate::script::Op;
-use crate::world::{Executable, Graph, Kind, SLOTS, World, cu};
+use crate::world::{Capture, Executable, Graph, Kind, SLOTS, World, cu};
 
 impl World {
     pub(crate) fn run_graphs(&mut self, op: &Op) -> Option<String> {
@@ -21,7 +21,8 @@ impl World {
                 };
                 let code = cu!(cuStreamBeginCapture_v2(stream, mode));
                 if code == 0 {
-                    self.captured.insert(stream as u64, BTreeSet::new());
+                    let capture = Capture { stream: first, thread: op.thread, uses: BTreeSet::new() };
+                    self.captured.insert(stream as u64, capture);
                 }
                 code
             }
@@ -36,8 +37,11 @@ impl World {
                 let uses =
                     if self.is_captured(stream) { None } else { self.captured.remove(&(stream as u64)) };
                 if code == 0 {
-                    self.graphs[slot] =
-                        Some(Graph { handle: graph, uses: uses.unwrap_or_default(), context });
+                    self.graphs[slot] = Some(Graph {
+                        handle: graph,
+                        uses: uses.map(|capture| capture.uses).unwrap_or_default(),
+                        context,
+                    });
                 }
                 code
             }

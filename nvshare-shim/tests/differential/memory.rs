@@ -9,6 +9,13 @@ impl World {
     pub(crate) fn run_memory(&mut self, op: &Op) -> Option<String> {
         let [first, second, third] = [0, 1, 2].map(|index| op.args.get(index).copied().unwrap_or(0));
         let slot = first as usize % MEMORIES;
+        // Known to differ: the driver refuses these during a capture in global mode (900, and the capture is lost), the
+        // library lets plain memory be allocated and freed.
+        let unsafe_in_captures =
+            ["alloc", "pitch", "managed", "free", "host", "host_free"].contains(&op.verb());
+        if unsafe_in_captures && !self.captured.is_empty() {
+            return None;
+        }
         let code = match op.verb() {
             "alloc" => {
                 let mut start = 0;
@@ -40,9 +47,10 @@ impl World {
                 self.vacate(slot)?;
                 let code = cu!(cuMemAllocAsync(&raw mut start, second as usize, stream));
                 let code = self.keep_in(slot, code, Kind::Async, start, second, context);
-                // What it is filled with next may come before it in another stream.
                 if code == 0 {
+                    let set = cu!(cuMemsetD8Async(start, slot as u8, second as usize, stream));
                     self.used(slot, stream, context);
+                    self.memories[slot].as_mut()?.known = set == 0;
                 }
                 code
             }
@@ -159,7 +167,7 @@ impl World {
         let named = |uses: &std::collections::BTreeSet<usize>| uses.contains(&slot);
         let used = self.graphs.iter().flatten().any(|graph| named(&graph.uses))
             || self.executables.iter().flatten().any(|executable| named(&executable.uses))
-            || self.captured.values().any(named);
+            || self.captured.values().any(|capture| named(&capture.uses));
         (free && !used).then(|| self.memories[slot] = None)
     }
 
@@ -180,7 +188,8 @@ impl World {
                 unsafe { std::ptr::write_bytes(start as *mut u8, value, bytes as usize) };
                 true
             }
-            Kind::Async => true,
+            // In its own stream: another one would have to wait for it.
+            Kind::Async => false,
             _ => self.fill(context, start, bytes, value),
         };
         let device = self.contexts[context].as_ref().map_or(0, |context| context.device);
@@ -192,6 +201,7 @@ impl World {
             device,
             known,
             gone: false,
+            freed_at: 0,
             last: None,
             mapped: std::collections::BTreeMap::new(),
             own: Vec::new(),

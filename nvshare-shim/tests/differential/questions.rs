@@ -18,7 +18,8 @@ const ATTRIBUTES: &[(u32, How)] = &[
     (7, How::Number),
     (8, How::Byte),
     (9, How::Word),
-    (10, How::Byte),
+    // Legacy IPC: the library refuses it for memory of its own, and says so here.
+    (10, How::Nothing),
     (11, How::Address),
     (12, How::Long),
     (13, How::Byte),
@@ -50,8 +51,11 @@ const UNTOUCHED: u8 = 0xee;
 impl World {
     pub(crate) fn run_questions(&mut self, op: &Op) -> Option<String> {
         let [first, second, third] = [0, 1, 2].map(|index| op.args.get(index).copied().unwrap_or(0));
-        let address =
-            |world: &World| Some(world.memories[first as usize % MEMORIES].as_ref()?.start + second);
+        // What was freed may be somebody else's by now, as the allocator likes.
+        let address = |world: &World| {
+            let memory = world.memories[first as usize % MEMORIES].as_ref()?;
+            (!memory.gone || memory.freed_at == world.made).then_some(memory.start + second)
+        };
         Some(match op.verb() {
             "info" => {
                 let (mut free, mut total) = (0, 0);
@@ -88,6 +92,8 @@ impl World {
                 said
             }
             "range" => {
+                // Without a context the simulator refuses it, which is a guess.
+                self.current()?;
                 let (mut start, mut bytes) = (0, 0);
                 let code = cu!(cuMemGetAddressRange_v2(&raw mut start, &raw mut bytes, address(self)?));
                 if code == 0 { format!("{code} {} {bytes}", self.name(start)) } else { code.to_string() }

@@ -27,6 +27,13 @@ impl World {
         let [first, second, third, fourth, fifth] =
             [0, 1, 2, 3, 4].map(|index| op.args.get(index).copied().unwrap_or(0));
         let slot = first as usize % MEMORIES;
+        let of_slot = ["unreserve", "map", "unmap", "access"].contains(&op.verb());
+        // Elsewhere such ranges would reach into what happens to lie behind.
+        if of_slot
+            && self.memories[slot].as_ref().is_none_or(|memory| memory.kind != Kind::Reserved || memory.gone)
+        {
+            return None;
+        }
         let code = match op.verb() {
             "reserve" => {
                 let mut start = 0;
@@ -42,6 +49,7 @@ impl World {
                         device: 0,
                         known: true,
                         gone: false,
+                        freed_at: 0,
                         last: None,
                         mapped: BTreeMap::new(),
                         own: Vec::new(),

@@ -342,8 +342,8 @@ impl World {
     /// Work in the stream uses the slot's memory, or will when what is being captured is launched.
     pub(crate) fn used(&mut self, slot: usize, stream: CUstream, context: usize) {
         if self.is_captured(stream) {
-            for uses in self.captured.values_mut() {
-                uses.insert(slot);
+            for capture in self.captured.values_mut() {
+                capture.uses.insert(slot);
             }
             return;
         }

@@ -75,6 +75,8 @@ pub(crate) struct Memory {
     pub(crate) known: bool,
     /// Freed: only questions are asked about it.
     pub(crate) gone: bool,
+    /// How much had been made when it was freed.
+    pub(crate) freed_at: u64,
     pub(crate) last: Option<Use>,
     pub(crate) mapped: BTreeMap<u64, Mapping>,
     /// The program's own memory, for what is registered.
@@ -95,6 +97,16 @@ pub(crate) struct Graph {
     pub(crate) context: usize,
 }
 
+/// A capture under way.
+pub(crate) struct Capture {
+    /// The stream's number.
+    pub(crate) stream: u64,
+    /// Who began it, and must end it.
+    pub(crate) thread: usize,
+    /// The memory it has used so far.
+    pub(crate) uses: BTreeSet<usize>,
+}
+
 pub(crate) struct Executable {
     pub(crate) handle: CUgraphExec,
     pub(crate) uses: BTreeSet<usize>,
@@ -113,8 +125,8 @@ pub(crate) struct World {
     pub(crate) written: BTreeSet<u64>,
     pub(crate) graphs: [Option<Graph>; SLOTS],
     pub(crate) executables: [Option<Executable>; SLOTS],
-    /// What captures have used so far, by origin stream.
-    pub(crate) captured: BTreeMap<u64, BTreeSet<usize>>,
+    /// What is being captured, by the handle of the stream.
+    pub(crate) captured: BTreeMap<u64, Capture>,
     /// All ranges there ever were: start, size, name.
     pub(crate) ranges: Vec<(u64, u64, String)>,
     /// A word that kernels write results to and host functions count in.
@@ -149,14 +161,21 @@ impl World {
 
     /// Does one step; the value is what is to be compared.
     pub(crate) fn run(&mut self, op: &Op) -> String {
-        self.run_contexts(op)
+        let said = self
+            .run_contexts(op)
             .or_else(|| self.run_streams(op))
             .or_else(|| self.run_memory(op))
             .or_else(|| self.run_vmm(op))
             .or_else(|| self.run_work(op))
             .or_else(|| self.run_graphs(op))
             .or_else(|| self.run_questions(op))
-            .unwrap_or_else(|| "skipped".to_owned())
+            .unwrap_or_else(|| "skipped".to_owned());
+        let made = self.made;
+        for memory in self.memories.iter_mut().flatten().filter(|memory| memory.gone && memory.freed_at == 0)
+        {
+            memory.freed_at = made;
+        }
+        said
     }
 
     /// The slot of the calling thread's context.

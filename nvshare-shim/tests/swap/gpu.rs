@@ -11,7 +11,7 @@ macro_rules! cu {
     ($name:ident($($argument:expr),* $(,)?)) => {{
         // SAFETY: a test program's own call; its arguments are valid or the driver says so.
         let result = unsafe { sys::$name($($argument),*) };
-        assert_eq!(result, CUresult::CUDA_SUCCESS, "{}", stringify!($name));
+        assert_eq!(result, sys::CUresult::CUDA_SUCCESS, "{}", stringify!($name));
     }};
 }
 pub(crate) use cu;

@@ -1,9 +1,12 @@
 //! The engine on a simulated card, with forced swaps and with a scripted agent. The clients are this binary itself.
 
+mod across;
 mod agent;
 mod driver_memory;
+mod ends;
 mod gpu;
 mod roles;
+mod users;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
@@ -360,7 +363,7 @@ fn a_copy_into_a_captured_stream_waits_for_its_memory_as_the_replay_does() {
 }
 
 #[test]
-fn memory_whose_handle_somebody_holds_stays_on_the_device_and_is_reported() {
+fn memory_that_other_hardware_may_hold_stays_on_the_device_and_is_reported() {
     let node = node();
     let (mut client, _listener, mut agent, device) = led(&node, client(&node, "scripted"), 4 * MIB, 8);
     assert_ne!(client.ask(&format!("alloc {}", 8 * MIB)), "out of memory");

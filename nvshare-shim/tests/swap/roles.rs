@@ -20,6 +20,10 @@ pub(crate) fn run(role: &str) {
         "devices" => two_devices(),
         "leaving" => one_device_leaves(),
         "scripted" => scripted(),
+        "across" => crate::across::role(),
+        "refused" => crate::ends::refused(),
+        "references" => crate::ends::references(),
+        "revived" => crate::ends::revived(),
         _ => panic!("no client program `{role}`"),
     }
 }
@@ -496,16 +500,23 @@ fn scripted() {
                 say("replayed");
             }
             "share" => {
-                // Whoever has the handle has the memory.
-                let mut handle = 0;
-                let pointer = std::ptr::with_exposed_provenance_mut(buffers[number(1) as usize].0 as usize);
-                cu!(cuMemRetainAllocationHandle(&raw mut handle, pointer));
+                // Asked for before memory is given to other hardware, which keeps its physical pages.
+                let on = 1_u32;
+                let attribute = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_SYNC_MEMOPS;
+                cu!(cuPointerSetAttribute((&raw const on).cast(), attribute, buffers[number(1) as usize].0));
                 say("shared");
             }
             "info" => {
                 let (mut free, mut total) = (0_usize, 0_usize);
                 cu!(cuMemGetInfo_v2(&raw mut free, &raw mut total));
                 say(&format!("{free} {total}"));
+            }
+            "open" => {
+                let path = std::ffi::CString::new(words[1]).unwrap();
+                // SAFETY: a library of the test's own, without code.
+                let opened = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) };
+                assert!(!opened.is_null(), "{path:?}");
+                say("opened");
             }
             "end" => return,
             other => panic!("no command `{other}`"),

@@ -11,6 +11,9 @@ use crate::export::{Call, Outcome, export, put_if};
 use crate::memory::{self, Location};
 use crate::work::{self, Plane, Transfer, Work, device_end};
 
+/// `CU_MEMORYTYPE_HOST`.
+const HOST: u32 = 1;
+
 /// Up to this size the driver takes the bytes of pageable memory at the call.
 const STAGED: u64 = 64 << 10;
 
@@ -293,7 +296,7 @@ struct SliceEnd {
 /// Where the memory is that an end of a copy describes; arrays are not simulated.
 fn base(kind: u32, host: u64, device: u64) -> Outcome<u64> {
     match kind {
-        1 => not_null(host).map(|()| host),
+        HOST => not_null(host).map(|()| host),
         2 => device_end(device).map(|()| device),
         3 => Err(CUresult::CUDA_ERROR_NOT_SUPPORTED),
         4 => Ok(device),
@@ -352,7 +355,11 @@ pub(crate) unsafe fn slices(copy: *const Slices) -> Outcome<Transfer> {
 /// As [`rows`].
 unsafe fn between(copy: *const Slices) -> Outcome<Transfer> {
     // SAFETY: the caller's.
-    let (transfer, ends) = unsafe { (slices(copy)?, [(*copy).from.context, (*copy).to.context]) };
-    let [from, to] = ends.map(|end| context::by_handle(end as CUcontext).map(|context| context.device));
+    let (transfer, ends) = unsafe { (slices(copy)?, [&(*copy).from, &(*copy).to]) };
+    // An end in the host's memory names no context.
+    let [from, to] = ends.map(|end| match end.kind {
+        HOST => Ok(0),
+        _ => context::by_handle(end.context as CUcontext).map(|context| context.device),
+    });
     Ok(Transfer { by: Some([from?, to?]), ..transfer })
 }

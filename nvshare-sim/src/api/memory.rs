@@ -59,7 +59,10 @@ export! {
     }
 
     fn cuMemFree_v2(pointer: CUdeviceptr) |cx| {
-        cx.context()?;
+        // Without a current context it works as well; one that failed answers with its error.
+        if let Some(context) = crate::context::current() {
+            context.usable()?;
+        }
         if pointer == 0 {
             return Ok(());
         }

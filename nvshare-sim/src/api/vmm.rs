@@ -8,6 +8,7 @@ use nvshare_sim_card::{HandleId, Point};
 
 use crate::device;
 use crate::export::{Outcome, export, put};
+use crate::memory::space::Kind;
 use crate::memory::{GRANULARITY, mapping, physical};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
@@ -168,6 +169,11 @@ export! {
             return Err(INVALID);
         }
         let device = device::index(location.id)?;
+        // Of plain memory an H200 says that nobody has access.
+        if crate::memory::space::find(address).is_some_and(|area| matches!(area.kind, Kind::Plain(_))) {
+            // SAFETY: an out-parameter of the driver API.
+            return unsafe { put(flags, 0) };
+        }
         let (_, _, _, access) = mapping::look(address)?;
         // SAFETY: an out-parameter of the driver API.
         unsafe { put(flags, access[device].into()) }

@@ -84,7 +84,9 @@ impl Area {
     pub(super) fn new(start: u64, bytes: u64, context: u64, device: usize, kind: Kind) -> Area {
         static IDS: AtomicU64 = AtomicU64::new(1);
         let id = IDS.fetch_add(1, Ordering::Relaxed);
-        let [sync_memops, leaving] = [const { AtomicBool::new(false) }; 2];
+        // On without being asked for, as on an H200.
+        let sync_memops = AtomicBool::new(matches!(kind, Kind::Plain(_)));
+        let leaving = AtomicBool::new(false);
         Area { start, bytes, context, device, id, sync_memops, leaving, kind }
     }
 

@@ -8,8 +8,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use nvshare_testbed::Artifacts;
 use tempfile::TempDir;
 
-/// Where they go; removed with the last of this process' tests only by the system, for statics are not dropped: so it lies
-/// where cargo keeps what tests make.
+/// Where cargo keeps what tests make, and which of them were compiled by this process.
 static BUILT: LazyLock<(PathBuf, Mutex<BTreeSet<String>>)> = LazyLock::new(|| {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cases");
     std::fs::create_dir_all(&directory).expect("a directory for programs");

@@ -1,0 +1,112 @@
+//! Contexts that end, and contexts that do not although it looked so.
+
+use std::time::Duration;
+
+use cudarc::driver::sys::{self, CUresult};
+
+use super::gpu::{self, Gpu, alloc, cu, free, others, stream, synchronize};
+use super::{client, node, run};
+
+const BYTES: usize = 8 << 20;
+
+fn run_with_swaps(role: &str) {
+    let node = node();
+    let mut command = client(&node, role);
+    command.env("NVSHARE_DEBUG_SWAP_EVERY", "15ms");
+    run(&node, command);
+}
+
+#[test]
+fn memory_survives_the_refused_end_of_its_context_and_every_release_but_the_last() {
+    run_with_swaps("refused");
+}
+
+#[test]
+fn a_reset_takes_the_memory_and_leaves_the_references() {
+    run_with_swaps("references");
+}
+
+#[test]
+fn after_an_illegal_address_and_a_reset_memory_moves_and_is_released_again() {
+    if super::is_real() {
+        return;
+    }
+    let node = node();
+    let mut command = client(&node, "revived");
+    // The illegal address is reported, and meant.
+    command.env("NVSHARE_DEBUG_SWAP_EVERY", "15ms").env("NVSHARE_SIM_STRICT", "0");
+    let status = nvshare_testbed::Client::start(&mut command).end();
+    assert!(status.success(), "the client ended with {status}");
+}
+
+pub(crate) fn refused() {
+    let gpu = Gpu::open();
+    let (memory, stream) = (alloc(BYTES), stream());
+    for value in 1..20 {
+        gpu.launch("nvshare_store", stream, &[memory, BYTES as u64 / 8, value]);
+        synchronize(stream);
+        let mut context = std::ptr::null_mut();
+        cu!(cuDevicePrimaryCtxRetain(&raw mut context, 0));
+        // SAFETY: the driver refuses the end of a primary context.
+        let ended = unsafe { sys::cuCtxDestroy_v2(context) };
+        assert_eq!(ended, CUresult::CUDA_ERROR_INVALID_CONTEXT);
+        cu!(cuDevicePrimaryCtxRelease_v2(0));
+        std::thread::sleep(Duration::from_millis(10));
+        assert_eq!(others(memory, BYTES, value), 0, "round {value}");
+    }
+}
+
+fn is_active() -> bool {
+    let (mut flags, mut active) = (0, 0);
+    cu!(cuDevicePrimaryCtxGetState(0, &raw mut flags, &raw mut active));
+    active != 0
+}
+
+pub(crate) fn references() {
+    drop(Gpu::open());
+    let gone = alloc(BYTES);
+    let before = gpu::free_bytes();
+    cu!(cuDevicePrimaryCtxReset_v2(0));
+    let gpu = Gpu::open();
+    assert!(gpu::free_bytes() >= before + BYTES, "a reset takes the memory");
+    let (mut base, mut size) = (0, 0);
+    // SAFETY: places for the answers.
+    let known = unsafe { sys::cuMemGetAddressRange_v2(&raw mut base, &raw mut size, gone) };
+    assert_ne!(known, CUresult::CUDA_SUCCESS);
+    let (memory, stream) = (alloc(BYTES), stream());
+    gpu.launch("nvshare_store", stream, &[memory, BYTES as u64 / 8, 5]);
+    synchronize(stream);
+    let mut released = 0;
+    loop {
+        cu!(cuDevicePrimaryCtxRelease_v2(0));
+        released += 1;
+        if !is_active() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(40));
+        assert_eq!(others(memory, BYTES, 5), 0, "after release {released}");
+    }
+    assert_eq!(released, 2, "one before the reset, one after");
+}
+
+pub(crate) fn revived() {
+    let gpu = Gpu::open();
+    let kept = alloc(BYTES);
+    gpu.launch("nvshare_store", std::ptr::null_mut(), &[0x10, 8, 1]);
+    // SAFETY: a question.
+    assert_ne!(unsafe { sys::cuCtxSynchronize() }, CUresult::CUDA_SUCCESS);
+    cu!(cuDevicePrimaryCtxReset_v2(0));
+    let gpu = Gpu::open();
+    let stream = stream();
+    // Three quarters of the card: only one fits.
+    for value in 1..6 {
+        let bytes = 160 << 20;
+        let memory = alloc(bytes);
+        assert_ne!(memory, kept, "not while it was somebody's");
+        gpu.launch("nvshare_store", stream, &[memory, bytes as u64 / 8, value]);
+        synchronize(stream);
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(others(memory, bytes, value), 0, "round {value}");
+        free(memory);
+    }
+}
