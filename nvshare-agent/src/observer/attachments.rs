@@ -22,8 +22,10 @@ use crate::observation::Attachment;
 /// How many that cannot be observed are remembered.
 const REMEMBERED: usize = 1024;
 /// To read a file takes tens of milliseconds, in which nothing else is looked at: of the time after it the files of the same
-/// group (a container's) wait for so many times as long.
+/// group (a container's) wait for so many times as long,
 const SHARE: u32 = 4;
+/// as far as that is more than this: the first dozen are read at once.
+const AHEAD: Duration = Duration::from_secs(3);
 /// Of so many processes with code of their own it is remembered where they have it.
 const PATCHED: usize = 4096;
 
@@ -161,7 +163,7 @@ impl Attachments {
             return Ok(());
         }
         if let Some(owner) = &owner
-            && self.turns.get(&owner.group).is_some_and(|turn| *turn > Instant::now())
+            && self.turns.get(&owner.group).is_some_and(|turn| *turn > Instant::now() + AHEAD)
         {
             self.postponed = true;
             return Ok(());
@@ -175,7 +177,8 @@ impl Attachments {
             if self.turns.len() >= REMEMBERED {
                 self.turns.clear();
             }
-            self.turns.insert(owner.group.clone(), Instant::now() + SHARE * begun.elapsed());
+            let turn = self.turns.entry(owner.group.clone()).or_insert(begun);
+            *turn = (*turn).max(begun) + SHARE * begun.elapsed();
         }
         let (guard, library) = match read {
             Ok(read) => read,

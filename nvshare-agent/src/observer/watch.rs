@@ -119,7 +119,8 @@ impl Watch {
         // A process that is gone already has no start any more; nobody else can have its number together with 0.
         let process = process.filter(|_| same).unwrap_or(Process { pid, start: 0 });
         let coverage = self.coverage;
-        let whole = same && coverage.since.is_some_and(|since| since <= began(process));
+        // Its start is known to a tick; nobody loads a library and calls it within one.
+        let whole = same && coverage.since.is_some_and(|since| since <= began(process) + TICK);
         self.live
             .insert(slot, Live { process, descriptor, told: Slot::default(), whole, gaps: coverage.gaps });
     }
