@@ -387,10 +387,10 @@ fn the_driver_knows_its_pointers() {
     assert_eq!(call!(cuMemGetAddressRange_v2(&raw mut base, &raw mut bytes, outside)), 500);
     assert_ne!(pointer_attribute(7, device), pointer_attribute(7, managed));
 
+    assert_eq!(pointer_attribute(6, device), Ok(1), "on from the start, as an H200 has it");
+    let off = 0_i32;
+    ok!(cuPointerSetAttribute(&raw const off, 6_u32, device));
     assert_eq!(pointer_attribute(6, device), Ok(0));
-    let on = 1_i32;
-    ok!(cuPointerSetAttribute(&raw const on, 6_u32, device));
-    assert_eq!(pointer_attribute(6, device), Ok(1));
 
     for start in [device, managed] {
         ok!(cuMemFree_v2(start));

@@ -103,10 +103,16 @@ impl Ledger {
         late
     }
 
-    /// How much more `client` may take on the device for good, beside those who came before it and have work to do: each
-    /// of them must still be able to run. None: there are none.
+    /// How much a newcomer may take on the device to begin with, beside those who came before it and have work to do: each
+    /// of them must still be able to run. None: there are none, or it is no newcomer: who has its context there waits for
+    /// room as others do, and what its driver takes is given back some day.
     pub fn beside_incumbents(&self, id: DeviceId, client: ClientId, now: Moment) -> Option<i64> {
-        let (at, newcomer) = (self.devices.get(&id)?, self.clients.get(&client)?.age());
+        let (at, client) = (self.devices.get(&id)?, self.clients.get(&client)?);
+        let measured = client.devices.get(&id).and_then(|holding| holding.measured);
+        if measured.is_some_and(|bytes| bytes > Bytes::ZERO) {
+            return None;
+        }
+        let newcomer = client.age();
         let stay: Bytes = self.holdings(id).map(|(client, holding)| client.stays(holding)).sum();
         let incumbents =
             self.holdings(id).filter(|(other, _)| other.age() < newcomer && other.ran() && other.works(now));

@@ -60,8 +60,10 @@ fn memory_counts_once_from_its_making_until_its_last_mapping_is_gone() {
     // Managed memory is no card memory, however much of it there is.
     assert_eq!(client.ask(&format!("managed {}", 400 * MIB)), "done");
     assert_eq!(free(&mut client), 92);
+    // A pool counts with the blocks that it took from the device.
     assert_eq!(client.ask(&format!("pool {}", 4 * MIB)), "done");
-    assert_eq!(free(&mut client), 88);
+    let left = free(&mut client);
+    assert!((92 - 32..=92 - 4).contains(&left), "{left} MiB are free beside a pool with 4 MiB in use");
     client.end();
 }
 

@@ -116,7 +116,7 @@ fn plain_memory_may_be_freed_in_the_order_of_a_stream() {
 }
 
 #[test]
-fn a_free_during_a_capture_does_not_wait_and_gives_the_memory_to_nobody() {
+fn a_free_during_a_capture_waits_as_the_drivers_does_and_gives_the_memory_to_nobody() {
     let node = node();
     run(&node, client(&node, "quarantine"));
 }

@@ -239,7 +239,8 @@ fn freed_in_order() {
     }
 }
 
-/// As above, while a capture goes on: the free may not wait, and yet nobody gets the memory.
+/// A `cuMemFree` beside a capture: it waits for the kernel as the driver's own does (seen on an H200), and leaves the capture
+/// alone.
 fn freed_during_a_capture() {
     let gpu = Gpu::open();
     let (slow, fast, captured) = (stream(), stream(), stream());
@@ -258,10 +259,7 @@ fn freed_during_a_capture() {
         let mut graph = std::ptr::null_mut();
         cu!(cuStreamEndCapture(captured, &raw mut graph));
         synchronize(slow);
-        assert!(
-            waited < Duration::from_millis(120),
-            "a free waited {waited:?} for a kernel during a capture"
-        );
+        assert!(waited > Duration::from_millis(50), "a free waited {waited:?} for a kernel of 150 ms");
         assert_eq!(others(second, bytes, 7), 0, "a kernel wrote into memory that was given to somebody else");
         free(second);
         cu!(cuGraphDestroy(graph));
