@@ -1,6 +1,7 @@
 //! What one client holds on one device: its grant, what it needs, and what it has, by its counters and by NVML.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use nvshare_common::counters::Holdings;
 use nvshare_common::units::{Bytes, Ticket};
@@ -13,6 +14,8 @@ pub(super) const MOST: Bytes = Bytes(1 << 48);
 const SAMPLES: usize = 16;
 /// The most that driver and counters are believed to differ by while memory moves: two of the largest extents.
 pub(super) const STEP: u64 = 128 << 20;
+/// How long readings must agree that a client says it holds more than can be. A driver call takes long when memory is short.
+const BOAST: Duration = Duration::from_secs(3);
 
 /// A `SwapOut` that is not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +76,8 @@ pub struct Holding {
     pub(super) cut: Bytes,
     /// It was asked for that.
     pub(super) asked_back: bool,
+    /// Since which reading it has held more, by its counters, than can be.
+    pub(super) boasts_since: Option<Moment>,
     /// It is booked at what NVML shows, whatever it was granted: it said what cannot be, or does not give back.
     pub(super) disbelieved: bool,
 }
@@ -129,7 +134,7 @@ impl Holding {
 
     /// NVML was read, after granting began if it is `settled`. What was taken on the client's word alone is cut to what
     /// can be true; says whether it said more.
-    pub(super) fn prove(&mut self, plausible: Plausible, settled: bool) -> bool {
+    pub(super) fn prove(&mut self, plausible: Plausible, settled: bool, began: Moment) -> bool {
         self.plausible = plausible;
         self.need(self.needed);
         let most = match self.proof {
@@ -146,7 +151,12 @@ impl Holding {
             self.proof = Proof::Done;
         }
         self.granted = self.granted.min(most);
-        boasts || self.counted() > self.granted.max(plausible.bytes())
+        if self.counted() <= self.granted.max(plausible.bytes()) {
+            self.boasts_since = None;
+            return boasts;
+        }
+        // One look proves nothing: what a client asks its driver for is in its counters before the driver has made it.
+        boasts || began.since(*self.boasts_since.get_or_insert(began)) >= BOAST
     }
 
     /// What nobody else can be granted: its grant, or what it holds beyond that.

@@ -315,7 +315,7 @@ impl Ledger {
             }
             let paged = client.paged;
             let Some(holding) = client.devices.get_mut(&id) else { continue };
-            if holding.prove(device.plausible(client.process.pid), settled) {
+            if holding.prove(device.plausible(client.process.pid), settled, began) {
                 boasts.push(client.id);
             }
             let (low, high) = holding.between(began, measured, device.rest, paged);
