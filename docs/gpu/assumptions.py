@@ -206,13 +206,14 @@ def sticky():
         legacy=capture_status(LEGACY), push=cuda.cuCtxPushCurrent_v2(current), create=cuda.cuStreamCreate(c.byref(c.c_void_p()), 1))
 
 
-if sys.argv[1:2] == ["names"]:
-    names(sys.argv[2:])
-elif sys.argv[1:2] == ["sticky"]:
-    sticky()
-else:
-    main()
-    sys.stdout.flush()
-    subprocess.run([sys.executable, __file__, "sticky"], check=False)
-    for more in ("execution.py", "memory.py"):
-        subprocess.run([sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), more)], check=False)
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["names"]:
+        names(sys.argv[2:])
+    elif sys.argv[1:2] == ["sticky"]:
+        sticky()
+    else:
+        main()
+        sys.stdout.flush()
+        subprocess.run([sys.executable, __file__, "sticky"], check=False)
+        for more in ("execution.py", "memory.py"):
+            subprocess.run([sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), more)], check=False)
