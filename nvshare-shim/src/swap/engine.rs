@@ -33,6 +33,8 @@ const PIN_PAUSE: Duration = Duration::from_millis(5);
 const CALM: Duration = Duration::from_millis(200);
 /// After an error of our own.
 const AFTER_PANIC: Duration = Duration::from_millis(100);
+/// What must be free on a card for a forced swap with no agent, or a thousandth of a small one: an agent's reserve.
+const LEAST_FREE: u64 = 64 << 20;
 /// The longest sleep.
 const IDLE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -252,7 +254,7 @@ impl Engine {
         match order {
             Order::SwapOut { ticket, bytes, coldest } => self.swap_out(ticket, bytes, &coldest),
             Order::Everything(answer) => {
-                let _ = answer.send(self.everything());
+                let _ = answer.send(self.can_come_back().and_then(|()| self.everything()));
             }
             Order::Restore(answer) => self.restore(&answer),
             Order::Withdraw(done) => {
@@ -399,6 +401,19 @@ impl Engine {
             );
             link::want_to_run();
         }
+    }
+
+    /// Whether what is forced out surely comes back. With no agent nobody keeps a reserve, and pinning host memory takes some of
+    /// the card's: on one that is full to the brim the last extent would wait for ever.
+    fn can_come_back(&self) -> Result<(), String> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: places for the two answers; the workshop's context is current in this thread.
+        let asked =
+            self.shop.is_some() && unsafe { driver().cuMemGetInfo_v2(&raw mut free, &raw mut total) }.ok();
+        if asked && (free as u64) < LEAST_FREE.min(total as u64 / 1024) {
+            return Err(format!("only {} of the card are free", Bytes(free as u64)));
+        }
+        Ok(())
     }
 
     fn everything(&mut self) -> Result<(), String> {
