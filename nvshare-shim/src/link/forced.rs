@@ -61,7 +61,10 @@ fn obey(mut socket: File) {
             return;
         }
         if order[0] == b'o' && done {
-            while !WAITING.load(Ordering::Acquire) && !is_ordered(&socket) {}
+            // It waits in the look.
+            while !WAITING.load(Ordering::Acquire) && !is_ordered(&socket) {
+                std::hint::spin_loop();
+            }
             bring_in();
         }
     }

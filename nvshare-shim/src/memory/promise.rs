@@ -73,16 +73,12 @@ pub fn may_grow(device: &Device, bytes: u64) -> bool {
         }
         return known;
     }
-    match link::may_have(device.id, after) {
-        Some(may) => {
-            device.state().answered = Some(Answered { at: Instant::now(), total: after, may });
-            may
-        }
-        None => {
-            driver_grew();
-            after <= limit
-        }
+    if let Some(may) = link::may_have(device.id, after) {
+        device.state().answered = Some(Answered { at: Instant::now(), total: after, may });
+        return may;
     }
+    driver_grew();
+    after <= limit
 }
 
 #[cfg(test)]

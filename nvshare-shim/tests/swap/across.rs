@@ -5,6 +5,9 @@ use cudarc::driver::sys::{self, CUcontext, CUdeviceptr, CUstream};
 use super::gpu::{alloc, cu, read, stream, synchronize, write};
 use super::{client, run, two_cards};
 
+/// A copy or memset in a stream.
+type Act<'a> = &'a dyn Fn(CUstream);
+
 const BYTES: usize = 4 << 20;
 
 #[test]
@@ -57,7 +60,6 @@ pub(crate) fn role() {
     cu!(cuCtxSetCurrent(contexts[0]));
     let ([near, far], stream) = (memory, stream());
     let host = vec![9_u8; BYTES];
-    type Act<'a> = &'a dyn Fn(CUstream);
     let acts: [(&str, u8, Act<'_>); 9] = [
         ("cuMemcpyDtoD", 7, &|_| cu!(cuMemcpyDtoD_v2(far, near, BYTES))),
         ("cuMemcpyDtoDAsync", 7, &|stream| cu!(cuMemcpyDtoDAsync_v2(far, near, BYTES, stream))),

@@ -407,6 +407,7 @@ fn one_device_leaves() {
 }
 
 /// Obeys lines on standard input, answering each with one line: a test leads it, and plays the agent as well.
+#[expect(clippy::too_many_lines, reason = "one arm for each order")]
 fn scripted() {
     let gpu = Gpu::open();
     let stream = stream();

@@ -45,19 +45,19 @@ impl Value {
 
     /// What `cuPointerGetAttributes` gives where the pointer has no such attribute (seen on an H200): zero of the right
     /// width, but for an address with nothing behind it the address itself as the host's, and the reservation around it.
-    /// Without one, range and size are not written at all (`Some(None)`). `None`: it cannot be asked in a list.
-    fn none(attribute: c_uint, address: u64, area: Option<&Area>) -> Option<Option<Value>> {
+    /// Without one, range and size are not written at all (`None`). An error: it cannot be asked in a list.
+    fn none(attribute: c_uint, address: u64, area: Option<&Area>) -> Outcome<Option<Value>> {
         let bare =
             area.is_none_or(|area| matches!(area.kind, Kind::Reserved(_)) && mapping::look(address).is_err());
-        Some(Some(match attribute {
+        Ok(Some(match attribute {
             4 if bare => Value::Long(address),
-            11 => return Some(area.map(|area| Value::Long(area.start))),
-            12 => return Some(area.map(|area| Value::Long(area.bytes))),
+            11 => return Ok(area.map(|area| Value::Long(area.start))),
+            12 => return Ok(area.map(|area| Value::Long(area.bytes))),
             1 | 3 | 4 | 7 | 14 | 17..=20 => Value::Long(0),
             2 | 16 => Value::Int(0),
             9 => Value::Int(-2_i32 as u32),
             6 | 8 | 10 | 13 | 15 | 21 => Value::Flag(false),
-            _ => return None,
+            _ => return Err(INVALID),
         }))
     }
 }
@@ -129,7 +129,7 @@ export! {
         for index in 0..count as usize {
             // SAFETY: the caller passes `count` of each.
             let (asked, to) = unsafe { (*asked.add(index), *data.add(index)) };
-            let none = Value::none(asked, pointer, area.as_deref()).ok_or(INVALID)?;
+            let none = Value::none(asked, pointer, area.as_deref())?;
             if to.is_null() {
                 return Err(INVALID);
             }
