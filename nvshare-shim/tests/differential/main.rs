@@ -28,7 +28,7 @@ mod world;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use compare::{Difference, first_difference};
+use compare::{Difference, first_difference, first_difference_of_bare_runs};
 use script::Script;
 
 /// How many scripts a client does.
@@ -90,11 +90,14 @@ fn random_scripts_do_the_same_with_and_without_the_library() {
     }
     let batches: Vec<&[Script]> = scripts.chunks(BATCH).collect();
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let checked = Mutex::new(Vec::new());
     let processors = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..processors {
             scope.spawn(|| {
                 while let Some(batch) = batches.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    let found = check(batch);
+                    checked.lock().expect("the failures").extend(found);
                     let enough = || failed.lock().expect("the failures").len() >= ENOUGH;
                     let mut rest = *batch;
                     while !rest.is_empty() && !enough() {
@@ -111,8 +114,19 @@ fn random_scripts_do_the_same_with_and_without_the_library() {
             });
         }
     });
-    let failed = failed.into_inner().expect("the failures");
+    let mut failed = failed.into_inner().expect("the failures");
+    failed.extend(checked.into_inner().expect("the failures"));
+    let steps: usize = scripts.iter().map(|script| script.ops.len()).sum();
+    eprintln!("{} scripts, {steps} steps", scripts.len());
     assert!(failed.is_empty(), "{} scripts or more differ\n\n{}", failed.len(), failed.join("\n"));
+}
+
+/// Every tenth script is done twice without the library, and must do the same.
+fn check(scripts: &[Script]) -> Option<String> {
+    let few: Vec<Script> = scripts.iter().filter(|script| script.seed % 10 == 0).cloned().collect();
+    let difference = first_difference_of_bare_runs(&few)?;
+    let script = few.iter().find(|script| script.seed == difference.seed).unwrap_or(few.first()?);
+    Some(told(script, &difference))
 }
 
 /// Shortens a script that failed, alone if it fails alone, and tells of it.

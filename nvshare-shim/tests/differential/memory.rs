@@ -3,7 +3,7 @@
 use cudarc::driver::sys::CUmemPool_attribute as Attribute;
 
 use crate::script::Op;
-use crate::world::{Kind, MEMORIES, Memory, SLOTS, World, cu, pointer};
+use crate::world::{Kind, MEMORIES, Memory, SLOTS, Use, World, cu, pointer};
 
 impl World {
     pub(crate) fn run_memory(&mut self, op: &Op) -> Option<String> {
@@ -60,11 +60,11 @@ impl World {
                 let last = memory.last.take();
                 if kind == Kind::Async || kind == Kind::Managed || self.current() != Some(context) {
                     self.settle(last);
-                } else if let Some(crate::world::Use::Stream(_, of)) = last
+                } else if let Some(Use::Stream(_, of) | Use::Default(_, of, _, _)) = last
                     && of != context
                 {
                     self.settle(last);
-                } else if matches!(last, Some(crate::world::Use::Event(_))) {
+                } else if matches!(last, Some(Use::Event(_))) || matches!(last, Some(Use::Default(stream, ..)) if stream as u64 == 2) {
                     self.settle(last);
                 }
                 let code = cu!(cuMemFree_v2(start + second));

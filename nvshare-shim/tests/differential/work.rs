@@ -318,11 +318,15 @@ impl World {
                 self.settle(last);
             }
         }
-        let same = matches!(
-            self.memories[slot].as_ref().and_then(|memory| memory.last),
-            Some(Use::Stream(last, context))
-                if last == stream && (stream as u64 >= FIRST_STREAM || self.current() == Some(context))
-        );
+        let same = match self.memories[slot].as_ref().and_then(|memory| memory.last) {
+            Some(Use::Stream(last, _)) => last == stream,
+            Some(Use::Default(last, context, thread, _)) => {
+                last == stream
+                    && self.current() == Some(context)
+                    && (stream as u64 != 2 || thread == self.thread)
+            }
+            _ => false,
+        };
         if !same {
             let last = self.memories[slot].as_mut().and_then(|memory| memory.last.take());
             self.settle(last);
@@ -347,10 +351,14 @@ impl World {
             }
             return;
         }
-        // A thread's own stream can be waited for by that thread alone.
-        let last = if stream as u64 == 2 { self.event_in(stream, context) } else { None };
+        let mut last = Use::Stream(stream, context);
+        if (stream as u64) < FIRST_STREAM
+            && let Some(event) = self.event_in(stream, context)
+        {
+            last = Use::Default(stream, context, self.thread, event);
+        }
         if let Some(memory) = &mut self.memories[slot] {
-            memory.last = last.or(Some(Use::Stream(stream, context)));
+            memory.last = Some(last);
         }
     }
 
