@@ -35,8 +35,11 @@ impl World {
                 }
                 let mut graph = std::ptr::null_mut();
                 let code = cu!(cuStreamEndCapture(stream, &raw mut graph));
-                let uses =
-                    if self.is_captured(stream) { None } else { self.captured.remove(&self.key(stream, context)) };
+                let uses = if self.is_captured(stream) {
+                    None
+                } else {
+                    self.captured.remove(&self.key(stream, context))
+                };
                 if code == 0 {
                     self.graphs[slot] = Some(Graph {
                         handle: graph,

@@ -16,6 +16,15 @@ impl World {
         if unsafe_in_captures && !self.captured.is_empty() {
             return None;
         }
+        // The address of what was freed may be somebody else's by now, as the allocator likes.
+        let made = self.made;
+        let frees = ["free", "free_async", "host_free", "unregister"].contains(&op.verb());
+        let reused = |memory: &Option<Memory>| {
+            memory.as_ref().is_some_and(|memory| memory.gone && memory.freed_at != made)
+        };
+        if frees && reused(&self.memories[slot]) {
+            return None;
+        }
         let code = match op.verb() {
             "alloc" => {
                 let mut start = 0;
@@ -64,7 +73,9 @@ impl World {
                     && of != context
                 {
                     self.settle(last);
-                } else if matches!(last, Some(Use::Event(_))) || matches!(last, Some(Use::Default(stream, ..)) if stream as u64 == 2) {
+                } else if matches!(last, Some(Use::Event(_)))
+                    || matches!(last, Some(Use::Default(stream, ..)) if stream as u64 == 2)
+                {
                     self.settle(last);
                 }
                 let code = cu!(cuMemFree_v2(start + second));
