@@ -4,8 +4,9 @@
 mod world;
 
 use nvshare_agent::conductor::core::Core;
+use nvshare_agent::ledger::SessionId;
 use nvshare_common::protocol::ToAgent;
-use nvshare_common::units::{Bytes, Ticket};
+use nvshare_common::units::{Bytes, ClientId, Ticket};
 use world::{GIB, MIB, World, card, settings};
 
 /// One that needs all but a little of a card of 16 GiB, and has run.
@@ -96,6 +97,57 @@ fn a_claim_in_the_takeover_is_not_believed_for_ever() {
     let honest = world.worker(4 * GIB);
     world.run(300_000);
     assert!(world.shims[honest].ran > 200_000, "the honest one ran for {} ms", world.shims[honest].ran);
+}
+
+/// One that claims to have been granted what there is, no more, and holds nothing of it; and one that needs half the card.
+fn beside_a_claim_that_can_be_true() -> (World, (ClientId, SessionId), usize) {
+    let mut world = World::new(&[16 * GIB]);
+    world.core = Core::new(settings());
+    world.core.held_back = true;
+    let liar = world.stranger(15 * GIB, false);
+    world.run(500);
+    world.core.begin_granting(world.moment());
+    let honest = world.worker(8 * GIB);
+    world.run(5_000);
+    let of = world.core.ledger.client(liar.0).unwrap();
+    assert_eq!(of.devices[&card(0)].booked(), Bytes(15 * GIB), "it may be true");
+    assert_eq!((world.shims[honest].ran, &of.untrusted), (0, &None));
+    (world, liar, honest)
+}
+
+#[test]
+fn a_claim_that_can_be_true_is_believed_until_the_time_for_an_answer_is_up() {
+    let (mut world, _liar, honest) = beside_a_claim_that_can_be_true();
+    world.run(60_000);
+    assert!(world.shims[honest].ran > 20_000, "the honest one ran for {} ms", world.shims[honest].ran);
+}
+
+#[test]
+fn a_claim_is_not_believed_for_longer_by_whoever_makes_it_again_or_leaves() {
+    for leaves in [true, false] {
+        let (mut world, liar, honest) = beside_a_claim_that_can_be_true();
+        for _ in 0..12 {
+            if leaves {
+                let now = world.moment();
+                world.core.ledger.disconnected(liar.0, liar.1, now);
+            } else {
+                world.stranger(15 * GIB, false);
+            }
+            world.run(5_000);
+        }
+        let ran = world.shims[honest].ran;
+        assert!(ran > 20_000, "leaves: {leaves}; the honest one ran for {ran} ms");
+    }
+}
+
+#[test]
+fn whoever_answers_and_keeps_what_he_does_not_use_is_disbelieved() {
+    let (mut world, liar, honest) = beside_a_claim_that_can_be_true();
+    let asked = world.core.ledger.client(liar.0).unwrap().devices[&card(0)].reclaiming.unwrap();
+    world.hear(liar, ToAgent::SwapOutDone { ticket: asked.ticket, copied: Bytes(0), clean: Bytes(0) });
+    world.run(20_000);
+    assert!(world.shims[honest].ran > 10_000, "the honest one ran for {} ms", world.shims[honest].ran);
+    assert!(world.core.ledger.client(liar.0).unwrap().untrusted.is_some());
 }
 
 #[test]

@@ -289,7 +289,7 @@ impl Core {
         for reading in &report.devices {
             for client in self.ledger.reading(reading, report.began, &self.settings, now) {
                 let device = reading.device;
-                self.distrust(client, format!("says that it holds more on {device} than NVML shows"));
+                self.distrust(client, format!("says that it has more on {device} than NVML shows"));
             }
         }
         if report.complete && report.problem.is_none() {
@@ -321,7 +321,7 @@ impl Core {
             return outcome;
         }
         self.close_switches(now);
-        for (client, device) in self.ledger.cut() {
+        for (client, device) in self.ledger.doubted(now) {
             outcome
                 .commands
                 .extend(self.book(Decision::Reclaim { client, device, expected: Bytes::ZERO }, now));

@@ -8,7 +8,7 @@ use nvshare_common::protocol::Hello;
 use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId, Ticket};
 
 use super::heat::Heat;
-use super::holding::{Holding, MOST, Outgoing, Plausible, Proof};
+use super::holding::{Doubt, Holding, MOST, Outgoing, Plausible, Proof};
 use super::orders::Orders;
 use crate::keep::Remembered;
 use crate::moment::Moment;
@@ -306,6 +306,8 @@ impl Client {
                         Word::Takeover => Proof::Settled,
                         _ => Proof::Done,
                     },
+                    // A new session does not begin the time again in which it has to answer.
+                    doubt: old.doubt.map(|doubt| Doubt { asked: false, ..doubt }),
                     disbelieved: old.disbelieved || self.untrusted.is_some(),
                     ..Holding::default()
                 },
@@ -492,7 +494,7 @@ impl Client {
     pub fn swap_out_done(&mut self, ticket: Ticket, now: Moment) -> Option<Outgoing> {
         for holding in self.devices.values_mut() {
             if holding.reclaiming.take_if(|reclaiming| reclaiming.ticket == ticket).is_some() {
-                holding.reclaimed_at = now;
+                holding.reclaimed(now);
             }
             if let Some(outgoing) = holding.outgoing.take_if(|outgoing| outgoing.ticket == ticket) {
                 return Some(outgoing);
@@ -577,10 +579,7 @@ impl Client {
             self.devices.values().any(|holding| holding.outgoing.is_some_and(|outgoing| late(outgoing.at)));
         let mut keeps = false;
         for holding in self.devices.values_mut() {
-            if holding.reclaiming.take_if(|reclaiming| late(reclaiming.at)).is_some() {
-                // What it never took must not stay booked for it.
-                (keeps, holding.disbelieved, holding.reclaimed_at) = (true, true, now);
-            }
+            keeps |= holding.keeps(settings.command_deadline, now);
         }
         if stop || out || keeps {
             let first = self.unyielding.replace(self.unyielding.unwrap_or(now)).is_none();

@@ -72,10 +72,8 @@ pub struct Holding {
     pub(super) plausible: Plausible,
     /// Its grant is what a process said of itself: what has to be seen before it is believed.
     pub(super) proof: Proof,
-    /// What its grant was cut by when it was proven: the shim may count it among its own until it is asked back.
-    pub(super) cut: Bytes,
-    /// It was asked for that.
-    pub(super) asked_back: bool,
+    /// Its grant is taken for what it said, and more than it uses and needs: it is asked for the rest.
+    pub(super) doubt: Option<Doubt>,
     /// Since which reading it has held more, by its counters, than can be.
     pub(super) boasts_since: Option<Moment>,
     /// It is booked at what NVML shows, whatever it was granted: it said what cannot be, or does not give back.
@@ -90,9 +88,21 @@ pub(super) enum Proof {
     Done,
     /// Any reading: nobody here ever granted it anything, so it has what NVML shows.
     First,
-    /// A reading after granting began: a previous agent may have granted what it is about to take. From then on it has
-    /// what NVML shows and what it announced that it needs.
+    /// A reading after granting began: a previous agent may have granted what it is about to take. What it neither holds
+    /// nor needs then is in doubt, and asked back.
     Settled,
+}
+
+/// A grant beyond what a client has and needs, for which there is its word only. It may be true, and then the client may
+/// use it at any moment: it stays booked (A1) until the client gave it back (A2). Who does neither is disbelieved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Doubt {
+    /// Since when it should have answered, in this session or an earlier one.
+    pub(super) since: Option<Moment>,
+    /// It was asked, in this session.
+    pub(super) asked: bool,
+    /// When it answered.
+    pub(super) answered: Option<Moment>,
 }
 
 /// The most that a process can hold on a device for which nobody granted it anything, by NVML's last reading.
@@ -133,24 +143,27 @@ impl Holding {
     }
 
     /// NVML was read, after granting began if it is `settled`. What was taken on the client's word alone is cut to what
-    /// can be true; says whether it said more.
+    /// can be true; says whether it said more. What may be true is not cut: see [`Doubt`].
     pub(super) fn prove(&mut self, plausible: Plausible, settled: bool, began: Moment) -> bool {
         self.plausible = plausible;
         self.need(self.needed);
         let most = match self.proof {
             Proof::First => plausible.bytes(),
-            // More than this an honest client may have, granted and not used: it is asked for that, see `cut`.
-            Proof::Settled if settled => plausible.bytes() + self.needed.saturating_sub(self.counted()),
             Proof::Settled | Proof::Done => plausible.total(),
         };
-        let boasts = self.granted > if self.proof == Proof::Settled { plausible.total() } else { most };
+        let mut boasts = self.granted > most;
+        self.granted = self.granted.min(most);
+        if self.proof == Proof::Settled && settled {
+            self.doubt = Some(Doubt::default());
+        }
         if self.proof == Proof::First || settled {
-            if self.proof == Proof::Settled {
-                self.cut = self.granted.saturating_sub(most);
-            }
             self.proof = Proof::Done;
         }
-        self.granted = self.granted.min(most);
+        if self.granted <= plausible.bytes() + self.needed.saturating_sub(self.counted()) {
+            self.doubt = None;
+        }
+        // It said that it gave back what it does not need, and one look proves nothing.
+        boasts |= self.doubt.and_then(|doubt| doubt.answered).is_some_and(|at| began.since(at) >= BOAST);
         if self.counted() <= self.granted.max(plausible.bytes()) {
             self.boasts_since = None;
             return boasts;
@@ -181,11 +194,9 @@ impl Holding {
         self.granted.saturating_sub(self.held())
     }
 
-    /// A part of the grant came back. Says how much that is, and how much it would be if its grant had not been cut.
-    pub(super) fn release(&mut self, ticket: Option<Ticket>, bytes: Bytes) -> (Bytes, Bytes) {
-        let of_the_cut = self.cut.min(bytes);
-        self.cut -= of_the_cut;
-        let believed = (bytes - of_the_cut).min(self.granted);
+    /// A part of the grant came back. Says how much: no more than it had.
+    pub(super) fn release(&mut self, ticket: Option<Ticket>, bytes: Bytes) -> Bytes {
+        let believed = bytes.min(self.granted);
         self.granted -= believed;
         if self.granted < self.needed {
             self.complete = false;
@@ -195,7 +206,38 @@ impl Holding {
         {
             outgoing.left = outgoing.left.saturating_sub(bytes);
         }
-        (believed, believed + of_the_cut)
+        believed
+    }
+
+    /// Its grant is in doubt: whether it is to be asked for what it does not need, which is so once a session.
+    pub(super) fn ask_back(&mut self, commandable: bool, now: Moment) -> bool {
+        let Some(doubt) = &mut self.doubt else { return false };
+        // Who cannot be asked has no longer for its answer.
+        doubt.since.get_or_insert(now);
+        let asks = commandable && !doubt.asked && doubt.answered.is_none() && self.reclaiming.is_none();
+        doubt.asked |= asks;
+        asks
+    }
+
+    /// A reclaim ended.
+    pub(super) fn reclaimed(&mut self, now: Moment) {
+        self.reclaimed_at = now;
+        if let Some(doubt) = self.doubt.as_mut().filter(|doubt| doubt.asked) {
+            doubt.answered.get_or_insert(now);
+        }
+    }
+
+    /// Whether it keeps what it was asked for, by now: it has not answered for so `long`. It is disbelieved then.
+    pub(super) fn keeps(&mut self, long: Duration, now: Moment) -> bool {
+        let late = |at: Moment| now.since(at) > long;
+        let silent = |doubt: &Doubt| doubt.answered.is_none() && doubt.since.is_some_and(late);
+        let ignored = self.reclaiming.take_if(|reclaiming| late(reclaiming.at)).is_some();
+        if !ignored && !self.doubt.as_ref().is_some_and(silent) {
+            return false;
+        }
+        // What it never took must not stay booked for it.
+        (self.disbelieved, self.doubt, self.reclaimed_at) = (true, None, now);
+        true
     }
 
     /// It says that it needs so much: no more than the device has, so that no claim makes a device contended for ever.

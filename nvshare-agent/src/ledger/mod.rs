@@ -259,13 +259,13 @@ impl Ledger {
     ) -> Bytes {
         let Some(holder) = self.clients.get_mut(&client) else { return Bytes::ZERO };
         let Some(holding) = holder.devices.get_mut(&device) else { return Bytes::ZERO };
-        let (believed, plausible) = holding.release(ticket, bytes);
+        let believed = holding.release(ticket, bytes);
         if let Some(device) = self.devices.get_mut(&device)
             && believed > Bytes::ZERO
         {
             device.given_back(believed, now);
         }
-        plausible
+        believed
     }
 
     /// So much is no longer booked on `device`, by a client's word: no reading shows yet that it is free.
@@ -380,20 +380,18 @@ impl Ledger {
         self.clients.values().any(awaits)
     }
 
-    /// Grants that were cut to what NVML shows: their shims are to give back the rest. Each is named once.
-    pub fn cut(&mut self) -> Vec<(ClientId, DeviceId)> {
-        let mut cut = Vec::new();
-        for client in self.clients.values_mut().filter(|client| client.commandable()) {
-            let id = client.id;
-            let of = client.devices.iter_mut().filter(|(_, holding)| {
-                holding.cut > Bytes::ZERO && holding.reclaiming.is_none() && !holding.asked_back
+    /// Whose grants are beyond what they have and need, on their word alone: they are to give back the rest. Each is
+    /// named once a session.
+    pub fn doubted(&mut self, now: Moment) -> Vec<(ClientId, DeviceId)> {
+        let mut doubted = Vec::new();
+        for client in self.clients.values_mut() {
+            let (id, commandable) = (client.id, client.commandable());
+            let asked = client.devices.iter_mut().filter_map(|(device, holding)| {
+                holding.ask_back(commandable, now).then_some((id, *device))
             });
-            cut.extend(of.map(|(device, holding)| {
-                holding.asked_back = true;
-                (id, *device)
-            }));
+            doubted.extend(asked);
         }
-        cut
+        doubted
     }
 
     /// Devices that NVML no longer lists are forgotten once nobody holds anything there.

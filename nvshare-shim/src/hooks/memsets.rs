@@ -104,10 +104,10 @@ unsafe fn any<F: Fn() -> CUresult>(
         let fill = |stream| unsafe { value.fill(area, stream) };
         let across = bare.instead(|| in_order_of(in_stream, owner.context, fill));
         // SAFETY: the application's own call in another form.
-        return unsafe { work::on(&across, stream) };
+        return unsafe { work::at_addresses(&across, stream) };
     }
     // SAFETY: the application's own call.
-    unsafe { work::on(bare, stream) }
+    unsafe { work::at_addresses(bare, stream) }
 }
 
 /// Submits `work` to a stream of `context`, after everything in `stream` and before what comes there later.

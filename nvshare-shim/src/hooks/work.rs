@@ -15,9 +15,10 @@ pub(crate) unsafe fn on<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -
     bare.call()
 }
 
-/// Work in `stream` whose addresses the driver looks at during the call, captured or not: a copy of memory that is not there
-/// is refused, or taken for one of host memory, which a graph launched later then crashes on. So even into a stream that
-/// is being captured it waits at a shut gate. Nobody waits for that capture: a drain that does lets all calls through.
+/// Work in `stream` whose addresses the driver looks at during the call, captured or not: a copy or memset of memory that is
+/// not there is refused, or taken for one of host memory, which a graph launched later then crashes on. So even into a
+/// stream that is being captured it waits at a shut gate. Nobody waits for that capture: a drain that does lets all calls
+/// through.
 #[inline]
 pub(crate) unsafe fn at_addresses<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
     let pass = gate::pass();

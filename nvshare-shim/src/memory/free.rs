@@ -72,6 +72,8 @@ pub fn free_in_order(pointer: u64, stream: sys::CUstream) -> Option<CUresult> {
     // Work in other streams may be ordered before this call by events; what is marked here is after all of it.
     let mark = match streams::mark(stream) {
         Ok(mark) => mark?,
+        // The legacy stream, beside a blocking stream that is captured: so the bare call is refused, and as little freed.
+        Err(error @ CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) => return Some(error),
         // Later than asked for, but not before its time.
         Err(_) => return free(pointer),
     };

@@ -150,12 +150,24 @@ fn same(one: &str, other: &str) -> bool {
 /// count: it may come of it.
 pub(crate) fn first_difference(scripts: &[Script]) -> Option<Difference> {
     let (bare, with) = (start(scripts, false), start(scripts, true));
-    let (bare, with) = (bare.finish(), with.finish());
+    compared(scripts, &bare.finish(), &with.finish())
+}
+
+/// Runs the scripts bare twice. A difference is the fault of the scripts, or of the driver below: something in them is
+/// ordered by nothing.
+pub(crate) fn first_difference_of_bare_runs(scripts: &[Script]) -> Option<Difference> {
+    let (one, other) = (start(scripts, false), start(scripts, false));
+    let mut difference = compared(scripts, &one.finish(), &other.finish())?;
+    difference.what = format!("BARE TWICE, so that this test is at fault: {}", difference.what);
+    Some(difference)
+}
+
+fn compared(scripts: &[Script], bare: &Run, with: &Run) -> Option<Difference> {
     let nothing = Vec::new();
     for (index, script) in scripts.iter().enumerate() {
         let difference = |what: String| Some(Difference { seed: script.seed, what });
         let of = |run: &Run| run.transcripts.get(index).map_or(nothing.clone(), |(_, lines)| lines.clone());
-        let (one, other) = (of(&bare), of(&with));
+        let (one, other) = (of(bare), of(with));
         for (line, bare_line) in one.iter().enumerate() {
             let step =
                 one[..line].iter().rev().find(|line| !line.starts_with(' ')).map_or("", String::as_str);

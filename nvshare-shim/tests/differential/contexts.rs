@@ -32,7 +32,8 @@ impl World {
             "ctx_destroy" => {
                 let context = self.contexts[slot].as_ref()?;
                 let (handle, primary) = (context.handle, context.primary);
-                self.settle_all(Some(slot));
+                // A stream of it may use another context's memory.
+                self.settle_all();
                 let code = cu!(cuCtxDestroy_v2(handle));
                 if code == 0 && !primary {
                     self.end_context(slot);
@@ -142,7 +143,7 @@ impl World {
         };
         let slot = self.contexts.iter().position(is);
         if slot.is_some() {
-            self.settle_all(slot);
+            self.settle_all();
         }
         let code = act(device as i32);
         if let Some(slot) = slot
@@ -220,7 +221,7 @@ impl World {
                 let slot = (first.checked_sub(FIRST_STREAM)?) as usize % SLOTS;
                 let stream = self.streams[slot].take()?;
                 self.outlive(stream);
-                self.captured.remove(&(stream.handle as u64));
+                self.captured.remove(&self.key(stream.handle, stream.context));
                 cu!(cuStreamDestroy_v2(stream.handle))
             }
             "stream_sync" => {
@@ -232,7 +233,8 @@ impl World {
                 settled(cu!(cuStreamQuery(stream)))
             }
             "stream_wait" => {
-                let ((stream, _), event) = (self.stream(first)?, self.events[second as usize % SLOTS]?);
+                let ((stream, context), event) = (self.stream(first)?, self.events[second as usize % SLOTS]?);
+                self.outlive(Stream { handle: stream, context });
                 cu!(cuStreamWaitEvent(stream, event, 0))
             }
             "stream_ctx" => {
@@ -274,14 +276,14 @@ impl World {
         Some(code.to_string())
     }
 
-    /// The stream goes: what it used last is waited for by an event in its place.
-    fn outlive(&mut self, stream: Stream) {
+    /// The stream goes, or is captured from now on: what it used last is waited for by an event in its place.
+    pub(crate) fn outlive(&mut self, stream: Stream) {
         let mine =
             |last: &Option<Use>| matches!(last, Some(Use::Stream(handle, _)) if *handle == stream.handle);
         if !self.memories.iter().flatten().any(|memory| mine(&memory.last)) {
             return;
         }
-        let last = self.event_in(stream.handle, stream.context);
+        let last = self.event_in(stream.handle, stream.context).map(Use::Event);
         for memory in self.memories.iter_mut().flatten() {
             if mine(&memory.last) {
                 memory.last = last;
@@ -290,7 +292,11 @@ impl World {
     }
 
     /// An event in a stream that is not captured.
-    pub(crate) fn event_in(&self, stream: cudarc::driver::sys::CUstream, context: usize) -> Option<Use> {
+    pub(crate) fn event_in(
+        &self,
+        stream: cudarc::driver::sys::CUstream,
+        context: usize,
+    ) -> Option<cudarc::driver::sys::CUevent> {
         let context = self.contexts[context].as_ref()?;
         relaxed(|| {
             let mut event = std::ptr::null_mut();
@@ -301,7 +307,7 @@ impl World {
                 cu!(cuStreamSynchronize(stream));
             }
             cu!(cuCtxPopCurrent_v2(std::ptr::null_mut()));
-            (made == 0 && recorded == 0).then_some(Use::Event(event))
+            (made == 0 && recorded == 0).then_some(event)
         })
     }
 }

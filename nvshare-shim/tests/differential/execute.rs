@@ -119,7 +119,7 @@ fn ending(world: &mut World) -> String {
             let _ = writeln!(said, "    memory {slot} {}", world.contents(slot));
         }
     }
-    world.settle_all(None);
+    world.settle_all();
     said += &world.clear();
     said
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use cudarc::driver::sys::CUstreamCaptureMode as Mode;
 
 use crate::script::Op;
-use crate::world::{Capture, Executable, Graph, Kind, SLOTS, World, cu};
+use crate::world::{Capture, Executable, Graph, Kind, SLOTS, Stream, World, cu};
 
 impl World {
     pub(crate) fn run_graphs(&mut self, op: &Op) -> Option<String> {
@@ -13,16 +13,17 @@ impl World {
         let slot = first as usize % SLOTS;
         let code = match op.verb() {
             "begin" => {
-                let (stream, _) = self.stream(first)?;
+                let (stream, context) = self.stream(first)?;
                 let mode = match second {
                     0 => Mode::CU_STREAM_CAPTURE_MODE_GLOBAL,
                     1 => Mode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
                     _ => Mode::CU_STREAM_CAPTURE_MODE_RELAXED,
                 };
+                self.outlive(Stream { handle: stream, context });
                 let code = cu!(cuStreamBeginCapture_v2(stream, mode));
                 if code == 0 {
                     let capture = Capture { stream: first, thread: op.thread, uses: BTreeSet::new() };
-                    self.captured.insert(stream as u64, capture);
+                    self.captured.insert(self.key(stream, context), capture);
                 }
                 code
             }
@@ -34,8 +35,11 @@ impl World {
                 }
                 let mut graph = std::ptr::null_mut();
                 let code = cu!(cuStreamEndCapture(stream, &raw mut graph));
-                let uses =
-                    if self.is_captured(stream) { None } else { self.captured.remove(&(stream as u64)) };
+                let uses = if self.is_captured(stream) {
+                    None
+                } else {
+                    self.captured.remove(&self.key(stream, context))
+                };
                 if code == 0 {
                     self.graphs[slot] = Some(Graph {
                         handle: graph,

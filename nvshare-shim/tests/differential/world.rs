@@ -1,6 +1,7 @@
 //! What a script works with: contexts, streams, memory and so on in numbered slots; what is known of each; and names for
 //! addresses and handles, as those themselves differ from run to run.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
 
@@ -61,6 +62,9 @@ pub(crate) struct Mapping {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Use {
     Stream(CUstream, usize),
+    /// A default stream, the slot of its context, the thread, and an event recorded there just behind: during a capture
+    /// the legacy stream cannot be waited for, and a thread's own stream is waited for by that thread alone.
+    Default(CUstream, usize, usize, CUevent),
     /// The stream is gone, this event was recorded in it.
     Event(CUevent),
 }
@@ -97,6 +101,9 @@ pub(crate) struct Graph {
     pub(crate) context: usize,
 }
 
+/// Names a stream: its handle, and of a thread's own the thread and the slot of the context, which share the handle 2.
+pub(crate) type Key = (u64, usize, usize);
+
 /// A capture under way.
 pub(crate) struct Capture {
     /// The stream's number.
@@ -125,8 +132,12 @@ pub(crate) struct World {
     pub(crate) written: BTreeSet<u64>,
     pub(crate) graphs: [Option<Graph>; SLOTS],
     pub(crate) executables: [Option<Executable>; SLOTS],
-    /// What is being captured, by the handle of the stream.
-    pub(crate) captured: BTreeMap<u64, Capture>,
+    /// What is being captured, by [`World::key`].
+    pub(crate) captured: BTreeMap<Key, Capture>,
+    /// Whose step is done now.
+    pub(crate) thread: usize,
+    /// Waiting for what used memory failed so: what is read of it from then on means nothing.
+    pub(crate) unsettled: Cell<u32>,
     /// All ranges there ever were: start, size, name.
     pub(crate) ranges: Vec<(u64, u64, String)>,
     /// A word that kernels write results to and host functions count in.
@@ -152,6 +163,8 @@ impl World {
             graphs: std::array::from_fn(|_| None),
             executables: std::array::from_fn(|_| None),
             captured: BTreeMap::new(),
+            thread: 0,
+            unsettled: Cell::new(0),
             ranges: Vec::new(),
             result: std::ptr::null_mut(),
             made: 0,
@@ -161,7 +174,8 @@ impl World {
 
     /// Does one step; the value is what is to be compared.
     pub(crate) fn run(&mut self, op: &Op) -> String {
-        let said = self
+        self.thread = op.thread;
+        let mut said = self
             .run_contexts(op)
             .or_else(|| self.run_streams(op))
             .or_else(|| self.run_memory(op))
@@ -175,7 +189,15 @@ impl World {
         {
             memory.freed_at = made;
         }
+        let unsettled = self.unsettled.take();
+        if unsettled != 0 {
+            said += &format!(" (what used the memory could not be waited for: {unsettled})");
+        }
         said
+    }
+
+    pub(crate) fn key(&self, stream: CUstream, context: usize) -> Key {
+        if stream as u64 == 2 { (2, self.thread, context) } else { (stream as u64, 0, 0) }
     }
 
     /// The slot of the calling thread's context.
@@ -223,30 +245,25 @@ impl World {
 
     /// Waits, without a trace, until nobody uses what was used last so.
     pub(crate) fn settle(&self, last: Option<Use>) {
-        relaxed(|| match last {
-            None => {}
-            Some(Use::Event(event)) => {
-                cu!(cuEventSynchronize(event));
-            }
+        let code = relaxed(|| match last {
+            None => 0,
+            Some(Use::Event(event) | Use::Default(_, _, _, event)) => cu!(cuEventSynchronize(event)),
             Some(Use::Stream(stream, context)) => {
                 // The default streams are those of the context that was current.
-                if let Some(context) = &self.contexts[context] {
+                self.contexts[context].as_ref().map_or(0, |context| {
                     cu!(cuCtxPushCurrent_v2(context.handle));
-                    cu!(cuStreamSynchronize(stream));
+                    let code = cu!(cuStreamSynchronize(stream));
                     cu!(cuCtxPopCurrent_v2(std::ptr::null_mut()));
-                }
+                    code
+                })
             }
         });
+        self.unsettled.set(self.unsettled.get().max(code));
     }
 
-    /// Waits for all that uses memory of this context, or that uses memory at all.
-    pub(crate) fn settle_all(&mut self, of: Option<usize>) {
-        let all: Vec<usize> = (0..MEMORIES)
-            .filter(|slot| {
-                self.memories[*slot].as_ref().is_some_and(|memory| of.is_none_or(|of| memory.context == of))
-            })
-            .collect();
-        for slot in all {
+    /// Waits for all that uses memory.
+    pub(crate) fn settle_all(&mut self) {
+        for slot in 0..MEMORIES {
             let last = self.memories[slot].as_mut().and_then(|memory| memory.last.take());
             self.settle(last);
         }
