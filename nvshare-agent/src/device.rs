@@ -178,7 +178,7 @@ where
                             report.complete &= asked;
                         }
                         Err(error) => {
-                            report.problem = Some(format!("no thread to read GPU {index}: {error}"))
+                            report.problem = Some(format!("no thread to read GPU {index}: {error}"));
                         }
                     }
                 }

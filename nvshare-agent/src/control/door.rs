@@ -102,12 +102,11 @@ impl Doors {
                     left.said = false;
                     sockets.push(socket);
                 }
-                Ok(None) => {}
                 Err(error) if !left.said => {
                     left.said = true;
                     tracing::warn!(pid, %error, remedy = REMEDY, "cannot reach a client whose directory was removed");
                 }
-                Err(_) => {}
+                Ok(None) | Err(_) => {}
             }
         }
         sockets

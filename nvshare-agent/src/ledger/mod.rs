@@ -386,9 +386,10 @@ impl Ledger {
         let mut doubted = Vec::new();
         for client in self.clients.values_mut() {
             let (id, commandable) = (client.id, client.commandable());
-            let asked = client.devices.iter_mut().filter_map(|(device, holding)| {
-                holding.ask_back(commandable, now).then_some((id, *device))
-            });
+            let asked = client
+                .devices
+                .iter_mut()
+                .filter_map(|(device, holding)| holding.ask_back(commandable, now).then_some((id, *device)));
             doubted.extend(asked);
         }
         doubted

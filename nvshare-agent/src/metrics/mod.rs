@@ -269,8 +269,8 @@ mod tests {
             "devices": [ClientDevice {
                 uuid: GPU.to_owned(), resident: Bytes(100), unswappable_reasons, ..ClientDevice::default()
             }],
-            "totals": Totals { application_calls: counts.clone(), engine_calls: counts.clone(),
-                application_seen: counts.clone(), engine_seen: counts, copied_out: Bytes(5), ..Totals::default() },
+            "totals": Totals { application_calls: counts, engine_calls: counts,
+                application_seen: counts, engine_seen: counts, copied_out: Bytes(5), ..Totals::default() },
         }))
         .unwrap()
     }

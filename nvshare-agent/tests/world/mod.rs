@@ -498,8 +498,6 @@ impl World {
             ToShim::Limit { device, bytes } => {
                 self.shims[index].limit.insert(device, bytes.0);
             }
-            // The programs of this world do not ask how large a card is.
-            ToShim::Size { .. } => {}
             ToShim::Grant { device, bytes } => {
                 *self.shims[index].balance.entry(device).or_default() += bytes.0;
             }
@@ -547,9 +545,14 @@ impl World {
             ToShim::Room { ticket, made } => {
                 self.shims[index].rooms.insert(ticket.0, Some(made));
             }
-            // Whoever is told that is run by the test that is about it.
-            ToShim::Unmanaged { .. } | ToShim::Bypassed => {}
-            ToShim::Arena { .. } | ToShim::Trim { .. } | ToShim::Pace { .. } => {}
+            // The programs of this world do not ask how large a card is; who is told to run as without an agent is run by
+            // the test that is about it.
+            ToShim::Size { .. }
+            | ToShim::Unmanaged { .. }
+            | ToShim::Bypassed
+            | ToShim::Arena { .. }
+            | ToShim::Trim { .. }
+            | ToShim::Pace { .. } => {}
         }
     }
 
