@@ -104,12 +104,11 @@ impl Ledger {
     }
 
     /// How much a newcomer may take on the device to begin with, beside those who came before it and have work to do: each
-    /// of them must still be able to run. None: there are none, or it is no newcomer: who has its context there waits for
-    /// room as others do, and what its driver takes is given back some day.
+    /// of them must still be able to run. None: there are none, or it is no newcomer: who uses the device waits for room
+    /// as others do; what its driver takes is given back some day, and until then [`Ledger::admit`] sees to the first.
     pub fn beside_incumbents(&self, id: DeviceId, client: ClientId, now: Moment) -> Option<i64> {
         let (at, client) = (self.devices.get(&id)?, self.clients.get(&client)?);
-        let measured = client.devices.get(&id).and_then(|holding| holding.measured);
-        if measured.is_some_and(|bytes| bytes > Bytes::ZERO) {
+        if client.devices.contains_key(&id) {
             return None;
         }
         let newcomer = client.age();

@@ -17,12 +17,13 @@ fn hooks_in_the_driver_itself_hear_of_every_allocation_and_free() {
     assert!(ended.said.contains("hooks saw all calls"), "{}", ended.said);
 }
 
-/// What the agent says that processes without the library allocated, in MiB.
-fn foreign_mib(agent: &Agent) -> f64 {
-    let (_, text) = agent.get("/metrics").expect("metrics");
-    let lines = text.lines().filter(|line| line.starts_with("nvshare_foreign_allocated_bytes"));
-    let bytes: f64 = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum();
-    bytes / 1024.0 / 1024.0
+/// What the agent says that this process, which has no library, allocated, in MiB. (It sees all processes of the machine.)
+fn allocated_mib(agent: &Agent, process: u32) -> f64 {
+    let (_, text) = agent.get("/api/v1/state").expect("the state");
+    let state: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let foreign = state["processes"].as_array().expect("a list of processes without the library");
+    let of = foreign.iter().find(|of| of["process"]["pid"] == process).expect("the process is listed");
+    of["allocated"].as_f64().expect("bytes") / 1024.0 / 1024.0
 }
 
 fn booked(how: &str) -> f64 {
@@ -32,7 +33,7 @@ fn booked(how: &str) -> f64 {
     program.wait_for("ready");
     // The observer reports a few times a second.
     std::thread::sleep(Duration::from_secs(2));
-    foreign_mib(&agent)
+    allocated_mib(&agent, program.id())
 }
 
 #[test]
