@@ -18,9 +18,9 @@ pub(crate) fn all(scripts: &str, transcript: &str) {
     for script in Script::parse_all(&text).expect("scripts") {
         writeln!(out, "# {}", script.seed).expect("the transcript");
         if script.free {
-            freely(&script, swaps, &mut out)
+            freely(&script, swaps, &mut out);
         } else {
-            in_order(&script, swaps, &mut out)
+            in_order(&script, swaps, &mut out);
         }
         restore();
     }

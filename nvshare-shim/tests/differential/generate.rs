@@ -391,7 +391,7 @@ impl Generator {
             }
             1 | 2 => {
                 let physical = self.vacant(&physicals, SLOTS as u64);
-                let device = if self.random.one_in(5) { 1 } else { 0 };
+                let device = u64::from(self.random.one_in(5));
                 self.push("create", &[physical, blocks * BLOCK, device]);
                 self.physicals.insert(physical);
             }

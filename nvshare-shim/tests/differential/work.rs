@@ -299,10 +299,12 @@ impl World {
                     next = start + mapping.bytes;
                 }
             }
-            Kind::Plain | Kind::Async if memory.device != device => {
-                if by == By::Kernel && !(memory.kind == Kind::Plain && peers.contains(&memory.context)) {
-                    return None;
-                }
+            Kind::Plain | Kind::Async
+                if memory.device != device
+                    && by == By::Kernel
+                    && !(memory.kind == Kind::Plain && peers.contains(&memory.context)) =>
+            {
+                return None;
             }
             // A copy that names it as memory of the host would be another call.
             _ => {}
