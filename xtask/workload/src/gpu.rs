@@ -147,6 +147,8 @@ impl Buffer {
                 Memory::Managed => {
                     result::malloc_managed(bytes as usize, sys::CUmemAttach_flags_enum::CU_MEM_ATTACH_GLOBAL)
                 }
+                // The default stream's, before all that is launched in blocking streams afterwards.
+                Memory::StreamOrdered => result::malloc_async(std::ptr::null_mut(), bytes as usize),
             }
         };
         Ok(Buffer { address: address.with_context(|| format!("cannot allocate {bytes} bytes"))? })

@@ -79,6 +79,8 @@ pub(crate) enum Memory {
     Device,
     /// `cuMemAllocManaged`
     Managed,
+    /// `cuMemAllocAsync`
+    StreamOrdered,
 }
 
 /// What happens between iterations.

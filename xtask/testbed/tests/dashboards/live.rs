@@ -129,7 +129,7 @@ fn alerts_hold_where_memory_cannot_be_moved_and_where_the_agent_is_gone() {
     let node = node();
     let mut agent = node.agent(["--lease-ceiling", "1s", "--reserve", "2M", "--host-memory", "16M"]);
     // A third of the card for good, and two who want half of it each with nowhere to go.
-    let flags = ["--bytes 32M --memory managed", "--bytes 40M --seed 2", "--bytes 40M --seed 3"];
+    let flags = ["--bytes 32M --memory stream-ordered", "--bytes 40M --seed 2", "--bytes 40M --seed 3"];
     let _clients = flags.map(|flags| {
         Client::start(&mut node.workload(&format!("{flags} --buffers 4 --seconds 100")).with_shim())
     });
