@@ -54,7 +54,9 @@ impl World {
         // What was freed may be somebody else's by now, as the allocator likes.
         let address = |world: &World| {
             let memory = world.memories[first as usize % MEMORIES].as_ref()?;
-            (!memory.gone || memory.freed_at == world.made).then_some(memory.start + second)
+            // Nor is anything asked about what happens to lie behind.
+            let there = !memory.gone || memory.freed_at == world.made;
+            (there && second < memory.bytes).then_some(memory.start + second)
         };
         Some(match op.verb() {
             "info" => {
