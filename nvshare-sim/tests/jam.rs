@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use client::{Context, Word};
 
+/// A call of the driver, to be made in a thread of its own.
+type Call = Box<dyn FnOnce() -> u32 + Send>;
+
 const MIB: usize = 1 << 20;
 const NOT_READY: u32 = 600;
 /// What is not blocked has answered by then, even on a loaded machine.
@@ -132,7 +135,7 @@ fn a_thread_blocked_in_a_full_stream_blocks_questions_of_it_and_what_makes_and_e
 
     // These go on.
     let launch_elsewhere = launcher(function, other);
-    let free: Vec<(&str, Box<dyn FnOnce() -> u32 + Send>)> = vec![
+    let free: Vec<(&str, Call)> = vec![
         ("query of another", Box::new(move || call!(cuStreamQuery(idle)))),
         ("record in another", Box::new(move || call!(cuEventRecord(own, other)))),
         ("launch in another", Box::new(launch_elsewhere)),
@@ -159,7 +162,7 @@ fn a_thread_blocked_in_a_full_stream_blocks_questions_of_it_and_what_makes_and_e
         assert_eq!(beside(context.handle, act).recv_timeout(LONG), Ok(0), "{what}");
     }
     // These do not.
-    let blocked: Vec<(&str, u32, Box<dyn FnOnce() -> u32 + Send>)> = vec![
+    let blocked: Vec<(&str, u32, Call)> = vec![
         ("query of it", NOT_READY, Box::new(move || call!(cuStreamQuery(stream)))),
         ("record in it", 0, Box::new(move || call!(cuEventRecord(event, stream)))),
         (

@@ -432,10 +432,10 @@ fn of_an_address_with_nothing_behind_it_one_question_fails_and_a_list_is_zeros()
         (expected[9], expected[10]) = range.map_or((0, 0), |start| (start, bytes as u64));
         assert_eq!(pointer_attributes(RESERVED_ONLY, at), Ok(expected), "{at:#x}");
         assert_eq!(pointer_attributes([1, 5], at), Err(1));
-        let (mut flags, mut base, mut size, mut handle): (u64, Word, usize, Word) = (0, 0, 0, 0);
+        let (mut flags, mut first, mut size, mut handle): (u64, Word, usize, Word) = (0, 0, 0, 0);
         let device = [1_u32, 0];
         assert_eq!(call!(cuMemGetAccess(&raw mut flags, device.as_ptr(), at)), 1);
-        assert_eq!(call!(cuMemGetAddressRange_v2(&raw mut base, &raw mut size, at)), 500);
+        assert_eq!(call!(cuMemGetAddressRange_v2(&raw mut first, &raw mut size, at)), 500);
         assert_eq!(call!(cuMemRetainAllocationHandle(&raw mut handle, at)), 1);
         let on = 1_i32;
         assert_eq!(call!(cuPointerSetAttribute(&raw const on, 6_u32, at)), 1);
