@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: a line for every budget, with the median, the 99th percentile and the ratio to bare, each story to be
 //! run alone; and how the figures differ from an earlier run's. Figures of the simulator show overheads and ratios.
 //!
-//! [`figure`] is what a line holds, [`file`] keeps runs; the stories: [`criterion`] (pure code), [`calls`] (single driver calls),
+//! [`figure`] is what a line holds, [`mod@file`] keeps runs; the stories: [`criterion`] (pure code), [`calls`] (single driver calls),
 //! [`life`] (what costs while nothing happens), [`turns`] (switches and batches).
 
 mod calls;
