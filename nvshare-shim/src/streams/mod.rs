@@ -1,7 +1,7 @@
 //! The streams and contexts that the application made, and whether their work is finished.
 //!
 //! - [`table`]: what exists, by life and not by handle; [`asks`]: asking about what another thread may take away.
-//! - [`look`]: asking everything, for drains; [`finish`]: waiting as a free does; [`mark`], [`event`]: events of ours, for the
+//! - [`look`]: asking everything, for drains; [`mod@finish`]: waiting as a free does; [`mod@mark`], [`event`]: events of ours, for the
 //!   thread's own stream.
 //! - [`capture`]: captures, and work whose stream cannot be asked; [`current`]: the thread's context and capture mode.
 //!
