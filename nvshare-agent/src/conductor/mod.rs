@@ -171,7 +171,10 @@ impl Conductor {
             state,
             lines: BTreeMap::new(),
             pages: BTreeMap::new(),
-            sessions: crate::snapshot::Sessions::default(),
+            sessions: crate::snapshot::Sessions {
+                closed: crate::control::End::LABELS.map(|reason| (reason.to_owned(), 0)).into(),
+                ..crate::snapshot::Sessions::default()
+            },
             observer: Health::default(),
             owners: Owners::default(),
             ended: VecDeque::new(),

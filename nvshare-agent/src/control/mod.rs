@@ -99,6 +99,9 @@ pub enum End {
 }
 
 impl End {
+    /// All labels, and the conductor's own reason: each is a series from the start, so that none appears by an accident.
+    pub const LABELS: [&str; 6] = ["left", "malformed", "silent", "broken", "dismissed", "deaf"];
+
     /// A metric label.
     pub const fn label(&self) -> &'static str {
         match self {

@@ -8,7 +8,6 @@ pub(crate) const EMPTY: &[(&str, &str)] = &[
     ("unswappable_bytes", "the workload's memory can all be moved"),
     ("nvshare_foreign_pod_allocated_bytes", "every program has the library"),
     ("nvshare_sessions_refused_total", "nobody is refused"),
-    ("nvshare_sessions_closed_total", "nobody has left yet"),
     ("activity=~\"disconnected", "nobody is gone"),
     ("priority=\"low\"", "everybody is of normal priority"),
     ("nvshare_uvm_", "managed memory is observed in NVIDIA's kernel module, which is not loaded here"),
