@@ -19,7 +19,7 @@ use crate::config::BLOCK_BYTES;
 use crate::driver::driver;
 use crate::memory::device::Device;
 use crate::memory::extent::ExtentId;
-use crate::memory::{ALLOCATIONS, free};
+use crate::memory::{ALLOCATIONS, free, room};
 use crate::streams::Relaxed;
 use crate::{counters, gate, link, log, streams};
 
@@ -33,8 +33,6 @@ const PIN_PAUSE: Duration = Duration::from_millis(5);
 const CALM: Duration = Duration::from_millis(200);
 /// After an error of our own.
 const AFTER_PANIC: Duration = Duration::from_millis(100);
-/// What must be free on a card for a forced swap with no agent, or a thousandth of a small one: an agent's reserve.
-const LEAST_FREE: u64 = 64 << 20;
 /// The longest sleep.
 const IDLE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -226,7 +224,7 @@ impl Engine {
             return;
         }
         let Some(home) = self.device.state().home else { return };
-        match Workshop::open(self.device, home) {
+        match Workshop::open(home) {
             Ok(shop) => (self.shop, self.complained) = (Some(shop), false),
             Err(code) => {
                 if standing::is_final(code) {
@@ -356,7 +354,12 @@ impl Engine {
             .map(|candidate| candidate.id)
             .collect();
         let _loan = lending::borrow();
-        Outward::new(self.device, shop, ticket).run(&chosen)
+        let outcome = Outward::new(self.device, shop, ticket).run(&chosen);
+        // There was no room for it before, and is now.
+        if standing::is_drained() {
+            shop.prepare(self.device);
+        }
+        outcome
     }
 
     /// Who else may use this memory; the agent hears of it when that changes.
@@ -403,14 +406,14 @@ impl Engine {
         }
     }
 
-    /// Whether what is forced out surely comes back. With no agent nobody keeps a reserve, and pinning host memory takes some of
-    /// the card's: on one that is full to the brim the last extent would wait for ever.
+    /// Whether what is forced out surely comes back: with no agent nobody keeps a reserve.
     fn can_come_back(&self) -> Result<(), String> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: places for the two answers; the workshop's context is current in this thread.
         let asked =
             self.shop.is_some() && unsafe { driver().cuMemGetInfo_v2(&raw mut free, &raw mut total) }.ok();
-        if asked && (free as u64) < LEAST_FREE.min(total as u64 / 1024) {
+        let resident = self.device.state().space.accounts().resident;
+        if asked && (free as u64) < room::beside(total as u64, resident) {
             return Err(format!("only {} of the card are free", Bytes(free as u64)));
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::image;
 use super::prints::Fingerprinter;
 use super::stream::{Event, Stream};
 use crate::config::BLOCK_BYTES;
@@ -36,7 +37,7 @@ pub struct Workshop {
 
 impl Workshop {
     /// Makes `context` current in this thread and everything in it.
-    pub fn open(device: &Device, context: usize) -> Result<Workshop, CUresult> {
+    pub fn open(context: usize) -> Result<Workshop, CUresult> {
         // SAFETY: the application uses this context, and says so before it destroys it.
         unsafe { driver().cuCtxSetCurrent(std::ptr::with_exposed_provenance_mut(context)) }.result()?;
         let outward = Stream::new()?;
@@ -48,20 +49,19 @@ impl Workshop {
             }
         };
         let again = Some((Instant::now(), FIRST_PAUSE));
-        let mut shop = Workshop { context, outward, inward, prints: None, again, events: Vec::new() };
-        shop.prepare(device);
-        Ok(shop)
+        Ok(Workshop { context, outward, inward, prints: None, again, events: Vec::new() })
     }
 
     /// Loads the fingerprint kernel if it is not there and it is time to try. That waits for kernels that run in the
-    /// context (seen on an H200): after the first time only while the client is stopped.
+    /// context (seen on an H200), and these perhaps for the application: so only while it is stopped and drained.
     pub fn prepare(&mut self, device: &Device) {
+        let Some(image) = image::of(device) else { return };
         let Some((_, pause)) = self.again.take_if(|(at, _)| self.prints.is_none() && *at <= Instant::now())
         else {
             return;
         };
         let blocks = (device.extent_bytes / BLOCK_BYTES) as usize;
-        match Fingerprinter::new(&self.inward, DEPTH + 1, blocks) {
+        match Fingerprinter::new(&image, &self.inward, DEPTH + 1, blocks) {
             Ok(prints) => self.prints = Some(prints),
             Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
                 log::debug!(
