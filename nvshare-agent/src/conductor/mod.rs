@@ -4,6 +4,7 @@
 mod asks;
 mod bypass;
 pub mod core;
+mod hindrance;
 mod host;
 mod lack;
 mod orders;

@@ -21,6 +21,7 @@ use client::Word;
 use holding::Plausible;
 
 pub use client::{Arena, Client, GangId, Lease, Page, SessionId, Stop};
+pub use admission::Incumbents;
 pub use device::{Device, Room};
 pub use heat::Heat;
 pub use holding::{Holding, Outgoing, Reclaiming};
@@ -435,15 +436,20 @@ impl Ledger {
             let mut asked: BTreeMap<ClientId, (Bytes, bool)> = BTreeMap::new();
             for room in &mut device.rooms {
                 let (small, large) = asked.entry(room.client).or_default();
+        if self.devices.values().all(|device| device.rooms.is_empty()) {
+            return;
+        }
+        // Whether anybody else contends is asked for each request: the sum does not depend on who asks.
+        let contends = |client: &Client| client.lease.is_some() || client.wants.is_some();
+        let contenders = clients.values().filter(|client| contends(client)).count();
                 room.large = *small + room.bytes > Room::SMALL;
                 if !room.large {
                     *small += room.bytes;
                 }
                 let (Some(client), None) = (clients.get(&room.client), room.made) else { continue };
                 let recently = client.large_room.is_some_and(|made| now.since(made) < pause);
-                let others = || clients.values().filter(|other| other.id != room.client);
-                let turn = client.lease.is_some()
-                    || !others().any(|other| other.lease.is_some() || other.wants.is_some());
+                let others = contenders - usize::from(contends(client));
+                let turn = client.lease.is_some() || others == 0;
                 room.presses = !room.large || (turn && !recently && !std::mem::replace(large, true));
             }
         }

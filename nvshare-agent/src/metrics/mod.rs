@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::control::CONNECTIONS;
 use crate::health::{Health, Readiness};
-use crate::snapshot::{Activity, State, Totals};
+use crate::snapshot::{Activity, Client, State, Totals};
 use clients::clients;
 use lines::Lines;
 use series::{Page, Series};
@@ -143,6 +143,12 @@ fn all_clients(page: &mut Page, state: &State) {
         page.put(Series::Clients, &[activity.name()], count as f64);
     }
     page.put(Series::ClientsEnded, &[], state.ended_count as f64);
+    let hindered: [(&str, fn(&Client) -> bool); 2] =
+        [("never_runs", |client| client.hindered), ("latecomer", |client| client.latecomer)];
+    for (why, of) in hindered {
+        let count = state.clients.iter().filter(|client| of(client)).count();
+        page.put(Series::ClientsHindered, &[why], count as f64);
+    }
 
     page.distribution(Series::Switches, &[], &state.switches.seconds);
     page.distribution(Series::SwitchDrain, &[], &state.switches.drain_seconds);

@@ -72,6 +72,7 @@ series! {
     Link GAUGE "link_bytes_per_second" ["gpu", "UUID", "direction"] "What the device's PCIe link can carry; absent where NVML cannot tell.";
 
     Clients GAUGE "clients" ["activity"] "Clients by what they are doing; waiting: want to run and must not, or their memory is on the way.";
+    ClientsHindered GAUGE "clients_hindered" ["why"] "Clients that cannot run as things are (never_runs), or get no more memory so that one that came before can run (latecomer); nvshare-agent status says which.";
     ClientsEnded COUNTER "clients_ended_total" [] "Clients that ended.";
     ClientInfo GAUGE "client_info" ["client", "namespace", "pod", "container", "process", "shim"] "Always 1; the labels say which release of the library the client has loaded.";
     ClientActivity GAUGE "client_activity" ["client", "namespace", "pod", "container", "process", "activity"] "1 for what the client is doing now.";

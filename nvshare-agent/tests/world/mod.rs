@@ -49,6 +49,8 @@ pub(crate) struct Shim {
     pub total: BTreeMap<DeviceId, u64>,
     pub resident: BTreeMap<DeviceId, u64>,
     pub overhead: u64,
+    /// So much of what it holds on each card can not be moved (any more).
+    pub fixed: u64,
     pub lease: bool,
     /// It works for so many ms, then pauses for so many.
     pub rhythm: (u64, u64),
@@ -176,6 +178,7 @@ impl World {
             rooms: BTreeMap::new(),
         });
         self.connect(self.shims.len() - 1);
+            fixed: 0,
         self.shims.len() - 1
     }
 
@@ -445,7 +448,8 @@ impl World {
             for (device, total) in &shim.total {
                 let resident = shim.resident.get(device).copied().unwrap_or_default();
                 let held = Holdings {
-                    resident: Bytes(resident),
+                    resident: Bytes(resident - fixed),
+                    unswappable: Bytes(fixed),
                     swapped: Bytes(total - resident),
                     shadow: Bytes(total - resident),
                     ..Holdings::default()
@@ -480,6 +484,7 @@ impl World {
             && now >= until
         {
             self.shims[index].draining = None;
+                let fixed = shim.fixed.min(resident);
             if self.shims[index].never_drains {
                 self.shims[index].lease = true;
                 self.say(index, ToAgent::DrainStalled { ticket });
@@ -562,7 +567,7 @@ impl World {
         let balance = shim.balance.entry(device).or_default();
         let resident = shim.resident.entry(device).or_default();
         let unused = (*balance - *resident).min(left);
-        let moved = (left - unused).min(LINK).min(*resident);
+        let moved = (left - unused).min(LINK).min(resident.saturating_sub(shim.fixed));
         *resident -= moved;
         *balance -= unused + moved;
         shim.moved_out += moved;
