@@ -311,7 +311,9 @@ impl Conductor {
         );
         match page {
             Ok(page) => {
-                self.pages.insert(client, Paged { page, digest: 0, bypass: bypass::Watch::default() });
+                let calls = view(&page).calls;
+                let bypass = bypass::Watch::since(&calls, Moment::now(), threads(peer.process.pid));
+                self.pages.insert(client, Paged { page, digest: 0, bypass });
             }
             Err(why) => {
                 self.pages.remove(&client);
@@ -446,8 +448,8 @@ impl Conductor {
             }
         }
         match (&observation, client) {
-            (O::Activity { counts, last_call, last_launch, .. }, Some(client)) => {
-                self.seen(client, counts, *last_call, *last_launch);
+            (O::Activity { counts, first_call, last_call, last_launch, .. }, Some(client)) => {
+                self.seen(client, counts, (*first_call, *last_call), *last_launch);
             }
             (O::Activity { counts, lost, .. }, None) => {
                 self.seen_of_the_dead(process, counts, lost.iter().sum());
@@ -493,7 +495,13 @@ impl Conductor {
     }
 
     /// The uprobes counted a client's calls. They were read before the page is: see [`bypass`].
-    fn seen(&mut self, id: ClientId, counts: &Counts, last_call: Moment, last_launch: Moment) {
+    fn seen(
+        &mut self,
+        id: ClientId,
+        counts: &Counts,
+        (first_call, last_call): (Moment, Moment),
+        last_launch: Moment,
+    ) {
         let Some(paged) = self.pages.get_mut(&id) else { return };
         let Some(client) = self.core.ledger.client_mut(id) else { return };
         client.active(last_launch.max(client.active_at));
@@ -502,7 +510,8 @@ impl Conductor {
             return;
         }
         let (page, pid) = (view(&paged.page).calls, client.process.pid);
-        let Some(call) = paged.bypass.look(counts, &page, self.batches, || threads(pid)) else { return };
+        let looked = paged.bypass.look(counts, &page, self.batches, first_call, || threads(pid));
+        let Some(call) = looked else { return };
         client.bypass = true;
         let call = Call::ALL[call].name();
         tracing::warn!(

@@ -354,6 +354,7 @@ mod tests {
         observed
     }
 
+            first_call: Moment::default(),
     #[test]
     fn memory_is_counted_until_it_is_freed() {
         let freed = |address| Observation::Freed { process: PROCESS, address: DevicePtr(address) };
