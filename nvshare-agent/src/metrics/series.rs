@@ -120,7 +120,7 @@ series! {
     UprobeFiles GAUGE "uprobe_files" ["state"] "Files of the CUDA driver that were found: attached, or failed.";
     UprobeFunctions GAUGE "uprobe_functions" ["state"] "Functions of these files: attached, or refused because no safe place for a probe was found.";
     Events COUNTER "events_total" [] "Records that the uprobes sent.";
-    EventsLost COUNTER "events_lost_total" [] "Records that were lost because the agent did not read them in time.";
+    EventsLost COUNTER "events_lost_total" ["reason"] "Records that were lost: no room in the ring because the agent did not read in time (full), too many of one process or container (throttled), a call that returned without a known beginning (unmatched), a result that is not observed on this kernel (unfollowed); who lost one counts as inexact until all its contexts have ended.";
     CallsUnattributed COUNTER "calls_unattributed_total" [] "Calls by processes for which there was no counter left.";
 
     HostBudget GAUGE "host_budget_bytes" [] "Host memory that may be used for what is swapped out.";
