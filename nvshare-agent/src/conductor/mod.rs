@@ -432,8 +432,7 @@ impl Conductor {
             | O::Exited { process } => self.known(*process),
         };
         let client = self.core.ledger.client_of(process);
-        if let Some(observed) = self.core.ledger.observed_mut(process) {
-            observed.book(&observation);
+        if let Some(observed) = self.core.ledger.observe(process, &observation) {
             if observed.name.is_empty() {
                 let read = |file| std::fs::read_to_string(format!("/proc/{}/{file}", process.pid));
                 // A process may have no name; it is asked once all the same.
@@ -461,20 +460,7 @@ impl Conductor {
             {
                 self.exited(process, now);
             }
-            (observation, Some(client)) => self.warm(client, observation, now),
-            _ => {}
-        }
-    }
-
-    /// What an observation says of which memory of `client` is in use.
-    fn warm(&mut self, client: ClientId, observation: &Observation, now: Moment) {
-        use Observation as O;
-        let Some(client) = self.core.ledger.client_mut(client) else { return };
-        match observation {
-            O::Mapped { range, .. } | O::Allocated { range, .. } => client.heat.mapped(*range, now),
-            O::Launched { parameters, at, .. } => client.heat.launched(parameters, *at),
-            O::Freed { address, .. } => client.heat.freed(*address),
-            O::Exec { .. } => client.heat.clear(),
+            (observation, Some(client)) => self.core.ledger.warm(client, observation, now),
             _ => {}
         }
     }
