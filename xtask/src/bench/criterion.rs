@@ -24,7 +24,7 @@ pub(super) fn agent(artifacts: &Artifacts) -> Result<Vec<Figure>> {
     benches("nvshare-agent", artifacts)?;
     Ok(vec![
         alone("decide, 1,000 clients", "decide_1000_clients", 1.0)?,
-        alone("turn, 1,000 clients, a room request each", "turn_1000_clients", 1.0)?,
+        alone("turn, 1,000 clients, 8 cards, a room request each", "turn_1000_clients", 1.0)?,
         alone("scrape, 1,000 clients", "scrape_1000_clients", 20.0)?,
     ])
 }
