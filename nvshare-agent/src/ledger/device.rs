@@ -14,6 +14,8 @@ use crate::settings::Settings;
 const FRESH: Duration = Duration::from_millis(250);
 /// How long room that was made for a driver is kept for it.
 const KEPT: Duration = Duration::from_millis(200);
+/// How long somebody must have come too late before its driver is refused for that: one look proves nothing.
+const LATE: Duration = Duration::from_secs(1);
 
 /// A GPU.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +36,8 @@ pub struct Device {
     pub shadows: Bytes,
     /// Clients that came last and leave one that ran before no room to run: they get no more.
     pub latecomers: Vec<ClientId>,
+    /// Since when there have been some.
+    pub(super) late_since: Moment,
     /// In use, by the last reading.
     pub used: Bytes,
     /// By process, by the last reading.
@@ -99,6 +103,11 @@ impl Device {
     /// Whether the last reading began after `since`, and everybody is known.
     pub(crate) fn read_since(&self, since: Moment) -> bool {
         self.settled && self.read_began > since
+    }
+
+    /// Whether the client's driver gets nothing more either: it came too late, and not only by one look.
+    pub fn refuses(&self, client: ClientId, now: Moment) -> bool {
+        self.latecomers.contains(&client) && now.since(self.late_since) >= LATE
     }
 
     /// What may be granted right now of what is `free`: NVML was read lately, and what was given back since does not
