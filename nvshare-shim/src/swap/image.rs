@@ -32,7 +32,8 @@ fn images() -> MutexGuard<'static, BTreeMap<[i32; 2], Option<Image>>> {
 
 /// The image for this device, if there is one.
 pub fn of(device: &Device) -> Option<Image> {
-    images().get(&capability(device)?)?.clone()
+    let kind = capability(device)?;
+    images().get(&kind)?.clone()
 }
 
 /// Compiles the kernel for this device, if nobody has before; on a thread of the application's, in a context of the device.
