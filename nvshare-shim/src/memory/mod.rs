@@ -255,15 +255,16 @@ fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64,
     let _inside = device.state().space.accounts().unlimited.then(gate::pass_at_once);
     let (extents, unlimited) = {
         let mut state = device.state();
-        let accounts = state.space.accounts();
-        let unlimited = accounts.unlimited;
-        let missing = accounts.missing;
-        let mut exceeds = link::alone::is_orphan() && accounts.needed().saturating_add(bytes) > device.total;
-        if unlimited && missing > 0 && !exceeds {
+        let mut accounts = *state.space.accounts();
+        let orphan = link::alone::is_orphan();
+        let mut exceeds = orphan && accounts.needed().saturating_add(bytes) > device.total;
+        if accounts.unlimited && accounts.missing > 0 && !orphan {
             drop(state);
-            exceeds = !room::is_left(bytes, missing);
+            exceeds = !room::comes(device, bytes);
             state = device.state();
+            accounts = *state.space.accounts();
         }
+        let unlimited = accounts.unlimited;
         if exceeds {
             drop(state);
             // SAFETY: nobody has seen these addresses.

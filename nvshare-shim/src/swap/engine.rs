@@ -339,7 +339,7 @@ impl Engine {
         let Some(shop) = &mut self.shop else {
             return failed("the application has no context on this device");
         };
-        shop.prepare(self.device);
+        shop.prepare(self.device, false);
         if let Some(user) = self.other_user() {
             return failed(&format!(
                 "{} is there: the memory may be in use without a call that is seen, and stays on the device",
@@ -355,9 +355,8 @@ impl Engine {
             .collect();
         let _loan = lending::borrow();
         let outcome = Outward::new(self.device, shop, ticket).run(&chosen);
-        // There was no room for it before, and is now.
         if standing::is_drained() {
-            shop.prepare(self.device);
+            shop.prepare(self.device, outcome.released > 0);
         }
         outcome
     }

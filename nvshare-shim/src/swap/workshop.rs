@@ -54,10 +54,11 @@ impl Workshop {
 
     /// Loads the fingerprint kernel if it is not there and it is time to try. That waits for kernels that run in the
     /// context (seen on an H200), and these perhaps for the application: so only while it is stopped and drained.
-    pub fn prepare(&mut self, device: &Device) {
+    /// `there_is_room`: memory was just given back.
+    pub fn prepare(&mut self, device: &Device, there_is_room: bool) {
         let Some(image) = image::of(device) else { return };
-        let Some((_, pause)) = self.again.take_if(|(at, _)| self.prints.is_none() && *at <= Instant::now())
-        else {
+        let due = |at: Instant| there_is_room || at <= Instant::now();
+        let Some((_, pause)) = self.again.take_if(|(at, _)| self.prints.is_none() && due(*at)) else {
             return;
         };
         let blocks = (device.extent_bytes / BLOCK_BYTES) as usize;
