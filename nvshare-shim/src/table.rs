@@ -132,6 +132,7 @@ macro_rules! entry {
         /// As for the driver's function.
         #[inline]
         pub unsafe fn $name(&self $(, $argument: $type)*) -> CUresult {
+            crate::swap::calm::check(Symbol::$name);
             // SAFETY: the caller's promise is the function's own.
             unsafe { real!(self $name counters::count ($($argument: $type),*)) }
         }

@@ -197,6 +197,18 @@ impl Space {
             .filter_map(|(index, extent)| Some((ExtentId(index as u32), extent.as_ref()?)))
     }
 
+    /// Bytes that were freed and are on the device until the engine is done with them.
+    pub fn doomed(&self) -> u64 {
+        let spans = self.spans.values().filter(|span| span.doomed);
+        let extents = spans.flat_map(|span| &span.extents).map(|id| self.extent(*id));
+        extents.filter(|extent| extent.handle != 0).map(|extent| extent.bytes).sum()
+    }
+
+    /// Whether contents are in their shadows only.
+    pub fn has_swapped(&self) -> bool {
+        self.accounts.missing > 0 && self.extents().any(|(_, extent)| extent.presence == Presence::Swapped)
+    }
+
     /// The span that starts at `start`.
     pub fn span(&self, start: u64) -> Option<&Span> {
         self.spans.get(&start)

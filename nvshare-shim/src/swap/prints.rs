@@ -5,6 +5,7 @@ use std::ffi::{CString, c_void};
 
 use nvshare_common::fingerprint::{ENTRY, Fingerprint, Key};
 
+use super::calm::Calm;
 use super::stream::Stream;
 use crate::config::BLOCK_BYTES;
 use crate::cuda::{CUresult, sys};
@@ -42,6 +43,7 @@ impl Fingerprinter {
         stream: &Stream,
         slots: usize,
         blocks: usize,
+        calm: &Calm,
     ) -> Result<Fingerprinter, CUresult> {
         let key = random_key().ok_or(CUresult::CUDA_ERROR_NOT_SUPPORTED)?;
         let entry = CString::new(ENTRY).map_err(|_| CUresult::CUDA_ERROR_INVALID_VALUE)?;
@@ -60,7 +62,7 @@ impl Fingerprinter {
         match ready {
             Ok(()) => Ok(loaded),
             Err(code) => {
-                loaded.close();
+                loaded.close(calm);
                 Err(code)
             }
         }
@@ -142,7 +144,7 @@ impl Fingerprinter {
     }
 
     /// Unloads the kernel.
-    pub fn close(self) {
+    fn close(self, _calm: &Calm) {
         // SAFETY: no launch is under way, and nothing is used after this.
         unsafe {
             if !self.host.is_null() {

@@ -88,7 +88,7 @@ fn a_library_may_use_the_card_while_it_is_loaded() {
     programs::library("constructor", "LIBRARY");
     let node = card("256M");
     run(swapped(&node, "constructor", "1", "50ms")).assert_well("a constructor that uses the card");
-    let first = swapped(&node, "constructor", "1 64 0 first", "50ms");
+    let first = swapped(&node, "constructor", "1 64 0.3 first", "50ms");
     run(first).assert_well("a constructor that makes the first allocation of the process");
 }
 
