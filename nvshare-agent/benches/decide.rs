@@ -1,5 +1,4 @@
-//! One decision over a thousand clients on two cards that want a hundred times what there is, a third of them at work; and a
-//! whole turn of the conductor's core (decide, book, limits, bury) with a request for room of each of them open.
+//! One decision over a thousand clients on two cards that want a hundred times what there is, a third of them at work.
 
 #[path = "../tests/world/mod.rs"]
 mod world;
@@ -18,21 +17,5 @@ fn decision(criterion: &mut Criterion) {
     });
 }
 
-fn turn(criterion: &mut Criterion) {
-    let mut world = World::crowd();
-    for client in 0..world.shims.len() {
-        world.want_room(client, client as u64 + 1, 64 << 20);
-    }
-    world.run(1);
-    let now = world.moment();
-    criterion.bench_function("turn_1000_clients", |bencher| {
-        bencher.iter(|| {
-            black_box(world.core.decide(now));
-            black_box(world.core.limits());
-            black_box(world.core.bury(now));
-        });
-    });
-}
-
-criterion_group!(benches, decision, turn);
+criterion_group!(benches, decision);
 criterion_main!(benches);

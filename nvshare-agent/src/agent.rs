@@ -34,6 +34,9 @@ use crate::snapshot::State;
 /// NVML takes a second at most; one that takes longer hangs.
 const SILENCE: Duration = Duration::from_secs(10);
 
+/// A device that answered within this time is there, though a round of questions ended without its answer.
+const LATE: Duration = Duration::from_secs(2);
+
 /// Why an agent cannot run at all.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -159,14 +162,21 @@ fn readings(
     read: Arc<AtomicU64>,
 ) -> impl FnMut(Report) + Send + 'static {
     let mut roll = Roll::default();
+    let mut answered = Moment::NEVER;
     move |report| {
-        read.store(Moment::now().0, Ordering::Relaxed);
+        let now = Moment::now();
+        read.store(now.0, Ordering::Relaxed);
         roll.call(&report);
-        // One device of several that does not answer keeps nobody from sharing the others.
+        // One device of several that does not answer keeps nobody from sharing the others, which may be late this time.
         match &report.problem {
-            Some(why) if report.devices.is_empty() => health.missing(Part::Devices, why),
-            None if report.devices.is_empty() => {}
-            _ => health.works(Part::Devices),
+            _ if !report.devices.is_empty() => {
+                answered = now;
+                health.works(Part::Devices);
+            }
+            Some(why) if report.complete || now.since(answered) >= LATE => {
+                health.missing(Part::Devices, why);
+            }
+            _ => {}
         }
         // Fails only when the conductor is gone, and the agent about to end.
         let _ = inputs.blocking_send(Input::Devices(report));
@@ -282,6 +292,31 @@ fn administrator(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Reading;
+
+    #[test]
+    fn a_card_that_is_late_beside_one_that_hangs_is_not_missing() {
+        let (inputs, _heard) = conductor::inputs();
+        let health = Health::new();
+        let mut tell = readings(inputs, health.clone(), Arc::default());
+        let problem = Some("GPU 1 has not answered".to_owned());
+        let incomplete = Report { began: Moment::now(), problem, ..Report::default() };
+        let missing = || health.readiness().missing.iter().any(|missing| missing.why.contains("GPU 1"));
+        let first = Reading {
+            device: nvshare_common::units::DeviceId([1; 16]),
+            index: 0,
+            name: String::new(),
+            total: nvshare_common::units::Bytes::GIB,
+            used: nvshare_common::units::Bytes::ZERO,
+            link: None,
+            per_process: std::collections::BTreeMap::new(),
+        };
+        tell(Report { devices: vec![first], ..incomplete.clone() });
+        tell(incomplete.clone());
+        assert!(!missing(), "it answered a moment ago");
+        tell(Report { complete: true, ..incomplete });
+        assert!(missing(), "nothing can be read");
+    }
 
     #[test]
     fn an_nvml_that_answers_no_more_is_missing() {

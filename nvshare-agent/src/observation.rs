@@ -55,6 +55,8 @@ pub enum Observation {
         process: Process,
         /// All its calls so far. Apart, since all others are much smaller.
         counts: Box<Counts>,
+        /// The first call of it that was observed: all that are counted came then or later.
+        first_call: Moment,
         /// Its application's last observed call.
         last_call: Moment,
         /// Its application's last launch of a kernel or graph.
@@ -248,7 +250,8 @@ pub struct Attachment {
     pub means: String,
     /// Why nothing is attached, if so.
     pub problem: Option<String>,
-    /// A line for each observed function: its name, where in the file the probe is, what stands there.
+    /// A line for each observed function: its name, where in the file the probe is, what stands there, how often it was hit,
+    /// and what a hit costs in the eBPF programs on the average (`-`: the kernel does not measure that).
     #[serde(default)]
     pub places: String,
 }

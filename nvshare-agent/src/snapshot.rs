@@ -228,6 +228,12 @@ pub struct Client {
     pub virtual_runtime_seconds: f64,
     /// Drains in a row that stalled.
     pub stalls: u32,
+    /// It wants to run and cannot as things are: more must stay on a device beside it than leaves it room.
+    #[serde(default)]
+    pub hindered: bool,
+    /// It gets no more memory on a device, because one that came before it could not run otherwise.
+    #[serde(default)]
+    pub latecomer: bool,
     /// Why it cannot run, be stopped or be moved, for people.
     pub notes: Vec<String>,
     /// Its memory, by device.

@@ -64,6 +64,102 @@ fn a_newcomer_whose_context_leaves_the_first_no_room_gets_no_memory_and_both_are
     assert!(world.core.ledger.device(card(0)).unwrap().latecomers.is_empty());
 }
 
+/// Two that ran with 12 GiB each of 16, and then hold 5 GiB each that cannot be moved any more: no turn is possible.
+fn two_that_ran() -> (World, usize, usize) {
+    let mut world = World::new(&[16 * GIB]);
+    let (first, second) = (world.worker(12 * GIB), world.worker(12 * GIB));
+    world.run(60_000);
+    assert!(world.shims[first].ran > 10_000 && world.shims[second].ran > 10_000);
+    // In the middle of a switch, when both have so much there.
+    let both = |world: &World| [first, second].iter().all(|one| world.resident(*one, 0) > 5 * GIB);
+    world.until(60_000, both);
+    for one in [first, second] {
+        world.shims[one].fixed = 5 * GIB;
+    }
+    (world, first, second)
+}
+
+/// Two that ran with less than they asked for since, and were told that they may have it.
+fn two_newcomers() -> (World, usize, usize) {
+    let mut world = World::new(&[16 * GIB]);
+    let (first, second) = (world.worker(7 * GIB), world.worker(7 * GIB));
+    world.run(5_000);
+    for one in [first, second] {
+        world.shims[one].fixed = 5 * GIB;
+        world.allocate(one, 0, 3 * GIB + 512 * MIB);
+    }
+    for one in [first, second] {
+        world.shims[one].fixed = 6 * GIB;
+    }
+    (world, first, second)
+}
+
+#[test]
+fn of_two_that_make_each_other_impossible_the_youngest_gets_no_more_and_both_are_told() {
+    for (mut world, first, second) in [two_that_ran(), two_newcomers()] {
+        world.strict = false;
+        world.run(90_000);
+        let (older, younger) = (world.shims[first].id, world.shims[second].id);
+        let ran = (world.shims[first].ran, world.shims[second].ran);
+        assert_eq!(world.core.ledger.device(card(0)).unwrap().latecomers, [younger], "{}", world.describe());
+        let said = &world.core.hindered;
+        assert!(said[&older].contains(&format!("client {} came last", younger.0)), "{said:?}");
+        assert!(said[&younger].contains("beside what cannot be moved"), "{said:?}");
+
+        // Whatever asks for memory is refused at once, on every way; whoever waits to run waits, and keeps all it has.
+        let has = world.shims[second].total[&card(0)];
+        assert_eq!(world.shims[second].limit[&card(0)], has);
+        world.want_room(second, 1, 64 * MIB);
+        world.shims[second].rooms.insert(2, None);
+        let more = ToAgent::MayHave { ticket: Ticket(2), device: card(0), total: Bytes(has + MIB) };
+        world.hear_from(second, more);
+        world.run(500);
+        assert_eq!(
+            (world.shims[second].rooms[&1], world.shims[second].rooms[&2]),
+            (Some(false), Some(false))
+        );
+        world.run(60_000);
+        assert_eq!((world.shims[first].ran, world.shims[second].ran), ran, "neither runs");
+        let kept = world.core.ledger.client(younger).unwrap();
+        assert!(kept.wants.is_some() && kept.dead.is_none() && kept.unyielding.is_none(), "{kept:?}");
+
+        // It fails by that, or is ended, and the first goes on with everything it had.
+        world.kill(second);
+        world.run(20_000);
+        assert!(world.shims[first].ran - ran.0 > 10_000, "{}", world.describe());
+        assert!(world.core.hindered.is_empty() && world.running(first));
+    }
+}
+
+#[test]
+fn of_two_that_make_each_other_impossible_both_go_on_when_one_frees_enough() {
+    let (mut world, first, second) = two_that_ran();
+    world.strict = false;
+    world.run(90_000);
+    let ran = (world.shims[first].ran, world.shims[second].ran);
+    world.shims[second].fixed = GIB;
+    world.shims[first].fixed = GIB;
+    world.run(120_000);
+    assert!(world.core.ledger.device(card(0)).unwrap().latecomers.is_empty());
+    for (one, before) in [(first, ran.0), (second, ran.1)] {
+        assert!(world.shims[one].ran - before > 20_000, "{}", world.describe());
+    }
+}
+
+#[test]
+fn nobody_came_too_late_for_what_somebody_without_the_library_took() {
+    let mut world = World::new(&[16 * GIB]);
+    let (first, second) = (world.worker(12 * GIB), world.worker(2 * GIB));
+    world.run(5_000);
+    world.strict = false;
+    world.foreign.insert(card(0), 6 * GIB);
+    world.run(10_000);
+    let device = world.core.ledger.device(card(0)).unwrap();
+    assert!(device.latecomers.is_empty(), "without the second the first could not run either");
+    assert!(world.core.hindered.contains_key(&world.shims[first].id));
+    assert!(world.running(second));
+}
+
 #[test]
 fn a_newcomers_driver_gets_no_room_that_the_first_could_never_do_without() {
     let (mut world, _big) = incumbent();

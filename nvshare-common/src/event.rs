@@ -17,6 +17,11 @@ pub const RING_BYTES: u32 = 4 << 20;
 /// How many of a sampled launch's parameters are read.
 pub const SAMPLED_PARAMETERS: usize = 8;
 
+/// Hits are counted at so many places, on each CPU by itself; place 0 is not counted.
+pub const SITES: usize = 4096;
+/// A library has so many of them, and a function of it always the same one.
+pub const SITES_OF_LIBRARY: usize = 128;
+
 /// Records are admitted by windows of so many nanoseconds, as a power of two: 134 ms.
 pub const WINDOW_SHIFT: u32 = 27;
 /// No process writes more records in a window; more are lost. That is 60,000 a second.
@@ -113,6 +118,17 @@ impl Cookie {
     /// For `call` with arguments of `shape`, made in a `manner`; `flags` are those above.
     pub const fn new(call: Call, shape: Shape, manner: Manner, flags: u64) -> Cookie {
         Cookie(call as u64 | flags | (shape as u64) << 16 | (manner as u64) << 24)
+    }
+
+    /// The same at a place whose hits are counted; 0: they are not.
+    #[must_use]
+    pub const fn at(self, site: u32) -> Cookie {
+        Cookie(self.0 & 0xffff_ffff | (site as u64) << 32)
+    }
+
+    /// The number of the place.
+    pub const fn site(self) -> u32 {
+        (self.0 >> 32) as u32
     }
 
     /// The number of the manner.
@@ -311,6 +327,8 @@ mod tests {
             let cookie = Cookie::new(call, Shape::LaunchThird, Manner::Import, followed);
             assert_eq!(cookie.manner(), Manner::Import as u64);
             assert_eq!(cookie.call(), call as usize);
+            assert_eq!((cookie.site(), cookie.at(4095).site(), cookie.at(7).at(0)), (0, 4095, cookie));
+            assert_eq!(cookie.at(4095).manner(), Manner::Import as u64);
             assert_eq!(cookie.shape(), Shape::LaunchThird as u64);
             assert_eq!(cookie.followed(), call == Call::Alloc);
         }

@@ -6,13 +6,13 @@ use aya_ebpf::helpers::{
     bpf_probe_read_user,
 };
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{LruHashMap, RingBuf};
+use aya_ebpf::maps::{LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use aya_ebpf::{EbpfContext, Global};
-use nvshare_common::event::{Cookie, Kind, Loss, RING_BYTES, Record, SAMPLED_PARAMETERS, Shape};
+use nvshare_common::event::{Cookie, Kind, Loss, RING_BYTES, Record, SAMPLED_PARAMETERS, SITES, Shape};
 use nvshare_common::probe::{Call, ENGINE_THREAD_PREFIX};
 
-use crate::slots::{self, Shared};
+use crate::slots::{self, Shared, Word};
 
 /// One launch in this many, by chance, is sampled with its parameters; 0: none.
 #[unsafe(no_mangle)]
@@ -46,6 +46,10 @@ struct InFlight {
 #[map]
 static FOLLOWED: LruHashMap<InFlight, Entered> = LruHashMap::with_max_entries(16 * 1024, 0);
 
+/// Hits by place. Each CPU has its own: a launch is counted by all of them at the same time.
+#[map]
+static HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SITES as u32, 0);
+
 const LAUNCH: usize = Call::Launch as usize;
 const GRAPH_LAUNCH: usize = Call::GraphLaunch as usize;
 
@@ -55,6 +59,12 @@ pub fn entered(ctx: &ProbeContext) {
     let call = cookie.call();
     if call >= Call::COUNT {
         return;
+    }
+    if cookie.site() != 0
+        && let Some(hits) = HITS.get_ptr_mut(cookie.site())
+    {
+        // SAFETY: a word of the map, which lives as long as any program; added to as a whole, since programs can be preempted.
+        unsafe { &*hits.cast::<Word>() }.add(1);
     }
     let thread = bpf_get_current_pid_tgid();
     let index = slots::find_or_claim(ctx, (thread >> 32) as u32);

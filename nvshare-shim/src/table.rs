@@ -487,5 +487,8 @@ functions! {
     cuDeviceGetGraphMemAttribute(device: CUdevice, attr: CEnum, value: *mut c_void);
     cuMemHostGetDevicePointer_v2(pdptr: *mut CUdeviceptr, p: *mut c_void, Flags: u32);
     cuModuleUnload(hmod: CUmodule);
+    cuLinkCreate_v2(numOptions: u32, options: *mut CEnum, optionValues: *mut *mut c_void, stateOut: *mut CUlinkState);
+    cuLinkAddData_v2(state: CUlinkState, kind: CEnum, data: *mut c_void, size: usize, name: *const c_char, numOptions: u32, options: *mut CEnum, optionValues: *mut *mut c_void);
+    cuLinkDestroy(state: CUlinkState);
   }
 }

@@ -5,12 +5,15 @@
 //! - what was seen since the attach is at most what the page counts;
 //! - what was *more* seen between two moments is at most what the page counts more between two moments around them, and
 //!   one call for each thread that had counted and not yet called when the page was looked at first. This one also holds
-//!   for an agent that came later than the process.
+//!   for an agent that came later than the process. Where the page was looked at before the first of the calls that were
+//!   seen, as is usual after a restart of the agent beside a process that rests, all of them count; else those that came
+//!   after a few more batches.
 //!
 //! Pure: batches and threads are counted by the conductor.
 
 use nvshare_common::probe::Call;
 
+use crate::moment::Moment;
 use crate::observation::Counts;
 
 /// An observation in the batch that many later was read from the kernel after the page was looked at: no more of them can
@@ -20,6 +23,8 @@ const LAG: u64 = super::BATCHES as u64 + 2;
 /// What is known of one client's calls.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Watch {
+    /// The page when the session began, and when that was.
+    greeted: Option<(Moment, First)>,
     /// The page at the first look, in which batch that was, and how many threads there were.
     first: Option<First>,
     /// What had been seen a little later.
@@ -36,17 +41,30 @@ struct First {
 }
 
 impl Watch {
-    /// The uprobes have `seen` so much, and then the page counted that. Says which call was made more often than it
-    /// counts, if any.
+    /// The page counted this at some time before `at`, when the process had so many threads.
+    pub(super) fn since(page: &Counts, at: Moment, threads: u64) -> Watch {
+        Watch { greeted: Some((at, First { page: *page, batch: 0, threads })), ..Watch::default() }
+    }
+
+    /// The uprobes have `seen` so much, the first of it at `first_call`, and then the page counted that. Says which call was
+    /// made more often than it counts, if any.
     pub(super) fn look(
         &mut self,
         seen: &Counts,
         page: &Counts,
         batch: u64,
+        first_call: Moment,
         threads: impl FnOnce() -> u64,
     ) -> Option<usize> {
         if (0..Call::COUNT).any(|call| sum(seen, call) < sum(&self.last, call)) {
-            *self = Watch::default();
+            *self = Watch { greeted: self.greeted.take(), ..Watch::default() };
+        }
+        if self.first.is_none()
+            && let Some((at, first)) = &self.greeted
+            && first_call > *at
+        {
+            self.first = Some(first.clone());
+            self.seen = Some(Counts::default());
         }
         self.last = *seen;
         let beyond = (0..Call::COMPARED).find(|call| sum(seen, *call) > sum(page, *call));
@@ -81,7 +99,7 @@ mod tests {
     }
 
     fn look(watch: &mut Watch, seen: u64, page: u64, batch: u64) -> bool {
-        watch.look(&launches(seen), &launches(page), batch, || 4).is_some()
+        watch.look(&launches(seen), &launches(page), batch, Moment(500), || 4).is_some()
     }
 
     #[test]
@@ -100,6 +118,18 @@ mod tests {
         assert!(!look(&mut watch, 1_390, 2_000, LAG + 1), "these were counted before the second look");
         assert!(!look(&mut watch, 1_401, 2_000, LAG + 2), "four threads may have counted and not called");
         assert!(look(&mut watch, 1_402, 2_000, LAG + 3));
+    }
+
+    #[test]
+    fn all_calls_count_that_came_after_the_session_of_a_process_that_rested() {
+        let mut watch = Watch::since(&launches(1_000), Moment(499), 4);
+        assert!(!look(&mut watch, 5, 1_001, 0), "four threads had counted and not called");
+        assert!(look(&mut watch, 900, 1_001, 1), "at the first sight of them");
+        let mut watch = Watch::since(&launches(1_000), Moment(500), 4);
+        assert!(
+            !look(&mut watch, 900, 1_001, 1),
+            "some of these may have come before the page was looked at"
+        );
     }
 
     #[test]

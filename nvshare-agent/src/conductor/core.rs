@@ -8,6 +8,7 @@ use nvshare_common::protocol::{Held, Hello, Purpose, ToAgent, ToShim};
 use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId};
 
 use super::asks::{Ask, Asks};
+use super::hindrance::Told;
 use super::switches::Switchboard;
 use crate::device::Report;
 use crate::ledger::{Arena, Client, Ledger, Outgoing, Page, Reclaiming, Room, SessionId};
@@ -69,6 +70,8 @@ pub struct Core {
     pub(super) reported: Moment,
     /// Clients that ask before they promise.
     pub(super) asks: Asks,
+    /// What the log has of those that cannot run.
+    pub(super) told: Told,
 }
 
 impl Core {
@@ -303,6 +306,7 @@ impl Core {
         let buried = self.ledger.bury(&self.settings, now);
         for client in &buried {
             self.hindered.remove(&client.id);
+            self.told.forget(client.id);
             self.switches.forget(client.id);
             if client.overdue {
                 tracing::warn!(
@@ -330,11 +334,8 @@ impl Core {
             tracing::warn!(client = client.0, what, "unyielding: others are served around it");
         }
         self.ledger.account(&self.settings, now);
-        for (client, device) in self.ledger.admit(&self.settings) {
-            tracing::warn!(
-                client = client.0, %device,
-                "came when the device was full: it gets no more memory, so that one that ran before can go on"
-            );
+        for (client, device) in self.ledger.admit(&self.settings, now) {
+            self.told.late(client, device);
         }
         let pause = policy::lease_length(&self.settings, self.ledger.switch_cost());
         self.ledger.weigh_rooms(pause, now);
@@ -356,6 +357,7 @@ impl Core {
         outcome.commands.extend(self.paces());
         self.hindered =
             decisions.hindered.into_iter().map(|hindrance| (hindrance.client, hindrance.why)).collect();
+        self.told.hindered(&self.hindered, now);
         debug_assert_eq!(self.ledger.check(), Ok(()));
         outcome
     }

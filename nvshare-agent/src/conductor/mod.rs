@@ -4,6 +4,7 @@
 mod asks;
 mod bypass;
 pub mod core;
+mod hindrance;
 mod host;
 mod lack;
 mod orders;
@@ -310,7 +311,9 @@ impl Conductor {
         );
         match page {
             Ok(page) => {
-                self.pages.insert(client, Paged { page, digest: 0, bypass: bypass::Watch::default() });
+                let calls = view(&page).calls;
+                let bypass = bypass::Watch::since(&calls, Moment::now(), threads(peer.process.pid));
+                self.pages.insert(client, Paged { page, digest: 0, bypass });
             }
             Err(why) => {
                 self.pages.remove(&client);
@@ -429,8 +432,7 @@ impl Conductor {
             | O::Exited { process } => self.known(*process),
         };
         let client = self.core.ledger.client_of(process);
-        if let Some(observed) = self.core.ledger.observed_mut(process) {
-            observed.book(&observation);
+        if let Some(observed) = self.core.ledger.observe(process, &observation) {
             if observed.name.is_empty() {
                 let read = |file| std::fs::read_to_string(format!("/proc/{}/{file}", process.pid));
                 // A process may have no name; it is asked once all the same.
@@ -445,8 +447,8 @@ impl Conductor {
             }
         }
         match (&observation, client) {
-            (O::Activity { counts, last_call, last_launch, .. }, Some(client)) => {
-                self.seen(client, counts, *last_call, *last_launch);
+            (O::Activity { counts, first_call, last_call, last_launch, .. }, Some(client)) => {
+                self.seen(client, counts, (*first_call, *last_call), *last_launch);
             }
             (O::Activity { counts, lost, .. }, None) => {
                 self.seen_of_the_dead(process, counts, lost.iter().sum());
@@ -458,20 +460,7 @@ impl Conductor {
             {
                 self.exited(process, now);
             }
-            (observation, Some(client)) => self.warm(client, observation, now),
-            _ => {}
-        }
-    }
-
-    /// What an observation says of which memory of `client` is in use.
-    fn warm(&mut self, client: ClientId, observation: &Observation, now: Moment) {
-        use Observation as O;
-        let Some(client) = self.core.ledger.client_mut(client) else { return };
-        match observation {
-            O::Mapped { range, .. } | O::Allocated { range, .. } => client.heat.mapped(*range, now),
-            O::Launched { parameters, at, .. } => client.heat.launched(parameters, *at),
-            O::Freed { address, .. } => client.heat.freed(*address),
-            O::Exec { .. } => client.heat.clear(),
+            (observation, Some(client)) => self.core.ledger.warm(client, observation, now),
             _ => {}
         }
     }
@@ -492,7 +481,13 @@ impl Conductor {
     }
 
     /// The uprobes counted a client's calls. They were read before the page is: see [`bypass`].
-    fn seen(&mut self, id: ClientId, counts: &Counts, last_call: Moment, last_launch: Moment) {
+    fn seen(
+        &mut self,
+        id: ClientId,
+        counts: &Counts,
+        (first_call, last_call): (Moment, Moment),
+        last_launch: Moment,
+    ) {
         let Some(paged) = self.pages.get_mut(&id) else { return };
         let Some(client) = self.core.ledger.client_mut(id) else { return };
         client.active(last_launch.max(client.active_at));
@@ -501,7 +496,8 @@ impl Conductor {
             return;
         }
         let (page, pid) = (view(&paged.page).calls, client.process.pid);
-        let Some(call) = paged.bypass.look(counts, &page, self.batches, || threads(pid)) else { return };
+        let looked = paged.bypass.look(counts, &page, self.batches, first_call, || threads(pid));
+        let Some(call) = looked else { return };
         client.bypass = true;
         let call = Call::ALL[call].name();
         tracing::warn!(

@@ -117,6 +117,8 @@ impl Conductor {
             lease_seconds: lease,
             virtual_runtime_seconds: client.runtime.as_secs_f64(),
             stalls: client.stalls,
+            hindered: self.core.hindered.contains_key(&client.id),
+            latecomer: self.core.ledger.devices().values().any(|at| at.latecomers.contains(&client.id)),
             notes: self.notes(client, now),
             devices: devices.collect(),
             arenas: client.arenas.len() as u64,
@@ -141,12 +143,12 @@ impl Conductor {
                 "it makes driver calls that its shim does not see: its memory is never moved".to_owned(),
             );
         }
-        for (device, at) in self.core.ledger.devices() {
-            if at.latecomers.contains(&client.id) {
-                notes.push(format!(
-                    "it came when {device} was full: it gets no more memory there, so that one that ran before can go on"
-                ));
-            }
+        for (device, _) in
+            self.core.ledger.devices().iter().filter(|(_, at)| at.latecomers.contains(&client.id))
+        {
+            notes.push(format!(
+                "it came when {device} was full: it gets no more memory there, so that one that came before can go on"
+            ));
         }
         for (device, why) in &client.unmanaged {
             notes.push(format!("on {device} it runs as without an agent: {why}"));

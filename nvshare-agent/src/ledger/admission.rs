@@ -1,7 +1,9 @@
-//! Who makes whom impossible. A newcomer's context and the memory of it that cannot be moved stay on the device whoever
-//! runs, so beside a client that needs nearly all of it both cannot be: then the one that came first goes on. The reserve,
-//! which is there for what drivers take, gives way first; where that is not enough those who came last get no more memory,
-//! as on a full card, and whoever cannot run meanwhile is told because of whom.
+//! Who makes whom impossible. A client's context and the memory of it that cannot be moved stay on the device whoever
+//! runs, so beside a client that needs nearly all of it both cannot be; and two whose memory became unmovable may each make
+//! the other impossible. Then the one that came first goes on. The reserve, which is there for what drivers take, gives way
+//! first; where that is not enough those who came last get no more memory, neither they nor their drivers, as on a full card.
+//! Nobody is failed who waits to run: what it has is kept for it, and it and whoever cannot run meanwhile are told because
+//! of whom.
 
 use std::cmp::Reverse;
 
@@ -44,14 +46,18 @@ impl Client {
 }
 
 impl Ledger {
-    /// How much of the reserve each device lends to a client that ran before and could not any more without it; and who
-    /// came too late beside it. Says who is new among those.
-    pub fn admit(&mut self, settings: &Settings) -> Vec<(ClientId, DeviceId)> {
+    /// How much of the reserve each device lends to a client that could not run any more without it; and who came too late
+    /// beside it. Says who is new among those.
+    pub fn admit(&mut self, settings: &Settings, now: Moment) -> Vec<(ClientId, DeviceId)> {
         let mut news = Vec::new();
         let ids: Vec<DeviceId> = self.devices.keys().copied().collect();
         for id in ids {
+            let shadows = self.shadows_on(id);
+            if let Some(at) = self.devices.get_mut(&id) {
+                at.shadows = shadows;
+            }
             let Some(at) = self.devices.get(&id) else { continue };
-            let reserve = settings.reserve.min(at.capacity);
+            let reserve = at.whole_reserve(settings);
             let (short, first) = self.shortest(id, at, reserve);
             let lent = Bytes(short.clamp(0, reserve.0 as i64) as u64);
             let late = match first {
@@ -61,6 +67,9 @@ impl Ledger {
             let Some(at) = self.devices.get_mut(&id) else { continue };
             at.lent = lent;
             at.reserve = reserve.saturating_sub(lent);
+            if at.latecomers.is_empty() {
+                at.late_since = now;
+            }
             news.extend(
                 late.iter().filter(|client| !at.latecomers.contains(client)).map(|client| (*client, id)),
             );
@@ -69,20 +78,36 @@ impl Ledger {
         news
     }
 
-    /// How much the first client that ran before lacks of the device without its reserve, even with all that others can
-    /// give; and who that is.
-    fn shortest(&self, id: DeviceId, at: &Device, reserve: Bytes) -> (i64, Option<ClientId>) {
-        let stay: Bytes = self.holdings(id).map(|(client, holding)| client.stays(holding)).sum();
-        let lacks = self.holdings(id).filter(|(client, _)| client.ran()).map(|(client, holding)| {
-            let others = stay.saturating_sub(client.stays(holding));
-            let most = at.capacity.0 as i64 - at.foreign.0 as i64 - others.0 as i64;
-            (holding.needed.0 as i64 - most + reserve.0 as i64, client)
-        });
-        let worst = lacks.filter(|(short, _)| *short > 0).min_by_key(|(_, client)| client.age());
-        worst.map_or((0, None), |(short, client)| (short, Some(client.id)))
+    /// The host memory for shadows of all clients on the device.
+    pub fn shadows_on(&self, id: DeviceId) -> Bytes {
+        self.holdings(id).map(|(client, _)| client.arena_bytes()).sum()
     }
 
-    /// The last of those who came after `first` whose floors together are what is `short`.
+    /// How much the first client lacks of the device without its reserve, even with all that others can give; and who that
+    /// is: of those that ran before with what they need, else of those that wait, if they would not lack it without those
+    /// that came later.
+    fn shortest(&self, id: DeviceId, at: &Device, reserve: Bytes) -> (i64, Option<ClientId>) {
+        let stay: Bytes = self.holdings(id).map(|(client, holding)| client.stays(holding)).sum();
+        let lacks = |(client, holding): (&Client, &Holding)| {
+            let others = stay.saturating_sub(client.stays(holding));
+            let most = at.capacity.0 as i64 - at.foreign.0 as i64 - others.0 as i64;
+            holding.needed.0 as i64 - most + reserve.0 as i64
+        };
+        let short = self.holdings(id).map(|held| (lacks(held), held.0)).filter(|(short, _)| *short > 0);
+        let mut short: Vec<(i64, &Client)> = short.filter(|(_, client)| client.commandable()).collect();
+        short.sort_by_key(|(_, client)| client.age());
+        let ran = short.iter().find(|(_, client)| client.ran());
+        let waits = || {
+            short.iter().find(|(short, client)| {
+                let short = short - reserve.0 as i64;
+                client.wants.is_some() && short > 0 && !self.latecomers(id, client.id, short).is_empty()
+            })
+        };
+        ran.or_else(waits).map_or((0, None), |(short, client)| (*short, Some(client.id)))
+    }
+
+    /// The last of those who came after `first` whose floors together are what is `short`. None where all of them are not
+    /// enough: then it is not they who make it impossible.
     fn latecomers(&self, id: DeviceId, first: ClientId, mut short: i64) -> Vec<ClientId> {
         let Some(first) = self.clients.get(&first).map(Client::age) else { return Vec::new() };
         let mut later: Vec<(&Client, &Holding)> =
@@ -100,25 +125,44 @@ impl Ledger {
             short -= floor(client, holding);
             late.push(client.id);
         }
-        late
+        if short > 0 { Vec::new() } else { late }
     }
 
-    /// How much a newcomer may take on the device to begin with, beside those who came before it and have work to do: each
-    /// of them must still be able to run. None: there are none, or it is no newcomer: who uses the device waits for room
-    /// as others do; what its driver takes is given back some day, and until then [`Ledger::admit`] sees to the first.
-    pub fn beside_incumbents(&self, id: DeviceId, client: ClientId, now: Moment) -> Option<i64> {
-        let (at, client) = (self.devices.get(&id)?, self.clients.get(&client)?);
-        if client.devices.contains_key(&id) {
+    /// What bounds the requests for room on the device, of all clients together.
+    pub fn incumbents(&self, id: DeviceId, now: Moment) -> Incumbents {
+        let Some(at) = self.devices.get(&id) else { return Incumbents::default() };
+        let stay: Bytes = self.holdings(id).map(|(client, holding)| client.stays(holding)).sum();
+        let working = self.holdings(id).filter(|(client, _)| client.ran() && client.works(now));
+        let left = working.map(|(client, holding)| {
+            let others = stay.saturating_sub(client.stays(holding));
+            let left = at.capacity.0 as i64 - at.foreign.0 as i64 - others.0 as i64 - holding.needed.0 as i64;
+            (client.age(), left)
+        });
+        let mut left: Vec<_> = left.collect();
+        left.sort_unstable();
+        let mut least = i64::MAX;
+        for (_, left) in &mut left {
+            least = least.min(*left);
+            *left = least;
+        }
+        Incumbents(left)
+    }
+}
+
+/// Those who came first, have run on a device and have work to do, by age: each of them must still be able to run beside a
+/// newcomer. With how much that leaves at most, beside it and all before it.
+#[derive(Clone, Debug, Default)]
+pub struct Incumbents(Vec<((u64, ClientId), i64)>);
+
+impl Incumbents {
+    /// How much `client` may take on the device to begin with. None: nobody came before it, or it is no newcomer: who uses
+    /// the device waits for room as others do; what its driver takes is given back some day, and until then
+    /// [`Ledger::admit`] sees to the first.
+    pub fn leave(&self, client: &Client, device: DeviceId) -> Option<i64> {
+        if client.devices.contains_key(&device) {
             return None;
         }
-        let newcomer = client.age();
-        let stay: Bytes = self.holdings(id).map(|(client, holding)| client.stays(holding)).sum();
-        let incumbents =
-            self.holdings(id).filter(|(other, _)| other.age() < newcomer && other.ran() && other.works(now));
-        let left = incumbents.map(|(other, holding)| {
-            let others = stay.saturating_sub(other.stays(holding));
-            at.capacity.0 as i64 - at.foreign.0 as i64 - others.0 as i64 - holding.needed.0 as i64
-        });
-        left.min()
+        let before = self.0.partition_point(|(age, _)| *age < client.age());
+        self.0[..before].last().map(|(_, left)| *left)
     }
 }

@@ -14,6 +14,8 @@ use crate::settings::Settings;
 const FRESH: Duration = Duration::from_millis(250);
 /// How long room that was made for a driver is kept for it.
 const KEPT: Duration = Duration::from_millis(200);
+/// How long somebody must have come too late before its driver is refused for that: one look proves nothing.
+const LATE: Duration = Duration::from_secs(1);
 
 /// A GPU.
 #[derive(Clone, Debug, Default)]
@@ -30,8 +32,12 @@ pub struct Device {
     pub capacity: Bytes,
     /// Never granted. A part of it may be lent: see `admission`.
     pub reserve: Bytes,
+    /// Host memory that clients on it have for shadows, at the last decision.
+    pub shadows: Bytes,
     /// Clients that came last and leave one that ran before no room to run: they get no more.
     pub latecomers: Vec<ClientId>,
+    /// Since when there have been some.
+    pub(super) late_since: Moment,
     /// In use, by the last reading.
     pub used: Bytes,
     /// By process, by the last reading.
@@ -99,6 +105,11 @@ impl Device {
         self.settled && self.read_began > since
     }
 
+    /// Whether the client's driver gets nothing more either: it came too late, and not only by one look.
+    pub fn refuses(&self, client: ClientId, now: Moment) -> bool {
+        self.latecomers.contains(&client) && now.since(self.late_since) >= LATE
+    }
+
     /// What may be granted right now of what is `free`: NVML was read lately, and what was given back since does not
     /// count.
     pub fn grantable(&self, now: Moment, free: impl FnOnce() -> i64) -> Option<i64> {
@@ -141,8 +152,12 @@ impl Device {
     pub(super) fn limit(&mut self, settings: &Settings) {
         self.capacity = settings.capacity.map_or(self.total, |capacity| capacity.min(self.total));
         // What is lent of it stays lent until that is decided anew.
-        let (whole, lent) = (settings.reserve.min(self.capacity), self.lent);
-        self.reserve = whole.saturating_sub(lent);
+        self.reserve = self.whole_reserve(settings).saturating_sub(self.lent);
+    }
+
+    /// What is for drivers, lent or not: for what they take by themselves, and for shadows that will be pinned.
+    pub(super) fn whole_reserve(&self, settings: &Settings) -> Bytes {
+        (settings.reserve + settings.pins(self.capacity, self.shadows)).min(self.capacity)
     }
 
     pub(super) fn read(&mut self, reading: &Reading, began: Moment, settings: &Settings) {

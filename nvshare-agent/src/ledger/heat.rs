@@ -23,8 +23,8 @@ struct Range {
 }
 
 impl Heat {
-    /// Memory appeared. Pieces of one buffer come in order of address and become one range.
-    pub fn mapped(&mut self, range: DeviceRange, now: Moment) {
+    /// Memory appeared. Pieces of one buffer come in order of address and become one range. There is `room` for so many.
+    pub(super) fn mapped(&mut self, range: DeviceRange, room: usize, now: Moment) {
         let (start, Some(end)) = (range.start.0, range.start.0.checked_add(range.bytes.0)) else { return };
         let before = self.ranges.range_mut(..=start).next_back();
         if let Some((_, before)) = before
@@ -33,18 +33,18 @@ impl Heat {
             before.end = before.end.max(end);
             return;
         }
-        if self.ranges.len() < RANGES {
+        if self.ranges.len() < RANGES.min(room) {
             self.ranges.insert(start, Range { end, used: now });
         }
     }
 
     /// The application freed the range that begins here.
-    pub fn freed(&mut self, address: DevicePtr) {
+    pub(super) fn freed(&mut self, address: DevicePtr) {
         self.ranges.remove(&address.0);
     }
 
     /// A kernel got these words as parameters: those that point into a range make it hot.
-    pub fn launched(&mut self, parameters: &[u64], at: Moment) {
+    pub(super) fn launched(&mut self, parameters: &[u64], at: Moment) {
         for address in parameters {
             if let Some((_, range)) = self.ranges.range_mut(..=*address).next_back()
                 && *address < range.end
@@ -52,6 +52,11 @@ impl Heat {
                 range.used = range.used.max(at);
             }
         }
+    }
+
+    /// How many ranges are known.
+    pub fn ranges(&self) -> usize {
+        self.ranges.len()
     }
 
     /// At most `most` ranges, the longest unused first.
@@ -66,7 +71,7 @@ impl Heat {
     }
 
     /// Everything known is void.
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.ranges.clear();
     }
 }
@@ -82,9 +87,9 @@ mod tests {
     #[test]
     fn pieces_of_one_buffer_are_one_range_and_the_unused_one_is_coldest() {
         let mut heat = Heat::default();
-        heat.mapped(range(1000, 100), Moment(1));
-        heat.mapped(range(1100, 100), Moment(2));
-        heat.mapped(range(5000, 100), Moment(3));
+        heat.mapped(range(1000, 100), RANGES, Moment(1));
+        heat.mapped(range(1100, 100), RANGES, Moment(2));
+        heat.mapped(range(5000, 100), RANGES, Moment(3));
         heat.launched(&[1150, 7, 9999], Moment(10));
         assert_eq!(heat.coldest(9), [range(5000, 100), range(1000, 200)]);
         assert_eq!(heat.coldest(1), [range(5000, 100)]);
@@ -96,9 +101,9 @@ mod tests {
     fn a_client_that_maps_without_end_does_not_grow_the_agent() {
         let mut heat = Heat::default();
         for at in 0..2 * RANGES as u64 {
-            heat.mapped(range(at * 10, 5), Moment(1));
+            heat.mapped(range(at * 10, 5), RANGES, Moment(1));
         }
         assert_eq!(heat.coldest(usize::MAX).len(), RANGES);
-        heat.mapped(range(u64::MAX, 5), Moment(1));
+        heat.mapped(range(u64::MAX, 5), RANGES, Moment(1));
     }
 }

@@ -10,6 +10,7 @@ mod heat;
 mod holding;
 mod observed;
 mod orders;
+mod seen;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
 use client::Word;
 use holding::Plausible;
 
+pub use admission::Incumbents;
 pub use client::{Arena, Client, GangId, Lease, Page, SessionId, Stop};
 pub use device::{Device, Room};
 pub use heat::Heat;
@@ -42,6 +44,8 @@ pub struct Ledger {
     /// The latest client of a pid, until it is buried.
     by_pid: HashMap<u32, ClientId>,
     observed: HashMap<Process, Observed>,
+    /// What all of that and the heat of clients take: see `seen`.
+    remembered: usize,
     last_client: u64,
     last_ticket: u64,
     /// What a switch has cost lately.
@@ -337,6 +341,7 @@ impl Ledger {
         let buried: Vec<Client> =
             self.clients.extract_if(.., |_, client| done(client)).map(|(_, client)| client).collect();
         for client in &buried {
+            self.cooled(&client.heat);
             if self.by_pid.get(&client.process.pid) == Some(&client.id) {
                 self.by_pid.remove(&client.process.pid);
             }
@@ -431,6 +436,12 @@ impl Ledger {
     /// else wants to run; and of these one every `pause`.
     pub fn weigh_rooms(&mut self, pause: Duration, now: Moment) {
         let clients = &self.clients;
+        if self.devices.values().all(|device| device.rooms.is_empty()) {
+            return;
+        }
+        // Whether anybody else contends is asked for each request: the sum does not depend on who asks.
+        let contends = |client: &Client| client.lease.is_some() || client.wants.is_some();
+        let contenders = clients.values().filter(|client| contends(client)).count();
         for device in self.devices.values_mut() {
             let mut asked: BTreeMap<ClientId, (Bytes, bool)> = BTreeMap::new();
             for room in &mut device.rooms {
@@ -441,9 +452,8 @@ impl Ledger {
                 }
                 let (Some(client), None) = (clients.get(&room.client), room.made) else { continue };
                 let recently = client.large_room.is_some_and(|made| now.since(made) < pause);
-                let others = || clients.values().filter(|other| other.id != room.client);
-                let turn = client.lease.is_some()
-                    || !others().any(|other| other.lease.is_some() || other.wants.is_some());
+                let others = contenders - usize::from(contends(client));
+                let turn = client.lease.is_some() || others == 0;
                 room.presses = !room.large || (turn && !recently && !std::mem::replace(large, true));
             }
         }
@@ -567,18 +577,5 @@ impl Ledger {
     /// The processes that the uprobes saw.
     pub fn observed(&self) -> &HashMap<Process, Observed> {
         &self.observed
-    }
-
-    /// What is known of an observed process, to be added to. At most [`Observed::PROCESSES`] are known at a time.
-    pub fn observed_mut(&mut self, process: Process) -> Option<&mut Observed> {
-        if self.observed.len() >= Observed::PROCESSES && !self.observed.contains_key(&process) {
-            return None;
-        }
-        Some(self.observed.entry(process).or_default())
-    }
-
-    /// The process ended or became another program.
-    pub fn observed_gone(&mut self, process: Process) {
-        self.observed.remove(&process);
     }
 }

@@ -66,6 +66,8 @@ pub struct Observed {
     whole: bool,
     /// Too much to remember, or what it did can be understood in two ways.
     unsure: bool,
+    /// How many entries its books may have now.
+    room: usize,
     live: BTreeMap<u64, Piece>,
     handles: HashMap<u64, Handle>,
     mapped: BTreeMap<u64, (Bytes, u64)>,
@@ -83,9 +85,21 @@ impl Observed {
         self.lost > self.settled || self.unsure || !self.whole
     }
 
-    /// Books one observation about it.
-    pub fn book(&mut self, observation: &Observation) {
+    /// Whether that is because of what is remembered or understood, whatever was lost and however old it is.
+    pub fn is_unsure(&self) -> bool {
+        self.unsure
+    }
+
+    /// How many entries its books have.
+    pub(super) fn entries(&self) -> usize {
+        let (live, mapped, contexts) = (self.live.len(), self.mapped.len(), self.contexts.len());
+        live + self.handles.len() + mapped + contexts + self.primary.len() + self.by_device.len()
+    }
+
+    /// Books one observation about it. Its books may have `room` for so many entries.
+    pub(super) fn book(&mut self, observation: &Observation, room: usize) {
         use Observation as O;
+        self.room = room;
         match *observation {
             O::Activity { ref counts, last_call, last_launch, lost, whole, .. } => {
                 self.counts = **counts;
@@ -136,9 +150,11 @@ impl Observed {
         }
     }
 
+    /// For one more, in a book that has so many.
     fn has_room(&mut self, entries: usize) -> bool {
-        self.unsure |= entries >= REMEMBERED;
-        entries < REMEMBERED
+        let there = entries < REMEMBERED && self.entries() < self.room;
+        self.unsure |= !there;
+        there
     }
 
     fn allocated(&mut self, call: Call, range: DeviceRange) {
@@ -338,6 +354,7 @@ mod tests {
         Observation::Activity {
             process: PROCESS,
             counts: Box::default(),
+            first_call: Moment::default(),
             last_call: Moment::default(),
             last_launch: Moment::default(),
             lost,
@@ -347,9 +364,9 @@ mod tests {
 
     fn booked(all: &[Observation]) -> Observed {
         let mut observed = Observed::default();
-        observed.book(&seen(true, [0; Loss::COUNT]));
+        observed.book(&seen(true, [0; Loss::COUNT]), usize::MAX);
         for observation in all {
-            observed.book(observation);
+            observed.book(observation, usize::MAX);
         }
         observed
     }
@@ -360,10 +377,10 @@ mod tests {
         let mut observed = booked(&[allocated(100, Call::Alloc), allocated(200, Call::AllocManaged)]);
         assert_eq!((observed.allocated, observed.managed), (Bytes(10), Bytes(10)));
         // The same address again: the free in between was lost.
-        observed.book(&allocated(100, Call::Alloc));
+        observed.book(&allocated(100, Call::Alloc), usize::MAX);
         assert_eq!(observed.allocated, Bytes(10));
-        observed.book(&freed(200));
-        observed.book(&freed(300));
+        observed.book(&freed(200), usize::MAX);
+        observed.book(&freed(300), usize::MAX);
         assert_eq!((observed.allocated, observed.managed), (Bytes(10), Bytes::ZERO));
         assert!(!observed.inexact());
     }
@@ -373,7 +390,7 @@ mod tests {
         let freed = Observation::Freed { process: PROCESS, address: DevicePtr(100) };
         let mut observed = booked(&[allocated(100, Call::AllocAsync), freed]);
         assert_eq!((observed.allocated, observed.pooled), (Bytes::ZERO, Bytes(10)));
-        observed.book(&allocated(100, Call::AllocAsync));
+        observed.book(&allocated(100, Call::AllocAsync), usize::MAX);
         assert_eq!((observed.allocated, observed.pooled), (Bytes(10), Bytes::ZERO));
     }
 
@@ -381,15 +398,15 @@ mod tests {
     fn memory_of_a_primary_context_stays_until_its_last_reference_goes() {
         let primary = Context::Primary(0);
         let mut observed = booked(&[made(primary), made(primary), allocated(100, Call::Alloc)]);
-        observed.book(&ended(primary));
+        observed.book(&ended(primary), usize::MAX);
         assert_eq!(observed.allocated, Bytes(10), "one reference is left");
         assert_eq!(observed.by_device, [(Some(0), Bytes(10))].into());
-        observed.book(&ended(primary));
+        observed.book(&ended(primary), usize::MAX);
         assert_eq!((observed.allocated, observed.inexact()), (Bytes::ZERO, false));
         // One that was retained before anybody looked.
         let mut late = booked(&[allocated(100, Call::Alloc), ended(primary)]);
         assert_eq!((late.allocated, late.inexact()), (Bytes(10), true));
-        late.book(&Observation::Exec { process: PROCESS });
+        late.book(&Observation::Exec { process: PROCESS }, usize::MAX);
         assert_eq!((late.allocated, late.inexact()), (Bytes::ZERO, false));
     }
 
@@ -397,18 +414,18 @@ mod tests {
     fn the_end_of_a_context_takes_only_its_own_devices_memory() {
         let mut observed = booked(&[made(Context::Primary(0)), allocated(100, Call::Alloc)]);
         let create = Observation::Created { process: PROCESS, handle: 7, bytes: Bytes(5), device: 1 };
-        observed.book(&made(Context::Primary(1)));
-        observed.book(&create);
-        observed.book(&ended(Context::Primary(1)));
+        observed.book(&made(Context::Primary(1)), usize::MAX);
+        observed.book(&create, usize::MAX);
+        observed.book(&ended(Context::Primary(1)), usize::MAX);
         assert_eq!(observed.by_device, [(Some(0), Bytes(10)), (Some(1), Bytes(5))].into());
         assert!(!observed.inexact());
-        observed.book(&Observation::ContextReset { process: PROCESS, device: 0 });
+        observed.book(&Observation::ContextReset { process: PROCESS, device: 0 }, usize::MAX);
         assert_eq!(observed.by_device, [(Some(1), Bytes(5))].into(), "handles outlive contexts");
         // With contexts of its own it is not known whose memory went.
         let mut own = booked(&[made(Context::Own(1)), made(Context::Own(2)), allocated(100, Call::Alloc)]);
-        own.book(&ended(Context::Own(1)));
+        own.book(&ended(Context::Own(1)), usize::MAX);
         assert_eq!((own.allocated, own.inexact()), (Bytes(10), true));
-        own.book(&ended(Context::Own(2)));
+        own.book(&ended(Context::Own(2)), usize::MAX);
         assert_eq!(own.allocated, Bytes::ZERO);
     }
 
@@ -419,9 +436,9 @@ mod tests {
         let create = Observation::Created { process: PROCESS, handle: 7, bytes: Bytes(20), device: 0 };
         let mut observed = booked(&[create, map(1000), map(2000), released]);
         assert_eq!(observed.allocated, Bytes(20), "created, mapped twice, released");
-        observed.book(&Observation::Unmapped { process: PROCESS, range: range(1000, 20) });
+        observed.book(&Observation::Unmapped { process: PROCESS, range: range(1000, 20) }, usize::MAX);
         assert_eq!(observed.allocated, Bytes(20));
-        observed.book(&Observation::Unmapped { process: PROCESS, range: range(1000, 5000) });
+        observed.book(&Observation::Unmapped { process: PROCESS, range: range(1000, 5000) }, usize::MAX);
         assert_eq!(observed.allocated, Bytes::ZERO);
     }
 
@@ -430,11 +447,11 @@ mod tests {
         let mut lost = [0; Loss::COUNT];
         let mut observed = booked(&[]);
         lost[Loss::Full as usize] = 1;
-        observed.book(&seen(true, lost));
+        observed.book(&seen(true, lost), usize::MAX);
         assert!(observed.inexact());
-        observed.book(&Observation::Exec { process: PROCESS });
+        observed.book(&Observation::Exec { process: PROCESS }, usize::MAX);
         assert!(!observed.inexact());
-        observed.book(&seen(false, lost));
+        observed.book(&seen(false, lost), usize::MAX);
         assert!(observed.inexact());
     }
 
@@ -442,11 +459,17 @@ mod tests {
     fn no_process_makes_the_books_grow_without_bound() {
         let mut observed = booked(&[]);
         for number in 0..2 * REMEMBERED as u64 {
-            observed.book(&allocated(number * 4096, Call::Alloc));
+            observed.book(&allocated(number * 4096, Call::Alloc), usize::MAX);
             let handle = number;
-            observed.book(&Observation::Created { process: PROCESS, handle, bytes: Bytes(1), device: 0 });
-            observed.book(&Observation::Mapped { process: PROCESS, range: range(number * 4096, 1), handle });
-            observed.book(&made(Context::Own(number)));
+            observed.book(
+                &Observation::Created { process: PROCESS, handle, bytes: Bytes(1), device: 0 },
+                usize::MAX,
+            );
+            observed.book(
+                &Observation::Mapped { process: PROCESS, range: range(number * 4096, 1), handle },
+                usize::MAX,
+            );
+            observed.book(&made(Context::Own(number)), usize::MAX);
         }
         assert!(observed.inexact());
         let sizes =

@@ -9,13 +9,14 @@ mod series;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use nvshare_common::event::Loss;
 use nvshare_common::units::Bytes;
 use prometheus::TextEncoder;
 use tokio::sync::watch;
 
 use crate::control::CONNECTIONS;
 use crate::health::{Health, Readiness};
-use crate::snapshot::{Activity, State, Totals};
+use crate::snapshot::{Activity, Client, State, Totals};
 use clients::clients;
 use lines::Lines;
 use series::{Page, Series};
@@ -142,6 +143,12 @@ fn all_clients(page: &mut Page, state: &State) {
         let count = state.clients.iter().filter(|client| client.activity == activity).count();
         page.put(Series::Clients, &[activity.name()], count as f64);
     }
+    let hindered: [(&str, fn(&Client) -> bool); 2] =
+        [("never_runs", |client| client.hindered), ("latecomer", |client| client.latecomer)];
+    for (why, of) in hindered {
+        let count = state.clients.iter().filter(|client| of(client)).count();
+        page.put(Series::ClientsHindered, &[why], count as f64);
+    }
     page.put(Series::ClientsEnded, &[], state.ended_count as f64);
 
     page.distribution(Series::Switches, &[], &state.switches.seconds);
@@ -217,7 +224,9 @@ fn observer(page: &mut Page, state: &State) {
     page.put(Series::UprobeFunctions, &["attached"], f64::from(attached));
     page.put(Series::UprobeFunctions, &["refused"], refused as f64);
     page.put(Series::Events, &[], observer.records as f64);
-    page.put(Series::EventsLost, &[], observer.lost as f64);
+    for how in Loss::ALL {
+        page.put(Series::EventsLost, &[how.name()], observer.losses[how as usize] as f64);
+    }
     page.put(Series::CallsUnattributed, &[], observer.unattributed as f64);
 }
 
@@ -365,6 +374,25 @@ mod tests {
                 series.name
             );
         }
+    }
+
+    #[test]
+    fn clients_that_cannot_run_and_those_that_came_too_late_are_counted() {
+        let mut state = full();
+        (state.clients[0].hindered, state.clients[1].hindered, state.clients[1].latecomer) =
+            (true, true, true);
+        let hindered = samples(&scrape(state))["nvshare_clients_hindered"].clone();
+        let expected = [("never_runs", 2.0), ("latecomer", 1.0)];
+        assert_eq!(hindered, expected.map(|(why, count)| (format!("why=\"{why}\"}}"), count)));
+    }
+
+    #[test]
+    fn each_way_to_lose_a_record_has_a_figure_of_its_own_also_while_it_is_zero() {
+        let mut state = full();
+        state.observer.losses[Loss::Throttled as usize] = 7;
+        let lost = samples(&scrape(state))["nvshare_events_lost_total"].clone();
+        let expected = [("full", 0.0), ("throttled", 7.0), ("unmatched", 0.0), ("unfollowed", 0.0)];
+        assert_eq!(lost, expected.map(|(how, count)| (format!("reason=\"{how}\"}}"), count)));
     }
 
     #[test]

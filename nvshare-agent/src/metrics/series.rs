@@ -72,6 +72,7 @@ series! {
     Link GAUGE "link_bytes_per_second" ["gpu", "UUID", "direction"] "What the device's PCIe link can carry; absent where NVML cannot tell.";
 
     Clients GAUGE "clients" ["activity"] "Clients by what they are doing; waiting: want to run and must not, or their memory is on the way.";
+    ClientsHindered GAUGE "clients_hindered" ["why"] "Clients that cannot run as things are (never_runs), or get no more memory so that one that came before can run (latecomer); nvshare-agent status says which.";
     ClientsEnded COUNTER "clients_ended_total" [] "Clients that ended.";
     ClientInfo GAUGE "client_info" ["client", "namespace", "pod", "container", "process", "shim"] "Always 1; the labels say which release of the library the client has loaded.";
     ClientActivity GAUGE "client_activity" ["client", "namespace", "pod", "container", "process", "activity"] "1 for what the client is doing now.";
@@ -119,7 +120,7 @@ series! {
     UprobeFiles GAUGE "uprobe_files" ["state"] "Files of the CUDA driver that were found: attached, or failed.";
     UprobeFunctions GAUGE "uprobe_functions" ["state"] "Functions of these files: attached, or refused because no safe place for a probe was found.";
     Events COUNTER "events_total" [] "Records that the uprobes sent.";
-    EventsLost COUNTER "events_lost_total" [] "Records that were lost because the agent did not read them in time.";
+    EventsLost COUNTER "events_lost_total" ["reason"] "Records that were lost: no room in the ring because the agent did not read in time (full), too many of one process or container (throttled), a call that returned without a known beginning (unmatched), a result that is not observed on this kernel (unfollowed); who lost one counts as inexact until all its contexts have ended.";
     CallsUnattributed COUNTER "calls_unattributed_total" [] "Calls by processes for which there was no counter left.";
 
     HostBudget GAUGE "host_budget_bytes" [] "Host memory that may be used for what is swapped out.";

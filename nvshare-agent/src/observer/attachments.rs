@@ -8,6 +8,9 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use nvshare_common::event::{SITES, SITES_OF_LIBRARY};
+use nvshare_common::probe::PROBES;
+
 use super::find::{self, InUse};
 use super::guard::Guard;
 use super::library::{Identity, Library, LibraryError, Point};
@@ -47,6 +50,8 @@ struct Attached {
     patched: BTreeMap<u32, (Vec<usize>, u64)>,
     /// Places without a probe because of them.
     withheld: BTreeSet<usize>,
+    /// Where the hits of its places are counted, and how many there were before it.
+    sites: Option<Sites>,
 }
 
 enum How {
@@ -57,6 +62,15 @@ enum How {
     /// Not observed; why.
     Not(String),
 }
+
+/// Where the hits of a file's places are counted.
+struct Sites {
+    first: u32,
+    /// By place: what an earlier file left there.
+    before: Vec<u64>,
+}
+
+const _: () = assert!(PROBES.len() <= SITES_OF_LIBRARY, "each function has a place in the count of hits");
 
 /// All of them.
 pub(super) struct Attachments {
@@ -206,10 +220,12 @@ impl Attachments {
             used: Instant::now(),
             withheld: patched.values().flat_map(|(places, _)| places).copied().collect(),
             patched,
+            sites: None,
         };
         let library = &attached.library;
         let same =
             library.already_probed() && self.files.iter().any(|other| other.library.looks_like(library));
+        attached.sites = if same { None } else { self.free_sites() };
         attached.how = if same { How::Same } else { attach(&mut self.programs, &self.returns, &attached) };
         match &attached.how {
             How::Links(links) => tracing::info!(
@@ -232,6 +248,17 @@ impl Attachments {
             self.compare(index, pid, &used.file);
         }
         Ok(())
+    }
+
+    /// Places in the count of hits that no file has.
+    fn free_sites(&self) -> Option<Sites> {
+        let taken = |first: u32| {
+            self.files.iter().filter_map(|file| file.sites.as_ref()).any(|sites| sites.first == first)
+        };
+        let first = (1..SITES / SITES_OF_LIBRARY).map(|block| (block * SITES_OF_LIBRARY) as u32);
+        let first = first.into_iter().find(|first| !taken(*first))?;
+        let before = (0..SITES_OF_LIBRARY as u32).map(|place| self.programs.hits(first + place));
+        Some(Sites { first, before: before.collect() })
     }
 
     /// Whether one more file of this owner is observed; another one's may have to go.
@@ -382,7 +409,7 @@ impl Attachments {
 
     /// All files.
     pub(super) fn list(&self) -> Vec<Attachment> {
-        self.files.iter().map(|file| file.show(self.programs.multi())).collect()
+        self.files.iter().map(|file| file.show(&self.programs)).collect()
     }
 }
 
@@ -410,7 +437,7 @@ impl Attached {
         self.withheld.iter().map(because).collect()
     }
 
-    fn show(&self, multi: bool) -> Attachment {
+    fn show(&self, programs: &Programs) -> Attachment {
         let all = self.library.points.len();
         let (functions, mut refused, problem) = match &self.how {
             How::Links(links) => {
@@ -429,15 +456,17 @@ impl Attached {
             functions: functions as u32,
             refused,
             stepped: if functions == 0 { 0 } else { stepped(&self.library) },
-            means: if multi { "uprobe_multi" } else { "single" }.into(),
+            means: if programs.multi() { "uprobe_multi" } else { "single" }.into(),
             problem,
-            places: self.places(),
+            places: self.places(programs),
         }
     }
 
-    fn places(&self) -> String {
+    fn places(&self, programs: &Programs) -> String {
         let mut text = String::new();
-        for point in self.points() {
+        let [entry, returned] = programs.cost();
+        let points = self.library.points.iter().enumerate();
+        for (index, point) in points.filter(|(index, _)| !self.withheld.contains(index)) {
             let bytes = self.guard.instruction(point.offset);
             let bytes: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
             let (behind, cost) = (
@@ -445,13 +474,22 @@ impl Attached {
                 if point.emulated { "emulated" } else { "stepped" },
             );
             let returns = if point.returns { ", its return" } else { "" };
+            let hits = self
+                .sites
+                .as_ref()
+                .map(|sites| programs.hits(sites.first + index as u32).wrapping_sub(sites.before[index]));
+            let time = entry.map(|entry| entry + returned.filter(|_| point.returns).unwrap_or_default());
+            let figure =
+                |figure: Option<u64>| figure.map_or_else(|| "-".to_owned(), |figure| figure.to_string());
             // Writing to a String cannot fail.
             let _ = writeln!(
                 text,
-                "{} +{:#x} ({behind}) {} {cost}{returns}",
+                "{} +{:#x} ({behind}) {} {cost}{returns}, {} hits, {} ns each",
                 point.symbol,
                 point.offset,
-                bytes.join(" ")
+                bytes.join(" "),
+                figure(hits),
+                figure(time)
             );
         }
         text
@@ -492,7 +530,8 @@ fn look_before(
 
 fn attach(programs: &mut Programs, returns: &Returns, attached: &Attached) -> How {
     let points = attached.points();
-    let links = programs.attach(&attached.library, &points, *returns == Returns::Sound);
+    let sites = attached.sites.as_ref().map_or(0, |sites| sites.first);
+    let links = programs.attach(&attached.library, &points, *returns == Returns::Sound, sites);
     if !points.is_empty() && links.failed.len() == points.len() {
         return How::Not(links.failed.first().map_or_else(String::new, ToString::to_string));
     }

@@ -1,11 +1,12 @@
-//! The two calls of bpf(2) that aya has not: loading a program for `uprobe_multi`, and linking it to many places of one
-//! file at once.
+//! The calls of bpf(2) that aya has not: loading a program for `uprobe_multi`, linking it to many places of one file at
+//! once, and asking what such a program has cost.
 
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 const BPF_PROG_LOAD: u32 = 5;
+const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
 const BPF_TRACE_UPROBE_MULTI: u32 = 48;
@@ -103,6 +104,34 @@ pub(super) fn link_multi(
             ..LinkCreate::default()
         },
     )
+}
+
+/// The words of `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct GetInfo {
+    descriptor: u32,
+    length: u32,
+    info: u64,
+}
+
+/// For how many nanoseconds a program ran, and how often. Zeros where the kernel does not measure
+/// (`kernel.bpf_stats_enabled`).
+pub(super) fn cost(program: BorrowedFd) -> io::Result<(u64, u64)> {
+    // SAFETY: plain words, for which zeros are valid: nothing else is asked for.
+    let mut info: aya_obj::generated::bpf_prog_info = unsafe { std::mem::zeroed() };
+    let attributes = GetInfo {
+        descriptor: program.as_raw_fd() as u32,
+        length: size_of_val(&info) as u32,
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: the attributes are the command's, as long as their type says, and `info` is as long as they say.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attributes, size_of::<GetInfo>())
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((info.run_time_ns, info.run_cnt))
 }
 
 /// bpf(2), for commands that answer with a descriptor.

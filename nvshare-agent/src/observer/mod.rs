@@ -67,6 +67,8 @@ pub const SCAN_EVERY: Duration = Duration::from_secs(30);
 const SCAN_AGAIN: Duration = Duration::from_secs(1);
 /// The counts of the observer itself are told this often at most.
 const HEALTH_EVERY: Duration = Duration::from_millis(500);
+/// How often places were hit is told this often, while there are calls.
+const HITS_EVERY: Duration = Duration::from_secs(2);
 /// So long after the last loss it is not a problem any more.
 const BLIND: Duration = Duration::from_secs(10);
 /// No more observations than this go into one batch.
@@ -464,7 +466,8 @@ impl State {
             (self.health.lost, self.health.unattributed) != (lost, unattributed) || uvm != self.health.uvm;
         // That it is blind is said for a while, and taken back.
         let over = self.blind && self.health_at.elapsed() >= BLIND;
-        if !(first || changed || over || counted && self.health_at.elapsed() >= HEALTH_EVERY) {
+        let hit = self.moved_at > self.health_at && self.health_at.elapsed() >= HITS_EVERY;
+        if !(first || changed || over || hit || counted && self.health_at.elapsed() >= HEALTH_EVERY) {
             return;
         }
         self.health.loaded = true;

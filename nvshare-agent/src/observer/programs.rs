@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use aya::maps::{HashMap, Map, MapData, Queue, RingBuf};
+use aya::maps::{HashMap, Map, MapData, PerCpuArray, Queue, RingBuf};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
 use aya::programs::{ProgramError, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader};
@@ -76,6 +76,8 @@ enum Probes {
 pub(super) struct Programs {
     ebpf: Ebpf,
     probes: Probes,
+    /// Hits by place.
+    hits: PerCpuArray<MapData, u64>,
 }
 
 /// What the rest of the observer reads and writes.
@@ -97,6 +99,14 @@ pub(super) struct Links {
     _returned: Vec<Link>,
     /// What could not be attached.
     pub failed: Vec<AttachError>,
+}
+
+/// How places are attached.
+#[derive(Clone, Copy)]
+struct How {
+    at_return: bool,
+    followed: bool,
+    sites: u32,
 }
 
 enum Link {
@@ -145,7 +155,8 @@ impl Programs {
             owners: HashMap::try_from(take("OWNERS")?).map_err(|error| wrong(&error))?,
             records: RingBuf::try_from(take("RECORDS")?).map_err(|error| wrong(&error))?,
         };
-        Ok((Programs { ebpf, probes }, maps))
+        let hits = PerCpuArray::try_from(take("HITS")?).map_err(|error| wrong(&error))?;
+        Ok((Programs { ebpf, probes, hits }, maps))
     }
 
     /// Whether many places share a link.
@@ -158,13 +169,35 @@ impl Programs {
         &mut self.ebpf
     }
 
-    /// Observes some of the places of a library: the calls and, with `returns`, the results of those that have some.
-    pub(super) fn attach(&mut self, library: &Library, all: &[&Point], returns: bool) -> Links {
+    /// How often a place was hit so far, whatever was observed there.
+    pub(super) fn hits(&self, site: u32) -> u64 {
+        self.hits.get(&site, 0).map_or(0, |each| each.iter().fold(0, |sum, hits| hits.wrapping_add(sum)))
+    }
+
+    /// What a hit costs in our programs on the average, in nanoseconds, at entry and at return; the trap to them not counted.
+    /// None where the kernel does not measure it.
+    pub(super) fn cost(&self) -> [Option<u64>; 2] {
+        let cost = |(time, count): (u64, u64)| time.checked_div(count);
+        match &self.probes {
+            Probes::Multi { entry, returned } => {
+                [entry, returned].map(|program| cost(bpf::cost(program.as_fd()).ok()?))
+            }
+            Probes::Single => ["entry", "returned"].map(|name| {
+                let program: &UProbe = self.ebpf.program(name)?.try_into().ok()?;
+                cost(bpf::cost(program.fd().ok()?.as_fd()).ok()?)
+            }),
+        }
+    }
+
+    /// Observes some of the places of a library: the calls and, with `returns`, the results of those that have some. Hits are
+    /// counted from `sites` on in the order of the library's places; 0: they are not.
+    pub(super) fn attach(&mut self, library: &Library, all: &[&Point], returns: bool, sites: u32) -> Links {
         let mut failed = Vec::new();
         let returning: Vec<&Point> =
             if returns { all.iter().copied().filter(|point| point.returns).collect() } else { Vec::new() };
-        let returned = self.attach_points(library, &returning, true, returns, &mut failed);
-        let entry = self.attach_points(library, all, false, returns, &mut failed);
+        let how = How { at_return: true, followed: returns, sites };
+        let returned = self.attach_points(library, &returning, how, &mut failed);
+        let entry = self.attach_points(library, all, How { at_return: false, ..how }, &mut failed);
         Links { _entry: entry, _returned: returned, failed }
     }
 
@@ -179,20 +212,19 @@ impl Programs {
         &mut self,
         library: &Library,
         points: &[&Point],
-        at_return: bool,
-        followed: bool,
+        how: How,
         failed: &mut Vec<AttachError>,
     ) -> Vec<Link> {
         if points.is_empty() {
             return Vec::new();
         }
-        match self.link(library, points, at_return, followed) {
+        match self.link(library, points, how) {
             Ok(links) => links,
             // One bad place spoils a link: find it.
             Err(_) if points.len() > 1 => {
                 let (left, right) = points.split_at(points.len() / 2);
-                let mut links = self.attach_points(library, left, at_return, followed, failed);
-                links.extend(self.attach_points(library, right, at_return, followed, failed));
+                let mut links = self.attach_points(library, left, how, failed);
+                links.extend(self.attach_points(library, right, how, failed));
                 links
             }
             Err(error) => {
@@ -208,11 +240,15 @@ impl Programs {
         &mut self,
         library: &Library,
         points: &[&Point],
-        at_return: bool,
-        followed: bool,
+        How { at_return, followed, sites }: How,
     ) -> Result<Vec<Link>, String> {
         let path = library.descriptor_path();
-        let cookie = |point: &Point| Library::cookie(point, followed).0;
+        let cookie = |point: &Point| {
+            let place =
+                library.points.iter().position(|known| std::ptr::eq(known, point)).unwrap_or_default();
+            let site = if sites == 0 { 0 } else { sites + place as u32 };
+            Library::cookie(point, followed).at(site).0
+        };
         match &self.probes {
             Probes::Multi { entry, returned } => {
                 let program = if at_return { returned } else { entry };
@@ -260,6 +296,7 @@ fn load_multi(ebpf: &Ebpf, bytes: &[u8], path: &Path) -> Result<Option<Probes>, 
             let (Map::Array(data)
             | Map::HashMap(data)
             | Map::LruHashMap(data)
+            | Map::PerCpuArray(data)
             | Map::Queue(data)
             | Map::RingBuf(data)) = ebpf.map(name)?
             else {

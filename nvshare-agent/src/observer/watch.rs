@@ -224,6 +224,7 @@ fn activity(live: &Live, slot: &Slot, coverage: Coverage) -> Observation {
     Observation::Activity {
         process: live.process,
         counts: Box::new(Counts { application: slot.application, engine: slot.engine }),
+        first_call: Moment(slot.first),
         last_call: Moment(slot.last),
         last_launch: Moment(slot.last_launch),
         lost: slot.lost,

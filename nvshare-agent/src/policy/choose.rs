@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
 
 use super::Hindrance;
-use super::memory::ROOM_WAITS;
+use super::rooms::ROOM_WAITS;
 use super::units::{Rank, Role, Unit};
 use crate::ledger::{Client, Ledger};
 use crate::moment::Moment;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
 
 use super::choose::Chosen;
+use super::rooms::{MostRoom, ROOM_WAITS};
 use super::units::{Role, Unit, takeable};
 use super::{Decision, Decisions};
 use crate::ledger::{Client, Device, Ledger};
@@ -23,8 +24,6 @@ const SLACK: Bytes = Bytes(4 << 20);
 const CRUMB: Bytes = Bytes(2 << 20);
 /// How long a client that had nothing to give back is not asked again.
 const RECLAIM_AGAIN: Duration = Duration::from_millis(500);
-/// How long a driver's request for room stays open.
-pub(super) const ROOM_WAITS: Duration = Duration::from_secs(30);
 
 /// A client that is to get memory on a device.
 struct Lack {
@@ -243,13 +242,15 @@ impl Plan<'_> {
         let reserve = device.reserve.0 as i64;
         let made: Bytes = device.rooms.iter().filter(|room| room.made.is_some()).map(|room| room.bytes).sum();
         let mut left = grantable.map(|left| left + reserve - made.0 as i64);
-        for room in device.rooms.iter().filter(|room| room.made.is_none()) {
+        let mut waiting = device.rooms.iter().filter(|room| room.made.is_none()).peekable();
+        if waiting.peek().is_none() {
+            return false;
+        }
+        let most = MostRoom::new(self.ledger, id, device, self.now);
+        for room in waiting {
             let bytes = room.bytes.0 as i64;
             let made = left.is_some_and(|left| bytes <= left);
-            if !made
-                && self.now.since(room.since) < ROOM_WAITS
-                && bytes <= most_room(self.ledger, id, device, room.client, self.now)
-            {
+            if !made && self.now.since(room.since) < ROOM_WAITS && bytes <= most.of(room.client) {
                 open = true;
                 continue;
             }
@@ -332,32 +333,6 @@ impl Plan<'_> {
         }
         reads
     }
-}
-
-/// The most that could ever be free on a device while `client` runs there; beside those who came before it and work, it
-/// may not take for good what they need.
-fn most_room(ledger: &Ledger, id: DeviceId, device: &Device, client: ClientId, now: Moment) -> i64 {
-    let stays = ledger.holdings(id).map(|(holder, holding)| {
-        if holder.id == client {
-            holding.booked()
-        } else {
-            holding.booked().saturating_sub(takeable(holder, id))
-        }
-    });
-    let most = device.budget() + device.reserve.0 as i64 - stays.sum::<Bytes>().0 as i64;
-    most.min(ledger.beside_incumbents(id, client, now).unwrap_or(i64::MAX))
-}
-
-/// Refusals of what no device could ever have free.
-pub(super) fn impossible_rooms(ledger: &Ledger, now: Moment) -> Vec<Decision> {
-    let all = ledger
-        .devices()
-        .iter()
-        .flat_map(|(id, device)| device.rooms.iter().map(move |room| (id, device, room)));
-    all.filter(|(_, _, room)| room.made.is_none())
-        .filter(|(id, device, room)| room.bytes.0 as i64 > most_room(ledger, **id, device, room.client, now))
-        .map(|(_, _, room)| Decision::Room { client: room.client, ticket: room.ticket, made: false })
-        .collect()
 }
 
 fn takes_from(decision: &Decision, unit: &Unit) -> bool {

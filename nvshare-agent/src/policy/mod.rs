@@ -8,6 +8,7 @@
 
 mod choose;
 mod memory;
+mod rooms;
 mod units;
 
 use std::time::Duration;
@@ -111,7 +112,7 @@ pub fn decide(ledger: &Ledger, settings: &Settings, now: Moment) -> Decisions {
 
 /// Refuses the requests for room that could not be met by anything.
 pub fn impossible_rooms(ledger: &Ledger, now: Moment) -> Vec<Decision> {
-    memory::impossible_rooms(ledger, now)
+    rooms::impossible(ledger, now)
 }
 
 /// How long a lease lasts that a switch of this cost began.

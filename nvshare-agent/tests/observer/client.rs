@@ -37,7 +37,7 @@ impl Client {
 
     /// `call SYMBOL TIMES THREADS [engine]`: that many calls by each of so many threads. `exec`: replaces its program by
     /// a fresh one of the same kind. `fork SYMBOL TIMES`: so many processes, one after another, that make one call each.
-    /// `spawn TIMES`: so many other programs (by vfork). `hook SYMBOL`, `patch OFFSET`: puts a jump to a function of its own there. `open PATH`: another
+    /// `vfork SYMBOL TIMES`: the same with processes that share the memory. `spawn TIMES`: so many other programs (by vfork). `hook SYMBOL`, `patch OFFSET`: puts a jump to a function of its own there. `open PATH`: another
     /// library. `compare`: makes sure that all functions begin as in the file. `alloc BYTES`, `pitch HEIGHT`, `launch PARAMETER`: one such call.
     pub(crate) fn run(&mut self, line: &str) -> &mut Client {
         writeln!(self.input, "{line}").unwrap();
@@ -125,6 +125,12 @@ fn role() {
                     fork(call);
                 }
             }
+            ["vfork", symbol, times] => {
+                let call = function(&library, symbol);
+                for _ in 0..times.parse::<u32>().unwrap() {
+                    vfork(call);
+                }
+            }
             ["spawn", times] => {
                 for _ in 0..times.parse::<u32>().unwrap() {
                     assert!(Command::new("/bin/true").status().unwrap().success());
@@ -162,6 +168,26 @@ fn fork(call: Call) {
     let mut status = 0;
     // SAFETY: our own child, waited for once.
     assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0);
+}
+
+/// A child that makes one call in our memory, while we wait.
+fn vfork(call: Call) {
+    extern "C" fn child(call: *mut c_void) -> i32 {
+        // SAFETY: what the parent passes.
+        let call = unsafe { std::mem::transmute::<*mut c_void, Call>(call) };
+        let (mut out, mut second) = ([0_u64; 32], 0_u64);
+        call(&mut out, &raw mut second as u64, &[0; 4], 1);
+        0
+    }
+    let mut stack = vec![0_u128; 16 << 10];
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: a stack of its own, which lives until the child has ended, for which the kernel makes us wait; the call needs
+    // no lock and nothing of its thread.
+    let pid = unsafe { libc::clone(child, stack.as_mut_ptr_range().end.cast(), flags, call as *mut c_void) };
+    let mut status = 0;
+    // SAFETY: our own child, waited for once.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
     assert_eq!(status, 0);
 }
 

@@ -27,6 +27,20 @@ fn every_call_of_every_function_is_counted_once() {
     assert_eq!(named(&counts.engine), named(&[0; Call::COUNT]));
     let health = seen.health();
     assert_eq!((health.lost, health.unattributed), (0, 0));
+    seen.wait("the hits of each place", |told| {
+        let health = told.iter().rev().find_map(|seen| match seen {
+            Observation::Observer(health) => Some(health),
+            _ => None,
+        })?;
+        let places = &health.attachments[0].places;
+        let all = PROBES.iter().enumerate().all(|(index, probe)| {
+            let hits = format!(", {} hits, ", 10 + index);
+            places
+                .lines()
+                .any(|line| line.starts_with(&format!("{} +", probe.symbol)) && line.contains(&hits))
+        });
+        all.then_some(())
+    });
 }
 
 #[test]
@@ -188,9 +202,34 @@ fn of_a_process_that_is_older_than_the_observer_it_is_said() {
     assert!(!seen.all().iter().any(whole));
 }
 
+/// All calls of one kind, by whomever: of processes that were heard of, and nobody's.
+fn all_calls(told: &[Observation], call: Call) -> u64 {
+    let mut last = std::collections::HashMap::new();
+    let mut unattributed = 0;
+    for seen in told {
+        match seen {
+            // A process that was gone before it was looked at has no start: it is told apart by its end.
+            Observation::Activity { process, counts, .. } => {
+                last.insert(*process, counts.application[call as usize]);
+            }
+            Observation::Observer(health) => unattributed = health.unattributed,
+            _ => {}
+        }
+    }
+    last.values().sum::<u64>() + unattributed
+}
+
+/// How many descriptors of processes this one has open.
+fn descriptors_of_processes() -> usize {
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let names = descriptors.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    names.filter(|name| name.to_string_lossy().contains("[pidfd]")).count()
+}
+
 #[test]
-fn thousands_of_short_processes_are_all_counted() {
-    const PROCESSES: u64 = 3000;
+fn ten_thousand_short_processes_are_all_counted_and_leave_nothing_behind() {
+    // More than twice as many as there are slots.
+    const PROCESSES: u64 = 10_000;
     let fake = Fake::new();
     let Some(seen) = observe(&[&fake.path()]) else { return };
     let mut client = Client::start(&fake.path());
@@ -199,20 +238,33 @@ fn thousands_of_short_processes_are_all_counted() {
     client.end();
     // To start others by vfork is not to replace one's own program.
     assert_eq!(named(&seen.counts_of_dead(pid).application), [("map", 5)].into());
+    let mut late = Client::start(&fake.path());
+    late.run("call cuMemMap 7 1");
+    let newcomer = late.pid();
+    late.end();
+    assert_eq!(named(&seen.counts_of_dead(newcomer).application), [("map", 7)].into(), "it has a slot");
+    // Other tests have a few.
+    assert!(descriptors_of_processes() < 1000, "{}", descriptors_of_processes());
     let told = seen.stop();
     assert!(!told.iter().any(|seen| matches!(seen, Observation::Exec { process } if process.pid == pid)));
-    let mut last = std::collections::HashMap::new();
-    for seen in &told {
-        if let Observation::Activity { process, counts, .. } = seen {
-            // A process that was gone before it was looked at has no start: it is told apart by its end.
-            last.insert(*process, counts.application[Call::Unmap as usize]);
-        }
-    }
-    let unattributed = told.iter().rev().find_map(|seen| match seen {
-        Observation::Observer(health) => Some(health.unattributed),
-        _ => None,
-    });
-    assert_eq!(last.values().sum::<u64>() + unattributed.unwrap(), PROCESSES);
+    assert_eq!(all_calls(&told, Call::Unmap), PROCESSES);
+}
+
+#[test]
+fn processes_that_share_their_parents_memory_are_counted_for_themselves_and_unharmed() {
+    const PROCESSES: u64 = 300;
+    let fake = Fake::new();
+    let Some(seen) = observe(&[&fake.path()]) else { return };
+    let mut client = Client::start(&fake.path());
+    // Of these the return is observed too, on a stack in the parent's memory.
+    client
+        .run(&format!("vfork cuMemFree_v2 {PROCESSES}"))
+        .run("call cuMemFree_v2 9 2")
+        .run("vfork cuMemMap 1");
+    let pid = client.pid();
+    client.end();
+    assert_eq!(named(&seen.counts_of_dead(pid).application), [("free", 18)].into());
+    assert_eq!(all_calls(&seen.stop(), Call::Free), PROCESSES + 18);
 }
 
 #[test]

@@ -5,19 +5,19 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nvshare_agent::conductor::core::{Command, Core};
 use nvshare_agent::device::{Reading, Report};
 use nvshare_agent::ledger::{Page, SessionId};
 use nvshare_agent::moment::Moment;
-use nvshare_agent::observation::Process;
+use nvshare_agent::observation::{Observation, Process};
 use nvshare_agent::order::{Order, What};
 use nvshare_agent::settings::Settings;
 use nvshare_common::counters::Holdings;
 use nvshare_common::probe::Call;
 use nvshare_common::protocol::{Held, Hello, Purpose, ToAgent, ToShim};
-use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId, Ticket};
+use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId, DevicePtr, DeviceRange, Ticket};
 
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const GIB: u64 = 1 << 30;
@@ -49,6 +49,8 @@ pub(crate) struct Shim {
     pub total: BTreeMap<DeviceId, u64>,
     pub resident: BTreeMap<DeviceId, u64>,
     pub overhead: u64,
+    /// So much of what it holds on each card can not be moved (any more).
+    pub fixed: u64,
     pub lease: bool,
     /// It works for so many ms, then pauses for so many.
     pub rhythm: (u64, u64),
@@ -99,6 +101,9 @@ pub(crate) struct World {
     pinned: BTreeMap<usize, u64>,
     /// Whether it is an error when a card is too full (not while foreigners come).
     pub strict: bool,
+    /// How long the core took for each of its turns, in real time: for what came since the last one, and for deciding.
+    pub turns: Vec<Duration>,
+    spent: Duration,
 }
 
 impl World {
@@ -109,6 +114,27 @@ impl World {
             let client = world.start();
             world.allocate(client, (number % 2) as u8, (1 + number % 7) * GIB);
             world.shims[client].works = number % 3 == 0;
+        }
+        world.run(3000);
+        world
+    }
+
+    /// A thousand clients on eight cards, of which all but a few have to wait, with a thousand pieces of memory each.
+    pub(crate) fn throng() -> World {
+        let mut world = World::new(&[16 * GIB; 8]);
+        for number in 0..1000_u64 {
+            let client = world.start();
+            world.allocate(client, (number % 8) as u8, (1 + number % 7) * GIB);
+            world.shims[client].works = number % 3 == 0;
+            let id = world.shims[client].id;
+            world.core.ledger.client_mut(id).unwrap().cgroup = format!("/kubepods/pod{number}");
+            let process = world.shims[client].process;
+            for piece in 0..1000_u64 {
+                // With a gap behind each, or they would be one.
+                let range = DeviceRange { start: DevicePtr(piece << 28), bytes: Bytes(2 * MIB) };
+                let mapped = Observation::Mapped { process, range, handle: piece };
+                world.core.ledger.warm(id, &mapped, Moment(piece * 7919 % 1000));
+            }
         }
         world.run(3000);
         world
@@ -128,6 +154,8 @@ impl World {
             next_decision: 0,
             pinned: BTreeMap::new(),
             strict: true,
+            turns: Vec::new(),
+            spent: Duration::ZERO,
         };
         world.core.begin_granting(world.moment());
         world.run(10);
@@ -150,6 +178,7 @@ impl World {
             total: BTreeMap::new(),
             resident: BTreeMap::new(),
             overhead: 0,
+            fixed: 0,
             lease: true,
             rhythm: (1, 0),
             phase: 0,
@@ -286,8 +315,12 @@ impl World {
     }
 
     pub(crate) fn want_room(&mut self, index: usize, ticket: u64, bytes: u64) {
+        self.want_room_on(index, card(0), ticket, bytes);
+    }
+
+    pub(crate) fn want_room_on(&mut self, index: usize, device: DeviceId, ticket: u64, bytes: u64) {
         self.shims[index].rooms.insert(ticket, None);
-        self.say(index, ToAgent::WantRoom { ticket: Ticket(ticket), device: card(0), bytes: Bytes(bytes) });
+        self.say(index, ToAgent::WantRoom { ticket: Ticket(ticket), device, bytes: Bytes(bytes) });
     }
 
     /// Orders something for a client.
@@ -381,23 +414,29 @@ impl World {
                 }
                 news = true;
                 let now = self.moment();
+                let began = Instant::now();
                 let commands = self.core.hear(self.shims[index].id, session, message, now);
+                self.spent += began.elapsed();
                 self.deliver(commands);
             }
         }
         while self.readings.front().is_some_and(|(at, _)| *at <= self.now) {
             let (_, report) = self.readings.pop_front().unwrap();
+            let began = Instant::now();
             self.sample();
             let now = self.moment();
             self.core.devices(&report, now);
             self.core.bury(now);
+            self.spent += began.elapsed();
             news = true;
         }
         if news || self.now >= self.next_decision {
+            let began = Instant::now();
             self.sample();
             let now = self.moment();
             let outcome = self.core.decide(now);
             let limits = self.core.limits();
+            self.turns.push(std::mem::take(&mut self.spent) + began.elapsed());
             self.deliver(limits);
             self.deliver(outcome.commands);
             read = outcome.read;
@@ -444,8 +483,10 @@ impl World {
             page.calls.application[Call::Launch as usize] = shim.launches;
             for (device, total) in &shim.total {
                 let resident = shim.resident.get(device).copied().unwrap_or_default();
+                let fixed = shim.fixed.min(resident);
                 let held = Holdings {
-                    resident: Bytes(resident),
+                    resident: Bytes(resident - fixed),
+                    unswappable: Bytes(fixed),
                     swapped: Bytes(total - resident),
                     shadow: Bytes(total - resident),
                     ..Holdings::default()
@@ -562,7 +603,7 @@ impl World {
         let balance = shim.balance.entry(device).or_default();
         let resident = shim.resident.entry(device).or_default();
         let unused = (*balance - *resident).min(left);
-        let moved = (left - unused).min(LINK).min(*resident);
+        let moved = (left - unused).min(LINK).min(resident.saturating_sub(shim.fixed));
         *resident -= moved;
         *balance -= unused + moved;
         shim.moved_out += moved;

@@ -3,7 +3,7 @@
 //! - [`map`]: every allocation by address; [`space`]: spans, extents and accounts of one device, pure; [`ranges`]: free
 //!   pieces of slabs (and blocks of arenas), pure; [`extent`]: one extent.
 //! - [`books`]: what passes by the engine; [`held`], [`physical`], [`pools`]: how long which of it lives. [`promise`]: what may be
-//!   promised. [`owner`]: whose an address is.
+//!   promised; [`room`]: what must stay free where there is no agent. [`owner`]: whose an address is.
 //! - [`device`]: the devices in use; [`vmm`]: the driver calls; [`mod@back`]: putting memory behind an extent; [`mod@free`].
 //!
 //! An allocation never waits for memory, and for a word of the agent only near the limit ([`promise`]). What the grant does not cover stays absent, the gate is shut, and the swap
@@ -22,6 +22,7 @@ pub mod physical;
 pub mod pools;
 pub mod promise;
 pub mod ranges;
+pub mod room;
 pub mod space;
 pub mod vmm;
 
@@ -35,9 +36,9 @@ use self::map::{AddressMap, Allocation};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::{CUresult, sys};
 use crate::driver::driver;
-use crate::link;
 use crate::streams::Relaxed;
 use crate::swap::{self, standing};
+use crate::{gate, link};
 
 /// Allocations below this come from slabs.
 pub const SMALL: u64 = 1 << 20;
@@ -262,11 +263,21 @@ fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64,
         return Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY);
     }
     let start = vmm::reserve(bytes, device.granularity)?;
+    // Where nothing is granted bit by bit nobody moves the first half out while the second is made: there would be no room
+    // for both.
+    let _inside = device.state().space.accounts().unlimited.then(gate::pass_at_once);
     let (extents, unlimited) = {
         let mut state = device.state();
-        let accounts = state.space.accounts();
+        let mut accounts = *state.space.accounts();
+        let orphan = link::alone::is_orphan();
+        let mut exceeds = orphan && accounts.needed().saturating_add(bytes) > device.total;
+        if accounts.unlimited && accounts.missing > 0 && !orphan {
+            drop(state);
+            exceeds = !room::comes(device, bytes);
+            state = device.state();
+            accounts = *state.space.accounts();
+        }
         let unlimited = accounts.unlimited;
-        let exceeds = link::alone::is_orphan() && accounts.needed().saturating_add(bytes) > device.total;
         if exceeds {
             drop(state);
             // SAFETY: nobody has seen these addresses.

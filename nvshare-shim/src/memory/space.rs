@@ -339,6 +339,11 @@ impl Space {
         span.is_some_and(|(start, span)| address - start < span.bytes && span.missing == 0)
     }
 
+    /// Bytes that are missing and will be brought in: not those of spans that are freed.
+    pub fn returning(&self) -> u64 {
+        self.spans.values().filter(|span| !span.doomed).map(|span| span.missing).sum()
+    }
+
     /// An extent has settled as resident.
     fn is_there(&mut self, id: ExtentId) {
         let extent = self.extent(id);

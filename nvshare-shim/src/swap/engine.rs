@@ -20,7 +20,7 @@ use crate::config::BLOCK_BYTES;
 use crate::driver::driver;
 use crate::memory::device::Device;
 use crate::memory::extent::ExtentId;
-use crate::memory::{ALLOCATIONS, free};
+use crate::memory::{ALLOCATIONS, free, room};
 use crate::streams::Relaxed;
 use crate::{counters, gate, link, log};
 
@@ -36,8 +36,6 @@ const CALM: Duration = Duration::from_millis(200);
 const REST_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_mins(1));
 /// After an error of our own.
 const AFTER_PANIC: Duration = Duration::from_millis(100);
-/// What must be free on a card for a forced swap with no agent, or a thousandth of a small one: an agent's reserve.
-const LEAST_FREE: u64 = 64 << 20;
 /// The longest sleep.
 const IDLE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -231,7 +229,7 @@ impl Engine {
     fn waits_for_rest(&self) -> bool {
         match &self.shop {
             None => self.device.state().home.is_some(),
-            Some(shop) => shop.lacks(),
+            Some(shop) => shop.lacks(self.device),
         }
     }
 
@@ -436,14 +434,14 @@ impl Engine {
         }
     }
 
-    /// Whether what is forced out surely comes back. With no agent nobody keeps a reserve, and pinning host memory takes some of
-    /// the card's: on one that is full to the brim the last extent would wait for ever.
+    /// Whether what is forced out surely comes back: with no agent nobody keeps a reserve.
     fn can_come_back(&self) -> Result<(), String> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: places for the two answers; the workshop's context is current in this thread.
         let asked =
             self.shop.is_some() && unsafe { driver().cuMemGetInfo_v2(&raw mut free, &raw mut total) }.ok();
-        if asked && (free as u64) < LEAST_FREE.min(total as u64 / 1024) {
+        let resident = self.device.state().space.accounts().resident;
+        if asked && (free as u64) < room::beside(total as u64, resident) {
             return Err(format!("only {} of the card are free", Bytes(free as u64)));
         }
         Ok(())

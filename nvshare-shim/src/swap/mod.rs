@@ -1,13 +1,15 @@
 //! The swap engine: one thread per device moves extents between the device and their shadows.
 //!
 //! - [`standing`]: whether the application may run, and with it the gate; [`plan`]: which extents leave, pure;
-//! - [`engine`]: the thread; [`calm`]: what it may ask of the driver, and when; [`outward`], [`inward`]: its two pipelines; [`workshop`], [`stream`], [`prints`]: what it has
-//!   in the application's context; [`shadow`]: pinned host memory, in `arena`s, [`spare`]: how much of our own; [`dma`]: who else may use device memory.
+//! - [`engine`]: the thread; [`calm`]: what it may ask of the driver, and when; [`outward`], [`inward`]: its two pipelines;
+//!   [`workshop`], [`stream`], [`prints`]: what it has in the application's context; [`image`]: the kernel, compiled; [`shadow`]:
+//!   pinned host memory, in `arena`s, [`spare`]: how much of our own; [`dma`]: who else may use device memory.
 
 mod arena;
 pub(crate) mod calm;
 pub mod dma;
 pub mod engine;
+pub mod image;
 pub mod inward;
 pub mod lending;
 pub mod outward;
@@ -101,11 +103,12 @@ fn leaving() -> MutexGuard<'static, Vec<usize>> {
     LEAVING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An allocation is made in `context`: the engine's home, if it has none yet.
+/// An allocation is made in `context`, which is current: the engine's home, if it has none yet.
 pub fn adopt(device: &Device, context: usize) {
     if device.state().home.is_some() {
         return;
     }
+    image::make(device);
     let leaving = leaving();
     let mut state = device.state();
     if state.home.is_none() && !leaving.contains(&context) {

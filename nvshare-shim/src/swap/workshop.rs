@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::calm::Calm;
+use super::image;
 use super::prints::Fingerprinter;
 use super::stream::{Event, Stream};
 use crate::config::BLOCK_BYTES;
@@ -82,18 +83,20 @@ impl Workshop {
     }
 
     /// Whether the fingerprint kernel is not there and it is time to try.
-    pub fn lacks(&self) -> bool {
-        self.prints.is_none() && self.again.is_some_and(|(at, _)| at <= Instant::now())
+    pub fn lacks(&self, device: &Device) -> bool {
+        let due = self.prints.is_none() && self.again.is_some_and(|(at, _)| at <= Instant::now());
+        due && image::of(device).is_some()
     }
 
     /// Loads the fingerprint kernel if it is not there and it is time to try.
     pub fn prepare(&mut self, device: &Device, calm: &Calm) {
+        let Some(image) = image::of(device) else { return };
         let Some((_, pause)) = self.again.take_if(|(at, _)| self.prints.is_none() && *at <= Instant::now())
         else {
             return;
         };
         let blocks = (device.extent_bytes / BLOCK_BYTES) as usize;
-        match Fingerprinter::new(&self.inward, DEPTH + 1, blocks, calm) {
+        match Fingerprinter::new(&image, &self.inward, DEPTH + 1, blocks, calm) {
             Ok(prints) => self.prints = Some(prints),
             Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
                 log::debug!(

@@ -1,5 +1,6 @@
-//! Cards that fall off the bus while everything runs: a file in the cards' directory, `lost-1` or `unlisted-1`, says so of
-//! the second card, and its removal brings the card back. Only NVML looks: programs that use the card go on.
+//! Cards that fall off the bus, or hang, while everything runs: a file in the cards' directory, `lost-1`, `unlisted-1` or
+//! `hung-1`, says so of the second card, and its removal brings the card back. Only NVML looks: programs that use the card
+//! go on.
 
 use std::path::PathBuf;
 use std::{fs, io};
@@ -15,9 +16,11 @@ pub enum Bus {
     Lost,
     /// The driver, when it starts the next time, does not list it; until then it is lost.
     Unlisted,
+    /// No question about it is answered, well or not, before it is back.
+    Hung,
 }
 
-const FILES: [(Bus, &str); 2] = [(Bus::Lost, "lost"), (Bus::Unlisted, "unlisted")];
+const FILES: [(Bus, &str); 3] = [(Bus::Lost, "lost"), (Bus::Unlisted, "unlisted"), (Bus::Hung, "hung")];
 
 impl Cards {
     /// Where the card is now.

@@ -67,6 +67,9 @@ pub(crate) fn card(device: Device) -> Result<(Arc<Cards>, usize), Return> {
     let cards = session::cards()?;
     let index = (device as usize).checked_sub(1).filter(|index| *index < cards.config().cards as usize);
     let index = index.ok_or(Return::InvalidArgument)?;
+    while cards.bus(index) == Bus::Hung {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
     if cards.bus(index) == Bus::There { Ok((cards, index)) } else { Err(Return::GpuIsLost) }
 }
 

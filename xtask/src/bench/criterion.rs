@@ -24,7 +24,7 @@ pub(super) fn agent(artifacts: &Artifacts) -> Result<Vec<Figure>> {
     benches("nvshare-agent", artifacts)?;
     Ok(vec![
         alone("decide, 1,000 clients", "decide_1000_clients", 1.0)?,
-        alone("turn, 1,000 clients, a room request each", "turn_1000_clients", 1.0)?,
+        alone("turn, 1,000 clients, 8 cards, a room request each", "turn_1000_clients", 1.0)?,
         alone("scrape, 1,000 clients", "scrape_1000_clients", 20.0)?,
     ])
 }
@@ -46,7 +46,7 @@ fn compared(what: &str, id: &str, bare: &str, budget: f64) -> Result<Figure> {
         p99: Some(percentile(&times, 0.99)),
         bare: Some(percentile(&bare, 0.5)),
         judged: Judged::Over,
-        budget,
+        budget: Some(budget),
     })
 }
 
@@ -60,7 +60,7 @@ fn alone(what: &str, id: &str, budget: f64) -> Result<Figure> {
         p99: Some(percentile(&times, 0.99)),
         bare: None,
         judged: Judged::Percentile,
-        budget,
+        budget: Some(budget),
     })
 }
 

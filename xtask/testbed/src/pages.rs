@@ -14,6 +14,11 @@ pub struct Pages {
 }
 
 impl Pages {
+    /// At this address.
+    pub fn at(address: SocketAddr) -> Pages {
+        Pages { address }
+    }
+
     /// At an address where nobody listens at this moment, for an agent that will.
     ///
     /// # Panics
