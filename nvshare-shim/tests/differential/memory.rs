@@ -64,9 +64,8 @@ impl World {
                 code
             }
             "free" => {
-                let memory = self.memories[slot].as_mut()?;
-                let (start, context, kind) = (memory.start, memory.context, memory.kind);
-                let last = memory.last.take();
+                let memory = self.memories[slot].as_ref()?;
+                let (start, context, kind, last) = (memory.start, memory.context, memory.kind, memory.last);
                 if kind == Kind::Async || kind == Kind::Managed || self.current() != Some(context) {
                     self.settle(last);
                 } else if let Some(Use::Stream(_, of) | Use::Default(_, of, _, _)) = last
@@ -83,6 +82,8 @@ impl World {
                     && let Some(memory) = &mut self.memories[slot]
                 {
                     memory.gone = true;
+                    // One that is refused waits for nothing.
+                    memory.last = None;
                 }
                 code
             }
