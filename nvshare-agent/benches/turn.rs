@@ -56,7 +56,8 @@ fn keep(id: &str, times: &[Duration]) {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("a folder of the target directory");
     let directory = target.join("criterion").join(id).join("new");
     let times: Vec<f64> = times.iter().map(|time| time.as_nanos() as f64).collect();
-    let sample = serde_json::json!({"sampling_mode": "Flat", "iters": vec![1.0; times.len()], "times": times});
+    let sample =
+        serde_json::json!({"sampling_mode": "Flat", "iters": vec![1.0; times.len()], "times": times});
     std::fs::create_dir_all(&directory)
         .and_then(|()| std::fs::write(directory.join("sample.json"), sample.to_string()))
         .unwrap_or_else(|error| panic!("cannot keep the times in {}: {error}", directory.display()));

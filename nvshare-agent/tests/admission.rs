@@ -114,7 +114,10 @@ fn of_two_that_make_each_other_impossible_the_youngest_gets_no_more_and_both_are
         let more = ToAgent::MayHave { ticket: Ticket(2), device: card(0), total: Bytes(has + MIB) };
         world.hear_from(second, more);
         world.run(500);
-        assert_eq!((world.shims[second].rooms[&1], world.shims[second].rooms[&2]), (Some(false), Some(false)));
+        assert_eq!(
+            (world.shims[second].rooms[&1], world.shims[second].rooms[&2]),
+            (Some(false), Some(false))
+        );
         world.run(60_000);
         assert_eq!((world.shims[first].ran, world.shims[second].ran), ran, "neither runs");
         let kept = world.core.ledger.client(younger).unwrap();

@@ -126,7 +126,10 @@ mod tests {
         assert!(!look(&mut watch, 5, 1_001, 0), "four threads had counted and not called");
         assert!(look(&mut watch, 900, 1_001, 1), "at the first sight of them");
         let mut watch = Watch::since(&launches(1_000), Moment(500), 4);
-        assert!(!look(&mut watch, 900, 1_001, 1), "some of these may have come before the page was looked at");
+        assert!(
+            !look(&mut watch, 900, 1_001, 1),
+            "some of these may have come before the page was looked at"
+        );
     }
 
     #[test]

@@ -143,7 +143,9 @@ impl Conductor {
                 "it makes driver calls that its shim does not see: its memory is never moved".to_owned(),
             );
         }
-        for (device, _) in self.core.ledger.devices().iter().filter(|(_, at)| at.latecomers.contains(&client.id)) {
+        for (device, _) in
+            self.core.ledger.devices().iter().filter(|(_, at)| at.latecomers.contains(&client.id))
+        {
             notes.push(format!(
                 "it came when {device} was full: it gets no more memory there, so that one that came before can go on"
             ));

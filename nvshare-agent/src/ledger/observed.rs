@@ -461,8 +461,14 @@ mod tests {
         for number in 0..2 * REMEMBERED as u64 {
             observed.book(&allocated(number * 4096, Call::Alloc), usize::MAX);
             let handle = number;
-            observed.book(&Observation::Created { process: PROCESS, handle, bytes: Bytes(1), device: 0 }, usize::MAX);
-            observed.book(&Observation::Mapped { process: PROCESS, range: range(number * 4096, 1), handle }, usize::MAX);
+            observed.book(
+                &Observation::Created { process: PROCESS, handle, bytes: Bytes(1), device: 0 },
+                usize::MAX,
+            );
+            observed.book(
+                &Observation::Mapped { process: PROCESS, range: range(number * 4096, 1), handle },
+                usize::MAX,
+            );
             observed.book(&made(Context::Own(number)), usize::MAX);
         }
         assert!(observed.inexact());

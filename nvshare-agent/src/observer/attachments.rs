@@ -474,11 +474,13 @@ impl Attached {
                 if point.emulated { "emulated" } else { "stepped" },
             );
             let returns = if point.returns { ", its return" } else { "" };
-            let hits = self.sites.as_ref().map(|sites| {
-                programs.hits(sites.first + index as u32).wrapping_sub(sites.before[index])
-            });
+            let hits = self
+                .sites
+                .as_ref()
+                .map(|sites| programs.hits(sites.first + index as u32).wrapping_sub(sites.before[index]));
             let time = entry.map(|entry| entry + returned.filter(|_| point.returns).unwrap_or_default());
-            let figure = |figure: Option<u64>| figure.map_or_else(|| "-".to_owned(), |figure| figure.to_string());
+            let figure =
+                |figure: Option<u64>| figure.map_or_else(|| "-".to_owned(), |figure| figure.to_string());
             // Writing to a String cannot fail.
             let _ = writeln!(
                 text,

@@ -244,7 +244,8 @@ impl Programs {
     ) -> Result<Vec<Link>, String> {
         let path = library.descriptor_path();
         let cookie = |point: &Point| {
-            let place = library.points.iter().position(|known| std::ptr::eq(known, point)).unwrap_or_default();
+            let place =
+                library.points.iter().position(|known| std::ptr::eq(known, point)).unwrap_or_default();
             let site = if sites == 0 { 0 } else { sites + place as u32 };
             Library::cookie(point, followed).at(site).0
         };

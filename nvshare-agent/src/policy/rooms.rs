@@ -57,7 +57,11 @@ pub(super) fn impossible(ledger: &Ledger, now: Moment) -> Vec<Decision> {
         }
         let most = MostRoom::new(ledger, *id, device, now);
         let never = waiting.filter(|room| room.bytes.0 as i64 > most.of(room.client));
-        refused.extend(never.map(|room| Decision::Room { client: room.client, ticket: room.ticket, made: false }));
+        refused.extend(never.map(|room| Decision::Room {
+            client: room.client,
+            ticket: room.ticket,
+            made: false,
+        }));
     }
     refused
 }

@@ -35,7 +35,9 @@ fn every_call_of_every_function_is_counted_once() {
         let places = &health.attachments[0].places;
         let all = PROBES.iter().enumerate().all(|(index, probe)| {
             let hits = format!(", {} hits, ", 10 + index);
-            places.lines().any(|line| line.starts_with(&format!("{} +", probe.symbol)) && line.contains(&hits))
+            places
+                .lines()
+                .any(|line| line.starts_with(&format!("{} +", probe.symbol)) && line.contains(&hits))
         });
         all.then_some(())
     });
@@ -255,7 +257,10 @@ fn processes_that_share_their_parents_memory_are_counted_for_themselves_and_unha
     let Some(seen) = observe(&[&fake.path()]) else { return };
     let mut client = Client::start(&fake.path());
     // Of these the return is observed too, on a stack in the parent's memory.
-    client.run(&format!("vfork cuMemFree_v2 {PROCESSES}")).run("call cuMemFree_v2 9 2").run("vfork cuMemMap 1");
+    client
+        .run(&format!("vfork cuMemFree_v2 {PROCESSES}"))
+        .run("call cuMemFree_v2 9 2")
+        .run("vfork cuMemMap 1");
     let pid = client.pid();
     client.end();
     assert_eq!(named(&seen.counts_of_dead(pid).application), [("free", 18)].into());
