@@ -29,7 +29,7 @@ pub struct Settings {
     /// How long an unyielding client is left alone before it is tried again.
     #[serde(with = "seconds")]
     pub unyielding_retry: Duration,
-    /// Memory of each device that is never granted.
+    /// Memory of each device that is never granted, besides [`Settings::pins`].
     pub reserve: Bytes,
     /// Play a smaller device: grants, overhead and foreign memory together stay below this.
     pub capacity: Option<Bytes>,
@@ -83,7 +83,23 @@ pub enum SettingsError {
     },
 }
 
+/// Pinned host memory takes this part of its size of the device that reaches it (seen on an H200: 2 MiB for each GiB).
+const PINNED: u64 = 512;
+/// Shadows of the clients on a device are at most so many times as large as the device.
+const SHADOWS: u64 = 4;
+
 impl Settings {
+    /// The most host memory for shadows that clients on a device of this capacity get.
+    pub fn most_shadows(&self, capacity: Bytes) -> Bytes {
+        self.host_memory.min(Bytes(capacity.0.saturating_mul(SHADOWS)))
+    }
+
+    /// What shadows, once there are `shadows` of them, may still take of a device of this capacity: promised to nobody, because
+    /// what a client holds must find its place again when all of them are pinned.
+    pub fn pins(&self, capacity: Bytes, shadows: Bytes) -> Bytes {
+        Bytes(self.most_shadows(capacity).saturating_sub(shadows).0 / PINNED)
+    }
+
     /// These settings after all of `changes`, if they make sense together.
     pub fn with(&self, changes: &[Change]) -> Result<Settings, SettingsError> {
         let mut new = self.clone();
@@ -142,6 +158,16 @@ mod tests {
         assert_eq!(now.with(&both).unwrap().lease_floor, Duration::from_secs(100));
         let small = Settings { capacity: Some(Bytes::GIB), ..now };
         assert!(small.with(&[Change::Reserve(Bytes::GIB)]).is_err());
+    }
+
+    #[test]
+    fn what_shadows_will_take_of_a_device_is_kept_back_until_they_have_taken_it() {
+        let card = Bytes(16 << 30);
+        let with = |host_memory| Settings { host_memory, ..Settings::default() };
+        assert_eq!(with(Bytes(32 << 30)).pins(card, Bytes::ZERO), Bytes(64 << 20));
+        assert_eq!(with(Bytes(32 << 30)).pins(card, Bytes(24 << 30)), Bytes(16 << 20));
+        assert_eq!(with(Bytes(32 << 30)).pins(card, Bytes(33 << 30)), Bytes::ZERO);
+        assert_eq!(with(Bytes(1 << 40)).pins(card, Bytes::ZERO), Bytes(128 << 20), "no more than a 128th");
     }
 
     #[test]

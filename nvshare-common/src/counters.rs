@@ -32,6 +32,8 @@ pub struct Counters {
     /// One more than the number of a descriptor through which the agent may reach the client, where its directory was
     /// removed; 0: none.
     pub door: AtomicU64,
+    /// The cookie (`SO_COOKIE`) of the socket that this number means: numbers are given out again. Written before `door`.
+    pub door_cookie: AtomicU64,
 }
 
 /// One device's part of the page. `uuid` is written before `in_use` is set (release) and never changes afterwards.
@@ -92,6 +94,7 @@ impl Counters {
             waiting: AtomicU64::new(0),
             devices: [const { DeviceCounters::new() }; MAX_DEVICES],
             door: AtomicU64::new(0),
+            door_cookie: AtomicU64::new(0),
         }
     }
 

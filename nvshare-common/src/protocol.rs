@@ -19,6 +19,11 @@ pub const OLDEST: u16 = 1;
 /// Where the agent listens for clients. A *directory* is mounted into pods, read-only.
 pub const SOCKET: &str = "/run/nvshare/agent.sock";
 
+/// What the agent sends into a socket that it took from a client (see [`crate::counters::Counters::door`]), before any `Hello`.
+/// Agents that follow one another may each knock, so that a client may hear a knock at any time: it is no message, and says
+/// nothing but that somebody is there.
+pub const KNOCK: &[u8] = b"\xff\xffnvshare knocks";
+
 /// A shim's first message; the descriptor of its counter page ([`crate::counters`]) travels with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {

@@ -176,8 +176,7 @@ fn ask_until_finished(attempt: &Attempt, stall: Duration) -> Result<(Drained, u6
             if let Some(unknown) = &left.unknown
                 && crate::swap::is_final(unknown.error)
             {
-                gate::open_for_good();
-                unknown.is_the_end();
+                standing::on_device_error(unknown.error);
                 return Err(Stalled::Dead(unknown.error));
             }
             if left.busy > 0 || left.unknown.is_some() {

@@ -54,6 +54,11 @@ static BYPASSED: AtomicBool = AtomicBool::new(false);
 /// Who waits for an answer of the agent, by ticket.
 static ASKING: Mutex<Option<HashMap<u64, Sender<bool>>>> = Mutex::new(None);
 
+/// Starts what may have to work while the gate is shut; before it can be.
+pub(crate) fn prepare() {
+    alone::prepare();
+}
+
 /// Takes up the conversation, at the first `cuInit`. Waits a moment for the agent's answer if there is one.
 pub fn start() {
     let (tried, told) = channel();
@@ -231,6 +236,7 @@ fn want_work() {
 }
 
 fn run(tried: &Sender<()>) {
+    threads::await_all();
     let mut alone = Alone::new();
     let mut said = false;
     let mut back_door = None;

@@ -60,14 +60,15 @@ pub fn set(on: bool) {
     ON.store(on, Ordering::Release);
 }
 
-/// A launch into `stream` was made by the calling thread, which is still inside the gate.
+/// A launch into `stream` was made by the calling thread, which is still inside the gate. (Boxed, for the answer is carried
+/// through every launch, and is nearly always none.)
 #[inline]
-pub(crate) fn after_launch(stream: CUstream) -> Option<Turn> {
+pub(crate) fn after_launch(stream: CUstream) -> Option<Box<Turn>> {
     if ON.load(Ordering::Relaxed) { mark_now_and_then(stream) } else { None }
 }
 
 #[cold]
-fn mark_now_and_then(stream: CUstream) -> Option<Turn> {
+fn mark_now_and_then(stream: CUstream) -> Option<Box<Turn>> {
     // A thread that is ending is not paced.
     let turn = PACE.try_with(|pace| {
         let launches = pace.since_mark.get() + 1;
@@ -79,7 +80,7 @@ fn mark_now_and_then(stream: CUstream) -> Option<Turn> {
         let mark = streams::mark(stream).ok().flatten()?;
         let before = pace.before.replace(Some(Batch { stream, mark }))?;
         // Of another stream's batch nothing follows for this one.
-        (before.stream == stream).then_some(Turn { before, launches })
+        (before.stream == stream).then(|| Box::new(Turn { before, launches }))
     });
     turn.ok().flatten()
 }

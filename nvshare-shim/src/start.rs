@@ -4,13 +4,13 @@
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::sync::Once;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nvshare_common::probe::ENGINE_THREAD_PREFIX;
 
 use crate::driver::driver;
-use crate::{config, counters, drain, gate, link, streams};
+use crate::{config, counters, drain, gate, link, streams, swap};
 
 const ASLEEP: u8 = 0;
 const ACTIVE: u8 = 1;
@@ -29,12 +29,14 @@ pub fn active() -> bool {
     STATE.load(Ordering::Acquire) == ACTIVE
 }
 
-/// The driver is initialised: take up work, once.
+/// Takes up work, once, if the driver is initialised.
 pub(crate) fn first_use() {
     static START: Once = Once::new();
     if STATE.load(Ordering::Acquire) != ASLEEP {
         return;
     }
+    // Who calls before `cuInit` is refused by the driver, and may come again.
+    let Some(devices) = device_count() else { return };
     START.call_once(|| {
         if config::get().disabled {
             STATE.store(INERT, Ordering::Release);
@@ -45,10 +47,20 @@ pub(crate) fn first_use() {
         driver().bind();
         gate::prepare();
         drain::prepare();
+        swap::prepare(devices);
+        link::prepare();
         counters::page();
         STATE.store(ACTIVE, Ordering::Release);
         link::start();
     });
+}
+
+/// How many devices the driver has; none before it is initialised.
+fn device_count() -> Option<usize> {
+    let mut count = 0;
+    // SAFETY: `count` is where the answer goes.
+    let asked = unsafe { driver().cuDeviceGetCount(&raw mut count) };
+    asked.ok().then(|| usize::try_from(count).unwrap_or(0))
 }
 
 /// Makes the child of a later fork inert: CUDA does not survive a fork either, and the engine's threads are not there.
@@ -78,10 +90,14 @@ pub fn is_engine() -> bool {
 /// it holds when it calls the driver: above all the loader's lock, inside constructors. So on these threads
 /// - nothing is loaded or looked up (`dlopen`, `dlsym`, `dladdr`): all of the driver is bound before the gate can shut;
 /// - thread-local storage that wants a destructor is touched before the thread begins ([`warm_up`]): glibc takes that lock
-///   to register one. A thread that is held up there has done nothing yet, and nobody waits for it without a limit;
+///   to register one. A thread that is held up there has done nothing yet, so whoever can shut the gate waits first until
+///   all are past it ([`await_all`]);
 /// - messages are written with one `write`, never through stdio's locks. (Allocating is fine, unwinding too: nobody calls the
 ///   driver inside `malloc`, and the loader's list is not locked while constructors run.)
 /// - and no lock of ours is taken that is held anywhere during a call of the driver.
+///
+/// For the same reason those that the gate's opening may depend on are started before it can be shut, at the first use: what
+/// `first_use` does not prepare may only do what nobody waits for.
 ///
 /// Its name begins with the prefix by which the uprobes tell it apart; it takes no
 /// signal, so that the application's handlers never run on it.
@@ -93,11 +109,29 @@ pub fn engine_thread(
     let mut full = format!("{prefix}{name}");
     full.truncate(15);
     let _blocked = Blocked::all();
-    std::thread::Builder::new().name(full).spawn(move || {
+    HELD_UP.fetch_add(1, Ordering::AcqRel);
+    let started = std::thread::Builder::new().name(full).spawn(move || {
         ENGINE.set(true);
         warm_up();
+        HELD_UP.fetch_sub(1, Ordering::AcqRel);
         run();
-    })
+    });
+    if started.is_err() {
+        HELD_UP.fetch_sub(1, Ordering::AcqRel);
+    }
+    started
+}
+
+/// Threads of ours that were started and are not past their [`warm_up`].
+static HELD_UP: AtomicUsize = AtomicUsize::new(0);
+
+/// Waits until every thread that was started works. On a thread of ours, before it does the first thing that could shut the
+/// gate: where the loader is busy for long, in a constructor that uses the card, all that time nothing is managed yet.
+pub(crate) fn await_all() {
+    debug_assert!(is_engine(), "a thread of the application may hold what they are waiting for");
+    while HELD_UP.load(Ordering::Acquire) != 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Uses once what keeps something for each thread: the standard library where it waits, and the driver.

@@ -132,6 +132,7 @@ macro_rules! entry {
         /// As for the driver's function.
         #[inline]
         pub unsafe fn $name(&self $(, $argument: $type)*) -> CUresult {
+            crate::swap::calm::check(Symbol::$name);
             // SAFETY: the caller's promise is the function's own.
             unsafe { real!(self $name counters::count ($($argument: $type),*)) }
         }
@@ -486,5 +487,8 @@ functions! {
     cuDeviceGetGraphMemAttribute(device: CUdevice, attr: CEnum, value: *mut c_void);
     cuMemHostGetDevicePointer_v2(pdptr: *mut CUdeviceptr, p: *mut c_void, Flags: u32);
     cuModuleUnload(hmod: CUmodule);
+    cuLinkCreate_v2(numOptions: u32, options: *mut CEnum, optionValues: *mut *mut c_void, stateOut: *mut CUlinkState);
+    cuLinkAddData_v2(state: CUlinkState, kind: CEnum, data: *mut c_void, size: usize, name: *const c_char, numOptions: u32, options: *mut CEnum, optionValues: *mut *mut c_void);
+    cuLinkDestroy(state: CUlinkState);
   }
 }

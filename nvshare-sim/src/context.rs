@@ -106,6 +106,12 @@ impl Context {
         });
         let legacy = Stream::new(&context, Kind::Legacy, 0, 0);
         context.streams().legacy = Some(legacy);
+        // An illegal address concerns those that are made later, too.
+        CONTEXTS.for_each(|other| {
+            if other.device == device && other.failure() == Some(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS) {
+                context.fail(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+            }
+        });
         CONTEXTS.insert_as(context.handle(), Arc::clone(&context));
         Ok(context)
     }

@@ -24,6 +24,7 @@ mod green;
 mod handles;
 mod init;
 mod jam;
+mod jit;
 mod kernel;
 mod memory;
 mod module;

@@ -1,7 +1,7 @@
-//! Modules and libraries: PTX text, of which only entries and their parameters are looked at.
+//! Modules and libraries: of their text only entries and their parameters are looked at.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, c_void};
+use std::ffi::c_void;
 use std::sync::atomic::AtomicI32;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,8 +11,9 @@ use crate::builtin::Builtin;
 use crate::context::Context;
 use crate::export::Outcome;
 use crate::handles::{Registry, handle_of};
+use crate::jit;
 use crate::kernel::{FUNCTIONS, Function};
-use crate::ptx::{self, Entry};
+use crate::ptx::Entry;
 
 /// Loaded modules.
 pub(crate) static MODULES: Registry<Module> = Registry::new();
@@ -56,7 +57,7 @@ impl Module {
     /// Loads an image into the context and keeps it.
     pub(crate) fn from_image(context: &Arc<Context>, image: *const c_void) -> Outcome<Arc<Module>> {
         crate::faults::at_call(crate::faults::Point::Module)?;
-        let entries = entries(image)?;
+        let entries = jit::entries(image)?;
         // As on an H200: code is put in place when no kernel of the context runs.
         context.synchronize()?;
         let module = Module::load(context, &entries);
@@ -94,7 +95,7 @@ impl Library {
     pub(crate) fn from_image(image: *const c_void) -> Outcome<Arc<Library>> {
         crate::faults::at_call(crate::faults::Point::Module)?;
         let library =
-            Library { entries: entries(image)?, modules: Mutex::default(), kernels: Mutex::default() };
+            Library { entries: jit::entries(image)?, modules: Mutex::default(), kernels: Mutex::default() };
         let library = Arc::new(library);
         LIBRARIES.insert::<()>(Arc::clone(&library));
         Ok(library)
@@ -160,26 +161,4 @@ pub(crate) fn forget(context: &Arc<Context>) {
     LIBRARIES.for_each(|library| {
         library.modules.lock().unwrap_or_else(PoisonError::into_inner).remove(&context.id);
     });
-}
-
-/// The entries of an image: PTX text, or what the driver would take and the simulator does not.
-fn entries(image: *const c_void) -> Outcome<Vec<Entry>> {
-    const ELF: [u8; 4] = *b"\x7fELF";
-    const FATBIN: [u8; 4] = 0xba55_ed50_u32.to_le_bytes();
-    const FATBIN_WRAPPER: [u8; 4] = 0x4662_43b1_u32.to_le_bytes();
-    if image.is_null() {
-        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-    }
-    // SAFETY: every image has at least four bytes: a binary's magic number, or text that ends with a zero.
-    let magic = unsafe { image.cast::<[u8; 4]>().read_unaligned() };
-    if [ELF, FATBIN, FATBIN_WRAPPER].contains(&magic) {
-        eprintln!("nvshare-sim: a module that is not PTX text cannot be loaded");
-        return Err(CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU);
-    }
-    // SAFETY: what is no binary is text that ends with a zero, as the driver API demands.
-    let text = unsafe { CStr::from_ptr(image.cast()) }.to_string_lossy();
-    if text.trim().is_empty() {
-        return Err(CUresult::CUDA_ERROR_INVALID_IMAGE);
-    }
-    ptx::parse(&text).ok_or(CUresult::CUDA_ERROR_INVALID_PTX)
 }

@@ -18,10 +18,16 @@ pub(crate) fn report(text: &str) {
     crate::device::card().violation(text);
 }
 
-/// Work touched what it must not: reports it and returns the error that the context keeps from now on.
+/// Work touched what it must not: reports it and returns the error that every context of the process on that card keeps from
+/// now on (seen on an H200).
 pub(crate) fn illegal(context: &Context, text: &str) -> CUresult {
     report(text);
     context.fail(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+    CONTEXTS.for_each(|other| {
+        if other.device == context.device {
+            other.fail(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+        }
+    });
     CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
 }
 

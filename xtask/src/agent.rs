@@ -30,7 +30,7 @@ pub(crate) fn has_gpu() -> bool {
 
 /// Builds the agent and becomes it.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let artifacts = build::artifacts()?;
+    let artifacts = build::artifacts(false)?;
     let mut agent = Command::new(artifacts.agent());
     if let Some(object) = artifacts.ebpf() {
         agent.arg("--ebpf-object").arg(object);

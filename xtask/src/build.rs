@@ -22,10 +22,10 @@ pub(crate) struct Options {
 
 /// What there is to run: built now, or, where `NVSHARE_ARTIFACTS` names a directory, what lies there. So a built xtask
 /// and its artifacts run on machines without sources.
-pub(crate) fn artifacts() -> Result<Artifacts> {
+pub(crate) fn artifacts(release: bool) -> Result<Artifacts> {
     match std::env::var_os("NVSHARE_ARTIFACTS") {
         Some(directory) => Ok(Artifacts::at(directory)),
-        None => run(&Options { release: false }),
+        None => run(&Options { release }),
     }
 }
 

@@ -48,6 +48,8 @@ fn address(arguments: &[String]) -> Result<()> {
         under("address", "test", "nvshare-shim", &["-Zsanitizer=address"])
             // The library keeps what it has until the process ends; so does the simulator.
             .env("ASAN_OPTIONS", "detect_leaks=0")
+            // Beside its shadow memory.
+            .env("NVSHARE_SIM_ADDRESSES", "17408G-32768G")
             .env("NVSHARE_ARTIFACTS", artifacts.directory())
             .args(arguments),
     )
@@ -66,7 +68,14 @@ fn thread(arguments: &[String]) -> Result<()> {
     run_command(&mut cargo("build"))
         .context("the sources of the standard library are needed: rustup component add rust-src")?;
     let built = directory("thread").join(TARGET).join("debug");
-    run_command(cargo("test").env("NVSHARE_ARTIFACTS", built).args(arguments))
+    run_command(
+        cargo("test")
+            .env("NVSHARE_ARTIFACTS", built)
+            // Where it lets programs have memory.
+            .env("NVSHARE_SIM_ADDRESSES", "64G-512G")
+            .args(["--no-fail-fast"])
+            .args(arguments),
+    )
 }
 
 fn directory(sanitizer: &str) -> PathBuf {

@@ -21,7 +21,8 @@ impl Lack {
     /// All of `budget` is handed out.
     pub(super) fn budget(&mut self, budget: Bytes) {
         let why = format!(
-            "host memory for shadows is missing: --host-memory ({budget}) is used up; raise it, or run less"
+            "host memory for shadows is missing: --host-memory ({budget}), or four times the device's capacity, is used up; \
+             raise it, or run less"
         );
         self.0 = Some((Cause::Budget, why));
     }

@@ -9,19 +9,17 @@ use std::mem::offset_of;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use nvshare_common::counters::{Counters, PAGE_BYTES};
 use nvshare_common::protocol;
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_cookie;
 use rustix::net::{SendFlags, send};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::page::peer_pid;
 use crate::observation::Process;
 
-/// How long after a knock there is no other at the same door.
-const AGAIN: Duration = Duration::from_secs(10);
 /// What is said of a client that cannot be reached.
 const REMEDY: &str = "restart its pod; only remove the directory of the clients' socket when no client runs";
 
@@ -64,8 +62,9 @@ pub(super) struct Doors {
 struct Left {
     process: Process,
     said: bool,
-    /// When it was knocked last: it takes a moment until its page says that the door is closed.
-    knocked: Option<Instant>,
+    /// The door at which it was knocked last, by its cookie. Once is enough for each: if it is not heard, or nothing comes of
+    /// it, the client opens another.
+    knocked: Option<u64>,
 }
 
 impl Doors {
@@ -92,12 +91,9 @@ impl Doors {
         self.left.retain(|pid, left| Process::of(*pid) == Some(left.process));
         let mut sockets = Vec::new();
         for (pid, left) in &mut self.left {
-            if left.knocked.is_some_and(|knocked| knocked.elapsed() < AGAIN) {
-                continue;
-            }
-            match through(*pid) {
-                Ok(Some(socket)) => {
-                    left.knocked = Some(Instant::now());
+            match through(*pid, left.knocked) {
+                Ok(Some((socket, cookie))) => {
+                    left.knocked = Some(cookie);
                     tracing::info!(pid, "reached a client whose directory was removed");
                     left.said = false;
                     sockets.push(socket);
@@ -113,9 +109,11 @@ impl Doors {
     }
 }
 
-/// Takes the socket that the process offers, if it offers one, and knocks.
-fn through(pid: u32) -> std::io::Result<Option<OwnedFd>> {
-    let Some(number) = door(pid)? else { return Ok(None) };
+/// Takes the socket that the process offers, if it offers one that is not `known`, and knocks. With its cookie.
+fn through(pid: u32, known: Option<u64>) -> std::io::Result<Option<(OwnedFd, u64)>> {
+    let Some((number, cookie)) = door(pid)?.filter(|(_, cookie)| Some(*cookie) != known) else {
+        return Ok(None);
+    };
     let Some(id) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
     let process = pidfd_open(id, PidfdFlags::empty())?;
     let socket = match pidfd_getfd(&process, number, PidfdGetfdFlags::empty()) {
@@ -128,16 +126,20 @@ fn through(pid: u32) -> std::io::Result<Option<OwnedFd>> {
     if peer_pid(socket.as_fd()).ok() != Some(id.as_raw_nonzero().get()) {
         return Ok(None);
     }
+    // The door may have been closed meanwhile, and its number be another socket's: of the application's own, perhaps.
+    if socket_cookie(&socket).ok() != Some(cookie) {
+        return Ok(None);
+    }
     // Whatever a process may offer, only a socket can be sent to; who is at its other end is asked as of any other.
-    match send(&socket, &[1], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-        Ok(_) => Ok(Some(socket)),
+    match send(&socket, protocol::KNOCK, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+        Ok(_) => Ok(Some((socket, cookie))),
         Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN | Errno::AGAIN) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-/// The number of the descriptor that the process offers, by its counter page.
-fn door(pid: u32) -> std::io::Result<Option<i32>> {
+/// The number of the descriptor that the process offers, by its counter page, and the cookie of what it means.
+fn door(pid: u32) -> std::io::Result<Option<(i32, u64)>> {
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let path = entry?.path();
         let named = fs::read_link(&path).unwrap_or_default();
@@ -148,10 +150,13 @@ fn door(pid: u32) -> std::io::Result<Option<i32>> {
         if page.metadata()?.len() != PAGE_BYTES as u64 {
             continue;
         }
-        let mut bytes = [0; 8];
-        page.read_exact_at(&mut bytes, offset_of!(Counters, door) as u64)?;
-        let number = u64::from_ne_bytes(bytes).checked_sub(1);
-        return Ok(number.and_then(|number| i32::try_from(number).ok()));
+        let word = |offset: usize| -> std::io::Result<u64> {
+            let mut bytes = [0; 8];
+            page.read_exact_at(&mut bytes, offset as u64)?;
+            Ok(u64::from_ne_bytes(bytes))
+        };
+        let number = word(offset_of!(Counters, door))?.checked_sub(1).and_then(|it| i32::try_from(it).ok());
+        return Ok(number.zip(Some(word(offset_of!(Counters, door_cookie))?)));
     }
     Ok(None)
 }

@@ -52,8 +52,12 @@ impl Ledger {
         let mut news = Vec::new();
         let ids: Vec<DeviceId> = self.devices.keys().copied().collect();
         for id in ids {
+            let shadows = self.shadows_on(id);
+            if let Some(at) = self.devices.get_mut(&id) {
+                at.shadows = shadows;
+            }
             let Some(at) = self.devices.get(&id) else { continue };
-            let reserve = settings.reserve.min(at.capacity);
+            let reserve = at.whole_reserve(settings);
             let (short, first) = self.shortest(id, at, reserve);
             let lent = Bytes(short.clamp(0, reserve.0 as i64) as u64);
             let late = match first {
@@ -72,6 +76,11 @@ impl Ledger {
             at.latecomers = late;
         }
         news
+    }
+
+    /// The host memory for shadows of all clients on the device.
+    pub fn shadows_on(&self, id: DeviceId) -> Bytes {
+        self.holdings(id).map(|(client, _)| client.arena_bytes()).sum()
     }
 
     /// How much the first client lacks of the device without its reserve, even with all that others can give; and who that

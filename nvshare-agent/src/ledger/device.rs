@@ -32,6 +32,8 @@ pub struct Device {
     pub capacity: Bytes,
     /// Never granted. A part of it may be lent: see `admission`.
     pub reserve: Bytes,
+    /// Host memory that clients on it have for shadows, at the last decision.
+    pub shadows: Bytes,
     /// Clients that came last and leave one that ran before no room to run: they get no more.
     pub latecomers: Vec<ClientId>,
     /// Since when there have been some.
@@ -150,8 +152,12 @@ impl Device {
     pub(super) fn limit(&mut self, settings: &Settings) {
         self.capacity = settings.capacity.map_or(self.total, |capacity| capacity.min(self.total));
         // What is lent of it stays lent until that is decided anew.
-        let (whole, lent) = (settings.reserve.min(self.capacity), self.lent);
-        self.reserve = whole.saturating_sub(lent);
+        self.reserve = self.whole_reserve(settings).saturating_sub(self.lent);
+    }
+
+    /// What is for drivers, lent or not: for what they take by themselves, and for shadows that will be pinned.
+    pub(super) fn whole_reserve(&self, settings: &Settings) -> Bytes {
+        (settings.reserve + settings.pins(self.capacity, self.shadows)).min(self.capacity)
     }
 
     pub(super) fn read(&mut self, reading: &Reading, began: Moment, settings: &Settings) {

@@ -73,15 +73,16 @@ pub(crate) unsafe fn detach<F: Fn() -> CUresult>(bare: &Bare<F>, context: CUcont
 pub(crate) unsafe fn release<F: Fn() -> CUresult>(bare: &Bare<F>, device: CUdevice) -> CUresult {
     let Some(context) = primary(device).filter(|_| is_active(device)) else { return bare.call() };
     let before = instance(context);
-    // Where it is active another thread may have retained it meanwhile: then it is a new one at the old address.
-    let is_gone = |result: CUresult| result.ok() && (!is_active(device) || instance(context) != before);
+    // Where it is active another thread may have retained it meanwhile: then it is a new one at the old address. One that
+    // failed may answer with its error, and be gone.
+    let is_gone = |result: CUresult| !is_active(device) || (result.ok() && instance(context) != before);
     end(bare, context, Some(device), is_gone)
 }
 
 /// Destroys what is in the context, whoever has retained it; the references stay (seen on an H200).
 pub(crate) unsafe fn reset<F: Fn() -> CUresult>(bare: &Bare<F>, device: CUdevice) -> CUresult {
     match primary(device).filter(|_| is_active(device)) {
-        Some(context) => end(bare, context, Some(device), CUresult::ok),
+        Some(context) => end(bare, context, Some(device), |result| result.ok() || !is_active(device)),
         None => bare.call(),
     }
 }
@@ -102,7 +103,7 @@ fn end<F: Fn() -> CUresult>(
         (result, is_gone(result))
     });
     if gone {
-        swap::standing::context_ended(context.addr());
+        swap::standing::context_ended();
         memory::context_ended(context, primary);
     } else {
         streams::context_given_back(context);

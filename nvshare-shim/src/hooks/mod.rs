@@ -97,7 +97,6 @@ fn after_panic<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
 #[cold]
 fn note_error(error: CUresult) {
     if error.is_sticky() && crate::start::active() {
-        crate::gate::open_for_good();
         crate::swap::on_device_error(error);
     }
 }

@@ -76,7 +76,7 @@ pub(crate) unsafe fn launch<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstrea
 }
 
 #[inline]
-fn launch_once<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> (CUresult, Option<pace::Turn>) {
+fn launch_once<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> (CUresult, Option<Box<pace::Turn>>) {
     let pass = gate::pass_into(stream);
     streams::note_use(&pass, stream);
     let result = bare.call();

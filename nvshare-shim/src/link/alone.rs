@@ -3,10 +3,11 @@
 //! a time for each device, and tries again after a random delay where it does not fit. The same on one device that the
 //! agent does not manage, see [`without_agent`].
 
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -163,16 +164,51 @@ pub(super) fn without_agent(device: &'static Device) {
     if missing == 0 {
         return;
     }
-    let started = threads::engine_thread("alone", move || {
-        while !come_back(device) {
-            Alone::pause();
-        }
-    });
-    if let Err(error) = started {
+    let given = restorer().as_ref().is_some_and(|restorer| restorer.send(device).is_ok());
+    if !given {
         // As piece by piece as there is room, then.
-        log::warning!("cannot start a thread that restores {}: {error}", device.id);
         device.state().space.set_terms(|terms| terms.unlimited = true);
         device.wake();
+    }
+}
+
+/// Who restores devices that the agent does not manage.
+fn restorer() -> MutexGuard<'static, Option<Sender<&'static Device>>> {
+    static RESTORER: Mutex<Option<Sender<&'static Device>>> = Mutex::new(None);
+    RESTORER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts the thread of [`without_agent`]; before the gate can be shut.
+pub(super) fn prepare() {
+    let mut restorer = restorer();
+    if restorer.is_some() {
+        return;
+    }
+    let (give, given) = channel();
+    match threads::engine_thread("alone", move || restore(&given)) {
+        Ok(_) => *restorer = Some(give),
+        Err(error) => log::warning!(
+            "cannot start a thread that restores devices: {error}; where the agent leaves one they come back piece by piece"
+        ),
+    }
+}
+
+/// Tries each device in turn until all of it is back.
+fn restore(given: &Receiver<&'static Device>) {
+    let mut waiting: VecDeque<&'static Device> = VecDeque::new();
+    loop {
+        let Some(device) = waiting.pop_front() else {
+            match given.recv() {
+                Ok(device) => waiting.push_back(device),
+                Err(_) => return,
+            }
+            continue;
+        };
+        if !come_back(device) {
+            waiting.push_back(device);
+            Alone::pause();
+        }
+        waiting.extend(given.try_iter());
     }
 }
 

@@ -2,6 +2,8 @@
 //! directory that nobody can put a socket into any more, and the agent listens in another of the same name. So this
 //! process makes a pair of sockets, writes the number of one end to its counter page, and the agent, which sees every
 //! process, takes it (`pidfd_getfd`) and knocks. From then on it is a session like any other.
+//!
+//! Each pair is another door: a session that came to nothing is followed by a new one, which the agent knows by its cookie.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -9,7 +11,9 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use nvshare_common::protocol::KNOCK;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::socket_cookie;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 
 use crate::{config, counters, log};
@@ -32,6 +36,7 @@ impl Door {
     pub(super) fn open() -> rustix::io::Result<Door> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (inside, outside) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        counters::page().door_cookie.store(socket_cookie(&outside)?, Ordering::Release);
         counters::page().door.store(outside.as_raw_fd() as u64 + 1, Ordering::Release);
         log::warning!(
             "the directory of {} was removed under this process; the agent reaches it all the same if it may",
@@ -48,7 +53,7 @@ impl Door {
         if !poll(&mut asked, Some(&limit)).is_ok_and(|ready| ready > 0) {
             return Err(self);
         }
-        let mut knock = [0; 8];
+        let mut knock = [0; KNOCK.len()];
         match recv(&self.inside, &mut knock, RecvFlags::DONTWAIT) {
             Ok(_) => {
                 counters::page().door.store(0, Ordering::Release);

@@ -43,6 +43,10 @@ pub(super) fn start() {
 }
 
 fn begin(name: &str, run: impl FnOnce() + Send + 'static) {
+    let run = move || {
+        threads::await_all();
+        run();
+    };
     if let Err(error) = threads::engine_thread(name, run) {
         log::warning!("cannot start the debugging thread: {error}");
     }

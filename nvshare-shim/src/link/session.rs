@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nvshare_common::frame;
-use nvshare_common::protocol::{Answer, Hello, Purpose, ToAgent, ToShim};
+use nvshare_common::protocol::{Answer, Hello, KNOCK, Purpose, ToAgent, ToShim};
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -287,8 +287,7 @@ impl Session {
                 continue;
             }
             if let Some((length, _)) = self.packet()? {
-                // Another knock at the back door is no answer.
-                if length == 1 {
+                if self.buffer[..length] == *KNOCK {
                     continue;
                 }
                 return match frame::decode_answer(&self.buffer[..length]) {
@@ -307,6 +306,7 @@ impl Session {
     pub(super) fn receive(&mut self, limit: Option<Duration>) -> Result<Option<Incoming>, End> {
         if self.wait(limit)?
             && let Some((length, descriptor)) = self.packet()?
+            && self.buffer[..length] != *KNOCK
         {
             let message =
                 frame::decode(&self.buffer[..length]).map_err(|error| End::Closed(error.to_string()))?;

@@ -57,13 +57,14 @@ pub fn back(device: &Device, id: ExtentId) -> Backed {
         Ok(handle) => {
             state.space.extent_mut(id).handle = handle;
             let now = device.readers(&state);
-            // A peer came meanwhile, and found this extent without memory.
+            device.publish(&state);
+            drop(state);
+            // A peer came meanwhile, and found this extent without memory. (It arrives: nobody else moves or frees it.)
             if now != readers
                 && let Err(code) = vmm::set_access(start, bytes, &now)
             {
                 log::warning!("cannot let a peer reach {start:#x}: {}", driver().error_name(code));
             }
-            device.publish(&state);
             Backed::Yes
         }
         Err(code) => {
@@ -112,7 +113,7 @@ pub fn bury(device: &Device, remains: Option<Remains>) {
             standing::on_device_error(CUresult::CUDA_ERROR_DEINITIALIZED);
             return;
         }
-        if unmapped.is_err() && standing::is_dead() {
+        if unmapped.is_err() && standing::has_failed(device) {
             left().push((device.index, remains));
             given_back(device, resident);
             return;

@@ -1,5 +1,5 @@
 //! The devices that this process uses, each with what it holds there under one lock. A device is met with the first
-//! allocation in one of its contexts; its swap thread starts then.
+//! allocation in one of its contexts; a swap thread takes it up then.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -60,8 +60,6 @@ pub struct State {
     pub peers: Vec<sys::CUdevice>,
     /// Counts what the swap thread should look at.
     pub news: u64,
-    /// There is a swap thread.
-    pub has_engine: bool,
     /// What the swap thread shall do.
     pub orders: VecDeque<Order>,
     /// Its context is going away: what it does there ends early.
@@ -101,14 +99,10 @@ impl Device {
         self.changed.notify_all();
     }
 
-    /// Hands an order to the swap thread. Where there is none, whoever waits for an answer learns that none will come.
+    /// Hands an order to the swap thread.
     pub fn order(&self, order: Order) {
-        let mut state = self.state();
-        if state.has_engine {
-            state.orders.push_back(order);
-            drop(state);
-            self.wake();
-        }
+        self.state().orders.push_back(order);
+        self.wake();
     }
 
     /// The devices that get access to an extent.
@@ -227,8 +221,13 @@ fn meet(ordinal: sys::CUdevice) -> Known {
     if unsafe { driver().cuDeviceGetCount(&raw mut devices) }.ok() {
         SEEN.store(usize::try_from(devices).unwrap_or(1), Ordering::Relaxed);
     }
-    let known = match Device::describe(ordinal, index) {
-        Ok(device) => Known::Managed(Box::leak(Box::new(device))),
+    let described = Device::describe(ordinal, index).and_then(|device| {
+        let device: &'static Device = Box::leak(Box::new(device));
+        // What is missing there could never come back without.
+        if swap::start(device) { Ok(device) } else { Err("there is no thread to swap it".to_owned()) }
+    });
+    let known = match described {
+        Ok(device) => Known::Managed(device),
         Err(why) => {
             log::warning!("device {ordinal} is used without nvshare: {why}");
             Known::Plain
@@ -239,7 +238,6 @@ fn meet(ordinal: sys::CUdevice) -> Known {
     };
     if let Known::Managed(device) = known {
         link::device_met(device, make_known);
-        device.state().has_engine = swap::start(device);
     } else {
         make_known();
     }

@@ -3,7 +3,7 @@
 //! - [`map`]: every allocation by address; [`space`]: spans, extents and accounts of one device, pure; [`ranges`]: free
 //!   pieces of slabs (and blocks of arenas), pure; [`extent`]: one extent.
 //! - [`books`]: what passes by the engine; [`held`], [`physical`], [`pools`]: how long which of it lives. [`promise`]: what may be
-//!   promised. [`owner`]: whose an address is.
+//!   promised; [`room`]: what must stay free where there is no agent. [`owner`]: whose an address is.
 //! - [`device`]: the devices in use; [`vmm`]: the driver calls; [`mod@back`]: putting memory behind an extent; [`mod@free`].
 //!
 //! An allocation never waits for memory, and for a word of the agent only near the limit ([`promise`]). What the grant does not cover stays absent, the gate is shut, and the swap
@@ -22,6 +22,7 @@ pub mod physical;
 pub mod pools;
 pub mod promise;
 pub mod ranges;
+pub mod room;
 pub mod space;
 pub mod vmm;
 
@@ -35,9 +36,9 @@ use self::map::{AddressMap, Allocation};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::{CUresult, sys};
 use crate::driver::driver;
-use crate::link;
 use crate::streams::Relaxed;
 use crate::swap::{self, standing};
+use crate::{gate, link};
 
 /// Allocations below this come from slabs.
 pub const SMALL: u64 = 1 << 20;
@@ -51,12 +52,16 @@ pub(crate) static ALLOCATIONS: AddressMap = AddressMap::new();
 
 /// Allocates on the device of the current context. Never waits for memory.
 pub fn allocate(bytes: usize) -> Result<sys::CUdeviceptr, CUresult> {
-    let Some((device, context)) = device::current()? else {
+    let bare = || {
         let mut pointer = 0;
         // SAFETY: `pointer` is where the answer goes.
-        unsafe { driver().cuMemAlloc_v2(&raw mut pointer, bytes) }.result()?;
-        return Ok(pointer);
+        unsafe { driver().cuMemAlloc_v2(&raw mut pointer, bytes) }.result().map(|()| pointer)
     };
+    let Some((device, context)) = device::current()? else { return bare() };
+    // Virtual memory belongs to no context, and may be had where no call of a context succeeds any more.
+    if standing::has_failed(device) {
+        return bare();
+    }
     if bytes == 0 {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
@@ -194,21 +199,24 @@ pub fn green_context_ended(context: sys::CUcontext, primary: Option<sys::CUconte
 /// `peer` may now reach all memory of the device with that number.
 pub fn on_peer_access(ordinal: sys::CUdevice, peer: sys::CUdevice) {
     let Some(device) = device::of_ordinal(ordinal) else { return };
-    let mut state = device.state();
-    if !state.peers.contains(&peer) {
-        state.peers.push(peer);
-    }
-    let readers = device.readers(&state);
-    let resident: Vec<(u64, u64)> = state
-        .space
-        .extents()
-        .filter(|(_, extent)| extent.handle != 0)
-        .map(|(_, extent)| (extent.start, extent.bytes))
-        .collect();
-    for (start, bytes) in resident {
-        // The lock is held: an extent must not leave between the look and the call.
+    let (readers, resident) = {
+        let mut state = device.state();
+        // First: what comes in from now on is given to the peer, too, by whoever brings it in.
+        if !state.peers.contains(&peer) {
+            state.peers.push(peer);
+        }
+        let mapped = state.space.extents().filter(|(_, extent)| extent.handle != 0);
+        let resident: Vec<_> =
+            mapped.map(|(id, extent)| (id, extent.handle, extent.start, extent.bytes)).collect();
+        (device.readers(&state), resident)
+    };
+    for (id, handle, start, bytes) in resident {
         if let Err(code) = vmm::set_access(start, bytes, &readers) {
-            crate::log::warning!("cannot let a peer reach {start:#x}: {}", driver().error_name(code));
+            // Nothing keeps an extent from leaving, or from being freed, between the look and the call.
+            let is_there = device.state().space.get(id).is_some_and(|extent| extent.handle == handle);
+            if is_there {
+                crate::log::warning!("cannot let a peer reach {start:#x}: {}", driver().error_name(code));
+            }
         }
     }
 }
@@ -226,6 +234,12 @@ fn want(device: &Device) {
         needed
     };
     link::send(&ToAgent::Want { device: device.id, total: Bytes(total), purpose: Purpose::Allocation });
+}
+
+/// Whether what the engine will give back in a moment, because it was freed, is enough for the rest of `bytes`.
+fn comes_free(device: &Device, bytes: u64, extents_done: usize) -> bool {
+    let rest = bytes.saturating_sub(extents_done as u64 * device.extent_bytes);
+    device.state().space.doomed() >= rest
 }
 
 fn take_piece(device: &'static Device, taken: u64) -> Result<u64, CUresult> {
@@ -249,11 +263,21 @@ fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64,
         return Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY);
     }
     let start = vmm::reserve(bytes, device.granularity)?;
+    // Where nothing is granted bit by bit nobody moves the first half out while the second is made: there would be no room
+    // for both.
+    let _inside = device.state().space.accounts().unlimited.then(gate::pass_at_once);
     let (extents, unlimited) = {
         let mut state = device.state();
-        let accounts = state.space.accounts();
+        let mut accounts = *state.space.accounts();
+        let orphan = link::alone::is_orphan();
+        let mut exceeds = orphan && accounts.needed().saturating_add(bytes) > device.total;
+        if accounts.unlimited && accounts.missing > 0 && !orphan {
+            drop(state);
+            exceeds = !room::comes(device, bytes);
+            state = device.state();
+            accounts = *state.space.accounts();
+        }
         let unlimited = accounts.unlimited;
-        let exceeds = link::alone::is_orphan() && accounts.needed().saturating_add(bytes) > device.total;
         if exceeds {
             drop(state);
             // SAFETY: nobody has seen these addresses.
@@ -263,12 +287,22 @@ fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64,
         state.announce = true;
         (state.space.add_span(start, bytes, device.extent_bytes, context), unlimited)
     };
-    for id in extents {
-        match back(device, id) {
+    for (done, id) in extents.into_iter().enumerate() {
+        let backed = match back(device, id) {
+            Backed::Refused(CUresult::CUDA_ERROR_OUT_OF_MEMORY)
+                if unlimited && !comes_free(device, bytes, done) =>
+            {
+                // Or it came just now.
+                back(device, id)
+            }
+            backed => backed,
+        };
+        match backed {
             Backed::Yes => device.state().space.finish_arrival(id, None),
             Backed::NotMissing => {}
             Backed::Refused(code)
-                if code != CUresult::CUDA_ERROR_OUT_OF_MEMORY || (unlimited && !link::alone::is_orphan()) =>
+                if code != CUresult::CUDA_ERROR_OUT_OF_MEMORY
+                    || (unlimited && !link::alone::is_orphan() && !comes_free(device, bytes, done)) =>
             {
                 let remains = device.state().space.remove_span(start);
                 bury(device, remains);

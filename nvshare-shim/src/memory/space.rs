@@ -197,6 +197,18 @@ impl Space {
             .filter_map(|(index, extent)| Some((ExtentId(index as u32), extent.as_ref()?)))
     }
 
+    /// Bytes that were freed and are on the device until the engine is done with them.
+    pub fn doomed(&self) -> u64 {
+        let spans = self.spans.values().filter(|span| span.doomed);
+        let extents = spans.flat_map(|span| &span.extents).map(|id| self.extent(*id));
+        extents.filter(|extent| extent.handle != 0).map(|extent| extent.bytes).sum()
+    }
+
+    /// Whether contents are in their shadows only.
+    pub fn has_swapped(&self) -> bool {
+        self.accounts.missing > 0 && self.extents().any(|(_, extent)| extent.presence == Presence::Swapped)
+    }
+
     /// The span that starts at `start`.
     pub fn span(&self, start: u64) -> Option<&Span> {
         self.spans.get(&start)
@@ -314,6 +326,11 @@ impl Space {
     pub fn is_whole(&self, address: u64) -> bool {
         let span = self.spans.range(..=address).next_back();
         span.is_some_and(|(start, span)| address - start < span.bytes && span.missing == 0)
+    }
+
+    /// Bytes that are missing and will be brought in: not those of spans that are freed.
+    pub fn returning(&self) -> u64 {
+        self.spans.values().filter(|span| !span.doomed).map(|span| span.missing).sum()
     }
 
     /// An extent has settled as resident.

@@ -52,7 +52,7 @@ pub(crate) fn finish(context: usize) -> Result<(), (CUresult, Unfinished)> {
     if let Some(error) = error {
         let begun = context.begun.load(Ordering::Acquire);
         if crate::swap::is_final(error) {
-            context.failed(error);
+            crate::swap::on_device_error(error);
         }
         return Err((error, Unfinished { context, begun }));
     }

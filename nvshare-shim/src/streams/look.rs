@@ -129,14 +129,6 @@ impl Question {
         }
     }
 
-    fn context(&self) -> &Arc<Context> {
-        match self {
-            Question::Stream(stream) => &stream.context,
-            Question::Pending(pending) => pending.context(),
-            Question::Defaults(context) => context,
-        }
-    }
-
     fn name(&self) -> String {
         match self {
             Question::Stream(stream) => format!("stream {:#x}", stream.handle),
@@ -168,14 +160,6 @@ pub(crate) struct Unknown {
     pub(crate) what: String,
     /// The answer.
     pub(crate) error: CUresult,
-    context: Arc<Context>,
-}
-
-impl Unknown {
-    /// The error is one that no call survives.
-    pub(crate) fn is_the_end(&self) {
-        self.context.failed(self.error);
-    }
 }
 
 impl Left {
@@ -283,8 +267,7 @@ fn ask_all(questions: &mut Vec<Question>, left: &mut Left, listener: &impl Liste
             Ok(Answer::Busy) => left.busy += 1,
             Ok(Answer::BehindCapture) => left.behind_capture = true,
             Err(error) => {
-                let context = Arc::clone(question.context());
-                left.unknown = Some(Unknown { what: question.name(), error, context });
+                left.unknown = Some(Unknown { what: question.name(), error });
             }
         }
         questions.push(question);

@@ -22,7 +22,7 @@ impl Mark {
             Ok(done) => done,
             Err(error) => {
                 if crate::swap::is_final(error) {
-                    self.0.context().failed(error);
+                    crate::swap::on_device_error(error);
                 }
                 false
             }

@@ -28,20 +28,6 @@ pub(crate) use self::look::{Left, Listener, Survey, defaults_are_idle, note_use}
 pub use self::mark::Mark;
 pub(crate) use self::mark::mark;
 pub(crate) use self::table::{
-    context_given_back, context_held, context_leaves, context_seen, created, has_context, held_once, leaves,
+    broken, context_given_back, context_held, context_leaves, context_seen, created, has_context, held_once,
+    leaves,
 };
-
-/// Whether everything that was submitted is finished. Not where a thread may be inside a submission: a question about a stream
-/// that is full could then wait as long as that.
-pub(crate) fn nothing_runs() -> bool {
-    /// Asks everything.
-    struct Always;
-    impl Listener for Always {
-        fn asking(&self, _name: &dyn Fn() -> String) -> bool {
-            true
-        }
-        fn answered(&self) {}
-    }
-    let _relaxed = Relaxed::new();
-    Survey::new().look(&Always).is_some_and(|left| left.is_nothing())
-}

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::asks::Asks;
 use super::capture::Pending;
-use super::current::{Current, current_context};
+use super::current::{Current, Relaxed, current_context};
 use crate::cuda::CUresult;
-use crate::cuda::sys::{CUcontext, CUgreenCtx, CUstream};
+use crate::cuda::sys::{CUcontext, CUdevice, CUgreenCtx, CUstream};
 use crate::driver::driver;
 use crate::table::Symbol;
 
@@ -104,18 +104,6 @@ impl Context {
 
     pub(super) fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Acquire)
-    }
-
-    /// The driver answered in it with an error that no call there survives.
-    pub(super) fn failed(&self, error: CUresult) {
-        // It is booked under the current context. (One that is gone is not pushed: that corrupts the driver.)
-        let booked = self.within(|| {
-            crate::swap::on_device_error(error);
-            Ok(())
-        });
-        if !matches!(booked, Ok(()) | Err(Refusal::Gone)) {
-            crate::swap::on_device_error(error);
-        }
     }
 
     /// Runs `act` with the context current, unless it is gone or going. It does not go before that is over.
@@ -264,6 +252,29 @@ pub(crate) fn context_given_back(context: CUcontext) {
 /// `context` was met in use, whoever made it.
 pub(crate) fn context_seen(context: CUcontext) {
     known().context(context.expose_provenance());
+}
+
+/// The devices on which a context answers with an error for good; and whether there is one whose device cannot be told.
+pub(crate) fn broken() -> (BTreeSet<CUdevice>, bool) {
+    let _relaxed = Relaxed::new();
+    let contexts: Vec<_> = known().contexts.values().map(|(context, _)| Arc::clone(context)).collect();
+    let (mut devices, mut unknown) = (BTreeSet::new(), false);
+    for context in contexts {
+        let (mut free, mut total, mut device) = (0, 0, 0);
+        let asked = context.within(|| {
+            // SAFETY: places for the answers. Neither waits for work, nor disturbs a capture (seen on an H200).
+            unsafe {
+                let told = driver().cuCtxGetDevice(&raw mut device).ok();
+                Ok((driver().cuMemGetInfo_v2(&raw mut free, &raw mut total), told))
+            }
+        });
+        match asked {
+            Ok((answer, true)) if answer.is_sticky() => drop(devices.insert(device)),
+            Ok((answer, false)) if answer.is_sticky() => unknown = true,
+            _ => {}
+        }
+    }
+    (devices, unknown)
 }
 
 /// Whether there is any context.

@@ -9,6 +9,7 @@ use nvshare_common::probe::Call;
 use nvshare_common::protocol::ToAgent;
 use nvshare_common::units::{Bytes, DeviceRange, Ticket};
 
+use super::calm::Calm;
 use super::inward::{Inward, Step};
 use super::lending::{self, Loan};
 use super::outward::{Outcome, Outward};
@@ -19,9 +20,9 @@ use crate::config::BLOCK_BYTES;
 use crate::driver::driver;
 use crate::memory::device::Device;
 use crate::memory::extent::ExtentId;
-use crate::memory::{ALLOCATIONS, free};
+use crate::memory::{ALLOCATIONS, free, room};
 use crate::streams::Relaxed;
-use crate::{counters, gate, link, log, streams};
+use crate::{counters, gate, link, log};
 
 /// How long nothing is tried after the device had no room although the grant had.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(20);
@@ -31,10 +32,10 @@ const QUARANTINE_PAUSE: Duration = Duration::from_millis(5);
 const PIN_PAUSE: Duration = Duration::from_millis(5);
 /// How long nothing was launched when host memory is unpinned beside the application, and how often that is looked at.
 const CALM: Duration = Duration::from_millis(200);
+/// How long after a try to make the workshop the next one is made, at first and at most, where the application did not rest.
+const REST_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_mins(1));
 /// After an error of our own.
 const AFTER_PANIC: Duration = Duration::from_millis(100);
-/// What must be free on a card for a forced swap with no agent, or a thousandth of a small one: an agent's reserve.
-const LEAST_FREE: u64 = 64 << 20;
 /// The longest sleep.
 const IDLE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -46,6 +47,7 @@ pub fn run(device: &'static Device) {
         device,
         shop: None,
         complained: false,
+        rest: (Instant::now(), REST_PAUSE.0),
         inward: Inward::default(),
         loan: None,
         no_room_until: None,
@@ -69,6 +71,8 @@ struct Engine {
     shop: Option<Workshop>,
     /// That there is none was said.
     complained: bool,
+    /// When it is tried again to make it, and how long after that once more.
+    rest: (Instant, Duration),
     inward: Inward,
     /// While extents are on their way in.
     loan: Option<Loan>,
@@ -100,7 +104,8 @@ impl Engine {
             self.obey(order);
             return;
         }
-        if standing::is_dead() {
+        if standing::has_failed(self.device) {
+            self.finish_arrivals();
             self.sleep(IDLE_PAUSE);
             return;
         }
@@ -112,7 +117,9 @@ impl Engine {
         }
         free::sweep(self.device);
         self.look_around();
-        let pause = if self.shop.is_some() && shadow::is_to_be_pinned() {
+        let pause = if self.waits_for_rest() {
+            self.rest.0.saturating_duration_since(Instant::now()).min(IDLE_PAUSE)
+        } else if self.shop.is_some() && shadow::is_to_be_pinned() {
             PIN_PAUSE
         } else if self.shop.is_some() && shadow::is_to_be_unpinned() {
             CALM
@@ -129,35 +136,35 @@ impl Engine {
     /// Pins or unpins one piece of host memory, if there is one and the application would not notice.
     fn change_pins(&mut self) -> bool {
         let Some(shop) = &self.shop else { return false };
+        // Nobody has seen a driver let this wait, and nobody has asked beside a full stream: not while the application does.
+        let waited_for = standing::missing() > 0 && !standing::is_drained();
         let quiet = gate::is_shut() || self.pinned.is_none_or(|pinned| pinned.elapsed() >= PIN_PAUSE);
-        let changed = quiet && (shadow::pin_one(shop.context) || (self.may_unpin() && shadow::unpin_one()));
+        let changed = quiet && !waited_for && (shadow::pin_one(shop.context) || self.unpin_one());
         if changed {
             self.pinned = Some(Instant::now());
         }
         changed
     }
 
-    /// Whether no kernel runs that unpinning would wait for: the application is stopped, or has submitted nothing for a while
-    /// and all of it is finished.
-    fn may_unpin(&mut self) -> bool {
+    /// Unpins one piece if there is one and nothing runs: the application is stopped, or has submitted nothing for a while.
+    fn unpin_one(&mut self) -> bool {
         if !shadow::is_to_be_unpinned() {
             return false;
-        }
-        if standing::is_drained() {
-            return true;
         }
         let counts = &counters::page().application;
         let launches = [Call::Launch, Call::GraphLaunch]
             .map(|call| counts[call as usize].load(std::sync::atomic::Ordering::Relaxed));
-        match self.calm {
-            Some((before, since)) if before == launches => {
-                since.elapsed() >= CALM && gate::inside() == 0 && streams::nothing_runs()
-            }
+        let rests = match self.calm {
+            Some((before, since)) if before == launches => since.elapsed() >= CALM,
             _ => {
                 self.calm = Some((launches, Instant::now()));
                 false
             }
+        };
+        if !rests && !standing::is_drained() {
+            return false;
         }
+        Calm::now().is_some_and(|calm| shadow::unpin_one(&calm))
     }
 
     fn sleep(&self, limit: Duration) {
@@ -177,21 +184,21 @@ impl Engine {
     }
 
     fn step(&mut self) -> bool {
-        let Some(shop) = &mut self.shop else { return false };
-        if self.inward.finish_one(self.device, shop, !self.inward.is_full()) {
+        let only_if_done = !self.inward.is_full();
+        if self.inward.finish_one(self.device, self.shop.as_mut(), only_if_done) {
             self.settle();
             return true;
         }
         let full = self.no_room_until.is_some_and(|until| Instant::now() < until);
         if !full && lending::may_begin(&mut self.loan) {
             self.no_room_until = None;
-            match self.inward.begin_one(self.device, shop) {
+            match self.inward.begin_one(self.device, self.shop.as_mut()) {
                 Step::Began => return true,
                 Step::Nothing => {}
                 Step::NoRoom => self.no_room_until = Some(Instant::now() + NO_ROOM_PAUSE),
             }
         }
-        if self.inward.finish_one(self.device, shop, false) {
+        if self.inward.finish_one(self.device, self.shop.as_mut(), false) {
             self.settle();
             return true;
         }
@@ -199,9 +206,7 @@ impl Engine {
     }
 
     fn finish_arrivals(&mut self) {
-        if let Some(shop) = &mut self.shop {
-            while self.inward.finish_one(self.device, shop, false) {}
-        }
+        while self.inward.finish_one(self.device, self.shop.as_mut(), false) {}
         self.loan = None;
         self.settle();
     }
@@ -221,12 +226,39 @@ impl Engine {
         link::send(&ToAgent::Resident { device: self.device.id, copied: Bytes(copied) });
     }
 
+    /// Whether there is something to be made that has to wait until the application rests.
+    fn waits_for_rest(&self) -> bool {
+        match &self.shop {
+            None => self.device.state().home.is_some(),
+            Some(shop) => shop.lacks(self.device),
+        }
+    }
+
+    /// Makes the workshop, and what is lacking in it: in calm, for much of that waits for the application's work.
     fn open_shop(&mut self) {
-        if self.shop.is_some() || standing::is_dead() {
+        if standing::has_failed(self.device) || !self.waits_for_rest() {
+            return;
+        }
+        let awaited = self.shop.is_none() && self.device.state().space.has_swapped();
+        if !awaited && !standing::is_drained() && Instant::now() < self.rest.0 {
+            return;
+        }
+        let calm = match Calm::now() {
+            Some(calm) => calm,
+            None if awaited => Calm::none_to_be_had(),
+            None => {
+                let (_, pause) = self.rest;
+                self.rest = (Instant::now() + pause, (pause * 2).min(REST_PAUSE.1));
+                return;
+            }
+        };
+        self.rest = (Instant::now(), REST_PAUSE.0);
+        if let Some(shop) = &mut self.shop {
+            shop.prepare(self.device, &calm);
             return;
         }
         let Some(home) = self.device.state().home else { return };
-        match Workshop::open(self.device, home) {
+        match Workshop::open(self.device, home, &calm) {
             Ok(shop) => (self.shop, self.complained) = (Some(shop), false),
             Err(code) => {
                 if standing::is_final(code) {
@@ -245,6 +277,7 @@ impl Engine {
                 } else {
                     // Mostly for want of memory, which others will give back.
                     self.no_room_until = Some(Instant::now() + NO_ROOM_PAUSE);
+                    self.rest = (Instant::now() + NO_ROOM_PAUSE, REST_PAUSE.0);
                 }
             }
         }
@@ -338,10 +371,9 @@ impl Engine {
         if !standing::is_drained() {
             return failed("the client is not stopped");
         }
-        let Some(shop) = &mut self.shop else {
+        if self.shop.is_none() {
             return failed("the application has no context on this device");
-        };
-        shop.prepare(self.device);
+        }
         if let Some(user) = self.other_user() {
             return failed(&format!(
                 "{} is there: the memory may be in use without a call that is seen, and stays on the device",
@@ -403,14 +435,14 @@ impl Engine {
         }
     }
 
-    /// Whether what is forced out surely comes back. With no agent nobody keeps a reserve, and pinning host memory takes some of
-    /// the card's: on one that is full to the brim the last extent would wait for ever.
+    /// Whether what is forced out surely comes back: with no agent nobody keeps a reserve.
     fn can_come_back(&self) -> Result<(), String> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: places for the two answers; the workshop's context is current in this thread.
         let asked =
             self.shop.is_some() && unsafe { driver().cuMemGetInfo_v2(&raw mut free, &raw mut total) }.ok();
-        if asked && (free as u64) < LEAST_FREE.min(total as u64 / 1024) {
+        let resident = self.device.state().space.accounts().resident;
+        if asked && (free as u64) < room::beside(total as u64, resident) {
             return Err(format!("only {} of the card are free", Bytes(free as u64)));
         }
         Ok(())
@@ -435,12 +467,9 @@ impl Engine {
     fn restore(&mut self, answer: &Sender<bool>) {
         self.device.state().space.set_terms(|terms| terms.unlimited = true);
         self.loan = Some(lending::borrow());
-        while let Some(shop) = &mut self.shop {
-            if self.inward.begin_one(self.device, shop) != Step::Began {
-                break;
-            }
+        while self.inward.begin_one(self.device, self.shop.as_mut()) == Step::Began {
             if self.inward.is_full() {
-                self.inward.finish_one(self.device, shop, false);
+                self.inward.finish_one(self.device, self.shop.as_mut(), false);
             }
         }
         self.finish_arrivals();

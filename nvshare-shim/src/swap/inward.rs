@@ -33,7 +33,8 @@ pub enum Step {
 struct Arrival {
     id: ExtentId,
     copied: u64,
-    event: Event,
+    /// None where it never had contents: nothing is copied.
+    event: Option<Event>,
 }
 
 /// The extents' way in.
@@ -54,9 +55,9 @@ impl Inward {
         self.arriving.is_empty()
     }
 
-    /// Starts with one more extent.
-    pub fn begin_one(&mut self, device: &'static Device, shop: &mut Workshop) -> Step {
-        let Some(id) = self.next(device) else { return Step::Nothing };
+    /// Starts with one more extent. Without a workshop only those can come that never had contents.
+    pub fn begin_one(&mut self, device: &'static Device, shop: Option<&mut Workshop>) -> Step {
+        let Some(id) = self.next(device, shop.is_some()) else { return Step::Nothing };
         match back(device, id) {
             Backed::Yes => {}
             Backed::NotMissing => return Step::Began,
@@ -74,10 +75,13 @@ impl Inward {
                 return Step::NoRoom;
             }
         }
+        let Some(shop) = shop.filter(|_| device.state().space.extent(id).contents) else {
+            self.arriving.push_back(Arrival { id, copied: 0, event: None });
+            return Step::Began;
+        };
         let started = Self::start_copies(device, shop, id).and_then(|copied| {
-            let event = shop.event()?;
-            event.record(&shop.inward)?;
-            Ok(Arrival { id, copied, event })
+            let event = shop.mark(|shop| &shop.inward)?;
+            Ok(Arrival { id, copied, event: Some(event) })
         });
         match started {
             Ok(arrival) => self.arriving.push_back(arrival),
@@ -91,17 +95,26 @@ impl Inward {
     }
 
     /// Completes the one that began first: waits for it, unless `only_if_done`. Says whether it did.
-    pub fn finish_one(&mut self, device: &'static Device, shop: &mut Workshop, only_if_done: bool) -> bool {
+    pub fn finish_one(
+        &mut self,
+        device: &'static Device,
+        shop: Option<&mut Workshop>,
+        only_if_done: bool,
+    ) -> bool {
         let Some(first) = self.arriving.front() else { return false };
-        if only_if_done && first.event.done() == Ok(false) {
+        if only_if_done && first.event.as_ref().is_some_and(|event| event.done() == Ok(false)) {
             return false;
         }
         let Some(arrival) = self.arriving.pop_front() else { return false };
-        let arrived = arrival.event.wait();
-        shop.keep(arrival.event);
-        if let Err(code) = arrived {
-            Self::undo(device, arrival.id, code);
-            return true;
+        if let Some(event) = arrival.event {
+            let arrived = event.wait();
+            if let Some(shop) = shop {
+                shop.keep(event);
+            }
+            if let Err(code) = arrived {
+                Self::undo(device, arrival.id, code);
+                return true;
+            }
         }
         let untouched = standing::untouched_since();
         let mut state = device.state();
@@ -118,12 +131,17 @@ impl Inward {
         true
     }
 
-    fn next(&mut self, device: &Device) -> Option<ExtentId> {
+    fn next(&mut self, device: &Device, with_contents: bool) -> Option<ExtentId> {
         let state = device.state();
         let missing = |id: ExtentId| {
             let extent = state.space.get(id)?;
             let doomed = state.space.span(extent.span).is_none_or(|span| span.doomed);
-            (matches!(extent.presence(), Presence::Absent | Presence::Swapped) && !doomed).then_some(id)
+            let wanted = match extent.presence() {
+                Presence::Absent => true,
+                Presence::Swapped => with_contents,
+                Presence::Arriving | Presence::Resident | Presence::Leaving => false,
+            };
+            (wanted && !doomed).then_some(id)
         };
         if self.missing.is_empty() {
             if state.space.accounts().missing == 0 {
@@ -143,9 +161,6 @@ impl Inward {
         let (start, slots, zeros) = {
             let state = device.state();
             let extent = state.space.extent(id);
-            if !extent.contents {
-                return Ok(0);
-            }
             debug_assert!(extent.has_whole_shadow(), "S4: a shadow was given up too early");
             let mut slots: Vec<(usize, Slot)> = Vec::new();
             let mut zeros: Vec<usize> = Vec::new();
@@ -173,7 +188,14 @@ impl Inward {
     /// Arriving -> missing: the memory goes back, the shadow stays.
     fn undo(device: &Device, id: ExtentId, code: CUresult) {
         if standing::is_final(code) {
+            // No call of the application reaches it any more but the one that frees it, which must find it at rest.
+            let mut state = device.state();
+            state.space.finish_arrival(id, None);
+            let span = state.space.extent(id).span;
+            let remains = state.space.reap(span);
+            drop(state);
             standing::on_device_error(code);
+            bury(device, remains);
             return;
         }
         log::warning!("a copy to the device failed: {}", driver().error_name(code));

@@ -1,12 +1,15 @@
 //! The swap engine: one thread per device moves extents between the device and their shadows.
 //!
 //! - [`standing`]: whether the application may run, and with it the gate; [`plan`]: which extents leave, pure;
-//! - [`engine`]: the thread; [`outward`], [`inward`]: its two pipelines; [`workshop`], [`stream`], [`prints`]: what it has
-//!   in the application's context; [`shadow`]: pinned host memory, in `arena`s, [`spare`]: how much of our own; [`dma`]: who else may use device memory.
+//! - [`engine`]: the thread; [`calm`]: what it may ask of the driver, and when; [`outward`], [`inward`]: its two pipelines;
+//!   [`workshop`], [`stream`], [`prints`]: what it has in the application's context; [`image`]: the kernel, compiled; [`shadow`]:
+//!   pinned host memory, in `arena`s, [`spare`]: how much of our own; [`dma`]: who else may use device memory.
 
 mod arena;
+pub(crate) mod calm;
 pub mod dma;
 pub mod engine;
+pub mod image;
 pub mod inward;
 pub mod lending;
 pub mod outward;
@@ -18,6 +21,7 @@ pub mod standing;
 pub mod stream;
 pub mod workshop;
 
+use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -65,14 +69,31 @@ pub enum Order {
     },
 }
 
-/// Starts the swap thread of a device. Whether that worked.
-pub fn start(device: &'static Device) -> bool {
-    let name = format!("swap{}", device.index);
-    let started = threads::engine_thread(&name, move || engine::run(device));
-    if let Err(error) = &started {
-        log::error!("cannot start the swap thread of {}: {error}; its memory stays where it is", device.id);
+/// Swap threads that have no device yet.
+fn idle() -> MutexGuard<'static, VecDeque<Sender<&'static Device>>> {
+    static IDLE: Mutex<VecDeque<Sender<&'static Device>>> = Mutex::new(VecDeque::new());
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts a swap thread for each of so many devices; before the gate can be shut.
+pub(crate) fn prepare(devices: usize) {
+    for index in 0..devices {
+        let (give, given) = channel();
+        match threads::engine_thread(&format!("swap{index}"), move || {
+            if let Ok(device) = given.recv() {
+                engine::run(device);
+            }
+        }) {
+            Ok(_) => idle().push_back(give),
+            Err(error) => log::error!("cannot start a swap thread: {error}"),
+        }
     }
-    started.is_ok()
+}
+
+/// A swap thread takes up the device. Whether there is one.
+pub fn start(device: &'static Device) -> bool {
+    let thread = idle().pop_front();
+    thread.is_some_and(|thread| thread.send(device).is_ok())
 }
 
 /// Contexts that may be destroyed by a call that is being made.
@@ -82,11 +103,12 @@ fn leaving() -> MutexGuard<'static, Vec<usize>> {
     LEAVING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An allocation is made in `context`: the engine's home, if it has none yet.
+/// An allocation is made in `context`, which is current: the engine's home, if it has none yet.
 pub fn adopt(device: &Device, context: usize) {
     if device.state().home.is_some() {
         return;
     }
+    image::make(device);
     let leaving = leaving();
     let mut state = device.state();
     if state.home.is_none() && !leaving.contains(&context) {

@@ -141,14 +141,12 @@ impl<'a> Outward<'a> {
         {
             // SAFETY: the extent is resident and busy with us, and its place for results is free until `copy`.
             let started = unsafe { prints.start(&self.shop.inward, slot, job.start, job.dirty.len()) }
-                .and_then(|()| {
-                    let event = self.shop.event()?;
-                    event.record(&self.shop.inward)?;
-                    Ok(event)
-                });
+                .and_then(|()| self.shop.mark(|shop| &shop.inward));
             match started {
                 Ok(event) => (job.results, job.event) = (Some(slot), Some(event)),
                 Err(code) => {
+                    // It may have started, and would read what is unmapped soon.
+                    let _ = self.shop.inward.synchronize();
                     self.free_results.push(slot);
                     if standing::is_final(code) {
                         self.fail("cannot take fingerprints", code);
@@ -193,11 +191,7 @@ impl<'a> Outward<'a> {
             return None;
         }
         let started = self.start_copies(&job);
-        let recorded = started.and_then(|()| {
-            let event = self.shop.event()?;
-            event.record(&self.shop.outward)?;
-            Ok(event)
-        });
+        let recorded = started.and_then(|()| self.shop.mark(|shop| &shop.outward));
         match recorded {
             Ok(event) => {
                 job.event = Some(event);

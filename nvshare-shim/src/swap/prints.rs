@@ -3,8 +3,9 @@
 
 use std::ffi::{CString, c_void};
 
-use nvshare_common::fingerprint::{ENTRY, Fingerprint, Key, PTX};
+use nvshare_common::fingerprint::{ENTRY, Fingerprint, Key};
 
+use super::calm::Calm;
 use super::stream::Stream;
 use crate::config::BLOCK_BYTES;
 use crate::cuda::{CUresult, sys};
@@ -35,14 +36,19 @@ pub struct Fingerprinter {
 unsafe impl Send for Fingerprinter {}
 
 impl Fingerprinter {
-    /// Loads the kernel into the current context, with room for `slots` results of up to `blocks` blocks each, and runs it
+    /// Loads the compiled kernel into the current context, with room for `slots` results of up to `blocks` blocks each, and runs it
     /// once: a driver that loads lazily would otherwise want memory in the worst moment.
-    pub fn new(stream: &Stream, slots: usize, blocks: usize) -> Result<Fingerprinter, CUresult> {
+    pub fn new(
+        image: &[u64],
+        stream: &Stream,
+        slots: usize,
+        blocks: usize,
+        calm: &Calm,
+    ) -> Result<Fingerprinter, CUresult> {
         let key = random_key().ok_or(CUresult::CUDA_ERROR_NOT_SUPPORTED)?;
-        let image = CString::new(PTX).map_err(|_| CUresult::CUDA_ERROR_INVALID_VALUE)?;
         let entry = CString::new(ENTRY).map_err(|_| CUresult::CUDA_ERROR_INVALID_VALUE)?;
         let mut module = std::ptr::null_mut();
-        // SAFETY: the image is PTX text that ends with a zero.
+        // SAFETY: the image is a whole one of the driver's compiler.
         unsafe { driver().cuModuleLoadData(&raw mut module, image.as_ptr().cast()) }.result()?;
         let mut loaded = Fingerprinter {
             module,
@@ -56,7 +62,7 @@ impl Fingerprinter {
         match ready {
             Ok(()) => Ok(loaded),
             Err(code) => {
-                loaded.close();
+                loaded.close(calm);
                 Err(code)
             }
         }
@@ -138,7 +144,7 @@ impl Fingerprinter {
     }
 
     /// Unloads the kernel.
-    pub fn close(self) {
+    fn close(self, _calm: &Calm) {
         // SAFETY: no launch is under way, and nothing is used after this.
         unsafe {
             if !self.host.is_null() {

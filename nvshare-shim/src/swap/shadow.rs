@@ -10,6 +10,7 @@ use nvshare_common::units::{ArenaId, Bytes};
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use super::arena::{self, Arena, Piece, Pin};
+use super::calm::Calm;
 use super::{lending, spare};
 use crate::config::BLOCK_BYTES;
 use crate::driver::driver;
@@ -148,8 +149,8 @@ pub fn is_to_be_unpinned() -> bool {
 }
 
 /// Unpins one piece of an arena that was given up, and with the last one gives the arena back. Says whether there was one.
-/// It waits for the kernels that run in the context it is pinned in (seen on an H200): only while none does.
-pub fn unpin_one() -> bool {
+/// It waits for the kernels that run in the context it is pinned in (seen on an H200).
+pub fn unpin_one(_calm: &Calm) -> bool {
     let (piece, done) = {
         let mut shadows = shadows();
         let Some(arena) = shadows.parting.last_mut() else { return false };

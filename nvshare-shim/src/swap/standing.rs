@@ -1,19 +1,23 @@
 //! Whether the application may run: the one place that decides about the gate. It is open exactly while the client holds
-//! the lease, nothing it could touch is missing, and nobody is about to stop it; or for good, once the device is dead.
+//! the lease, nothing it could touch is missing, and nobody is about to stop it; or for good, once a device is dead and
+//! nothing is missing on those that live.
 //!
 //! Lock order: this one before a device's.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use nvshare_common::protocol::ToAgent;
 
 use crate::cuda::CUresult;
+use crate::cuda::sys::CUdevice;
 use crate::drain::{self, Drained, Stalled};
 use crate::driver::driver;
-use crate::memory::{back, device};
+use crate::hooks::contexts;
+use crate::memory::back;
+use crate::memory::device::{self, Device};
 use crate::{gate, link, log, streams};
 
 /// See the module.
@@ -30,6 +34,8 @@ struct Standing {
     stands_ajar: bool,
     /// Nothing of the application has run since, because the gate has not opened since.
     drained: Option<Drained>,
+    /// It was opened for good.
+    for_good: bool,
 }
 
 static STANDING: Mutex<Standing> = Mutex::new(Standing {
@@ -39,16 +45,26 @@ static STANDING: Mutex<Standing> = Mutex::new(Standing {
     ajar: false,
     stands_ajar: false,
     drained: None,
+    for_good: false,
 });
 /// How often the gate has opened. Memory that arrived since the last time is untouched.
 static OPENINGS: AtomicU64 = AtomicU64::new(0);
 static DEAD: AtomicBool = AtomicBool::new(false);
 /// The driver has shut down: the process ends.
 static OVER: AtomicBool = AtomicBool::new(false);
-/// The contexts that were current when an error for good was seen; zero where none was.
-static FAILED: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
+/// The devices that failed. An error for good ends all contexts of the process on its card, those that are made later too
+/// (an illegal address on an H200).
+static FAILED: Mutex<Failed> = Mutex::new(Failed { devices: BTreeSet::new(), unknown: false });
 /// Serialises those who stop the client: the agent's orders and the debugging tool.
 static STOPPING: Mutex<()> = Mutex::new(());
+
+/// See [`FAILED`].
+#[derive(Debug)]
+struct Failed {
+    devices: BTreeSet<CUdevice>,
+    /// There was an error that no context answers with: it may be any.
+    unknown: bool,
+}
 
 fn standing() -> MutexGuard<'static, Standing> {
     STANDING.lock().unwrap_or_else(PoisonError::into_inner)
@@ -61,7 +77,7 @@ pub fn reconsider() {
 
 fn decide(standing: &mut Standing) {
     let complete = missing() == 0;
-    let wanted = is_dead() || (standing.lease && !standing.held_back && complete);
+    let wanted = is_over() || complete && (is_dead() || standing.lease && !standing.held_back);
     if wanted && !standing.open {
         standing.drained = None;
         standing.open = true;
@@ -72,6 +88,10 @@ fn decide(standing: &mut Standing) {
         standing.open = false;
         gate::shut();
     }
+    if wanted && is_dead() && !standing.for_good {
+        standing.for_good = true;
+        gate::open_for_good();
+    }
     // What is missing must not be touched by those who pass meanwhile.
     let ajar = standing.ajar && complete;
     if ajar != standing.stands_ajar {
@@ -80,9 +100,10 @@ fn decide(standing: &mut Standing) {
     }
 }
 
-/// Bytes that are not resident and could be touched, on all devices.
+/// Bytes that are not resident and could be touched, on all devices that live.
 pub fn missing() -> u64 {
-    device::all().iter().map(|device| device.state().space.accounts().missing).sum()
+    let living = device::all().into_iter().filter(|device| !has_failed(device));
+    living.map(|device| device.state().space.accounts().missing).sum()
 }
 
 /// How often the gate has opened, if the application is drained now: what arrives now is untouched as long as this stays
@@ -155,7 +176,20 @@ pub fn stop(stall: Duration) -> Result<(), String> {
 
 /// Keeps the client stopped until the guard goes, whoever holds the lease.
 pub fn hold_back(stall: Duration) -> Result<HeldBack, String> {
-    let stopping = STOPPING.lock().unwrap_or_else(PoisonError::into_inner);
+    hold_back_with(STOPPING.lock().unwrap_or_else(PoisonError::into_inner), stall)
+}
+
+/// As [`hold_back`], by a swap thread: not where somebody else does just now, who may be waiting for this very thread.
+pub fn hold_back_for_a_moment(stall: Duration) -> Option<HeldBack> {
+    let stopping = match STOPPING.try_lock() {
+        Ok(stopping) => stopping,
+        Err(TryLockError::Poisoned(stopping)) => stopping.into_inner(),
+        Err(TryLockError::WouldBlock) => return None,
+    };
+    hold_back_with(stopping, stall).ok()
+}
+
+fn hold_back_with(stopping: MutexGuard<'static, ()>, stall: Duration) -> Result<HeldBack, String> {
     let already = {
         let mut standing = standing();
         standing.held_back = true;
@@ -200,54 +234,71 @@ pub fn is_dead() -> bool {
     DEAD.load(Ordering::Acquire)
 }
 
+/// Whether it was this device, as far as is known.
+pub fn has_failed(device: &Device) -> bool {
+    if !is_dead() {
+        return false;
+    }
+    let failed = failed();
+    is_over() || failed.unknown || failed.devices.contains(&device.kind.ordinal)
+}
+
 /// Whether after this error no call of this process succeeds any more.
 pub const fn is_final(code: CUresult) -> bool {
     code.is_sticky() || code.0 == CUresult::CUDA_ERROR_DEINITIALIZED.0
 }
 
-/// A call returned a sticky error: the gate opens for good, so that the application sees its own error; nothing is
-/// moved any more, until the contexts with that error are gone.
+/// A call returned a sticky error: the gate opens for good, so that the application sees its own error, as soon as the devices
+/// that live have all of their memory; nothing is moved out any more, until the contexts with that error are gone.
 pub fn on_device_error(code: CUresult) {
     if code == CUresult::CUDA_ERROR_DEINITIALIZED {
         OVER.store(true, Ordering::Release);
     } else {
-        let context = streams::current_context().map_or(0, <*mut _>::addr);
-        failed().insert(context);
+        if is_dead() && contexts::current_device().is_some_and(|here| failed().devices.contains(&here)) {
+            return;
+        }
+        let (broken, unknown) = streams::broken();
+        let mut failed = failed();
+        failed.unknown |= unknown || (broken.is_empty() && failed.devices.is_empty());
+        failed.devices.extend(broken);
     }
-    if DEAD.swap(true, Ordering::AcqRel) {
-        return;
-    }
-    // Where the process is only ending, there is nobody to tell; but its last calls must not wait at the gate.
-    if code != CUresult::CUDA_ERROR_DEINITIALIZED {
+    if !DEAD.swap(true, Ordering::AcqRel) && code != CUresult::CUDA_ERROR_DEINITIALIZED {
         let name = driver().error_name(code);
-        log::warning!("{name}: every further CUDA call in this context will fail; nothing is moved any more");
+        log::warning!("{name}: every further CUDA call on this device will fail; nothing is moved any more");
         link::send(&ToAgent::Dead { why: name });
     }
-    gate::open_for_good();
-    reconsider();
+    // Where the process is only ending, there is nobody to tell; but its last calls must not wait at the gate.
     for device in device::all() {
+        if !has_failed(device) && device.state().space.accounts().missing > 0 {
+            // No agent grants anything to who is dead.
+            device.state().space.set_terms(|terms| terms.unlimited = true);
+        }
         device.wake();
     }
+    reconsider();
 }
 
-fn failed() -> MutexGuard<'static, BTreeSet<usize>> {
+fn failed() -> MutexGuard<'static, Failed> {
     FAILED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A context is gone. If it was the last with an error, the process lives on as without one.
-pub fn context_ended(context: usize) {
+pub fn context_ended() {
+    if !is_dead() || is_over() {
+        return;
+    }
+    let (broken, unknown) = streams::broken();
     let healthy = {
         let mut failed = failed();
-        failed.remove(&context);
-        if !streams::has_context() {
-            failed.clear();
-        }
-        failed.is_empty()
+        failed.devices = broken;
+        failed.unknown = unknown || (failed.unknown && streams::has_context());
+        failed.devices.is_empty() && !failed.unknown
     };
-    if !healthy || is_over() || !DEAD.swap(false, Ordering::AcqRel) {
+    if !healthy || !DEAD.swap(false, Ordering::AcqRel) {
         return;
     }
     log::info!("the contexts with the error are gone: memory may move again");
+    standing().for_good = false;
     gate::may_shut_again();
     link::send(&ToAgent::Revived);
     back::bury_what_was_left();

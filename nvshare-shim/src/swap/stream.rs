@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 
+use super::calm::Calm;
 use crate::cuda::{CUresult, EVENT_DISABLE_TIMING, sys};
 use crate::driver::driver;
 
@@ -16,7 +17,7 @@ pub struct Stream(sys::CUstream);
 
 impl Stream {
     /// In the current context.
-    pub fn new() -> Result<Stream, CUresult> {
+    pub fn new(_calm: &Calm) -> Result<Stream, CUresult> {
         let mut stream = std::ptr::null_mut();
         // SAFETY: `stream` is where the handle goes.
         unsafe { driver().cuStreamCreate(&raw mut stream, NON_BLOCKING) }.result()?;
@@ -62,7 +63,7 @@ impl Stream {
     }
 
     /// Destroys the stream.
-    pub fn close(self) {
+    pub fn close(self, _calm: &Calm) {
         // SAFETY: it is not used after this.
         let _ = unsafe { driver().cuStreamDestroy_v2(self.0) };
     }
@@ -74,7 +75,7 @@ pub struct Event(sys::CUevent);
 
 impl Event {
     /// In the current context.
-    pub fn new() -> Result<Event, CUresult> {
+    pub fn new(_calm: &Calm) -> Result<Event, CUresult> {
         let mut event = std::ptr::null_mut();
         // SAFETY: `event` is where the handle goes.
         unsafe { driver().cuEventCreate(&raw mut event, EVENT_DISABLE_TIMING | BLOCKING_SYNC) }.result()?;

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::calm::Calm;
+use super::image;
 use super::prints::Fingerprinter;
 use super::stream::{Event, Stream};
 use crate::config::BLOCK_BYTES;
@@ -13,6 +15,8 @@ use crate::memory::device::Device;
 /// How many extents are on their way at once, each way: one is copied while the next is prepared and the one before is
 /// released.
 pub const DEPTH: usize = 3;
+/// How many events are in use at once, at most: each way out has fingerprints and copies under way, and one between them.
+const EVENTS: usize = 2 * DEPTH + 1;
 
 /// How long after a failed load of the fingerprint kernel the next is tried, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -35,33 +39,64 @@ pub struct Workshop {
 }
 
 impl Workshop {
-    /// Makes `context` current in this thread and everything in it.
-    pub fn open(device: &Device, context: usize) -> Result<Workshop, CUresult> {
+    /// Makes `context` current in this thread and everything in it: when it is needed a driver with a thread stuck in a full
+    /// stream makes none.
+    pub fn open(device: &Device, context: usize, calm: &Calm) -> Result<Workshop, CUresult> {
         // SAFETY: the application uses this context, and says so before it destroys it.
         unsafe { driver().cuCtxSetCurrent(std::ptr::with_exposed_provenance_mut(context)) }.result()?;
-        let outward = Stream::new()?;
-        let inward = match Stream::new() {
+        let outward = Stream::new(calm)?;
+        let inward = match Stream::new(calm) {
             Ok(inward) => inward,
             Err(code) => {
-                outward.close();
+                outward.close(calm);
                 return Err(code);
             }
         };
-        let again = Some((Instant::now(), FIRST_PAUSE));
-        let mut shop = Workshop { context, outward, inward, prints: None, again, events: Vec::new() };
-        shop.prepare(device);
+        let mut shop = Workshop {
+            context,
+            outward,
+            inward,
+            prints: None,
+            again: Some((Instant::now(), FIRST_PAUSE)),
+            events: Vec::with_capacity(EVENTS),
+        };
+        while shop.events.len() < EVENTS {
+            match Event::new(calm) {
+                Ok(event) => shop.events.push(event),
+                Err(code) => {
+                    shop.close(calm);
+                    return Err(code);
+                }
+            }
+        }
+        shop.prepare(device, calm);
         Ok(shop)
     }
 
-    /// Loads the fingerprint kernel if it is not there and it is time to try. That waits for kernels that run in the
-    /// context (seen on an H200): after the first time only while the client is stopped.
-    pub fn prepare(&mut self, device: &Device) {
+    /// Half of it could not be made.
+    fn close(self, calm: &Calm) {
+        for event in self.events {
+            event.close();
+        }
+        self.outward.close(calm);
+        self.inward.close(calm);
+    }
+
+    /// Whether the fingerprint kernel is not there and it is time to try.
+    pub fn lacks(&self, device: &Device) -> bool {
+        let due = self.prints.is_none() && self.again.is_some_and(|(at, _)| at <= Instant::now());
+        due && image::of(device).is_some()
+    }
+
+    /// Loads the fingerprint kernel if it is not there and it is time to try.
+    pub fn prepare(&mut self, device: &Device, calm: &Calm) {
+        let Some(image) = image::of(device) else { return };
         let Some((_, pause)) = self.again.take_if(|(at, _)| self.prints.is_none() && *at <= Instant::now())
         else {
             return;
         };
         let blocks = (device.extent_bytes / BLOCK_BYTES) as usize;
-        match Fingerprinter::new(&self.inward, DEPTH + 1, blocks) {
+        match Fingerprinter::new(&image, &self.inward, DEPTH + 1, blocks, calm) {
             Ok(prints) => self.prints = Some(prints),
             Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
                 log::debug!(
@@ -78,9 +113,15 @@ impl Workshop {
         }
     }
 
-    /// An event, new or used before.
-    pub fn event(&mut self) -> Result<Event, CUresult> {
-        self.events.pop().map_or_else(Event::new, Ok)
+    /// An event after what was started on `stream` until now.
+    pub fn mark(&mut self, stream: impl Fn(&Workshop) -> &Stream) -> Result<Event, CUresult> {
+        let event = self.events.pop().expect("there are as many as are ever in use at once");
+        let recorded = event.record(stream(self));
+        if let Err(code) = recorded {
+            self.events.push(event);
+            return Err(code);
+        }
+        Ok(event)
     }
 
     /// Keeps an event for the next who needs one.

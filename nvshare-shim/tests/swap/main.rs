@@ -7,6 +7,7 @@ mod ends;
 mod gpu;
 mod roles;
 mod users;
+mod waits;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};

@@ -24,6 +24,7 @@ pub(crate) fn run(role: &str) {
         "refused" => crate::ends::refused(),
         "references" => crate::ends::references(),
         "revived" => crate::ends::revived(),
+        "jammed" => crate::waits::jammed(),
         _ => panic!("no client program `{role}`"),
     }
 }
@@ -523,7 +524,26 @@ fn scripted() {
     }
 }
 
-fn say(line: &str) {
+/// The calling thread's context, as its number.
+pub(crate) fn current() -> usize {
+    let mut context = std::ptr::null_mut();
+    cu!(cuCtxGetCurrent(&raw mut context));
+    context.expose_provenance()
+}
+
+/// Makes that context the calling thread's.
+pub(crate) fn make_current(context: usize) {
+    cu!(cuCtxSetCurrent(std::ptr::with_exposed_provenance_mut(context)));
+}
+
+/// Waits for the word of the test that leads this program.
+pub(crate) fn await_end() {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).expect("a word");
+    assert_eq!(line.trim(), "end");
+}
+
+pub(crate) fn say(line: &str) {
     let mut out = std::io::stdout();
     writeln!(out, "@{line}").unwrap();
     out.flush().unwrap();

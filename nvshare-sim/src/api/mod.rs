@@ -12,6 +12,7 @@ mod green;
 mod host;
 mod initialization;
 mod launch;
+mod link;
 mod managed;
 mod memory;
 mod memset;
@@ -41,6 +42,7 @@ pub(crate) static TABLES: &[&[&[Export]]] = &[
     host::EXPORTS,
     initialization::EXPORTS,
     launch::EXPORTS,
+    link::EXPORTS,
     managed::EXPORTS,
     memory::EXPORTS,
     memset::EXPORTS,

@@ -1,24 +1,32 @@
 //! Pieces of the process's address space for the driver: reserved without access, backed by pieces of a card, given back.
 
 use std::ffi::c_void;
+use std::ops::Range;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nvshare_sim_card::Run;
+use nvshare_sim_card::config::parse_size;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
 
 use super::GRANULARITY;
 use crate::device::card;
 
-/// Device addresses lie here, far from where the kernel puts programs, heaps, libraries and stacks. They are not used
+/// Device addresses lie here, far from where the kernel puts programs, heaps, libraries and stacks, unless
+/// `NVSHARE_SIM_ADDRESSES=FROM-TO` (such as `64G-512G`) says otherwise: a sanitizer needs this range for itself. They are not used
 /// twice until the range is used up: an address that was freed stays recognisable.
-const FIRST: u64 = 0x0300_0000_0000;
-const LAST: u64 = 0x2000_0000_0000;
-static NEXT: AtomicU64 = AtomicU64::new(FIRST);
+static RANGE: LazyLock<Range<u64>> = LazyLock::new(|| {
+    let asked = std::env::var("NVSHARE_SIM_ADDRESSES").ok();
+    let ends = asked.as_deref().and_then(|asked| asked.split_once('-'));
+    let range = ends.and_then(|(from, to)| Some(parse_size(from)?..parse_size(to)?));
+    range.unwrap_or(0x0300_0000_0000..0x2000_0000_0000)
+});
+static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(RANGE.start));
 
 /// Whether addresses there are only ever given out here.
 pub(super) fn is_ours(address: u64) -> bool {
-    (FIRST..LAST).contains(&address)
+    RANGE.contains(&address)
 }
 
 /// Reserves `bytes` at a multiple of `align` (a power of two, at least the granularity); `None` where nothing is left.
@@ -29,10 +37,10 @@ pub(super) fn reserve(bytes: u64, align: u64) -> Option<u64> {
             // A gap behind each: running over the end never reaches somebody else's.
             let end =
                 start.checked_add(bytes)?.checked_next_multiple_of(GRANULARITY)?.checked_add(GRANULARITY)?;
-            (end <= LAST).then_some(end)
+            (end <= RANGE.end).then_some(end)
         });
         let Ok(before) = place else {
-            if NEXT.swap(FIRST, Ordering::Relaxed) == FIRST {
+            if NEXT.swap(RANGE.start, Ordering::Relaxed) == RANGE.start {
                 return None;
             }
             continue;

@@ -4,7 +4,7 @@ use cudarc::driver::sys::CUresult;
 use nvshare_sim_card::Point;
 
 use super::space::{self, Area, Kind};
-use super::{address, piece, plain};
+use super::{address, piece, pins, plain};
 use crate::context::Context;
 use crate::export::Outcome;
 
@@ -20,6 +20,7 @@ pub(crate) struct Pinned {
 
 impl Pinned {
     pub(super) fn dispose(&self, area: &Area) {
+        pins::remove(area.device, area.bytes);
         if !self.registered {
             // SAFETY: allocated by `allocate`, and in the space no more.
             unsafe { address::release(area.start, area.bytes.next_multiple_of(PAGE)) };
@@ -38,6 +39,11 @@ pub(crate) fn allocate(context: &Context, bytes: u64, flags: u32) -> Outcome<u64
     let start = address::reserve(whole, PAGE.max(super::GRANULARITY)).ok_or(full)?;
     // SAFETY: reserved just now, for this.
     unsafe { address::open(start, whole) }.map_err(|_| full)?;
+    if let Err(error) = pins::add(context.device, bytes) {
+        // SAFETY: as above.
+        unsafe { address::release(start, whole) };
+        return Err(error);
+    }
     let kind = Kind::Pinned(Pinned { flags, registered: false });
     space::write().insert(Area::new(start, bytes, context.id, context.device, kind));
     Ok(start)
@@ -65,8 +71,10 @@ pub(crate) fn register(context: &Context, start: u64, bytes: u64, flags: u32) ->
     if !is_mapped(first, length) {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
+    pins::add(context.device, bytes)?;
     let mut space = space::write();
     if space.overlaps(start, bytes) {
+        pins::remove(context.device, bytes);
         return Err(CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED);
     }
     let kind = Kind::Pinned(Pinned { flags, registered: true });
@@ -84,7 +92,10 @@ pub(crate) fn unregister(start: u64) -> Outcome {
         let what = piece(area.start, area.bytes);
         crate::strict::violation(&format!("cuMemHostUnregister of {what}: {work} still uses it"));
     }
-    space::write().areas.remove(&area.start);
+    let gone = space::write().areas.remove(&area.start);
+    if let Some(gone) = gone {
+        pins::remove(gone.device, gone.bytes);
+    }
     Ok(())
 }
 

@@ -4,7 +4,8 @@
 //! - [`space`]: every address the driver knows, and what is behind it
 //! - [`address`]: pieces of the process's address space, reserved and mapped
 //! - [`physical`]: handles of physical memory; [`mapping`]: physical memory behind reserved addresses
-//! - [`plain`]: `cuMemAlloc`; [`pool`], [`blocks`]: the same in stream order; [`host`]: pinned; [`managed`]: paged by the driver
+//! - [`plain`]: `cuMemAlloc`; [`pool`], [`blocks`]: the same in stream order; [`host`]: pinned,
+//!   and [`pins`], what that takes of a card; [`managed`]: paged by the driver
 
 mod address;
 mod blocks;
@@ -12,6 +13,7 @@ pub(crate) mod host;
 pub(crate) mod managed;
 pub(crate) mod mapping;
 pub(crate) mod physical;
+mod pins;
 pub(crate) mod plain;
 pub(crate) mod pool;
 pub(crate) mod space;

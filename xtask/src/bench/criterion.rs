@@ -46,7 +46,7 @@ fn compared(what: &str, id: &str, bare: &str, budget: f64) -> Result<Figure> {
         p99: Some(percentile(&times, 0.99)),
         bare: Some(percentile(&bare, 0.5)),
         judged: Judged::Over,
-        budget,
+        budget: Some(budget),
     })
 }
 
@@ -60,7 +60,7 @@ fn alone(what: &str, id: &str, budget: f64) -> Result<Figure> {
         p99: Some(percentile(&times, 0.99)),
         bare: None,
         judged: Judged::Percentile,
-        budget,
+        budget: Some(budget),
     })
 }
 

@@ -46,7 +46,7 @@ pub(super) fn start(artifacts: &Artifacts) -> Result<Vec<Figure>> {
         p99,
         bare,
         judged,
-        budget,
+        budget: Some(budget),
     };
     Ok(vec![
         figure(
@@ -108,7 +108,7 @@ pub(super) fn rest(artifacts: &Artifacts) -> Result<Vec<Figure>> {
         p99: None,
         bare: None,
         judged: Judged::Median,
-        budget,
+        budget: Some(budget),
     };
     Ok(vec![
         figure("agent at rest, 100 idle clients", "% core", share, 0.5),

@@ -62,7 +62,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         );
     }
     let earlier = file::earlier(options.against.as_deref())?;
-    let artifacts = build::run(&build::Options { release: true })?;
+    let artifacts = build::artifacts(true)?;
     let mut figures = Vec::new();
     for (name, what, measure) in STORIES {
         if options.stories.is_empty() || options.stories.iter().any(|chosen| chosen == name) {

@@ -10,7 +10,7 @@ use super::figure::{Figure, Judged};
 use crate::demo::{self, Mode};
 
 fn figure(what: &str, unit: &str, p50: f64, bare: Option<f64>, judged: Judged, budget: f64) -> Figure {
-    Figure { what: what.into(), unit: unit.into(), p50, p99: None, bare, judged, budget }
+    Figure { what: what.into(), unit: unit.into(), p50, p99: None, bare, judged, budget: Some(budget) }
 }
 
 /// The demo's switches.

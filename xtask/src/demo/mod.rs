@@ -87,7 +87,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// Runs it.
 pub(crate) fn measure(options: &Options) -> Result<Report> {
-    let artifacts = build::artifacts()?;
+    let artifacts = build::artifacts(false)?;
     let card = if options.sim || !agent::has_gpu() {
         Card::simulated(artifacts, options.card_bytes, options.link_bytes_per_second)
     } else {

@@ -1,7 +1,7 @@
 //! What waits for what: drains, frees and the loader's lock must order nothing that is not ordered bare.
 
 use super::programs;
-use super::run::{LIMIT, Running, as_bare, card, cards, hooked, run, swapped};
+use super::run::{LIMIT, Running, as_bare, bare, card, cards, hooked, run, swapped};
 
 #[test]
 fn a_drain_that_is_given_up_leaves_no_barrier_between_streams() {
@@ -88,6 +88,20 @@ fn a_library_may_use_the_card_while_it_is_loaded() {
     programs::library("constructor", "LIBRARY");
     let node = card("256M");
     run(swapped(&node, "constructor", "1", "50ms")).assert_well("a constructor that uses the card");
+    let first = swapped(&node, "constructor", "1 64 0.3 first", "50ms");
+    run(first).assert_well("a constructor that makes the first allocation of the process");
+}
+
+#[test]
+fn memory_is_freed_in_exit_handlers_while_others_still_call() {
+    let node = card("256M");
+    let end = |what: &str, command| {
+        let ended = run(command);
+        assert_eq!(ended.status.and_then(|status| status.code()), Some(43), "{what}: {}", ended.said);
+    };
+    end("bare", bare(&node, "exit_handlers", ""));
+    end("under the library", hooked(&node, "exit_handlers", ""));
+    end("under forced swaps", swapped(&node, "exit_handlers", "", "20ms"));
 }
 
 /// The inline hooks of communication libraries: the agent's probes come afterwards, and must not be put into them.

@@ -1,12 +1,31 @@
 //! Room on the card: what is said to be free can be had, and whoever needs memory gets it from those who can yield.
 
-use super::run::{LIMIT, Running, agent, card, cards, hooked, run};
+use super::run::{LIMIT, Running, TURNS, agent, card, cards, hooked, run};
 
 #[test]
 fn all_that_is_said_to_be_free_can_be_taken_in_one_piece() {
     let node = cards(1, "1G").env("NVSHARE_SIM_CONTEXT_BYTES", "128M").build();
     let _agent = agent(&node, &[]);
     run(hooked(&node, "take_all", "free")).assert_well("all that is free");
+}
+
+/// Its own shadows and the neighbour's, once they are pinned, take 6 MiB of the card: more than the reserve for drivers.
+#[test]
+fn what_was_taken_whole_comes_back_although_pinned_memory_takes_some_of_the_card() {
+    let node = card("2G");
+    let _agent = agent(&node, &TURNS);
+    let mut neighbour = Running::start(&mut hooked(&node, "driver_memory", "late 1100 3"));
+    neighbour.wait_for("context");
+    let mut whole = Running::start(&mut hooked(&node, "take_all", "free told"));
+    whole.wait_for("round 1");
+    neighbour.tell();
+    neighbour.wait_for("rests");
+    let rounds = whole.said().matches("round ").count();
+    whole.wait_for(&format!("round {}", rounds + 2));
+    whole.tell();
+    whole.end(LIMIT).assert_well("all that is free");
+    neighbour.tell();
+    neighbour.end(LIMIT).assert_well("the neighbour");
 }
 
 /// A neighbour holds most of the card and works on it; 600 MiB more are taken in this way.

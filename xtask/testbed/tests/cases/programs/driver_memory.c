@@ -1,4 +1,5 @@
-// Memory that the driver itself makes. "fill N S": holds N MiB for S seconds and works on them. "plain N",
+// Memory that the driver itself makes. "fill N S": holds N MiB for S seconds and works on them; "late N S": does so once
+// it is told, by a line, has made its context before, and rests until it is told again. "plain N",
 // "pool N", "vmm N": takes N MiB by cuMemAlloc, cuMemAllocAsync, cuMemCreate while the other one holds the
 // card: all three must wait for room and succeed.
 #include "case.h"
@@ -8,7 +9,14 @@ int main(int argc, char **argv) {
     CUdeviceptr p;
     double t = now();
     CUresult e;
-    if (!strcmp(argv[1], "fill")) {
+    char line[8];
+    if (!strcmp(argv[1], "late")) {
+        puts("context");
+        fflush(stdout);
+        if (!fgets(line, sizeof line, stdin)) return 3;
+        t = now();
+    }
+    if (!strcmp(argv[1], "fill") || !strcmp(argv[1], "late")) {
         CK(cuMemAlloc(&p, n));
         puts("ready");
         fflush(stdout);
@@ -16,6 +24,11 @@ int main(int argc, char **argv) {
             CK(cuMemsetD8(p, i, n));
             CK(cuCtxSynchronize());
             nap(0.2);
+        }
+        if (!strcmp(argv[1], "late")) {
+            puts("rests");
+            fflush(stdout);
+            if (!fgets(line, sizeof line, stdin)) return 3;
         }
         return 0;
     }
