@@ -256,9 +256,9 @@ functions! {
     [cuMemcpyDtoDAsync] (dstDevice: u32, srcDevice: u32, ByteCount: u32, hStream: CUstream) => work::at_addresses(hStream);
     [cuMemcpyDtoDAsync_v2 cuMemcpyDtoDAsync_v2_ptsz] (dstDevice: CUdeviceptr, srcDevice: CUdeviceptr, ByteCount: usize, hStream: CUstream) => copies::linear(dstDevice, srcDevice, ByteCount, hStream);
     [cuMemcpyDtoA] (dstArray: CUarray, dstOffset: u32, srcDevice: u32, ByteCount: u32) => work::blocking();
-    [cuMemcpyDtoA_v2 cuMemcpyDtoA_v2_ptds] (dstArray: CUarray, dstOffset: usize, srcDevice: CUdeviceptr, ByteCount: usize) => work::blocking();
+    [cuMemcpyDtoA_v2 cuMemcpyDtoA_v2_ptds] (dstArray: CUarray, dstOffset: usize, srcDevice: CUdeviceptr, ByteCount: usize) => copies::into_array(dstArray, dstOffset, srcDevice, ByteCount);
     [cuMemcpyAtoD] (dstDevice: u32, srcArray: CUarray, srcOffset: u32, ByteCount: u32) => work::blocking();
-    [cuMemcpyAtoD_v2 cuMemcpyAtoD_v2_ptds] (dstDevice: CUdeviceptr, srcArray: CUarray, srcOffset: usize, ByteCount: usize) => work::blocking();
+    [cuMemcpyAtoD_v2 cuMemcpyAtoD_v2_ptds] (dstDevice: CUdeviceptr, srcArray: CUarray, srcOffset: usize, ByteCount: usize) => copies::out_of_array(dstDevice, srcArray, srcOffset, ByteCount);
     [cuMemcpyHtoA] (dstArray: CUarray, dstOffset: u32, srcHost: *const c_void, ByteCount: u32) => work::blocking();
     [cuMemcpyHtoA_v2 cuMemcpyHtoA_v2_ptds] (dstArray: CUarray, dstOffset: usize, srcHost: *const c_void, ByteCount: usize) => work::blocking();
     [cuMemcpyAtoH] (dstHost: *mut c_void, srcArray: CUarray, srcOffset: u32, ByteCount: u32) => work::blocking();
@@ -283,8 +283,8 @@ functions! {
     [cuMemcpy3DPeerAsync cuMemcpy3DPeerAsync_ptsz] (pCopy: *const CUDA_MEMCPY3D_PEER, hStream: CUstream) => work::at_addresses(hStream);
     [cuMemcpyBatchAsync cuMemcpyBatchAsync_ptsz] (dsts: *mut CUdeviceptr, srcs: *mut CUdeviceptr, sizes: *mut usize, count: usize, attrs: *mut CUmemcpyAttributes, attrsIdxs: *mut usize, numAttrs: usize, failIdx: *mut usize, hStream: CUstream) => copies::batch(dsts, srcs, sizes, count, attrs, numAttrs, hStream);
     [cuMemcpyBatchAsync_v2 cuMemcpyBatchAsync_v2_ptsz] (dsts: *mut CUdeviceptr, srcs: *mut CUdeviceptr, sizes: *mut usize, count: usize, attrs: *mut CUmemcpyAttributes, attrsIdxs: *mut usize, numAttrs: usize, hStream: CUstream) => copies::batch(dsts, srcs, sizes, count, attrs, numAttrs, hStream);
-    [cuMemcpy3DBatchAsync cuMemcpy3DBatchAsync_ptsz] (numOps: usize, opList: *mut CUDA_MEMCPY3D_BATCH_OP, failIdx: *mut usize, flags: u64, hStream: CUstream) => work::at_addresses(hStream);
-    [cuMemcpy3DBatchAsync_v2 cuMemcpy3DBatchAsync_v2_ptsz] (numOps: usize, opList: *mut CUDA_MEMCPY3D_BATCH_OP, flags: u64, hStream: CUstream) => work::at_addresses(hStream);
+    [cuMemcpy3DBatchAsync cuMemcpy3DBatchAsync_ptsz] (numOps: usize, opList: *mut CUDA_MEMCPY3D_BATCH_OP, failIdx: *mut usize, flags: u64, hStream: CUstream) => copies::boxes(numOps, opList, flags, hStream);
+    [cuMemcpy3DBatchAsync_v2 cuMemcpy3DBatchAsync_v2_ptsz] (numOps: usize, opList: *mut CUDA_MEMCPY3D_BATCH_OP, flags: u64, hStream: CUstream) => copies::boxes(numOps, opList, flags, hStream);
     [cuMemcpyWithAttributesAsync cuMemcpyWithAttributesAsync_ptsz] (dst: CUdeviceptr, src: CUdeviceptr, size: usize, attr: *mut CUmemcpyAttributes, hStream: CUstream) => copies::linear(dst, src, size, hStream);
     [cuMemcpy3DWithAttributesAsync cuMemcpy3DWithAttributesAsync_ptsz] (op: *mut CUDA_MEMCPY3D_BATCH_OP, flags: u64, hStream: CUstream) => work::at_addresses(hStream);
     [cuFabricCpyBatchAsync cuFabricCpyBatchAsync_ptsz] (numOps: usize, opList: *mut c_void, flags: u64, hStream: CUstream) => work::at_addresses(hStream);

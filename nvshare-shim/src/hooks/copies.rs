@@ -2,8 +2,8 @@
 //! on an H200) or end in an error for good, and bare the driver stages such copies: the form that names the contexts of
 //! both ends is used in its place, in the same stream. A process with one device pays a load for that.
 //!
-//! In captures, and for copies described as parts of graphs, there is no such form: the stream's device gets access to the
-//! memory where the cards allow it, else they pass and the driver refuses them. Batches of three-dimensional copies pass.
+//! In captures, for copies described as parts of graphs, and for arrays in batches there is no such form: the stream's device
+//! gets access to the memory where the cards allow it, else they pass and the driver refuses them.
 
 use std::ffi::c_void;
 
@@ -11,12 +11,13 @@ use super::contexts::{self, current_device, device_of};
 use super::{Bare, work};
 use crate::cuda::CUresult;
 use crate::cuda::sys::{
-    CUDA_MEMCPY2D, CUDA_MEMCPY3D, CUDA_MEMCPY3D_PEER, CUcontext, CUdevice, CUdeviceptr, CUmemcpyAttributes,
-    CUstream,
+    CUDA_MEMCPY2D, CUDA_MEMCPY3D, CUDA_MEMCPY3D_BATCH_OP, CUDA_MEMCPY3D_PEER, CUarray, CUcontext, CUdevice,
+    CUdeviceptr, CUmemcpyAttributes, CUstream,
 };
 use crate::cuda::{STREAM_LEGACY, STREAM_PER_THREAD};
 use crate::driver::driver;
 use crate::memory::{self, device, owner};
+use crate::table::Symbol;
 use crate::{start, streams};
 
 /// An address, as the calls pass it.
@@ -270,6 +271,101 @@ pub(crate) unsafe fn batch<F: Fn() -> CUresult>(
     unsafe { work::at_addresses(&across, stream) }
 }
 
+/// Many boxes without an order among them. `flags` are those of the call.
+pub(crate) unsafe fn boxes<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    count: usize,
+    list: *mut CUDA_MEMCPY3D_BATCH_OP,
+    flags: u64,
+    stream: CUstream,
+) -> CUresult {
+    let in_stream = bare.stream(stream);
+    // SAFETY: the application's array of that length.
+    let one = |index: usize| unsafe { list.cast::<Boxes>().add(index).read() };
+    if !device::several()
+        || list.is_null()
+        || !(0..count).any(|index| is_out_of_reach(in_stream, &one(index).addresses()))
+    {
+        // SAFETY: the application's own call.
+        return unsafe { work::at_addresses(bare, stream) };
+    }
+    let across = bare.instead(|| {
+        for index in 0..count {
+            let copy = one(index);
+            let copied = match copy.slices() {
+                Some(slices) if is_out_of_reach(in_stream, &copy.addresses()) => {
+                    slices.across(in_stream, copy.order == ORDER_DURING_API_CALL)
+                }
+                _ => {
+                    grant(&distant(&copy.addresses(), || device_below(in_stream)));
+                    // SAFETY: one of the application's copies.
+                    unsafe { alone(list.add(index), flags, in_stream) }
+                }
+            };
+            if !copied.ok() {
+                return copied;
+            }
+        }
+        CUresult::CUDA_SUCCESS
+    });
+    // SAFETY: the application's own call in another form.
+    unsafe { work::at_addresses(&across, stream) }
+}
+
+/// One copy of a batch.
+unsafe fn alone(copy: *mut CUDA_MEMCPY3D_BATCH_OP, flags: u64, stream: CUstream) -> CUresult {
+    let mut failed = 0;
+    // SAFETY: the caller's copy; a place for what is not asked.
+    unsafe {
+        if driver().has(Symbol::cuMemcpy3DBatchAsync_v2) {
+            driver().cuMemcpy3DBatchAsync_v2(1, copy, flags, stream)
+        } else {
+            driver().cuMemcpy3DBatchAsync(1, copy, &raw mut failed, flags, stream)
+        }
+    }
+}
+
+/// Bytes of a row into an array of one dimension.
+pub(crate) unsafe fn into_array<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    array: CUarray,
+    offset: usize,
+    from: CUdeviceptr,
+    bytes: usize,
+) -> CUresult {
+    // SAFETY: the application's own call.
+    unsafe { with_array(bare, SliceEnd::row(from, bytes), SliceEnd::array(array, offset), bytes) }
+}
+
+/// Bytes of a row out of an array of one dimension.
+pub(crate) unsafe fn out_of_array<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    to: CUdeviceptr,
+    array: CUarray,
+    offset: usize,
+    bytes: usize,
+) -> CUresult {
+    // SAFETY: the application's own call.
+    unsafe { with_array(bare, SliceEnd::array(array, offset), SliceEnd::row(to, bytes), bytes) }
+}
+
+unsafe fn with_array<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    from: SliceEnd,
+    to: SliceEnd,
+    bytes: usize,
+) -> CUresult {
+    let stream = bare.stream(std::ptr::null_mut());
+    let slices = Slices { from, to, width: bytes, height: 1, depth: 1 };
+    if slices.is_out_of_reach(stream) {
+        let across = bare.instead(|| slices.across(stream, true));
+        // SAFETY: the application's own call in another form.
+        return unsafe { work::blocking(&across) };
+    }
+    // SAFETY: the application's own call.
+    unsafe { work::blocking(bare) }
+}
+
 /// `CU_MEMCPY_SRC_ACCESS_ORDER_DURING_API_CALL`: the sources are the caller's again when the call returns.
 const ORDER_DURING_API_CALL: u32 = 2;
 /// How much of a copy from or to host memory is described as one row.
@@ -325,13 +421,7 @@ fn linear_across(stream: CUstream, to: u64, from: u64, bytes: usize, now: bool) 
     let mut done = 0;
     while done < bytes {
         let row = (bytes - done).min(LONGEST_ROW);
-        let end = |address: u64| SliceEnd {
-            kind: UNIFIED,
-            device: address + done as u64,
-            pitch: row,
-            height: 1,
-            ..SliceEnd::default()
-        };
+        let end = |address: u64| SliceEnd::row(address + done as u64, row);
         let slices = Slices { from: end(from), to: end(to), width: row, height: 1, depth: 1 };
         let copied = slices.across(stream, now && done + row == bytes);
         if !copied.ok() {
@@ -395,6 +485,59 @@ const _: () = assert!(
         && size_of::<Slices>() == size_of::<CUDA_MEMCPY3D_PEER>()
 );
 
+/// `CUDA_MEMCPY3D_BATCH_OP`, with plain numbers where it has enums.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Boxes {
+    from: BoxEnd,
+    to: BoxEnd,
+    width: usize,
+    height: usize,
+    depth: usize,
+    order: u32,
+    flags: u32,
+}
+
+/// `CUmemcpy3DOperand`: what its words mean depends on `kind`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct BoxEnd {
+    kind: u32,
+    address: u64,
+    row: usize,
+    rows: usize,
+    hint: u64,
+}
+
+const _: () = assert!(size_of::<Boxes>() == size_of::<CUDA_MEMCPY3D_BATCH_OP>());
+
+/// `CU_MEMCPY_OPERAND_TYPE_POINTER`.
+const POINTER: u32 = 1;
+
+impl Boxes {
+    /// Where its ends begin that may be a device's.
+    fn addresses(&self) -> Vec<u64> {
+        let pointers = [&self.from, &self.to].into_iter().filter(|end| end.kind == POINTER);
+        pointers.map(|end| end.address).collect()
+    }
+
+    /// As slices, where no end is an array, whose box is not measured in bytes.
+    fn slices(&self) -> Option<Slices> {
+        let end = |end: &BoxEnd| {
+            let or = |length: usize, all: usize| if length == 0 { all } else { length };
+            (end.kind == POINTER).then(|| SliceEnd {
+                kind: UNIFIED,
+                device: end.address,
+                pitch: or(end.row, self.width),
+                height: or(end.rows, self.height),
+                ..SliceEnd::default()
+            })
+        };
+        let (from, to) = (end(&self.from)?, end(&self.to)?);
+        Some(Slices { from, to, width: self.width, height: self.height, depth: self.depth })
+    }
+}
+
 /// `CU_MEMORYTYPE_HOST`, `_DEVICE`, `_ARRAY` and `_UNIFIED`.
 const HOST: u32 = 1;
 const DEVICE: u32 = 2;
@@ -419,6 +562,17 @@ impl From<&Rows> for Slices {
 }
 
 impl SliceEnd {
+    /// A row of bytes at an address.
+    fn row(address: u64, bytes: usize) -> SliceEnd {
+        SliceEnd { kind: UNIFIED, device: address, pitch: bytes, height: 1, ..SliceEnd::default() }
+    }
+
+    /// Bytes of an array of one dimension.
+    fn array(array: CUarray, offset: usize) -> SliceEnd {
+        let array = array.expose_provenance() as u64;
+        SliceEnd { kind: ARRAY, array, x: offset, ..SliceEnd::default() }
+    }
+
     /// Where the first byte is, if that is an address that may be a device's.
     fn first(&self) -> Option<u64> {
         let offset = self.z * self.pitch * self.height + self.y * self.pitch + self.x;

@@ -130,6 +130,8 @@ pub fn bury(device: &Device, remains: Option<Remains>) {
         }
     }
     if whole {
+        // Before the addresses can be somebody else's.
+        device.state().space.parted(remains.start);
         // SAFETY: nothing is mapped in it now, and its addresses are in no record.
         if let Err(code) = unsafe { vmm::unreserve(remains.start, remains.bytes) }
             && code != CUresult::CUDA_ERROR_DEINITIALIZED

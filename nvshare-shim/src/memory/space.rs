@@ -82,6 +82,8 @@ pub struct Space {
     spans: BTreeMap<u64, Span>,
     accounts: Accounts,
     kept: u64,
+    /// Spans that are gone and perhaps mapped still: start and length.
+    parting: BTreeMap<u64, u64>,
 }
 
 impl Space {
@@ -130,9 +132,17 @@ impl Space {
         extents
     }
 
-    /// Whether an address lies in a span, allocated or not.
+    /// Whether an address lies in a span, allocated or not, or in one that is being taken apart.
     pub fn covers(&self, at: u64) -> bool {
-        self.spans.range(..=at).next_back().is_some_and(|(start, span)| at - start < span.bytes)
+        let span = self.spans.range(..=at).next_back();
+        let parting = self.parting.range(..=at).next_back();
+        span.is_some_and(|(start, span)| at - start < span.bytes)
+            || parting.is_some_and(|(start, bytes)| at - start < *bytes)
+    }
+
+    /// Nothing is mapped any more where the remains of a span were.
+    pub fn parted(&mut self, start: u64) {
+        self.parting.remove(&start);
     }
 
     /// Takes a span out of the records, or, where the engine is at work on it, only marks it; then [`Space::reap`] takes
@@ -150,6 +160,7 @@ impl Space {
             return None;
         }
         let span = self.spans.remove(&start)?;
+        self.parting.insert(start, span.bytes);
         self.kept -= span.kept;
         let mut remains = Remains { start, bytes: span.bytes, ..Remains::default() };
         for id in span.extents {

@@ -117,9 +117,7 @@ impl Engine {
         }
         free::sweep(self.device);
         self.look_around();
-        let pause = if self.waits_for_rest() {
-            self.rest.0.saturating_duration_since(Instant::now()).min(IDLE_PAUSE)
-        } else if self.shop.is_some() && shadow::is_to_be_pinned() {
+        let pause = if self.shop.is_some() && shadow::is_to_be_pinned() {
             PIN_PAUSE
         } else if self.shop.is_some() && shadow::is_to_be_unpinned() {
             CALM
@@ -130,7 +128,8 @@ impl Engine {
         } else {
             QUARANTINE_PAUSE
         };
-        self.sleep(pause);
+        let rest = if self.waits_for_rest() { self.rest.0 } else { Instant::now() + IDLE_PAUSE };
+        self.sleep(pause.min(rest.saturating_duration_since(Instant::now())));
     }
 
     /// Pins or unpins one piece of host memory, if there is one and the application would not notice.

@@ -97,9 +97,6 @@ impl World {
                     self.settle(last);
                     let memory = self.memories[slot].as_mut()?;
                     memory.gone = true;
-                    // Known to differ: a thread of the library takes it apart, sooner or later, and while it does the driver
-                    // still describes what is mapped there. Nothing is asked about it any more.
-                    memory.freed_at = u64::MAX;
                 }
                 code
             }

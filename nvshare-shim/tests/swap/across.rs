@@ -48,6 +48,22 @@ fn rows(from: CUdeviceptr, to: CUdeviceptr) -> sys::CUDA_MEMCPY2D {
     }
 }
 
+/// Four planes of four rows.
+fn boxes(from: CUdeviceptr, to: CUdeviceptr) -> sys::CUDA_MEMCPY3D_BATCH_OP {
+    let mut copy = std::mem::MaybeUninit::<sys::CUDA_MEMCPY3D_BATCH_OP>::zeroed();
+    let at = copy.as_mut_ptr();
+    // SAFETY: zero is a valid value of all fields but the kinds and the order, which are set.
+    unsafe {
+        for (end, address) in [(&raw mut (*at).src, from), (&raw mut (*at).dst, to)] {
+            (*end).type_ = sys::CUmemcpy3DOperandType::CU_MEMCPY_OPERAND_TYPE_POINTER;
+            (*end).op.ptr.ptr = address;
+        }
+        (*at).extent = sys::CUextent3D { width: BYTES / 16, height: 4, depth: 4 };
+        (*at).srcAccessOrder = sys::CUmemcpySrcAccessOrder::CU_MEMCPY_SRC_ACCESS_ORDER_STREAM;
+        copy.assume_init()
+    }
+}
+
 pub(crate) fn role() {
     cu!(cuInit(0));
     let mut contexts = [std::ptr::null_mut(); 2];
@@ -60,7 +76,7 @@ pub(crate) fn role() {
     cu!(cuCtxSetCurrent(contexts[0]));
     let ([near, far], stream) = (memory, stream());
     let host = vec![9_u8; BYTES];
-    let acts: [(&str, u8, Act<'_>); 9] = [
+    let acts: [(&str, u8, Act<'_>); 10] = [
         ("cuMemcpyDtoD", 7, &|_| cu!(cuMemcpyDtoD_v2(far, near, BYTES))),
         ("cuMemcpyDtoDAsync", 7, &|stream| cu!(cuMemcpyDtoDAsync_v2(far, near, BYTES, stream))),
         ("cuMemcpyAsync", 7, &|stream| cu!(cuMemcpyAsync(far, near, BYTES, stream))),
@@ -70,6 +86,10 @@ pub(crate) fn role() {
         ("cuMemcpy2D", 7, &|_| {
             let copy = rows(near, far);
             cu!(cuMemcpy2D_v2(&raw const copy));
+        }),
+        ("cuMemcpy3DBatchAsync", 7, &|stream| {
+            let (mut list, mut failed) = ([boxes(near, far)], 0);
+            cu!(cuMemcpy3DBatchAsync(1, list.as_mut_ptr(), &raw mut failed, 0, stream));
         }),
         ("cuMemcpyHtoD", 9, &|_| write(far, &host)),
         ("cuMemcpyHtoDAsync", 9, &|stream| {

@@ -45,15 +45,24 @@ pub(crate) fn jammed() {
     let flag = flag.cast::<u32>();
     // SAFETY: pinned memory of that size.
     unsafe { flag.write_volatile(0) };
-    gpu.launch("nvshare_wait_flag", full, &[on_device]);
     let (stuck, context) = (full.expose_provenance(), super::roles::current());
-    let submits = std::thread::spawn(move || {
-        super::roles::make_current(context);
-        let gpu = Gpu::load();
-        for _ in 0..MANY {
-            gpu.launch("nvshare_spin", std::ptr::with_exposed_provenance_mut(stuck), &[1]);
+    let turns = std::sync::Arc::new(std::sync::Barrier::new(2));
+    let submits = std::thread::spawn({
+        let turns = std::sync::Arc::clone(&turns);
+        move || {
+            super::roles::make_current(context);
+            // Loaded before: that would wait for the kernel, too.
+            let gpu = Gpu::load();
+            turns.wait();
+            turns.wait();
+            for _ in 0..MANY {
+                gpu.launch("nvshare_spin", std::ptr::with_exposed_provenance_mut(stuck), &[1]);
+            }
         }
     });
+    turns.wait();
+    gpu.launch("nvshare_wait_flag", full, &[on_device]);
+    turns.wait();
     std::thread::sleep(Duration::from_millis(300));
     // The first memory of all: the engine has nothing in the context yet.
     let memory = alloc(8 << 20);

@@ -102,6 +102,25 @@ export! {
         Ok(())
     }
 
+    fn cuMemcpy3DBatchAsync / cuMemcpy3DBatchAsync_ptsz(
+        count: usize, list: *const Boxes, failed: *mut usize, flags: u64, stream: CUstream,
+    ) |cx| {
+        if stream.is_null() || list.is_null() || count == 0 || flags != 0 {
+            return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+        }
+        for index in 0..count {
+            // SAFETY: the caller's array of that many, and an optional out-parameter.
+            let copied = unsafe {
+                put_if(failed, index);
+                boxes(&*list.add(index)).and_then(|transfer| asynchronous(cx, transfer, stream))
+            };
+            copied?;
+        }
+        // SAFETY: an optional out-parameter.
+        unsafe { put_if(failed, usize::MAX) };
+        Ok(())
+    }
+
     fn cuMemcpy2D_v2 / cuMemcpy2D_v2_ptds(copy: *const Rows) |cx| {
         // SAFETY: a description as the driver API demands it.
         let transfer = unsafe { rows(copy) }?;
@@ -291,6 +310,50 @@ struct SliceEnd {
     context: u64,
     pitch: usize,
     height: usize,
+}
+
+/// `CUDA_MEMCPY3D_BATCH_OP`.
+#[repr(C)]
+pub(crate) struct Boxes {
+    from: BoxEnd,
+    to: BoxEnd,
+    width: usize,
+    height: usize,
+    depth: usize,
+    order: u32,
+    flags: u32,
+}
+
+/// `CUmemcpy3DOperand` of a pointer.
+#[repr(C)]
+struct BoxEnd {
+    kind: u32,
+    address: u64,
+    row: usize,
+    rows: usize,
+    hint: u64,
+}
+
+/// `CU_MEMCPY_OPERAND_TYPE_POINTER`.
+const POINTER: u32 = 1;
+
+/// One copy of a batch; arrays are not simulated.
+fn boxes(copy: &Boxes) -> Outcome<Transfer> {
+    let end = |end: &BoxEnd| {
+        if end.kind != POINTER {
+            return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED);
+        }
+        let row = if end.row == 0 { copy.width } else { end.row };
+        let rows = if end.rows == 0 { copy.height } else { end.rows };
+        if row < copy.width || rows < copy.height {
+            return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+        }
+        not_null(end.address)?;
+        Ok(Plane { address: end.address, pitch: row as u64, slice: (row * rows) as u64 })
+    };
+    let (from, to) = (end(&copy.from)?, end(&copy.to)?);
+    let [width, height, depth] = [copy.width, copy.height, copy.depth].map(|length| length as u64);
+    Ok(Transfer { to, from, width, height, depth, by: None, staged: None })
 }
 
 /// Where the memory is that an end of a copy describes; arrays are not simulated.
