@@ -45,7 +45,7 @@ impl Asks {
         let mut stays: BTreeMap<DeviceId, Bytes> = BTreeMap::new();
         let mut limit = |ledger: &Ledger, ask: &Ask| {
             let stays = *stays.entry(ask.device).or_insert_with(|| ledger.stays(ask.device));
-            ledger.limit(ask.client, ask.device, stays)
+            ledger.may_have(ask.client, ask.device, stays)
         };
         let mut answers = Vec::new();
         self.0.retain(|ask| {
