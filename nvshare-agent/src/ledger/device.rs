@@ -158,8 +158,8 @@ impl Device {
         self.for_drivers = settings.reserve.min(self.capacity);
     }
 
-    /// How much less there may be than a client was told, and it gets that all the same: its own driver and engine took the
-    /// rest meanwhile, which is what half of the reserve for drivers is for.
+    /// How much less there may be than a client was told a moment ago, and it gets that all the same: its own driver and engine
+    /// took the rest meanwhile, which is what half of the reserve for drivers is for.
     pub(super) fn slippage(&self) -> Bytes {
         Bytes(self.for_drivers.0 / 2).min(self.reserve)
     }

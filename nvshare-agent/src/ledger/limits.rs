@@ -37,20 +37,15 @@ impl Ledger {
         }
     }
 
-    /// What `client` may have when it asks: its limit, or what it was told before, if only a little is missing for that. It
-    /// told its program how much is free.
+    /// What `client` may have when it asks: a little more than its limit of now, because its program goes by the one of a
+    /// moment ago, and its own driver and engine took something since.
     pub fn may_have(&self, client: ClientId, device: DeviceId, stays: Bytes) -> Bytes {
         let now = self.limit(client, device, stays);
         let (Some(at), Some(client)) = (self.devices.get(&device), self.clients.get(&client)) else {
             return now;
         };
-        let told = client.limits.get(&device).copied().unwrap_or_default();
         let ordered = client.orders.limit.unwrap_or(Bytes(u64::MAX));
-        if at.latecomers.contains(&client.id) {
-            now
-        } else {
-            now.max(told.min(now + at.slippage()).min(ordered))
-        }
+        if at.latecomers.contains(&client.id) { now } else { now.max((now + at.slippage()).min(ordered)) }
     }
 
     /// What commandable clients have to be told (again); it counts as told.
