@@ -1,6 +1,7 @@
 //! Questions of clients whether they may come to need so much: answered from a reading that began after the question came, so
 //! that what a client promises to its program counts the context, module or neighbour of a moment ago.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nvshare_common::protocol::ToShim;
@@ -40,23 +41,27 @@ impl Asks {
 
     /// The answers that can be given now, and whether others wait for a reading.
     pub(super) fn answer(&mut self, ledger: &mut Ledger, now: Moment) -> (Vec<Command>, bool) {
-        let due = |ledger: &Ledger, ask: &Ask| match ledger.device(ask.device) {
-            // What is not managed is limited by nobody.
-            None => Some(true),
-            Some(device) if device.read_since(ask.since) || now.since(ask.since) > PATIENCE => {
-                let stays = ledger.stays(ask.device);
-                Some(ask.total <= ledger.limit(ask.client, ask.device, stays))
-            }
-            Some(_) => None,
+        // All clients may ask at once: what is the same for all of them is summed up once a device.
+        let mut stays: BTreeMap<DeviceId, Bytes> = BTreeMap::new();
+        let mut limit = |ledger: &Ledger, ask: &Ask| {
+            let stays = *stays.entry(ask.device).or_insert_with(|| ledger.stays(ask.device));
+            ledger.may_have(ask.client, ask.device, stays)
         };
         let mut answers = Vec::new();
         self.0.retain(|ask| {
-            let Some(made) = due(ledger, ask) else { return true };
+            let made = match ledger.device(ask.device) {
+                // What is not managed is limited by nobody.
+                None => true,
+                Some(device) if device.read_since(ask.since) || now.since(ask.since) > PATIENCE => {
+                    ask.total <= limit(ledger, ask)
+                }
+                Some(_) => return true,
+            };
             if made {
                 // Up to the limit it need not ask again for a moment.
-                let limit = ledger.limit(ask.client, ask.device, ledger.stays(ask.device));
+                let most = limit(ledger, ask).max(ask.total);
                 if let Some(client) = ledger.client_mut(ask.client) {
-                    client.promised.insert(ask.device, limit.max(ask.total));
+                    client.promised.insert(ask.device, most);
                 }
             }
             let message = ToShim::Room { ticket: ask.ticket, made };

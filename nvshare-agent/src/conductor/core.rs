@@ -8,10 +8,10 @@ use nvshare_common::protocol::{Held, Hello, Purpose, ToAgent, ToShim};
 use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId};
 
 use super::asks::{Ask, Asks};
-use super::hindrance::Told;
+use super::hindrance::Said;
 use super::switches::Switchboard;
 use crate::device::Report;
-use crate::ledger::{Arena, Client, Ledger, Outgoing, Page, Reclaiming, Room, SessionId};
+use crate::ledger::{Arena, Client, Ledger, Outgoing, Page, Reclaiming, Room, SessionId, Told};
 use crate::moment::Moment;
 use crate::observation::Process;
 use crate::policy::{self, Decision};
@@ -20,8 +20,6 @@ use crate::snapshot::Histogram;
 
 /// How many cold ranges a `SwapOut` names at most.
 const COLDEST: usize = 256;
-/// A limit that moved by less is not told again.
-const LIMIT_STEP: u64 = 16 << 20;
 
 /// A message to be sent to a client, if its session still stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +69,7 @@ pub struct Core {
     /// Clients that ask before they promise.
     pub(super) asks: Asks,
     /// What the log has of those that cannot run.
-    pub(super) told: Told,
+    pub(super) told: Said,
 }
 
 impl Core {
@@ -442,66 +440,24 @@ impl Core {
         Some(Command { client, session, message })
     }
 
-    /// The limits that clients have to be told (again).
+    /// The sizes and limits that clients have to be told (again).
     pub fn limits(&mut self) -> Vec<Command> {
-        let devices: Vec<(DeviceId, Bytes)> =
-            self.ledger.devices().keys().map(|device| (*device, self.ledger.stays(*device))).collect();
         let mut commands = Vec::new();
-        let clients: Vec<ClientId> = self
-            .ledger
-            .clients()
-            .values()
-            .filter(|client| client.commandable())
-            .map(|client| client.id)
-            .collect();
-        for client in clients {
-            for (device, stays) in &devices {
-                if let Some(bytes) = self.size(client, *device) {
-                    commands.extend(self.command(client, ToShim::Size { device: *device, bytes }));
-                }
-                if let Some(bytes) = self.limit(client, *device, *stays) {
-                    commands.extend(self.command(client, ToShim::Limit { device: *device, bytes }));
-                }
-            }
+        for Told { client, device, size, limit } in self.ledger.untold() {
+            let size = size.map(|bytes| ToShim::Size { device, bytes });
+            let limit = limit.map(|bytes| ToShim::Limit { device, bytes });
+            commands
+                .extend(size.into_iter().chain(limit).filter_map(|message| self.command(client, message)));
         }
         commands
     }
 
-    /// The limits that a client is told as it is welcomed.
-    pub fn first_limits(&mut self, client: ClientId) -> Vec<(DeviceId, Bytes)> {
-        let devices: Vec<DeviceId> = self.ledger.devices().keys().copied().collect();
-        let limit = |device| Some((device, self.limit(client, device, self.ledger.stays(device))?));
-        devices.into_iter().filter_map(limit).collect()
-    }
-
-    /// The sizes that a client is told as it is welcomed.
-    pub fn first_sizes(&mut self, client: ClientId) -> Vec<(DeviceId, Bytes)> {
-        let devices: Vec<DeviceId> = self.ledger.devices().keys().copied().collect();
-        devices.into_iter().filter_map(|device| Some((device, self.size(client, device)?))).collect()
-    }
-
-    /// How large a device is to the client, if it is to be told; it counts as told.
-    fn size(&mut self, client: ClientId, device: DeviceId) -> Option<Bytes> {
-        let bytes = self.ledger.size(client, device);
-        let told = &mut self.ledger.client_mut(client)?.sizes;
-        (told.insert(device, bytes) != Some(bytes)).then_some(bytes)
-    }
-
-    /// The client's limit on a device, if it is to be told; it counts as told.
-    fn limit(&mut self, client: ClientId, device: DeviceId, stays: Bytes) -> Option<Bytes> {
-        let bytes = self.ledger.limit(client, device, stays);
-        let read = self.ledger.device(device)?.read_began;
-        let client = self.ledger.client_mut(client)?;
-        // Its context may not be in any reading yet: the first limit is the one that its program goes by.
-        if client.met.get(&device).is_some_and(|met| read < *met) {
-            return None;
-        }
-        let told = &mut client.limits;
-        let new = told.get(&device).is_none_or(|old| old.0.abs_diff(bytes.0) >= LIMIT_STEP || bytes < *old);
-        new.then(|| {
-            told.insert(device, bytes);
-            bytes
-        })
+    /// The limits and the sizes that a client is told as it is welcomed.
+    pub fn first_limits(&mut self, client: ClientId) -> [Vec<(DeviceId, Bytes)>; 2] {
+        let told = self.ledger.untold_of(client);
+        let limits = told.iter().filter_map(|told| Some((told.device, told.limit?))).collect();
+        let sizes = told.iter().filter_map(|told| Some((told.device, told.size?))).collect();
+        [limits, sizes]
     }
 
     /// How long until time alone could change a decision.

@@ -13,14 +13,14 @@ const LASTS: Duration = Duration::from_secs(5);
 
 /// What was told.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct Said {
     /// Since when clients cannot run.
     since: BTreeMap<ClientId, Moment>,
     never: BTreeSet<ClientId>,
     late: BTreeSet<(ClientId, DeviceId)>,
 }
 
-impl Told {
+impl Said {
     /// A client came too late on a device.
     pub(super) fn late(&mut self, client: ClientId, device: DeviceId) {
         if self.late.insert((client, device)) {
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn who_cannot_run_for_a_while_is_told_once() {
-        let (client, mut told) = (ClientId(7), Told::default());
+        let (client, mut told) = (ClientId(7), Said::default());
         let why = BTreeMap::from([(client, "needs more".to_owned())]);
         let mut lines = |seconds: u64, hindered: &BTreeMap<ClientId, String>| {
             told.hindered(hindered, Moment(1) + Duration::from_secs(seconds));

@@ -74,7 +74,7 @@ mod tests {
         });
         assert_eq!(log.matches("running without a part").count(), 2, "{log}");
         assert!(
-            log.contains("1 MiB of host memory are available") && log.contains("(64 GiB) is used up"),
+            log.contains("1 MiB of host memory are available") && log.contains("(64 GiB), or four times"),
             "{log}"
         );
     }

@@ -328,7 +328,7 @@ impl Conductor {
         }
         self.host.opened(client, hello.arenas, now);
         self.sessions.opened += 1;
-        let (limits, sizes) = (self.core.first_limits(client), self.core.first_sizes(client));
+        let [limits, sizes] = self.core.first_limits(client);
         if outbox.answer(&Answer::Welcome { client, limits, sizes }).is_ok() {
             self.lines.insert(session, Line { client, outbox });
             self.tell_bypass(client);
@@ -432,18 +432,16 @@ impl Conductor {
             | O::Exited { process } => self.known(*process),
         };
         let client = self.core.ledger.client_of(process);
-        if let Some(observed) = self.core.ledger.observe(process, &observation) {
-            if observed.name.is_empty() {
-                let read = |file| std::fs::read_to_string(format!("/proc/{}/{file}", process.pid));
-                // A process may have no name; it is asked once all the same.
-                let name = read("comm").unwrap_or_default();
-                Some(name.trim_end())
-                    .filter(|name| !name.is_empty())
-                    .unwrap_or("?")
-                    .clone_into(&mut observed.name);
-                if client.is_none() {
-                    self.meet(process, pods::cgroup::path(&read("cgroup").unwrap_or_default()), now);
-                }
+        if let Some(observed) = self.core.ledger.observe(process, &observation)
+            && observed.name.is_empty()
+        {
+            let read = |file| std::fs::read_to_string(format!("/proc/{}/{file}", process.pid));
+            // A process may have no name; it is asked once all the same.
+            let name = read("comm").unwrap_or_default();
+            let name = Some(name.trim_end()).filter(|name| !name.is_empty());
+            name.unwrap_or("?").clone_into(&mut observed.name);
+            if client.is_none() {
+                self.meet(process, pods::cgroup::path(&read("cgroup").unwrap_or_default()), now);
             }
         }
         match (&observation, client) {

@@ -34,6 +34,8 @@ pub struct Device {
     pub reserve: Bytes,
     /// Host memory that clients on it have for shadows, at the last decision.
     pub shadows: Bytes,
+    /// The part of the whole reserve that is for drivers, and not for pinning.
+    for_drivers: Bytes,
     /// Clients that came last and leave one that ran before no room to run: they get no more.
     pub latecomers: Vec<ClientId>,
     /// Since when there have been some.
@@ -153,6 +155,13 @@ impl Device {
         self.capacity = settings.capacity.map_or(self.total, |capacity| capacity.min(self.total));
         // What is lent of it stays lent until that is decided anew.
         self.reserve = self.whole_reserve(settings).saturating_sub(self.lent);
+        self.for_drivers = settings.reserve.min(self.capacity);
+    }
+
+    /// How much less there may be than a client was told a moment ago, and it gets that all the same: its own driver and engine
+    /// took the rest meanwhile, which is what half of the reserve for drivers is for.
+    pub(super) fn slippage(&self) -> Bytes {
+        Bytes(self.for_drivers.0 / 2).min(self.reserve)
     }
 
     /// What is for drivers, lent or not: for what they take by themselves, and for shadows that will be pinned.

@@ -8,6 +8,7 @@ mod client;
 mod device;
 mod heat;
 mod holding;
+mod limits;
 mod observed;
 mod orders;
 mod seen;
@@ -26,6 +27,7 @@ pub use client::{Arena, Client, GangId, Lease, Page, SessionId, Stop};
 pub use device::{Device, Room};
 pub use heat::Heat;
 pub use holding::{Holding, Outgoing, Reclaiming};
+pub use limits::Told;
 pub use observed::Observed;
 pub use orders::Orders;
 
@@ -506,36 +508,6 @@ impl Ledger {
     pub fn overdue(&mut self, settings: &Settings, now: Moment) -> Vec<(ClientId, &'static str)> {
         let late = |client: &mut Client| Some((client.id, client.overdue(settings, now)?));
         self.clients.values_mut().filter_map(late).collect()
-    }
-
-    /// What all clients together hold on `device` for good. What is pinned does not count: a program that grows beside it
-    /// waits for the end of the pin instead of failing.
-    pub fn stays(&self, device: DeviceId) -> Bytes {
-        self.holdings(device).map(|(_, holding)| holding.immovable()).sum()
-    }
-
-    /// The most that `client` can have on `device`: all but what is reserved, foreign, or held by others for good (all
-    /// clients hold `stays`); and what was ordered, if that is less.
-    pub fn limit(&self, client: ClientId, device: DeviceId, stays: Bytes) -> Bytes {
-        let (Some(at), Some(client)) = (self.devices.get(&device), self.clients.get(&client)) else {
-            return Bytes::ZERO;
-        };
-        let holding = client.devices.get(&device);
-        let own = holding.map(Holding::immovable).unwrap_or_default();
-        let left = at.budget() - stays.saturating_sub(own).0 as i64;
-        let most = Bytes(left.max(0) as u64 / (2 << 20) * (2 << 20));
-        let needed = holding.map(|holding| holding.needed).unwrap_or_default();
-        // It came when there was no room for it: what it takes more, another that came before would lack.
-        let most = if at.latecomers.contains(&client.id) { Bytes::ZERO } else { most };
-        // An order may be below what it uses: then it can only give back.
-        most.max(needed).min(client.orders.limit.unwrap_or(Bytes(u64::MAX)))
-    }
-
-    /// How large `device` is to `client`, whatever else is on it.
-    pub fn size(&self, client: ClientId, device: DeviceId) -> Bytes {
-        let capacity = self.devices.get(&device).map(|at| at.capacity).unwrap_or_default();
-        let ordered = self.clients.get(&client).and_then(|client| client.orders.limit);
-        ordered.map_or(capacity, |ordered| ordered.min(capacity))
     }
 
     /// The client wants to run: one that comes back after a long pause begins level with the others.

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::control::CONNECTIONS;
 use crate::health::{Health, Readiness};
-use crate::snapshot::{Activity, Client, State, Totals};
+use crate::snapshot::{Activity, State, Totals};
 use clients::clients;
 use lines::Lines;
 use series::{Page, Series};
@@ -143,12 +143,10 @@ fn all_clients(page: &mut Page, state: &State) {
         let count = state.clients.iter().filter(|client| client.activity == activity).count();
         page.put(Series::Clients, &[activity.name()], count as f64);
     }
-    let hindered: [(&str, fn(&Client) -> bool); 2] =
-        [("never_runs", |client| client.hindered), ("latecomer", |client| client.latecomer)];
-    for (why, of) in hindered {
-        let count = state.clients.iter().filter(|client| of(client)).count();
-        page.put(Series::ClientsHindered, &[why], count as f64);
-    }
+    let never_runs = state.clients.iter().filter(|client| client.hindered).count();
+    let late = state.clients.iter().filter(|client| client.latecomer).count();
+    page.put(Series::ClientsHindered, &["never_runs"], never_runs as f64);
+    page.put(Series::ClientsHindered, &["latecomer"], late as f64);
     page.put(Series::ClientsEnded, &[], state.ended_count as f64);
 
     page.distribution(Series::Switches, &[], &state.switches.seconds);

@@ -312,7 +312,11 @@ fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64,
             Backed::NoGrant | Backed::Refused(_) => break,
         }
     }
-    device.publish(&device.state());
+    {
+        let mut state = device.state();
+        state.space.span_is_made(start);
+        device.publish(&state);
+    }
     want(device);
     device.wake();
     standing::reconsider();

@@ -23,6 +23,9 @@ pub struct Span {
     kept: u64,
     /// Freed while the engine was at work on one of its extents, which takes it apart when it is done.
     pub doomed: bool,
+    /// The allocation is over: what is missing is anybody's. Until then only its thread puts memory behind it, for it answers
+    /// whether there was enough.
+    made: bool,
 }
 
 /// What is left of a span that is gone: to be given back to the driver and to the arenas.
@@ -126,10 +129,30 @@ impl Space {
         self.accounts.missing += bytes;
         let before = self.spans.insert(
             start,
-            Span { bytes, extents: extents.clone(), context, missing: bytes, kept: 0, doomed: false },
+            Span {
+                bytes,
+                extents: extents.clone(),
+                context,
+                missing: bytes,
+                kept: 0,
+                doomed: false,
+                made: false,
+            },
         );
         debug_assert!(before.is_none(), "S5: an address is given out twice");
         extents
+    }
+
+    /// The allocation of a span is over.
+    pub fn span_is_made(&mut self, start: u64) {
+        if let Some(span) = self.spans.get_mut(&start) {
+            span.made = true;
+        }
+    }
+
+    /// Whether what is missing of an extent's span shall be brought in by whoever finds it.
+    pub fn is_anybodys(&self, extent: &Extent) -> bool {
+        self.spans.get(&extent.span).is_some_and(|span| span.made && !span.doomed)
     }
 
     /// Whether an address lies in a span, allocated or not, or in one that is being taken apart.

@@ -135,13 +135,12 @@ impl Inward {
         let state = device.state();
         let missing = |id: ExtentId| {
             let extent = state.space.get(id)?;
-            let doomed = state.space.span(extent.span).is_none_or(|span| span.doomed);
             let wanted = match extent.presence() {
                 Presence::Absent => true,
                 Presence::Swapped => with_contents,
                 Presence::Arriving | Presence::Resident | Presence::Leaving => false,
             };
-            (wanted && !doomed).then_some(id)
+            (wanted && state.space.is_anybodys(extent)).then_some(id)
         };
         if self.missing.is_empty() {
             if state.space.accounts().missing == 0 {
