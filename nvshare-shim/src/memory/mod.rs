@@ -36,7 +36,7 @@ use self::map::{AddressMap, Allocation};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::{CUresult, sys};
 use crate::driver::driver;
-use crate::streams::Relaxed;
+use crate::streams::{self, Relaxed};
 use crate::swap::{self, standing};
 use crate::{gate, link};
 
@@ -69,6 +69,7 @@ pub fn allocate(bytes: usize) -> Result<sys::CUdeviceptr, CUresult> {
     let _relaxed = Relaxed::new();
     free::sweep(device);
     swap::adopt(device, context);
+    streams::provide(context);
     let (start, taken, piece) = if bytes < SMALL {
         let taken = bytes.next_multiple_of(PIECE_UNIT);
         (take_piece(device, taken)?, taken, true)

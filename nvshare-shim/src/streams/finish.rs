@@ -1,10 +1,10 @@
 //! Waiting as `cuMemFree` waits. Its rule is the driver's own (on an H200: for the work of the context that owns the memory,
 //! green contexts' included, not for other contexts or cards; it disturbs no capture of others), and so is its price, which
-//! does not grow with the streams: the driver allocates and frees a stand-in in that context. Neither its errors nor what
-//! it waits for are ours to guess.
+//! does not grow with the streams: the driver frees a stand-in in that context. Neither its errors nor what it waits for are
+//! ours to guess.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::capture::nothing_unseen_in;
@@ -15,6 +15,8 @@ use crate::driver::driver;
 
 /// The size of a stand-in: the smallest piece that the driver hands out.
 const STAND_IN: usize = 512;
+/// So many of a context are kept ready for frees to come: half a MiB, and of a block that is there anyway.
+const READY: usize = 1024;
 
 /// Work in a context that could not be waited for.
 #[derive(Debug)]
@@ -61,15 +63,40 @@ pub(crate) fn finish(context: usize) -> Result<(), (CUresult, Unfinished)> {
     Ok(())
 }
 
-fn free_stand_in(context: &Arc<Context>) -> Result<(), Refusal> {
-    if context.anchor.load(Ordering::Acquire) == 0 {
-        // Small pieces share blocks. One that stays keeps its block, and with that the stand-ins cheap (3 us, not 80).
-        let anchor = context.within(allocate)?;
-        if context.anchor.compare_exchange(0, anchor, Ordering::AcqRel, Ordering::Acquire).is_err() {
-            context.within(|| release(anchor))?;
-        }
+/// An allocation is made in the context with that handle: where frees are made, too, it provides a stand-in for one, so that
+/// each of the two makes one call of the driver.
+pub(crate) fn provide(context: usize) {
+    let Some(context) = known().contexts.get(&context).map(|(entry, _)| Arc::clone(entry)) else { return };
+    let wanted = |ready: usize| ready > 0 && ready < READY;
+    if wanted(stand_ins(&context).len())
+        && let Ok(stand_in) = context.within(allocate)
+    {
+        stand_ins(&context).push(stand_in);
     }
-    context.within(|| release(allocate()?))
+}
+
+fn stand_ins(context: &Context) -> MutexGuard<'_, Vec<u64>> {
+    context.stand_ins.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn free_stand_in(context: &Arc<Context>) -> Result<(), Refusal> {
+    // Small pieces share blocks. One that stays keeps its block, and with that the others cheap (3 us, not 80).
+    if stand_ins(context).is_empty() {
+        let stays = context.within(allocate)?;
+        stand_ins(context).push(stays);
+    }
+    let provided = {
+        let mut ready = stand_ins(context);
+        if ready.len() > 1 { ready.pop() } else { None }
+    };
+    let freed = match provided {
+        Some(stand_in) => context.within(|| release(stand_in)),
+        None => context.within(|| release(allocate()?)),
+    };
+    if let (Some(stand_in), Err(Refusal::Leaving)) = (provided, &freed) {
+        stand_ins(context).push(stand_in);
+    }
+    freed
 }
 
 fn allocate() -> Result<u64, CUresult> {

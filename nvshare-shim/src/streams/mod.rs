@@ -23,7 +23,7 @@ pub(crate) use self::capture::{
     spread,
 };
 pub use self::current::{Current, Relaxed, current_context};
-pub(crate) use self::finish::{Unfinished, finish};
+pub(crate) use self::finish::{Unfinished, finish, provide};
 pub(crate) use self::look::{Left, Listener, Survey, defaults_are_idle, note_use};
 pub use self::mark::Mark;
 pub(crate) use self::mark::mark;

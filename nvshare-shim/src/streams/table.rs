@@ -53,8 +53,8 @@ pub(crate) struct Context {
     gone: AtomicBool,
     /// Events of ours that nobody uses now. They go with the context.
     pub(super) spare: Mutex<Vec<usize>>,
-    /// See `finish`: the stand-in that stays, and how many waits began, and the last of those that are over.
-    pub(super) anchor: AtomicU64,
+    /// See `finish`: the stand-ins, how many waits began, and the last of those that are over.
+    pub(super) stand_ins: Mutex<Vec<u64>>,
     pub(super) begun: AtomicU64,
     pub(super) finished: AtomicU64,
 }
@@ -96,7 +96,7 @@ impl Context {
             defaults: Asks::new(),
             gone: AtomicBool::new(false),
             spare: Mutex::new(Vec::new()),
-            anchor: AtomicU64::new(0),
+            stand_ins: Mutex::new(Vec::new()),
             begun: AtomicU64::new(0),
             finished: AtomicU64::new(0),
         })
