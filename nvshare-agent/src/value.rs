@@ -42,7 +42,7 @@ pub fn some_bytes(text: &str) -> Result<Bytes, String> {
     }
 }
 
-/// A duration longer than nothing: a number, optionally with a fraction, and a unit.
+/// A duration of a microsecond or more: a number, optionally with a fraction, and a unit.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || "expected a duration such as 200ms, 1.5s or 2m (units: us, ms, s, m, h)".to_owned();
     let (number, unit) = split(text);
@@ -56,8 +56,9 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     };
     let seconds = number.parse::<f64>().map_err(|_| wrong())? * seconds;
     let duration = Duration::try_from_secs_f64(seconds).map_err(|_| wrong())?;
-    if duration.is_zero() || duration > Duration::from_hours(24) {
-        return Err("expected a duration of more than 0 and at most 24h".to_owned());
+    // No shorter one can be shown.
+    if duration < Duration::from_micros(1) || duration > Duration::from_hours(24) {
+        return Err("expected a duration of at least 1us and at most 24h".to_owned());
     }
     Ok(duration)
 }
@@ -161,7 +162,7 @@ mod tests {
         assert_eq!(duration("200ms"), Ok(Duration::from_millis(200)));
         assert_eq!(duration("1.5 s"), Ok(Duration::from_millis(1500)));
         assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
-        for text in ["200", "", "ms", "-1s", "0s", "25h", "1w"] {
+        for text in ["200", "", "ms", "-1s", "0s", ".4us", "25h", "1w"] {
             assert!(duration(text).is_err(), "{text}");
         }
     }
