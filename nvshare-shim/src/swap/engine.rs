@@ -135,10 +135,14 @@ impl Engine {
     /// Pins or unpins one piece of host memory, if there is one and the application would not notice.
     fn change_pins(&mut self) -> bool {
         let Some(shop) = &self.shop else { return false };
-        // Nobody has seen a driver let this wait, and nobody has asked beside a full stream: not while the application does.
-        let waited_for = standing::missing() > 0 && !standing::is_drained();
+        // Nobody has asked a driver whether this waits beside a full stream, and while memory is missing the application waits
+        // for this thread. Yet its agent takes from it what others lack only once there is host memory: so, in calm.
+        if standing::missing() > 0 && !standing::is_drained() {
+            let calm = if shadow::is_to_be_pinned() { Calm::now() } else { None };
+            return calm.is_some() && shadow::pin_one(shop.context);
+        }
         let quiet = gate::is_shut() || self.pinned.is_none_or(|pinned| pinned.elapsed() >= PIN_PAUSE);
-        let changed = quiet && !waited_for && (shadow::pin_one(shop.context) || self.unpin_one());
+        let changed = quiet && (shadow::pin_one(shop.context) || self.unpin_one());
         if changed {
             self.pinned = Some(Instant::now());
         }
