@@ -78,6 +78,7 @@ fn freely(script: &Script, swaps: Option<i32>, out: &mut File) {
                 let ops: Vec<&Op> = script.ops.iter().filter(|op| op.thread == thread).collect();
                 scope.spawn(move || {
                     let mut world = World::new(swaps);
+                    world.beside_others = true;
                     let mut said = String::new();
                     for op in ops {
                         // Orders to swap take turns; everything else does not.

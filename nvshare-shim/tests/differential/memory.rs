@@ -16,13 +16,8 @@ impl World {
         if unsafe_in_captures && !self.captured.is_empty() {
             return None;
         }
-        // The address of what was freed may be somebody else's by now, as the allocator likes.
-        let made = self.made;
         let frees = ["free", "free_async", "host_free", "unregister"].contains(&op.verb());
-        let reused = |memory: &Option<Memory>| {
-            memory.as_ref().is_some_and(|memory| memory.gone && memory.freed_at != made)
-        };
-        if frees && reused(&self.memories[slot]) {
+        if frees && self.memories[slot].as_ref().is_some_and(|memory| self.is_reused(memory)) {
             return None;
         }
         let code = match op.verb() {

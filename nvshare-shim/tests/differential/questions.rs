@@ -51,12 +51,10 @@ const UNTOUCHED: u8 = 0xee;
 impl World {
     pub(crate) fn run_questions(&mut self, op: &Op) -> Option<String> {
         let [first, second, third] = [0, 1, 2].map(|index| op.args.get(index).copied().unwrap_or(0));
-        // What was freed may be somebody else's by now, as the allocator likes.
         let address = |world: &World| {
             let memory = world.memories[first as usize % MEMORIES].as_ref()?;
             // Nor is anything asked about what happens to lie behind.
-            let there = !memory.gone || memory.freed_at == world.made;
-            (there && second < memory.bytes).then_some(memory.start + second)
+            (!world.is_reused(memory) && second < memory.bytes).then_some(memory.start + second)
         };
         Some(match op.verb() {
             "info" => {

@@ -143,6 +143,8 @@ pub(crate) struct World {
     /// A word that kernels write results to and host functions count in.
     pub(crate) result: *mut u64,
     pub(crate) made: u64,
+    /// Other threads of the script make memory, too, and nobody knows when.
+    pub(crate) beside_others: bool,
     /// Where swaps are ordered, under the library.
     pub(crate) swaps: Option<i32>,
 }
@@ -168,6 +170,7 @@ impl World {
             ranges: Vec::new(),
             result: std::ptr::null_mut(),
             made: 0,
+            beside_others: false,
             swaps,
         }
     }
@@ -304,6 +307,11 @@ pub(crate) fn pointer(address: u64) -> *mut c_void {
 }
 
 impl World {
+    /// Whether the address of memory that was freed may be somebody else's by now, as the allocator likes.
+    pub(crate) fn is_reused(&self, memory: &Memory) -> bool {
+        memory.gone && (self.beside_others || memory.freed_at != self.made)
+    }
+
     /// Gives everything back, and says what came of it.
     pub(crate) fn clear(&mut self) -> String {
         let mut codes = Vec::new();
