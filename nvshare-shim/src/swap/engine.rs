@@ -30,6 +30,9 @@ const NO_ROOM_PAUSE: Duration = Duration::from_millis(20);
 const QUARANTINE_PAUSE: Duration = Duration::from_millis(5);
 /// Between pieces of host memory that are pinned while the application runs: its launches stall for each a little.
 const PIN_PAUSE: Duration = Duration::from_millis(5);
+/// How often, and after how long once more, it is looked whether anybody is inside before a piece is pinned.
+const MOMENTS: u32 = 100;
+const MOMENT: Duration = Duration::from_micros(20);
 /// How long nothing was launched when host memory is unpinned beside the application, and how often that is looked at.
 const CALM: Duration = Duration::from_millis(200);
 /// How long after a try to make the workshop the next one is made, at first and at most, where the application did not rest.
@@ -64,6 +67,18 @@ pub fn run(device: &'static Device) {
             std::thread::sleep(AFTER_PANIC);
         }
     }
+}
+
+/// Waits a little for a moment in which no thread of the application submits anything.
+fn nobody_inside() -> bool {
+    let mut tries = 0..MOMENTS;
+    tries.any(|_| {
+        let nobody = gate::inside() == 0;
+        if !nobody {
+            std::thread::sleep(MOMENT);
+        }
+        nobody
+    })
 }
 
 struct Engine {
@@ -135,14 +150,17 @@ impl Engine {
     /// Pins or unpins one piece of host memory, if there is one and the application would not notice.
     fn change_pins(&mut self) -> bool {
         let Some(shop) = &self.shop else { return false };
-        // Nobody has asked a driver whether this waits beside a full stream, and while memory is missing the application waits
-        // for this thread. Yet its agent takes from it what others lack only once there is host memory: so, in calm.
+        // Beside a thread that is stuck in a full stream pinning waits (seen on an H200), and while memory is missing the
+        // application waits for this thread. Yet its agent takes from it what others lack only once there is host memory: so,
+        // in calm. Otherwise at a moment in which nobody is in the driver: whoever comes then waits for us, and not we for it.
         if standing::missing() > 0 && !standing::is_drained() {
             let calm = if shadow::is_to_be_pinned() { Calm::now() } else { None };
             return calm.is_some() && shadow::pin_one(shop.context);
         }
         let quiet = gate::is_shut() || self.pinned.is_none_or(|pinned| pinned.elapsed() >= PIN_PAUSE);
-        let changed = quiet && (shadow::pin_one(shop.context) || self.unpin_one());
+        let changed = quiet
+            && (shadow::is_to_be_pinned() && nobody_inside() && shadow::pin_one(shop.context)
+                || self.unpin_one());
         if changed {
             self.pinned = Some(Instant::now());
         }
