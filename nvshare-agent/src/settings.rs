@@ -85,19 +85,16 @@ pub enum SettingsError {
 
 /// Pinned host memory takes this part of its size of the device that reaches it (seen on an H200: 2 MiB for each GiB).
 const PINNED: u64 = 512;
-/// Shadows of the clients on a device are at most so many times as large as the device.
+/// What is kept back is for shadows so many times as large as the device. Where there are more, a client that took all that
+/// was free may lack what they take: then the reserve for drivers gives way, too.
 const SHADOWS: u64 = 4;
 
 impl Settings {
-    /// The most host memory for shadows that clients on a device of this capacity get.
-    pub fn most_shadows(&self, capacity: Bytes) -> Bytes {
-        self.host_memory.min(Bytes(capacity.0.saturating_mul(SHADOWS)))
-    }
-
     /// What shadows, once there are `shadows` of them, may still take of a device of this capacity: promised to nobody, because
     /// what a client holds must find its place again when all of them are pinned.
     pub fn pins(&self, capacity: Bytes, shadows: Bytes) -> Bytes {
-        Bytes(self.most_shadows(capacity).saturating_sub(shadows).0 / PINNED)
+        let most = self.host_memory.min(Bytes(capacity.0.saturating_mul(SHADOWS)));
+        Bytes(most.saturating_sub(shadows).0 / PINNED)
     }
 
     /// These settings after all of `changes`, if they make sense together.

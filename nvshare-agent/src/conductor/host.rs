@@ -95,7 +95,7 @@ impl HostMemory {
             let have = client.arena_bytes() + under_way.iter().copied().sum();
             let lacks = target.saturating_sub(have);
             let piece = lacks.round_up(UNIT).unwrap_or(LARGEST).min(LARGEST);
-            let fits = spent + piece <= core.settings.host_memory && self.may_pin(core, client, piece);
+            let fits = spent + piece <= core.settings.host_memory;
             let failed = self.not_before > now || self.refusals.get(id).is_some_and(|until| *until > now);
             let exhausted = lacks > Bytes::ZERO && (!fits || failed) && under_way.is_empty();
             if lacks > Bytes::ZERO && !fits {
@@ -121,20 +121,6 @@ impl HostMemory {
             self.lack.over();
         }
         commands
-    }
-
-    /// Whether shadows of the clients on its devices stay within what is kept back there for pinning them.
-    fn may_pin(&self, core: &Core, client: &Client, piece: Bytes) -> bool {
-        client.devices.keys().all(|id| {
-            let Some(device) = core.ledger.device(*id) else { return true };
-            let on = |client: &ClientId| {
-                core.ledger.client(*client).is_some_and(|client| client.devices.contains_key(id))
-            };
-            let ordered: Bytes =
-                self.ordered.iter().filter(|((client, _), _)| on(client)).map(|(_, bytes)| *bytes).sum();
-            let most = core.settings.most_shadows(device.capacity);
-            core.ledger.shadows_on(*id) + ordered + piece <= most
-        })
     }
 
     /// Asks those back who have more than they may need.

@@ -21,8 +21,7 @@ impl Lack {
     /// All of `budget` is handed out.
     pub(super) fn budget(&mut self, budget: Bytes) {
         let why = format!(
-            "host memory for shadows is missing: --host-memory ({budget}), or four times the device's capacity, is used up; \
-             raise it, or run less"
+            "host memory for shadows is missing: --host-memory ({budget}) is used up; raise it, or run less"
         );
         self.0 = Some((Cause::Budget, why));
     }
@@ -74,7 +73,7 @@ mod tests {
         });
         assert_eq!(log.matches("running without a part").count(), 2, "{log}");
         assert!(
-            log.contains("1 MiB of host memory are available") && log.contains("(64 GiB), or four times"),
+            log.contains("1 MiB of host memory are available") && log.contains("(64 GiB) is used up"),
             "{log}"
         );
     }
