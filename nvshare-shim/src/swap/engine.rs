@@ -33,6 +33,8 @@ const PIN_PAUSE: Duration = Duration::from_millis(5);
 /// How often, and after how long once more, it is looked whether anybody is inside before a piece is pinned.
 const MOMENTS: u32 = 100;
 const MOMENT: Duration = Duration::from_micros(20);
+/// After so long without such a moment it is done all the same.
+const MOMENT_PATIENCE: Duration = Duration::from_millis(200);
 /// How long nothing was launched when host memory is unpinned beside the application, and how often that is looked at.
 const CALM: Duration = Duration::from_millis(200);
 /// How long after a try to make the workshop the next one is made, at first and at most, where the application did not rest.
@@ -58,6 +60,7 @@ pub fn run(device: &'static Device) {
         kept_for: None,
         looked: None,
         pinned: None,
+        no_moment: None,
         calm: None,
     };
     loop {
@@ -101,6 +104,8 @@ struct Engine {
     looked: Option<Instant>,
     /// When the last piece of host memory was pinned or unpinned.
     pinned: Option<Instant>,
+    /// Since when there was no moment to pin one in.
+    no_moment: Option<Instant>,
     /// Since when the application has launched so much, and no more.
     calm: Option<([u64; 2], Instant)>,
 }
@@ -152,15 +157,21 @@ impl Engine {
         let Some(shop) = &self.shop else { return false };
         // Beside a thread that is stuck in a full stream pinning waits (seen on an H200), and while memory is missing the
         // application waits for this thread. Yet its agent takes from it what others lack only once there is host memory: so,
-        // in calm. Otherwise at a moment in which nobody is in the driver: whoever comes then waits for us, and not we for it.
+        // in calm. Otherwise in moments in which nobody is in the driver: whoever comes then waits for us, and not we for it. A
+        // program that is always there, in copies that wait say, is not waited for for long: nobody could take from it.
         if standing::missing() > 0 && !standing::is_drained() {
             let calm = if shadow::is_to_be_pinned() { Calm::now() } else { None };
             return calm.is_some() && shadow::pin_one(shop.context);
         }
         let quiet = gate::is_shut() || self.pinned.is_none_or(|pinned| pinned.elapsed() >= PIN_PAUSE);
-        let changed = quiet
-            && (shadow::is_to_be_pinned() && nobody_inside() && shadow::pin_one(shop.context)
-                || self.unpin_one());
+        let wanted = quiet && shadow::is_to_be_pinned();
+        let moment = wanted && nobody_inside();
+        if moment || !shadow::is_to_be_pinned() {
+            self.no_moment = None;
+        }
+        let in_vain = wanted && self.no_moment.get_or_insert_with(Instant::now).elapsed() > MOMENT_PATIENCE;
+        let changed =
+            (wanted && (moment || in_vain) && shadow::pin_one(shop.context)) || (quiet && self.unpin_one());
         if changed {
             self.pinned = Some(Instant::now());
         }
