@@ -21,7 +21,7 @@ use crate::driver::driver;
 use crate::memory::device::Device;
 use crate::memory::extent::ExtentId;
 use crate::memory::{ALLOCATIONS, free, room};
-use crate::streams::Relaxed;
+use crate::streams::{Current, Relaxed};
 use crate::{counters, gate, link, log};
 
 /// How long nothing is tried after the device had no room although the grant had.
@@ -104,7 +104,7 @@ struct Engine {
     looked: Option<Instant>,
     /// When the last piece of host memory was pinned or unpinned.
     pinned: Option<Instant>,
-    /// Since when there was no moment to pin one in.
+    /// Since when there was once no moment to pin one in, while there were some to be pinned.
     no_moment: Option<Instant>,
     /// Since when the application has launched so much, and no more.
     calm: Option<([u64; 2], Instant)>,
@@ -137,7 +137,8 @@ impl Engine {
         }
         free::sweep(self.device);
         self.look_around();
-        let pause = if self.shop.is_some() && shadow::is_to_be_pinned() {
+        let has_context = self.shop.is_some() || self.device.state().home.is_some();
+        let pause = if has_context && shadow::is_to_be_pinned() {
             PIN_PAUSE
         } else if self.shop.is_some() && shadow::is_to_be_unpinned() {
             CALM
@@ -154,24 +155,42 @@ impl Engine {
 
     /// Pins or unpins one piece of host memory, if there is one and the application would not notice.
     fn change_pins(&mut self) -> bool {
-        let Some(shop) = &self.shop else { return false };
+        // The workshop may have to wait for long until a busy program rests, and who is not stopped before it has host memory
+        // would never rest: pinning needs the context alone.
+        let (home, leaving) = {
+            let state = self.device.state();
+            (state.home, state.leaving)
+        };
+        let context = match (&self.shop, home) {
+            (Some(shop), _) => shop.context,
+            (None, Some(home)) if !leaving && shadow::is_to_be_pinned() => home,
+            _ => return false,
+        };
+        // It lives: who ends it waits for this thread first.
+        let pushed =
+            self.shop.is_none().then(|| Current::push(std::ptr::with_exposed_provenance_mut(context)));
+        if matches!(pushed, Some(Err(_))) {
+            return false;
+        }
         // Beside a thread that is stuck in a full stream pinning waits (seen on an H200), and while memory is missing the
         // application waits for this thread. Yet its agent takes from it what others lack only once there is host memory: so,
         // in calm. Otherwise in moments in which nobody is in the driver: whoever comes then waits for us, and not we for it. A
         // program that is always there, in copies that wait say, is not waited for for long: nobody could take from it.
         if standing::missing() > 0 && !standing::is_drained() {
             let calm = if shadow::is_to_be_pinned() { Calm::now() } else { None };
-            return calm.is_some() && shadow::pin_one(shop.context);
+            return calm.is_some() && shadow::pin_one(context);
         }
         let quiet = gate::is_shut() || self.pinned.is_none_or(|pinned| pinned.elapsed() >= PIN_PAUSE);
         let wanted = quiet && shadow::is_to_be_pinned();
-        let moment = wanted && nobody_inside();
-        if moment || !shadow::is_to_be_pinned() {
+        if !shadow::is_to_be_pinned() {
             self.no_moment = None;
         }
-        let in_vain = wanted && self.no_moment.get_or_insert_with(Instant::now).elapsed() > MOMENT_PATIENCE;
-        let changed =
-            (wanted && (moment || in_vain) && shadow::pin_one(shop.context)) || (quiet && self.unpin_one());
+        let in_vain = self.no_moment.is_some_and(|since| since.elapsed() > MOMENT_PATIENCE);
+        let moment = wanted && (in_vain || nobody_inside());
+        if wanted && !moment {
+            self.no_moment.get_or_insert_with(Instant::now);
+        }
+        let changed = (moment && shadow::pin_one(context)) || (quiet && self.unpin_one());
         if changed {
             self.pinned = Some(Instant::now());
         }
