@@ -147,6 +147,31 @@ fn of_two_that_make_each_other_impossible_both_go_on_when_one_frees_enough() {
 }
 
 #[test]
+fn nobody_came_too_late_for_one_that_lost_its_connection_or_ended_a_moment_ago() {
+    let mut world = World::new(&[16 * GIB]);
+    let (first, second) = (world.worker(12 * GIB), world.worker(12 * GIB));
+    let third = world.worker(GIB);
+    world.run(60_000);
+    let both = |world: &World| [first, second].iter().all(|one| world.resident(*one, 0) > 5 * GIB);
+    world.until(60_000, both);
+    world.strict = false;
+    world.disconnect(second);
+    let none = |world: &World| world.core.ledger.device(card(0)).unwrap().latecomers.is_empty();
+    for _ in 0..300 {
+        world.run(10);
+        assert!(none(&world), "{}", world.describe());
+    }
+    world.connect(second);
+    world.until(60_000, both);
+    world.kill(second);
+    for _ in 0..300 {
+        world.run(10);
+        assert!(none(&world), "{}", world.describe());
+    }
+    assert!(world.running(first) && world.running(third));
+}
+
+#[test]
 fn nobody_came_too_late_for_what_somebody_without_the_library_took() {
     let mut world = World::new(&[16 * GIB]);
     let (first, second) = (world.worker(12 * GIB), world.worker(2 * GIB));

@@ -39,9 +39,14 @@ impl Client {
         self.wants.is_some() || (self.lease.is_some() && self.busy(now))
     }
 
-    /// What stays on the device whatever it is told.
+    /// What stays on the device whatever it is told. What is so only for a moment is no reason to refuse anybody memory:
+    /// what an ended process had is on its way back, and who lost its connection comes back.
     fn stays(&self, holding: &Holding) -> Bytes {
-        if self.movable() { holding.immovable() } else { holding.booked() }
+        if self.exited.is_some() {
+            return Bytes::ZERO;
+        }
+        let for_good = self.unyielding.is_some() || self.bypass || self.dead.is_some();
+        if for_good { holding.booked() } else { holding.immovable() }
     }
 }
 

@@ -102,6 +102,11 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Where it was ended by the test it does not answer.
+            let state = self.try_state().map_or_else(|error| format!("{error:#}"), |state| state.to_string());
+            eprintln!("the agent's state: {state}");
+        }
         self.kill();
         if std::thread::panicking() {
             eprintln!("the agent's log:\n{}", self.log());

@@ -1,6 +1,7 @@
 //! Running programs on a node, bare and under the library, with a limit.
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -134,11 +135,25 @@ impl Running {
         loop {
             let status = self.child.try_wait().expect("the state of a program");
             if status.is_some() || Instant::now() > end {
-                return Ended { status, said: self.said() };
+                let threads = if status.is_none() { threads(self.id()) } else { String::new() };
+                return Ended { status, said: self.said() + &threads };
             }
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Where the threads of a program that hangs are: their names, whether they sleep, and in what of the kernel.
+fn threads(process: u32) -> String {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let mut text = String::new();
+    for task in tasks {
+        let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let (name, wchan, call) = (read("comm"), read("wchan"), read("syscall"));
+        let state = read("status").lines().find(|line| line.starts_with("State")).unwrap_or("?").to_owned();
+        let _ = writeln!(text, "{:15} {state} {wchan:20} syscall {}", name.trim(), call.trim());
+    }
+    text
 }
 
 impl Drop for Running {
