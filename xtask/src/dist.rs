@@ -10,7 +10,7 @@ use object::elf::{FileHeader64, VERSYM_VERSION};
 use object::read::elf::{ElfFile64, FileHeader, Sym};
 use object::{Endianness, SymbolIndex};
 
-use crate::build::target;
+use crate::build::{self, target};
 use crate::command::{root, run as run_command};
 use crate::{ebpf, python};
 
@@ -60,21 +60,22 @@ fn build(triple: &str) -> Result<()> {
     let mut path = vec![bin.clone()];
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
     let caches = root().join("target/tools");
-    let mut command = Command::new(bin.join("cargo-zigbuild"));
-    command
-        .current_dir(root())
-        .args(["zigbuild", "--release", "--package", "nvshare-agent", "--package", "nvshare-shim"])
-        .args(["--target", &format!("{triple}.{}.{}", FLOOR.0, FLOOR.1)])
-        .env("CARGO_TARGET_DIR", target())
-        // Names of functions stay, for traces; the rest would be four fifths of the files.
-        .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo")
-        // The library is loaded into every process of every pod: smaller, it is there sooner.
-        .env("CARGO_PROFILE_RELEASE_LTO", "fat")
-        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
-        .env("CARGO_ZIGBUILD_CACHE_DIR", caches.join("zigbuild-cache"))
-        .env("ZIG_GLOBAL_CACHE_DIR", caches.join("zig-cache"))
-        .env("PATH", std::env::join_paths(path)?);
-    run_command(&mut command)
+    let path = std::env::join_paths(path)?;
+    let run = |command: &mut Command| {
+        let command = command
+            .current_dir(root())
+            .args(["--target", &format!("{triple}.{}.{}", FLOOR.0, FLOOR.1)])
+            .env("CARGO_TARGET_DIR", target())
+            // Names of functions stay, for traces; the rest would be four fifths of the files.
+            .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo")
+            .env("CARGO_ZIGBUILD_CACHE_DIR", caches.join("zigbuild-cache"))
+            .env("ZIG_GLOBAL_CACHE_DIR", caches.join("zig-cache"))
+            .env("PATH", &path);
+        run_command(command)
+    };
+    let zigbuild = || Command::new(bin.join("cargo-zigbuild"));
+    run(build::shim(&mut zigbuild()))?;
+    run(zigbuild().args(["zigbuild", "--release", "--package", "nvshare-agent"]))
 }
 
 /// Copies a file, under its own name, which it answers.

@@ -1,6 +1,6 @@
 //! Who may speak to the agent as its administrator: nobody but root and the agent's own user.
 
-use std::fs::{Permissions, copy, set_permissions};
+use std::fs::{Permissions, set_permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -24,7 +24,10 @@ fn another_user_is_refused_by_the_mode_and_where_that_was_opened_by_the_agent() 
     let _agent = home.start();
     // The build directory need not be readable by everybody.
     let program = home.0.path().join("nvshare-agent");
-    copy(env!("CARGO_BIN_EXE_nvshare-agent"), &program).unwrap();
+    // By another process: a descriptor of ours that is open for writing, inherited by a child that another test starts in
+    // this moment, would make the copy busy.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_nvshare-agent")).arg(&program).status().unwrap();
+    assert!(copied.success(), "cp: {copied}");
     open(home.0.path(), 0o755);
     let ask = |uid: u32, words: &[&str]| -> Output {
         let mut command = Command::new(&program);

@@ -36,8 +36,6 @@ pub(crate) struct Options {
 type Story = (&'static str, &'static str, fn(&Artifacts) -> Result<Vec<Figure>>);
 
 const STORIES: &[Story] = &[
-    ("hooks", "the gate and a launch, in front of a driver that does nothing", criterion::hooks),
-    ("agent", "a decision, and a scrape of /metrics, with 1,000 clients", criterion::agent),
     ("calls", "frees, questions and stream-ordered pairs, with few and many of everything", calls::calls),
     ("uprobes", "what a probed call costs while the agent observes (needs root)", calls::uprobes),
     ("start", "the library in a process that never uses CUDA", life::start),
@@ -45,6 +43,9 @@ const STORIES: &[Story] = &[
     ("switch", "a switch between clients, over the link's time for its bytes", turns::switch),
     ("clean", "what clients copy out that only read", turns::clean),
     ("batch", "jobs that share a card, over the same jobs one after another", turns::batch),
+    // Last: they build the library once more, for Rust programs, and not optimised as a whole.
+    ("hooks", "the gate and a launch, in front of a driver that does nothing", criterion::hooks),
+    ("agent", "a decision, and a scrape of /metrics, with 1,000 clients", criterion::agent),
 ];
 
 /// Runs what is asked for and prints the table; an error if a budget is not met.
