@@ -125,7 +125,9 @@ pub fn bury(device: &Device, remains: Option<Remains>) {
             whole = false;
         }
         // SAFETY: the handle is the one that was mapped there.
-        if let Err(code) = unsafe { vmm::release(handle) } {
+        if let Err(code) = unsafe { vmm::release(handle) }
+            && code != CUresult::CUDA_ERROR_DEINITIALIZED
+        {
             log::warning!("cannot release freed memory at {start:#x}: {}", driver().error_name(code));
         }
     }
