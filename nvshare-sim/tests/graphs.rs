@@ -76,6 +76,8 @@ fn a_capture_spreads_over_streams_by_events_and_must_come_back() {
     let (one, two) = (context.stream(1), context.stream(1));
     let (fork, join, device) = (context.event(), context.event(), context.device(4096));
     ok!(cuMemsetD8_v2(device, 0_u8, 4096_usize));
+    // It is not waited for by itself, and these streams do not wait for it either.
+    ok!(cuCtxSynchronize());
     begin(one, THREAD_LOCAL);
     assert_eq!(context.launch(one, "nvshare_store", &[device, 1, 1]), 0);
     ok!(cuEventRecord(fork, one));
