@@ -374,11 +374,9 @@ impl Core {
             }
             Decision::Stop { client, gains } => {
                 let ticket = self.ledger.ticket();
-                let stops = self.ledger.client(client)?;
-                let ran = stops.lease.and_then(|lease| lease.began).map(|began| now.since(began));
-                let quiet = now.since(stops.active_at);
-                tracing::debug!(client = client.0, gains = gains.map(|gains| gains.0), ?ran, ?quiet, lease = ?stops.lease, budget = ?self.ledger.devices().values().map(|d| d.budget()>>20).collect::<Vec<_>>(), "stop");
                 let stops = self.ledger.client_mut(client)?;
+                let quiet = now.since(stops.active_at);
+                tracing::debug!(client = client.0, gains = gains.map(|gains| gains.0), lease = ?stops.lease, ?quiet, "stop");
                 stops.stopping(ticket, now);
                 self.switches.stop(ticket, gains, now);
                 let stall_ms = u32::try_from(self.settings.stall.as_millis()).unwrap_or(u32::MAX);
