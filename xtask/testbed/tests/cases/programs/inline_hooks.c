@@ -1,8 +1,8 @@
 // Inline hooks in the driver, as communication libraries set them to hear of frees: whole instructions at the
 // start of cuMemFree_v2 and cuMemAlloc_v2 move into a trampoline, a jump takes their place. The hooking
 // library is linked to libcuda and finds the functions by dlsym(RTLD_NEXT), so it patches the driver itself.
-// inline_hooks SECONDS near|far: installs, then allocates and frees for that long and counts what the hooks
-// saw.
+// inline_hooks SECONDS near|far: installs, then allocates and frees for that long. Each hook counts for itself:
+// one that hears nothing is not made up for by another. A free must be heard with the address that is freed.
 #include "case.h"
 #ifdef HOOKS
 static int put32(unsigned char *at, int64_t v) {
@@ -71,20 +71,21 @@ static int move(const unsigned char *f, unsigned char *t, int need, int *len) {
     *len = i;
     return 1;
 }
-long hook_seen;
+long hook_allocs, hook_frees;
+CUdeviceptr hook_freed;
 static CUresult (*real_free)(CUdeviceptr);
 static CUresult (*real_alloc)(CUdeviceptr *, size_t);
 static CUresult my_free(CUdeviceptr p) {
-    __atomic_add_fetch(&hook_seen, 1, 5);
+    __atomic_add_fetch(&hook_frees, 1, 5);
+    __atomic_store_n(&hook_freed, p, 5);
     return real_free(p);
 }
 static CUresult (*real_unmap)(CUdeviceptr, size_t);
-static CUresult my_unmap(CUdeviceptr p, size_t n) {
-    __atomic_add_fetch(&hook_seen, 1, 5);
+static CUresult my_unmap(CUdeviceptr p, size_t n) { // passed by the library's own calls; they are nobody's affair
     return real_unmap(p, n);
 }
 static CUresult my_alloc(CUdeviceptr *p, size_t n) {
-    __atomic_add_fetch(&hook_seen, 1, 5);
+    __atomic_add_fetch(&hook_allocs, 1, 5);
     return real_alloc(p, n);
 }
 static void *patch(const char *name, void *by, int far, unsigned char *room) {
@@ -141,22 +142,28 @@ int main(int argc, char **argv) {
         return 3;
     }
     int (*install)(int) = (int (*)(int))dlsym(lib, "hook_install");
-    long *seen = dlsym(lib, "hook_seen");
+    long *allocs = dlsym(lib, "hook_allocs"), *frees = dlsym(lib, "hook_frees");
+    CUdeviceptr *freed = dlsym(lib, "hook_freed");
     int ok = install(far);
     printf("installed %d\n", ok);
     fflush(stdout);
     EXPECT(ok, "the hooks could not be installed");
-    long calls = 0;
+    long calls = 0, unheard_allocs = 0, unheard_frees = 0;
     double end = now() + seconds;
     while (now() < end) {
+        long before = *allocs;
         CK(cuMemAlloc(&p, 4 * MIB));
+        unheard_allocs += *allocs == before;
         CK(cuMemsetD8(p, 3, 4 * MIB));
+        before = *frees;
         CK(cuMemFree(p));
-        calls += 2;
+        unheard_frees += *frees == before || *freed != p;
+        calls++;
         nap(0.002);
     }
-    printf("hooks saw %s\n", *seen >= calls ? "all calls" : *seen ? "some calls" : "no call");
-    fprintf(stderr, "%ld of %ld\n", *seen, calls);
+    EXPECT(calls && !unheard_allocs, "%ld of %ld allocations were not heard of", unheard_allocs, calls);
+    EXPECT(calls && !unheard_frees, "%ld of %ld frees were not heard of", unheard_frees, calls);
+    printf("%ld calls, %ld allocations and %ld frees heard of\n", calls, *allocs, *frees);
     return done();
 }
 #endif
