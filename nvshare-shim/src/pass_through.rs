@@ -135,7 +135,7 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
          cuGraphNodeGetContainingGraph cuGraphNodeGetDependencies cuGraphNodeGetDependencies_v2 \
          cuGraphNodeGetDependentNodes cuGraphNodeGetDependentNodes_v2 cuGraphNodeGetEnabled cuGraphNodeGetLocalId \
          cuGraphNodeGetParams cuGraphNodeGetToolsId cuGraphNodeGetType cuGraphNodeSetEnabled \
-         cuGraphNodeSetParams_v2 cuGraphReleaseUserObject cuGraphRemoveDependencies cuGraphRemoveDependencies_v2 \
+         cuGraphReleaseUserObject cuGraphRemoveDependencies cuGraphRemoveDependencies_v2 \
          cuGraphRetainUserObject cuUserObjectCreate cuUserObjectRelease cuUserObjectRetain",
     ),
     (

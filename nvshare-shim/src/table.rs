@@ -285,8 +285,8 @@ functions! {
     [cuMemcpyBatchAsync_v2 cuMemcpyBatchAsync_v2_ptsz] (dsts: *mut CUdeviceptr, srcs: *mut CUdeviceptr, sizes: *mut usize, count: usize, attrs: *mut CUmemcpyAttributes, attrsIdxs: *mut usize, numAttrs: usize, hStream: CUstream) => copies::batch(dsts, srcs, sizes, count, attrs, numAttrs, hStream);
     [cuMemcpy3DBatchAsync cuMemcpy3DBatchAsync_ptsz] (numOps: usize, opList: *mut CUDA_MEMCPY3D_BATCH_OP, failIdx: *mut usize, flags: u64, hStream: CUstream) => copies::boxes(numOps, opList, flags, hStream);
     [cuMemcpy3DBatchAsync_v2 cuMemcpy3DBatchAsync_v2_ptsz] (numOps: usize, opList: *mut CUDA_MEMCPY3D_BATCH_OP, flags: u64, hStream: CUstream) => copies::boxes(numOps, opList, flags, hStream);
-    [cuMemcpyWithAttributesAsync cuMemcpyWithAttributesAsync_ptsz] (dst: CUdeviceptr, src: CUdeviceptr, size: usize, attr: *mut CUmemcpyAttributes, hStream: CUstream) => copies::linear(dst, src, size, hStream);
-    [cuMemcpy3DWithAttributesAsync cuMemcpy3DWithAttributesAsync_ptsz] (op: *mut CUDA_MEMCPY3D_BATCH_OP, flags: u64, hStream: CUstream) => work::at_addresses(hStream);
+    [cuMemcpyWithAttributesAsync cuMemcpyWithAttributesAsync_ptsz] (dst: CUdeviceptr, src: CUdeviceptr, size: usize, attr: *mut CUmemcpyAttributes, hStream: CUstream) => copies::linear_with(dst, src, size, attr, hStream);
+    [cuMemcpy3DWithAttributesAsync cuMemcpy3DWithAttributesAsync_ptsz] (op: *mut CUDA_MEMCPY3D_BATCH_OP, flags: u64, hStream: CUstream) => copies::one_box(op, hStream);
     [cuFabricCpyBatchAsync cuFabricCpyBatchAsync_ptsz] (numOps: usize, opList: *mut c_void, flags: u64, hStream: CUstream) => work::at_addresses(hStream);
     [cuMemBatchDecompressAsync cuMemBatchDecompressAsync_ptsz] (paramsArray: *mut CUmemDecompressParams, count: usize, flags: u32, errorIndex: *mut usize, stream: CUstream) => work::at_addresses(stream);
 
@@ -326,13 +326,13 @@ functions! {
     [cuGraphLaunch cuGraphLaunch_ptsz] (hGraph: CUgraphExec, hStream: CUstream) => work::launch_graph(hStream);
     [cuGraphUpload cuGraphUpload_ptsz] (hGraph: CUgraphExec, hStream: CUstream) => work::launch_graph(hStream);
     [cuGraphAddMemAllocNode] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, nodeParams: *mut CUDA_MEM_ALLOC_NODE_PARAMS) => unswappable::graph_node(nodeParams);
-    [cuGraphAddNode] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, nodeParams: *mut CUgraphNodeParams) => unswappable::any_graph_node(nodeParams);
-    [cuGraphAddNode_v2 cuGraphAddNode_v3] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, dependencyData: *const CUgraphEdgeData, numDependencies: usize, nodeParams: *mut CUgraphNodeParams) => unswappable::any_graph_node(nodeParams);
-    [cuGraphAddMemcpyNode] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, copyParams: *const c_void, ctx: CUcontext) => copies::node(copyParams, ctx);
-    [cuGraphMemcpyNodeSetParams] (hNode: CUgraphNode, nodeParams: *const c_void) => copies::node_here(nodeParams);
-    [cuGraphExecMemcpyNodeSetParams] (hGraphExec: CUgraphExec, hNode: CUgraphNode, copyParams: *const c_void, ctx: CUcontext) => copies::node(copyParams, ctx);
-    [cuGraphNodeSetParams] (hNode: CUgraphNode, nodeParams: *mut CUgraphNodeParams) => work::described();
-    [cuGraphExecNodeSetParams] (hGraphExec: CUgraphExec, hNode: CUgraphNode, nodeParams: *mut CUgraphNodeParams) => work::described();
+    [cuGraphAddNode] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, nodeParams: *mut CUgraphNodeParams) => nodes::any(nodeParams);
+    [cuGraphAddNode_v2 cuGraphAddNode_v3] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, dependencyData: *const CUgraphEdgeData, numDependencies: usize, nodeParams: *mut CUgraphNodeParams) => nodes::any(nodeParams);
+    [cuGraphAddMemcpyNode] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, copyParams: *const c_void, ctx: CUcontext) => nodes::copy(copyParams, ctx);
+    [cuGraphMemcpyNodeSetParams] (hNode: CUgraphNode, nodeParams: *const c_void) => nodes::copy_as_before(nodeParams);
+    [cuGraphExecMemcpyNodeSetParams] (hGraphExec: CUgraphExec, hNode: CUgraphNode, copyParams: *const c_void, ctx: CUcontext) => nodes::copy(copyParams, ctx);
+    [cuGraphNodeSetParams cuGraphNodeSetParams_v2] (hNode: CUgraphNode, nodeParams: *mut CUgraphNodeParams) => nodes::changed(nodeParams);
+    [cuGraphExecNodeSetParams] (hGraphExec: CUgraphExec, hNode: CUgraphNode, nodeParams: *mut CUgraphNodeParams) => nodes::changed(nodeParams);
     [cuGraphAddMemsetNode] (phGraphNode: *mut CUgraphNode, hGraph: CUgraph, dependencies: *const CUgraphNode, numDependencies: usize, memsetParams: *const c_void, ctx: CUcontext) => work::described();
     [cuGraphMemsetNodeSetParams] (hNode: CUgraphNode, nodeParams: *const c_void) => work::described();
     [cuGraphExecMemsetNodeSetParams] (hGraphExec: CUgraphExec, hNode: CUgraphNode, memsetParams: *const c_void, ctx: CUcontext) => work::described();

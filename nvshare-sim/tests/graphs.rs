@@ -309,3 +309,51 @@ fn graphs_are_built_node_by_node_too() {
     let mut other = 0_u64;
     assert_eq!(call!(cuGraphInstantiateWithFlags(&raw mut other, graph, 0_u64)), 1);
 }
+
+#[test]
+fn a_node_of_any_kind_is_added_and_changed_by_one_function() {
+    /// `CUgraphNodeParams` of a copy (1) or a memset (2).
+    #[repr(C)]
+    struct Any {
+        kind: u64,
+        reserved: u64,
+        of_kind: [u64; 30],
+    }
+    let copy = |to: u64, from: u64| {
+        let mut any = Any { kind: 1, reserved: 0, of_kind: [0; 30] };
+        // Flags, the context, and two ends: three offsets, a level, the kind of memory, three addresses, a word, a pitch, a
+        // height.
+        (any.of_kind[6], any.of_kind[8]) = (2, from);
+        (any.of_kind[17], any.of_kind[19]) = (2, to);
+        (any.of_kind[24], any.of_kind[25], any.of_kind[26]) = (8, 1, 1);
+        any
+    };
+    let context = Context::new();
+    let (stream, device) = (context.stream(1), context.device(4096));
+    ok!(cuMemsetD8_v2(device, 0_u8, 4096_usize));
+    let mut memset = Any { kind: 2, reserved: 0, of_kind: [0; 30] };
+    memset.of_kind[..5].copy_from_slice(&[device, 0, 4 << 32 | 5, 2, 1]);
+    let (mut graph, mut first, mut second) = (0_u64, 0_u64, 0_u64);
+    ok!(cuGraphCreate(&raw mut graph, 0_u32));
+    ok!(cuGraphAddNode(&raw mut first, graph, 0_u64, 0_usize, &raw const memset));
+    let onward = copy(device + 8, device);
+    ok!(cuGraphAddNode_v2(&raw mut second, graph, &raw const first, 0_u64, 1_usize, &raw const onward));
+    let executable = instantiate(graph);
+    let launch = || {
+        ok!(cuGraphLaunch(executable, stream));
+        ok!(cuStreamSynchronize(stream));
+    };
+    launch();
+    let words = [0, 8, 16].map(|offset| read(device + offset));
+    assert_eq!(words, [0x0000_0005_0000_0005, 0x0000_0005_0000_0005, 0]);
+    let elsewhere = copy(device + 16, device);
+    ok!(cuGraphExecNodeSetParams(executable, second, &raw const elsewhere));
+    launch();
+    assert_eq!(read(device + 16), 0x0000_0005_0000_0005);
+    memset.of_kind[2] = 4 << 32 | 6;
+    ok!(cuGraphNodeSetParams(first, &raw const memset));
+    launch();
+    assert_eq!(read(device), 0x0000_0005_0000_0005, "what was instantiated is as it was");
+    let unknown = Any { kind: 99, reserved: 0, of_kind: [0; 30] };
+    assert_eq!(call!(cuGraphAddNode(&raw mut first, graph, 0_u64, 0_usize, &raw const unknown)), 801);
+}

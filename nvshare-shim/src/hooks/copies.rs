@@ -2,7 +2,7 @@
 //! on an H200) or end in an error for good, and bare the driver stages such copies: the form that names the contexts of
 //! both ends is used in its place, in the same stream. A process with one device pays a load for that.
 //!
-//! In captures, for copies described as parts of graphs, and for arrays in batches there is no such form: the stream's device
+//! In captures, for copies described as parts of graphs ([`super::nodes`]), and for arrays in batches there is no such form: the stream's device
 //! gets access to the memory where the cards allow it, else they pass and the driver refuses them.
 
 use std::ffi::c_void;
@@ -81,7 +81,10 @@ pub(super) fn is_out_of_reach(stream: CUstream, addresses: &[u64]) -> bool {
 }
 
 /// The devices that have memory of ours at the addresses, each with `here`, which cannot reach it.
-fn distant(addresses: &[u64], here: impl FnOnce() -> Option<CUdevice>) -> Vec<(CUdevice, CUdevice)> {
+pub(super) fn distant(
+    addresses: &[u64],
+    here: impl FnOnce() -> Option<CUdevice>,
+) -> Vec<(CUdevice, CUdevice)> {
     let owners: Vec<_> = addresses.iter().filter_map(|address| owner::owner(*address)).collect();
     if owners.is_empty() {
         return Vec::new();
@@ -92,7 +95,7 @@ fn distant(addresses: &[u64], here: impl FnOnce() -> Option<CUdevice>) -> Vec<(C
 }
 
 /// Gives the second device of each pair access to all memory of the first, as the application could by itself.
-fn grant(pairs: &[(CUdevice, CUdevice)]) {
+pub(super) fn grant(pairs: &[(CUdevice, CUdevice)]) {
     for &(of, from) in pairs {
         let mut can = 0;
         // SAFETY: `can` is where the answer goes.
@@ -101,29 +104,6 @@ fn grant(pairs: &[(CUdevice, CUdevice)]) {
             memory::on_peer_access(of, from);
         }
     }
-}
-
-/// A copy as a part of a graph, that will run in `context`: it names one context for both ends, so its device gets access.
-pub(crate) unsafe fn node<F: Fn() -> CUresult>(
-    bare: &Bare<F>,
-    copy: *const c_void,
-    context: CUcontext,
-) -> CUresult {
-    if device::several() && start::active() {
-        // SAFETY: null, or the application's description, which the driver would read too.
-        if let Some(copy) = unsafe { copy.cast::<Slices>().as_ref() } {
-            let here = || if context.is_null() { current_device() } else { device_of(context) };
-            grant(&distant(&copy.addresses(), here));
-        }
-    }
-    // SAFETY: the application's own call.
-    unsafe { work::described(bare) }
-}
-
-/// As [`node`], in the current context.
-pub(crate) unsafe fn node_here<F: Fn() -> CUresult>(bare: &Bare<F>, copy: *const c_void) -> CUresult {
-    // SAFETY: the application's own call.
-    unsafe { node(bare, copy, std::ptr::null_mut()) }
 }
 
 /// A copy of `bytes` in a row, in the default stream.
@@ -155,6 +135,33 @@ pub(crate) unsafe fn linear<F: Fn() -> CUresult>(
     let (in_stream, to, from) = (bare.stream(stream), to.number(), from.number());
     if is_out_of_reach(in_stream, &[to, from]) {
         let across = bare.instead(|| linear_across(in_stream, to, from, bytes, false));
+        // SAFETY: the application's own call in another form.
+        return unsafe { work::at_addresses(&across, stream) };
+    }
+    // SAFETY: the same.
+    unsafe { work::at_addresses(bare, stream) }
+}
+
+/// As [`linear`], with a word on when the source is read.
+pub(crate) unsafe fn linear_with<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    to: CUdeviceptr,
+    from: CUdeviceptr,
+    bytes: usize,
+    attributes: *const CUmemcpyAttributes,
+    stream: CUstream,
+) -> CUresult {
+    let in_stream = bare.stream(stream);
+    if !attributes.is_null() && is_out_of_reach(in_stream, &[to, from]) {
+        // SAFETY: the application's; the order is read as a number, it may be newer than this build.
+        let order = unsafe { attributes.cast::<u32>().read() };
+        let across = bare.instead(|| {
+            returned(
+                in_stream,
+                linear_across(in_stream, to, from, bytes, false),
+                order == ORDER_DURING_API_CALL,
+            )
+        });
         // SAFETY: the application's own call in another form.
         return unsafe { work::at_addresses(&across, stream) };
     }
@@ -265,7 +272,7 @@ pub(crate) unsafe fn batch<F: Fn() -> CUresult>(
                 return copied;
             }
         }
-        if during_the_call { synchronize(in_stream) } else { CUresult::CUDA_SUCCESS }
+        returned(in_stream, CUresult::CUDA_SUCCESS, during_the_call)
     });
     // SAFETY: the application's own call in another form.
     unsafe { work::at_addresses(&across, stream) }
@@ -294,7 +301,7 @@ pub(crate) unsafe fn boxes<F: Fn() -> CUresult>(
             let copy = one(index);
             let copied = match copy.slices() {
                 Some(slices) if is_out_of_reach(in_stream, &copy.addresses()) => {
-                    slices.across(in_stream, copy.order == ORDER_DURING_API_CALL)
+                    copy.across(slices, in_stream)
                 }
                 _ => {
                     grant(&distant(&copy.addresses(), || device_below(in_stream)));
@@ -310,6 +317,27 @@ pub(crate) unsafe fn boxes<F: Fn() -> CUresult>(
     });
     // SAFETY: the application's own call in another form.
     unsafe { work::at_addresses(&across, stream) }
+}
+
+/// One box.
+pub(crate) unsafe fn one_box<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    copy: *const CUDA_MEMCPY3D_BATCH_OP,
+    stream: CUstream,
+) -> CUresult {
+    let in_stream = bare.stream(stream);
+    // SAFETY: null, or the application's description, which the driver would read too.
+    let copy = unsafe { copy.cast::<Boxes>().as_ref() }.copied();
+    if let Some(copy) = copy.filter(|copy| is_out_of_reach(in_stream, &copy.addresses())) {
+        if let Some(slices) = copy.slices() {
+            let across = bare.instead(|| copy.across(slices, in_stream));
+            // SAFETY: the application's own call in another form.
+            return unsafe { work::at_addresses(&across, stream) };
+        }
+        grant(&distant(&copy.addresses(), || device_below(in_stream)));
+    }
+    // SAFETY: the same.
+    unsafe { work::at_addresses(bare, stream) }
 }
 
 /// One copy of a batch.
@@ -370,6 +398,11 @@ unsafe fn with_array<F: Fn() -> CUresult>(
 const ORDER_DURING_API_CALL: u32 = 2;
 /// How much of a copy from or to host memory is described as one row.
 const LONGEST_ROW: usize = 1 << 30;
+
+/// The copy was submitted, with this answer. `done`: it is over when the call returns, for its source is the caller's again.
+fn returned(stream: CUstream, submitted: CUresult, done: bool) -> CUresult {
+    if done && submitted.ok() { synchronize(stream) } else { submitted }
+}
 
 fn synchronize(stream: CUstream) -> CUresult {
     // SAFETY: the application's own stream.
@@ -455,7 +488,7 @@ struct RowEnd {
 /// `CUDA_MEMCPY3D` and `CUDA_MEMCPY3D_PEER`: the contexts of the second stand where the first has reserved words.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Slices {
+pub(super) struct Slices {
     from: SliceEnd,
     to: SliceEnd,
     width: usize,
@@ -536,6 +569,11 @@ impl Boxes {
         let (from, to) = (end(&self.from)?, end(&self.to)?);
         Some(Slices { from, to, width: self.width, height: self.height, depth: self.depth })
     }
+
+    /// The copy, as `slices`, by the contexts of its ends.
+    fn across(&self, slices: Slices, stream: CUstream) -> CUresult {
+        returned(stream, slices.across(stream, false), self.order == ORDER_DURING_API_CALL)
+    }
 }
 
 /// `CU_MEMORYTYPE_HOST`, `_DEVICE`, `_ARRAY` and `_UNIFIED`.
@@ -600,7 +638,7 @@ impl SliceEnd {
 
 impl Slices {
     /// Where its ends begin that may be a device's.
-    fn addresses(&self) -> Vec<u64> {
+    pub(super) fn addresses(&self) -> Vec<u64> {
         [&self.from, &self.to].into_iter().filter_map(SliceEnd::first).collect()
     }
 

@@ -15,6 +15,7 @@ pub(crate) mod copies;
 pub(crate) mod lookup;
 pub(crate) mod memory;
 pub(crate) mod memsets;
+pub(crate) mod nodes;
 pub(crate) mod plain;
 pub(crate) mod questions;
 pub(crate) mod room;

@@ -8,8 +8,8 @@ use super::{Bare, questions, room};
 use crate::cuda::CUresult;
 use crate::cuda::sys::{
     CUDA_ARRAY_DESCRIPTOR, CUDA_ARRAY3D_DESCRIPTOR, CUDA_MEM_ALLOC_NODE_PARAMS, CUarray, CUdevice,
-    CUdeviceptr, CUgraphNodeParams, CUmemAllocationProp, CUmemGenericAllocationHandle, CUmemPoolProps,
-    CUmemoryPool, CUmipmappedArray, CUstream,
+    CUdeviceptr, CUmemAllocationProp, CUmemGenericAllocationHandle, CUmemPoolProps, CUmemoryPool,
+    CUmipmappedArray, CUstream,
 };
 use crate::memory::books::{self, Expected, MANAGED, VMM};
 use crate::memory::held::Held;
@@ -433,24 +433,6 @@ pub(crate) unsafe fn graph_node<F: Fn() -> CUresult>(
     }
     result
 }
-
-/// A node of any kind: the kind stands first in its parameters.
-pub(crate) unsafe fn any_graph_node<F: Fn() -> CUresult>(
-    bare: &Bare<F>,
-    parameters: *mut CUgraphNodeParams,
-) -> CUresult {
-    // SAFETY: nothing is asked of the caller beyond the application's own arguments.
-    let result = unsafe { super::work::described(bare) };
-    // SAFETY: the driver has accepted the parameters; the kind is read as a number, it may be newer than this build.
-    if result.ok() && start::active() && unsafe { parameters.cast::<u32>().read() } == MEMORY_ALLOCATION_NODE
-    {
-        pools::graph_allocates();
-    }
-    result
-}
-
-/// `CU_GRAPH_NODE_TYPE_MEM_ALLOC`.
-const MEMORY_ALLOCATION_NODE: u32 = 10;
 
 unsafe fn array_3d_bytes(descriptor: *const CUDA_ARRAY3D_DESCRIPTOR) -> Option<u64> {
     if descriptor.is_null() {

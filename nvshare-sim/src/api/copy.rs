@@ -121,6 +121,22 @@ export! {
         Ok(())
     }
 
+    fn cuMemcpyWithAttributesAsync / cuMemcpyWithAttributesAsync_ptsz(
+        to: CUdeviceptr, from: CUdeviceptr, bytes: usize, attributes: *const u32, stream: CUstream,
+    ) |cx| {
+        // SAFETY: null, or attributes as the driver API demands them, the order first.
+        let order = unsafe { attributes.as_ref() }.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+        ordered(cx, Transfer::linear(to, from, bytes as u64), stream, *order)
+    }
+
+    fn cuMemcpy3DWithAttributesAsync / cuMemcpy3DWithAttributesAsync_ptsz(
+        copy: *const Boxes, flags: u64, stream: CUstream,
+    ) |cx| {
+        // SAFETY: a description as the driver API demands it.
+        let copy = unsafe { copy.as_ref() }.filter(|_| flags == 0).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+        ordered(cx, boxes(copy)?, stream, copy.order)
+    }
+
     fn cuMemcpy2D_v2 / cuMemcpy2D_v2_ptds(copy: *const Rows) |cx| {
         // SAFETY: a description as the driver API demands it.
         let transfer = unsafe { rows(copy) }?;
@@ -248,6 +264,18 @@ fn asynchronous(cx: &Call, mut transfer: Transfer, stream: CUstream) -> Outcome 
         ));
     }
     stream.context.failure().map_or(Ok(()), Err)
+}
+
+/// `CU_MEMCPY_SRC_ACCESS_ORDER_DURING_API_CALL`.
+const DURING_API_CALL: u32 = 2;
+
+/// A copy in a stream that says when its source is read.
+fn ordered(cx: &Call, transfer: Transfer, stream: CUstream, order: u32) -> Outcome {
+    let in_stream = cx.stream(stream)?;
+    if order == DURING_API_CALL && transfer.bytes() > 0 && !capture::is_capturing(&in_stream) {
+        return work::submit_and_wait(&in_stream, Work::Transfer(transfer));
+    }
+    asynchronous(cx, transfer, stream)
 }
 
 /// Some bytes of the source, to notice that somebody changes it.

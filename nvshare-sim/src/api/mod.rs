@@ -1,5 +1,6 @@
 //! The exported functions, a file per family, and the table of all of them.
 
+mod any_node;
 mod capture;
 mod context;
 mod copy;
@@ -30,6 +31,7 @@ use crate::export::Export;
 
 /// All exports, a table per file.
 pub(crate) static TABLES: &[&[&[Export]]] = &[
+    any_node::EXPORTS,
     capture::EXPORTS,
     context::EXPORTS,
     copy::EXPORTS,

@@ -1,4 +1,4 @@
-//! Nodes of graphs: added, and their parameters changed.
+//! Nodes of graphs: added, and their parameters changed, by the functions for one kind.
 
 use std::ffi::{c_uint, c_void};
 use std::sync::{Arc, PoisonError};
@@ -93,12 +93,7 @@ export! {
         made: *mut CUgraphNode, graph: CUgraph, after: *const CUgraphNode, count: usize, parameters: *const Host,
     ) |cx| {
         // SAFETY: parameters as the driver API demands them.
-        unsafe {
-            let parameters = parameters.as_ref().ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
-            let function = parameters.function.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
-            let call = HostCall { function, argument: parameters.argument as usize };
-            add(made, graph, after, count, Work::Host(call))
-        }
+        unsafe { add(made, graph, after, count, host(parameters)?) }
     }
 
     fn cuGraphAddEmptyNode(
@@ -119,7 +114,7 @@ export! {
 
 /// `CUDA_KERNEL_NODE_PARAMS`; the first version ends before `code`.
 #[repr(C)]
-struct Kernel {
+pub(super) struct Kernel {
     function: CUfunction,
     grid: [c_uint; 3],
     block: [c_uint; 3],
@@ -132,7 +127,7 @@ struct Kernel {
 
 /// `CUDA_MEMSET_NODE_PARAMS`.
 #[repr(C)]
-struct Memset {
+pub(super) struct Memset {
     address: u64,
     pitch: usize,
     value: c_uint,
@@ -143,14 +138,14 @@ struct Memset {
 
 /// `CUDA_HOST_NODE_PARAMS`.
 #[repr(C)]
-struct Host {
+pub(super) struct Host {
     function: Option<unsafe extern "C" fn(*mut c_void)>,
     argument: *mut c_void,
 }
 
 /// # Safety
 /// `parameters` is null or what the driver API demands, in its second version with `newer`.
-unsafe fn kernel(cx: &Call, parameters: *const Kernel, newer: bool) -> Outcome<Work> {
+pub(super) unsafe fn kernel(cx: &Call, parameters: *const Kernel, newer: bool) -> Outcome<Work> {
     if parameters.is_null() {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
@@ -179,7 +174,7 @@ unsafe fn kernel(cx: &Call, parameters: *const Kernel, newer: bool) -> Outcome<W
 
 /// # Safety
 /// `parameters` is null or what the driver API demands.
-unsafe fn memset(parameters: *const Memset) -> Outcome<Work> {
+pub(super) unsafe fn memset(parameters: *const Memset) -> Outcome<Work> {
     // SAFETY: the caller's.
     let parameters = unsafe { parameters.as_ref() }.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
     if !matches!(parameters.element, 1 | 2 | 4) {
@@ -198,8 +193,17 @@ unsafe fn memset(parameters: *const Memset) -> Outcome<Work> {
 }
 
 /// # Safety
+/// `parameters` is null or what the driver API demands.
+pub(super) unsafe fn host(parameters: *const Host) -> Outcome<Work> {
+    // SAFETY: the caller's.
+    let parameters = unsafe { parameters.as_ref() }.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+    let function = parameters.function.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+    Ok(Work::Host(HostCall { function, argument: parameters.argument as usize }))
+}
+
+/// # Safety
 /// `made` is null or writable, `after` points to `count` handles.
-unsafe fn add(
+pub(super) unsafe fn add(
     made: *mut CUgraphNode,
     graph: CUgraph,
     after: *const CUgraphNode,
@@ -211,7 +215,7 @@ unsafe fn add(
     unsafe { put(made, graph.add(work, nodes_of(after, count)?).handle()) }
 }
 
-fn set(node: CUgraphNode, work: Work) -> Outcome {
+pub(super) fn set(node: CUgraphNode, work: Work) -> Outcome {
     *node_of(node)?.work.lock().unwrap_or_else(PoisonError::into_inner) = work;
     Ok(())
 }

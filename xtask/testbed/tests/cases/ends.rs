@@ -1,6 +1,6 @@
 //! Copies between cards, and contexts that end, are not ended, or are reset.
 
-use super::run::{agent, as_bare, bare, card, cards, hooked, run};
+use super::run::{agent, as_bare, bare, card, cards, hooked, run, swapped};
 
 #[test]
 fn memory_is_copied_between_cards_that_cannot_reach_each_other() {
@@ -20,6 +20,19 @@ fn memory_of_one_card_is_copied_and_filled_under_a_context_of_the_other() {
         "other",
         |node| hooked(node, "copies_between_devices", "other"),
     );
+}
+
+#[test]
+fn a_copy_is_carried_between_cards_in_whichever_form_it_is_described() {
+    let nodes = ["add", "add_any", "add_any_v2", "set", "set_elsewhere", "set_any", "set_any_v2"];
+    let others = ["set_ready", "set_ready_any", "row", "box", "row_taken", "box_taken"];
+    for form in nodes.into_iter().chain(others) {
+        eprintln!("{form}");
+        let node = || cards(2, "256M").build();
+        as_bare(node, "copies_described", form, |node| hooked(node, "copies_described", form));
+        let node = node();
+        run(swapped(&node, "copies_described", form, "20ms")).assert_well("under forced swaps");
+    }
 }
 
 #[test]
