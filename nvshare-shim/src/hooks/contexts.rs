@@ -47,7 +47,14 @@ pub(crate) unsafe fn attach<F: Fn() -> CUresult>(bare: &Bare<F>, context: *mut C
 
 pub(crate) unsafe fn from_green<F: Fn() -> CUresult>(bare: &Bare<F>, context: *mut CUcontext) -> CUresult {
     let result = bare.call();
-    // SAFETY: the driver has just stored the handle there.
+    if result.ok() && !context.is_null() && start::active() {
+        // SAFETY: the driver has just stored the handle there.
+        let green = unsafe { context.read() };
+        if let Some(primary) = device_of(green).and_then(|device| primary_below(device, green)) {
+            streams::green_met(green, primary);
+        }
+    }
+    // SAFETY: the same.
     unsafe { held(result, context) }
 }
 
@@ -98,9 +105,9 @@ fn end<F: Fn() -> CUresult>(
     if !start::active() || context.is_null() {
         return bare.call();
     }
-    let (result, gone) = aside(context, || {
+    let (result, [gone]) = aside([context], || {
         let result = bare.call();
-        (result, is_gone(result))
+        (result, [is_gone(result)])
     });
     if gone {
         swap::standing::context_ended();
@@ -111,25 +118,32 @@ fn end<F: Fn() -> CUresult>(
     result
 }
 
-/// Makes a call after which `context` may be destroyed: nothing of ours uses it from before the call until the driver has
-/// said that it lives. (A destroyed context that is pushed corrupts the driver.)
-fn aside(context: CUcontext, call: impl FnOnce() -> (CUresult, bool)) -> (CUresult, bool) {
-    // A drain that looks at the streams now would miss those of this context: it waits for who is inside.
+/// Makes a call after which these contexts may be destroyed: nothing of ours uses them from before the call until the driver
+/// has said which of them live. (A destroyed context that is pushed corrupts the driver.)
+fn aside<const N: usize>(
+    contexts: [CUcontext; N],
+    call: impl FnOnce() -> (CUresult, [bool; N]),
+) -> (CUresult, [bool; N]) {
+    // A drain that looks at the streams now would miss those of these contexts: it waits for who is inside.
     let _inside = gate::pass_at_once();
-    let left = swap::leave_context(context.addr());
-    let absent = streams::context_leaves(context);
+    let left = contexts.map(|context| swap::leave_context(context.addr()));
+    let absent = contexts.map(streams::context_leaves);
     let (result, gone) = call();
-    if gone {
-        absent.ends();
-    } else {
-        absent.stays();
+    for (absent, gone) in absent.into_iter().zip(gone) {
+        if gone {
+            absent.ends();
+        } else {
+            absent.stays();
+        }
     }
-    left.told(gone);
+    for (left, gone) in left.into_iter().zip(gone) {
+        left.told(gone);
+    }
     (result, gone)
 }
 
 /// A green context's streams are detached with it, and can be asked nothing any more, while their work goes on. Its memory
-/// is the primary context's, which it keeps alive.
+/// is the primary context's, which it keeps alive: where nobody else does, that ends with it.
 pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: CUgreenCtx) -> CUresult {
     let mut context = std::ptr::null_mut();
     // SAFETY: the application's handle, and a place for the answer.
@@ -139,14 +153,42 @@ pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: C
     }
     let device = device_of(context);
     streams::keep_context_in_sight(context);
-    let (result, gone) = aside(context, || {
+    let Some((device, primary)) = device.and_then(|device| Some((device, primary_below(device, context)?)))
+    else {
+        let (result, [gone]) = aside([context], || {
+            let result = bare.call();
+            (result, [result.ok()])
+        });
+        if gone {
+            memory::green_context_ended(context, None);
+        }
+        return result;
+    };
+    let before = instance(primary);
+    let mut ended = false;
+    let (result, _) = aside([context, primary], || {
         let result = bare.call();
-        (result, result.ok())
+        let gone = result.ok();
+        // Before the engines are told: they look where the memory is for a context to work in.
+        if gone {
+            streams::green_ended(context);
+            memory::green_context_ended(context, Some(primary));
+        }
+        ended = gone && (!is_active(device) || instance(primary) != before);
+        if ended {
+            memory::context_ended(primary, Some(device));
+        }
+        (result, [gone, ended])
     });
-    if gone {
-        memory::green_context_ended(context, device.and_then(primary));
+    if ended {
+        swap::standing::context_ended();
     }
     result
+}
+
+/// The primary context that a green one of the device is a part of; it need not have been retained.
+fn primary_below(device: CUdevice, green: CUcontext) -> Option<CUcontext> {
+    primary(device).or_else(|| streams::primary_under(green))
 }
 
 /// Memory of the peer's device becomes reachable from the current context's: what is there now, and what will be.

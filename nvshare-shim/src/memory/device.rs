@@ -185,7 +185,7 @@ pub fn several() -> bool {
     SEEN.load(Ordering::Relaxed) > 1
 }
 
-/// The device of the current context, with that context. `Ok(None)`: it is not under nvshare.
+/// The device of the current context, with the context that owns what is allocated now. `Ok(None)`: it is not under nvshare.
 pub fn current() -> Result<Option<(&'static Device, usize)>, CUresult> {
     let mut context = std::ptr::null_mut();
     // SAFETY: `context` is where the answer goes.
@@ -196,7 +196,8 @@ pub fn current() -> Result<Option<(&'static Device, usize)>, CUresult> {
     let mut ordinal = 0;
     // SAFETY: `ordinal` is where the answer goes.
     unsafe { driver().cuCtxGetDevice(&raw mut ordinal) }.result()?;
-    Ok(of_ordinal(ordinal).map(|device| (device, context.addr())))
+    let owner = crate::streams::owner_under(context);
+    Ok(of_ordinal(ordinal).map(|device| (device, owner)))
 }
 
 /// The device with that number, meeting it if this is the first time.

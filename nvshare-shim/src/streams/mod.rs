@@ -13,6 +13,7 @@ mod capture;
 mod current;
 mod event;
 mod finish;
+mod green;
 mod look;
 mod mark;
 mod sync;
@@ -24,6 +25,7 @@ pub(crate) use self::capture::{
 };
 pub use self::current::{Current, Relaxed, current_context};
 pub(crate) use self::finish::{Unfinished, finish, provide};
+pub(crate) use self::green::{green_ended, green_met, owner_under, primary_under};
 pub(crate) use self::look::{Left, Listener, Survey, defaults_are_idle, note_use};
 pub use self::mark::Mark;
 pub(crate) use self::mark::mark;

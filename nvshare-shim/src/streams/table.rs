@@ -314,7 +314,8 @@ impl Absent {
         if known.contexts.get(&gone.handle).is_some_and(|(there, _)| Arc::ptr_eq(there, gone)) {
             known.contexts.remove(&gone.handle);
         }
-        known.streams.retain(|_, stream| !Arc::ptr_eq(&stream.context, gone));
+        let of_it = |stream: &Stream| Arc::ptr_eq(&stream.context, gone) || Arc::ptr_eq(&stream.events, gone);
+        known.streams.retain(|_, stream| !of_it(stream));
         let pending =
             known.pending.extract_if(.., |pending| Arc::ptr_eq(pending.context(), gone)).collect::<Vec<_>>();
         drop(known);

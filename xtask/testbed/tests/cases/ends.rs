@@ -32,12 +32,33 @@ fn a_copy_is_carried_between_cards_in_whichever_form_it_is_described() {
         as_bare(node, "copies_described", form, |node| hooked(node, "copies_described", form));
         let node = node();
         run(swapped(&node, "copies_described", form, "20ms")).assert_well("under forced swaps");
+        assert_eq!(node.violations(), [""; 0], "{form}");
     }
 }
 
 #[test]
 fn a_context_whose_end_is_refused_keeps_its_memory() {
     as_bare(|| card("256M"), "context_end_refused", "", |node| hooked(node, "context_end_refused", ""));
+}
+
+/// `memory`: whether it is allocated with the primary or the green context current.
+fn a_green_context(memory: &str) {
+    as_bare(|| card("256M"), "green_context", memory, |node| hooked(node, "green_context", memory));
+    let node = card("256M");
+    let ended = run(hooked(&node, "green_context", &format!("{memory} swapped")));
+    ended.assert_well("with swaps at every step");
+    assert!(!ended.said.contains("cannot"), "{}", ended.said);
+    assert_eq!(node.violations(), [""; 0]);
+}
+
+#[test]
+fn work_and_memory_of_a_green_context_outlive_it_and_the_primarys_release() {
+    a_green_context("primary");
+}
+
+#[test]
+fn memory_allocated_under_a_green_context_outlives_it() {
+    a_green_context("green");
 }
 
 #[test]
