@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU32;
 
 use cudarc::driver::sys::CUresult;
 
-use crate::init;
+use crate::{faults, init};
 
 /// Result of a driver function's body.
 pub(crate) type Outcome<T = ()> = Result<T, CUresult>;
@@ -60,7 +60,13 @@ pub(crate) fn serve(
         return error;
     }
     let call = Call { name, per_thread };
-    match catch_unwind(AssertUnwindSafe(|| body(&call))) {
+    let body = || {
+        if !early {
+            faults::of_call(name)?;
+        }
+        body(&call)
+    };
+    match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => CUresult::CUDA_SUCCESS,
         Ok(Err(error)) => error,
         Err(_) => {

@@ -10,7 +10,16 @@ use crate::work::Work;
 
 /// A call reached `point`: out of memory or failure, if asked for, are its answer.
 pub(crate) fn at_call(point: Point) -> Outcome {
-    match card().fault(point) {
+    answer(card().fault(point))
+}
+
+/// The function is called, with whatever arguments.
+pub(crate) fn of_call(name: &str) -> Outcome {
+    answer(card().fault_of_call(name))
+}
+
+fn answer(effect: Option<Effect>) -> Outcome {
+    match effect {
         None => Ok(()),
         Some(Effect::OutOfMemory) => Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY),
         Some(Effect::Fail) => Err(CUresult::CUDA_ERROR_UNKNOWN),

@@ -1,4 +1,5 @@
-//! Faults on demand: `NVSHARE_SIM_FAULTS=create:5=oom,copy:3=fail,launch:2=hang`, counted in each process for itself.
+//! Faults on demand: `NVSHARE_SIM_FAULTS=create:5=oom,copy:3=fail,launch:2=hang`, counted in each process for itself. A
+//! function's exported name is a point as well: `cuFuncLoad:1=oom`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -55,17 +56,24 @@ pub enum Effect {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Fault {
-    point: Point,
     first: u64,
     last: u64,
     effect: Effect,
 }
 
+impl Fault {
+    fn is_due(&self, nth: u64) -> bool {
+        (self.first..=self.last).contains(&nth)
+    }
+}
+
 /// All faults asked for, and how often each point was reached.
 #[derive(Debug, Default)]
 pub struct FaultPlan {
-    faults: Vec<Fault>,
+    faults: Vec<(Point, Fault)>,
     reached: [AtomicU64; POINTS.len()],
+    /// Faults of calls, by name, and how often each was made.
+    calls: Vec<(String, Fault, AtomicU64)>,
 }
 
 impl FaultPlan {
@@ -74,15 +82,15 @@ impl FaultPlan {
     pub fn parse(text: &str) -> Result<FaultPlan, ConfigError> {
         let mut plan = FaultPlan::default();
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-            plan.faults.push(parse_fault(part).ok_or_else(|| ConfigError {
+            plan.add(part).ok_or_else(|| ConfigError {
                 name: "NVSHARE_SIM_FAULTS".into(),
                 value: part.into(),
                 expected: format!(
-                    "point:which=effect with a point of {}, `which` like 5, 5-7, 5+ or *, and an effect of oom, fail, \
-                     hang, slow/MILLISECONDS",
+                    "point:which=effect with a point of {} or a function's name, `which` like 5, 5-7, 5+ or *, and an \
+                     effect of oom, fail, hang, slow/MILLISECONDS",
                     POINTS.map(|(name, _)| name).join(", ")
                 ),
-            })?);
+            })?;
         }
         Ok(plan)
     }
@@ -93,15 +101,34 @@ impl FaultPlan {
             return None;
         }
         let nth = self.reached[point as usize].fetch_add(1, Ordering::Relaxed) + 1;
-        let due = |fault: &&Fault| fault.point == point && (fault.first..=fault.last).contains(&nth);
-        self.faults.iter().find(due).map(|fault| fault.effect)
+        let due = self.faults.iter().find(|(at, fault)| *at == point && fault.is_due(nth));
+        due.map(|(_, fault)| fault.effect)
+    }
+
+    /// Counts that the function was called and says what is to happen, if anything.
+    pub fn call(&self, name: &str) -> Option<Effect> {
+        let of_it = self.calls.iter().filter(|(of, ..)| of == name);
+        let due = of_it.filter(|(_, fault, calls)| fault.is_due(calls.fetch_add(1, Ordering::Relaxed) + 1));
+        // All are counted, the first one strikes.
+        due.map(|(_, fault, _)| fault.effect).reduce(|first, _| first)
+    }
+
+    fn add(&mut self, text: &str) -> Option<()> {
+        let (place, fault) = parse_fault(text)?;
+        match POINTS.iter().find(|(name, _)| *name == place) {
+            Some((_, point)) => self.faults.push((*point, fault)),
+            None if place.starts_with("cu") => {
+                self.calls.push((place.to_owned(), fault, AtomicU64::new(0)));
+            }
+            None => return None,
+        }
+        Some(())
     }
 }
 
-fn parse_fault(text: &str) -> Option<Fault> {
+fn parse_fault(text: &str) -> Option<(&str, Fault)> {
     let (place, effect) = text.split_once('=')?;
-    let (point, which) = place.split_once(':')?;
-    let point = POINTS.iter().find(|(name, _)| *name == point)?.1;
+    let (place, which) = place.split_once(':')?;
     let (first, last) = if which == "*" {
         (1, u64::MAX)
     } else if let Some(first) = which.strip_suffix('+') {
@@ -118,7 +145,7 @@ fn parse_fault(text: &str) -> Option<Fault> {
         "hang" => Effect::Hang,
         slow => Effect::Slow(Duration::from_millis(slow.strip_prefix("slow/")?.parse().ok()?)),
     };
-    (first >= 1 && first <= last).then_some(Fault { point, first, last, effect })
+    (first >= 1 && first <= last).then_some((place, Fault { first, last, effect }))
 }
 
 #[cfg(test)]
@@ -133,6 +160,15 @@ mod tests {
         assert_eq!(copies, [None, None, Some(Effect::Fail), Some(Effect::Fail)]);
         assert_eq!(plan.reach(Point::Launch), Some(Effect::Slow(Duration::from_millis(20))));
         assert_eq!(plan.reach(Point::Map), None);
+    }
+
+    #[test]
+    fn a_call_is_counted_by_its_name() {
+        let plan = FaultPlan::parse("cuFuncLoad:2=oom,cuFuncLoad:3=fail,cuGraphLaunch:1=oom").unwrap();
+        let loads = [(); 4].map(|()| plan.call("cuFuncLoad"));
+        assert_eq!(loads, [None, Some(Effect::OutOfMemory), Some(Effect::Fail), None]);
+        assert_eq!(plan.call("cuGraphLaunch"), Some(Effect::OutOfMemory));
+        assert_eq!(plan.call("cuGraphLaunch_ptsz"), None);
     }
 
     #[test]

@@ -91,6 +91,11 @@ impl Member {
         self.faults.reach(point)
     }
 
+    /// Counts that the function was called and says what is to happen, if anything.
+    pub fn fault_of_call(&self, name: &str) -> Option<Effect> {
+        self.faults.call(name)
+    }
+
     /// Free bytes of a card, after reclaiming the dead.
     pub fn free_bytes(&self, card: usize) -> u64 {
         self.reclaim();

@@ -61,3 +61,50 @@ fn a_launch_that_finds_no_memory_is_tried_again() {
     command.env("NVSHARE_SIM_FAULTS", "launch:4=oom");
     run(command).assert_well("a launch without memory");
 }
+
+/// The program's calls succeed although each of `calls` finds no memory at these times (of the engine's own, where it makes
+/// such calls, none is among them).
+#[track_caller]
+fn tried_again(how: &str, times: &str, calls: &[&str]) {
+    let node = card("1G");
+    let _agent = agent(&node, &[]);
+    let mut command = hooked(&node, "calls_out_of_memory", how);
+    let faults: Vec<String> = calls.iter().map(|call| format!("{call}:{times}=oom")).collect();
+    command.env("NVSHARE_SIM_FAULTS", faults.join(",")).env("NVSHARE_LOG", "debug");
+    let ended = run(command);
+    ended.assert_well(how);
+    for call in calls {
+        assert!(ended.said.contains(&format!("{call} is tried again")), "{call}: {}", ended.said);
+    }
+}
+
+#[test]
+fn a_graph_that_finds_no_memory_is_tried_again() {
+    tried_again("graph", "1", &["cuGraphUpload", "cuGraphLaunch", "cuGraphInstantiateWithFlags"]);
+}
+
+#[test]
+fn what_is_loaded_lazily_and_finds_no_memory_is_tried_again() {
+    let calls = ["cuLibraryLoadData", "cuLibraryGetModule", "cuLibraryGetKernel", "cuKernelGetFunction"];
+    tried_again("lazy", "1", &calls);
+    tried_again("lazy", "1-2", &["cuFuncLoad"]);
+}
+
+#[test]
+fn a_stream_that_finds_no_memory_is_tried_again() {
+    tried_again("stream", "9", &["cuStreamCreate", "cuStreamCreateWithPriority"]);
+}
+
+#[test]
+fn a_link_that_finds_no_memory_is_tried_again() {
+    tried_again("link", "7", &["cuLinkComplete"]);
+}
+
+#[test]
+fn nothing_that_finds_no_memory_is_tried_twice_into_a_capture() {
+    let node = card("1G");
+    let _agent = agent(&node, &[]);
+    let mut command = hooked(&node, "calls_out_of_memory", "capture");
+    command.env("NVSHARE_SIM_FAULTS", "cuLaunchCooperativeKernel:3=oom,cuGraphLaunch:2=oom");
+    run(command).assert_well("calls into a capture");
+}
