@@ -79,6 +79,13 @@ fn after_a_device_error_and_a_reset_freed_memory_is_released() {
 }
 
 #[test]
+fn an_error_on_one_card_is_none_on_the_other() {
+    let node = || cards(2, "256M").build();
+    as_bare(node, "error_on_one_card", "", |node| hooked(node, "error_on_one_card", ""));
+    run(hooked(&node(), "error_on_one_card", "swapped")).assert_well("with swaps at every step");
+}
+
+#[test]
 fn managed_memory_is_given_back_with_its_context() {
     let node = card("1G");
     let _agent = agent(&node, &[]);

@@ -2,20 +2,10 @@
 // over the primary's release, and over its own end (which waits for nothing) every byte stays what it was.
 // green_context MEMORY [swapped]: MEMORY says under which of the two the memory is allocated, `primary` or `green`;
 // `swapped`: this process orders forced swaps of itself, and expects them to be carried out, or not, as is said below.
-#include "case.h"
-#include <sys/socket.h>
+#include "swaps.h"
 #define BYTES (8 * MIB)
 static CUfunction f_fill, f_verify, f_spin, f_wait;
 static CUdeviceptr result;
-static int swaps = -1;
-
-// Everything out and in again; whether something was moved.
-static int swapped(void) {
-    char answer = 0;
-    if (swaps < 0) return -1;
-    if (write(swaps, "s", 1) != 1 || read(swaps, &answer, 1) != 1) _exit(3);
-    return answer == '+';
-}
 static void load(void) {
     CUmodule m;
     CK(cuModuleLoadData(&m, PTX));
@@ -55,18 +45,7 @@ static int active(void) {
     return on;
 }
 int main(int argc, char **argv) {
-    if (argc > 2 && !getenv("NVSHARE_DEBUG_SWAP_BY")) {
-        int pair[2];
-        char number[16];
-        if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair)) return 3;
-        snprintf(number, sizeof number, "%d", pair[1]);
-        setenv("NVSHARE_DEBUG_SWAP_BY", number, 1);
-        snprintf(number, sizeof number, "%d", pair[0]);
-        setenv("GREEN_CONTEXT_SWAPS", number, 1);
-        execv("/proc/self/exe", argv);
-        return 3;
-    }
-    if (argc > 2) swaps = atoi(getenv("GREEN_CONTEXT_SWAPS"));
+    order_swaps(argc > 2, argv);
     int under_green = !strcmp(argv[1], "green");
     CUcontext c = primary(0), again, as_context, current;
     CUgreenCtx g = green(&as_context);
