@@ -1,6 +1,7 @@
 //! The exported functions, a file per family, and the table of all of them.
 
 mod any_node;
+mod binding;
 mod capture;
 mod context;
 mod copy;
@@ -32,6 +33,7 @@ use crate::export::Export;
 /// All exports, a table per file.
 pub(crate) static TABLES: &[&[&[Export]]] = &[
     any_node::EXPORTS,
+    binding::EXPORTS,
     capture::EXPORTS,
     context::EXPORTS,
     copy::EXPORTS,

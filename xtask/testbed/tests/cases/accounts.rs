@@ -74,3 +74,42 @@ fn questions_have_one_answer_wherever_the_memory_is() {
         |node| super::run::swapped(node, "questions_while_out", "", "20ms"),
     );
 }
+
+/// What the agent hears of memory of the one client that stays because others know where it is, in MiB, when it says that
+/// it is ready.
+fn kept(how: &str) -> u64 {
+    let node = card("256M");
+    let agent = agent(&node, &[]);
+    let mut program = Running::start(&mut hooked(&node, "kept", how));
+    program.wait_for("ready");
+    let exported = || {
+        let (_, text) = agent.get("/api/v1/state").expect("the state");
+        let state: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let reasons = &state["clients"][0]["devices"][0]["unswappable_reasons"];
+        reasons["exported"].as_u64().unwrap_or(0) >> 20
+    };
+    let deadline = std::time::Instant::now() + Duration::from_secs(2);
+    while exported() == 0 && std::time::Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let kept = exported();
+    program.tell();
+    program.end(super::run::LIMIT).assert_well(how);
+    kept
+}
+
+#[test]
+fn memory_whose_tokens_are_told_or_that_is_bound_stays_and_no_other() {
+    assert_eq!(["nothing", "tokens", "endpoint", "multicast"].map(kept), [0, 8, 8, 0]);
+}
+
+#[test]
+fn memory_that_the_driver_binds_to_no_multicast_object_is_refused_as_it_is_bare() {
+    let node = card("256M");
+    for mut command in [bare(&node, "kept", "multicast"), hooked(&node, "kept", "multicast")] {
+        let mut program = Running::start(&mut command);
+        program.wait_for("ready");
+        program.tell();
+        program.end(super::run::LIMIT).assert_well("memory that cannot be bound");
+    }
+}

@@ -26,6 +26,7 @@ typedef enum { CU_MEM_ACCESS_FLAGS_PROT_READWRITE = 3 } CUmemAccess_flags;
 typedef enum {
     CU_POINTER_ATTRIBUTE_CONTEXT = 1,
     CU_POINTER_ATTRIBUTE_MEMORY_TYPE = 2,
+    CU_POINTER_ATTRIBUTE_P2P_TOKENS = 5,
     CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL = 9,
 } CUpointer_attribute;
 typedef struct { CUmemLocationType type; int id; } CUmemLocation;
@@ -161,6 +162,7 @@ CUresult cuLinkAddData(CUlinkState, int, void *, size_t, const char *, unsigned,
 CUresult cuLinkComplete(CUlinkState, void **, size_t *);
 CUresult cuLinkCreate(unsigned, int *, void **, CUlinkState *);
 CUresult cuLinkDestroy(CUlinkState);
+CUresult cuLogicalEndpointBindAddr(unsigned, CUdevice, unsigned long long, void *, unsigned long long, unsigned long long);
 CUresult cuMemAddressReserve(CUdeviceptr *, size_t, size_t, CUdeviceptr, unsigned long long);
 CUresult cuMemAlloc(CUdeviceptr *, size_t);
 CUresult cuMemAllocAsync(CUdeviceptr *, size_t, CUstream);
@@ -188,6 +190,8 @@ CUresult cuMemsetD8Async(CUdeviceptr, unsigned char, size_t, CUstream);
 CUresult cuMemsetD8(CUdeviceptr, unsigned char, size_t);
 CUresult cuModuleGetFunction(CUfunction *, CUmodule, const char *);
 CUresult cuModuleLoadData(CUmodule *, const void *);
+CUresult cuMulticastBindAddr(CUmemGenericAllocationHandle, size_t, CUdeviceptr, size_t, unsigned long long);
+CUresult cuMulticastBindAddr_v2(CUmemGenericAllocationHandle, CUdevice, size_t, CUdeviceptr, size_t, unsigned long long);
 CUresult cuPointerGetAttribute(void *, CUpointer_attribute, CUdeviceptr);
 CUresult cuPointerGetAttributes(unsigned, CUpointer_attribute *, void **, CUdeviceptr);
 CUresult cuStreamBeginCapture(CUstream, int);
