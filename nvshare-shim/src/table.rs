@@ -198,8 +198,8 @@ functions! {
 
     // Memory that cannot be moved yet.
     [cuMemAllocManaged] (dptr: *mut CUdeviceptr, bytesize: usize, flags: u32) => unswappable::managed(dptr, bytesize);
-    [cuMemAllocAsync cuMemAllocAsync_ptsz] (dptr: *mut CUdeviceptr, bytesize: usize, hStream: CUstream) => unswappable::stream_ordered(dptr, bytesize);
-    [cuMemAllocFromPoolAsync cuMemAllocFromPoolAsync_ptsz] (dptr: *mut CUdeviceptr, bytesize: usize, pool: CUmemoryPool, hStream: CUstream) => unswappable::from_this_pool(dptr, bytesize, pool);
+    [cuMemAllocAsync cuMemAllocAsync_ptsz] (dptr: *mut CUdeviceptr, bytesize: usize, hStream: CUstream) => unswappable::stream_ordered(dptr, bytesize, hStream);
+    [cuMemAllocFromPoolAsync cuMemAllocFromPoolAsync_ptsz] (dptr: *mut CUdeviceptr, bytesize: usize, pool: CUmemoryPool, hStream: CUstream) => unswappable::from_this_pool(dptr, bytesize, pool, hStream);
     [cuMemFreeAsync cuMemFreeAsync_ptsz] (dptr: CUdeviceptr, hStream: CUstream) => unswappable::free_async(dptr, hStream);
     [cuMemPoolCreate] (pool: *mut CUmemoryPool, poolProps: *const CUmemPoolProps) => unswappable::pool_create(pool, poolProps);
     [cuMemPoolDestroy] (pool: CUmemoryPool) => unswappable::pool_destroy(pool);

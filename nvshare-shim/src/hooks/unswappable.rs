@@ -90,12 +90,13 @@ pub(crate) unsafe fn stream_ordered<F: Fn() -> CUresult>(
     bare: &Bare<F>,
     at: *mut CUdeviceptr,
     bytes: usize,
+    stream: CUstream,
 ) -> CUresult {
     if !start::active() || at.is_null() || bytes == 0 {
         return bare.call();
     }
     match current_device() {
-        Some(device) => from_pool(bare, device, bytes),
+        Some(device) => from_pool(bare, device, bytes, stream),
         None => bare.call(),
     }
 }
@@ -107,22 +108,31 @@ pub(crate) unsafe fn from_this_pool<F: Fn() -> CUresult>(
     at: *mut CUdeviceptr,
     bytes: usize,
     pool: CUmemoryPool,
+    stream: CUstream,
 ) -> CUresult {
     if !start::active() || at.is_null() || bytes == 0 {
         return bare.call();
     }
     match pools::device_of(pool).or_else(current_device) {
-        Some(device) => from_pool(bare, device, bytes),
+        Some(device) => from_pool(bare, device, bytes, stream),
         None => bare.call(),
     }
 }
 
 /// The warm path takes no lock: what the pools hold is read from the driver now and then.
 #[inline]
-fn from_pool<F: Fn() -> CUresult>(bare: &Bare<F>, device: CUdevice, bytes: usize) -> CUresult {
+fn from_pool<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    device: CUdevice,
+    bytes: usize,
+    stream: CUstream,
+) -> CUresult {
     if streams::capturing() {
-        // Perhaps it becomes a part of a graph.
+        // Perhaps it becomes a part of a graph, which takes memory when it is launched.
         pools::graph_allocates();
+        if streams::is_capturing(bare.stream(stream)) {
+            return bare.call();
+        }
     }
     if !pools::unseen(device, bytes) {
         return beyond_headroom(bare, device, bytes);

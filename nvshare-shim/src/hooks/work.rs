@@ -4,7 +4,7 @@
 use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUDA_LAUNCH_PARAMS, CUlaunchConfig, CUstream};
-use crate::{gate, pace, streams};
+use crate::{gate, pace, start, streams};
 
 /// Work in `stream`.
 #[inline]
@@ -100,18 +100,20 @@ pub(crate) unsafe fn launch_list<F: Fn() -> CUresult>(
     list: *const CUDA_LAUNCH_PARAMS,
     count: u32,
 ) -> CUresult {
+    let count = if list.is_null() { 0 } else { count as usize };
+    // SAFETY: not null, so the driver would read so many too; only the stream's field is read.
+    let stream = |index: usize| bare.stream(unsafe { (&raw const (*list.add(index)).hStream).read() });
     let launch = || {
         let pass = gate::pass();
-        if !list.is_null() {
-            for index in 0..count as usize {
-                // SAFETY: not null, so the driver would read so many too; only the stream's field is read.
-                let stream = unsafe { (&raw const (*list.add(index)).hStream).read() };
-                streams::note_use(&pass, bare.stream(stream));
-            }
-        }
+        (0..count).for_each(|index| streams::note_use(&pass, stream(index)));
         bare.call()
     };
-    super::room::again(bare, launch(), None, None, launch)
+    let result = launch();
+    let captured = || start::active() && (0..count).any(|index| streams::is_capturing(stream(index)));
+    if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY && captured() {
+        return result;
+    }
+    super::room::again(bare, result, None, None, launch)
 }
 
 /// A launch whose stream stands in `config`.

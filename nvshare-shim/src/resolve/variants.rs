@@ -67,10 +67,15 @@ fn base_name(symbol: &str) -> &str {
 fn since(symbol: &str) -> c_int {
     let base = symbol.strip_suffix("_ptsz").or_else(|| symbol.strip_suffix("_ptds")).unwrap_or(symbol);
     match base {
+        "cuGraphAddNode_v3" | "cuGraphNodeSetParams_v2" => 13040,
         "cuMemcpyBatchAsync_v2" | "cuMemcpy3DBatchAsync_v2" | "cuCtxSynchronize_v2" => 13000,
         "cuCtxCreate_v4" => 12050,
+        "cuGraphAddNode_v2" => 12030,
         "cuMemPrefetchAsync_v2" | "cuMemAdvise_v2" => 12020,
-        "cuGetProcAddress_v2" => 12000,
+        "cuLaunchHostFunc_v2" | "cuMulticastBindAddr_v2" => 13010,
+        "cuGetProcAddress_v2" | "cuGraphExecUpdate_v2" => 12000,
+        "cuIpcOpenMemHandle_v2" => 11000,
+        "cuTexRefSetAddress2D_v3" => 4010,
         name if name.starts_with("cuStream") && name.ends_with("_v2") && name.contains("Value") => 11070,
         "cuStreamBatchMemOp_v2" => 11070,
         "cuCtxCreate_v3" => 11040,
@@ -100,6 +105,29 @@ mod tests {
         assert_eq!(chosen("cuLaunchKernel", 12090, 2), Some("cuLaunchKernel_ptsz"));
         assert_eq!(chosen("cuMemAlloc", 12090, 2), Some("cuMemAlloc_v2"));
         assert_eq!(chosen("cuDriverGetVersion", 12090, 0), None);
+    }
+
+    /// Which variant a version gets is a matter of their order, and of the boundaries between them.
+    #[test]
+    fn every_variant_that_is_not_the_first_of_its_name_is_as_old_as_the_headers_say() {
+        let names = include_str!("../../../nvshare-sim/names.txt");
+        let lines = names.lines().filter(|line| !line.starts_with('#'));
+        let told: Vec<(&str, &str, c_int)> = lines
+            .map(|line| {
+                let mut words = line.split(' ');
+                let mut next = || words.next().unwrap();
+                (next(), next(), next().parse().unwrap())
+            })
+            .collect();
+        for (symbol, base, version) in &told {
+            let is_first = told.iter().filter(|(_, of, _)| of == base).all(|(_, _, other)| other >= version);
+            let is_ours = |hook: &Hook| {
+                hook.name == *symbol && base_name(symbol) == *base && !hook.symbol.per_thread_default()
+            };
+            if !is_first && HOOKS.iter().any(is_ours) {
+                assert_eq!(since(symbol), *version, "{symbol}");
+            }
+        }
     }
 
     #[test]

@@ -105,6 +105,7 @@ fn nothing_that_finds_no_memory_is_tried_twice_into_a_capture() {
     let node = card("1G");
     let _agent = agent(&node, &[]);
     let mut command = hooked(&node, "calls_out_of_memory", "capture");
-    command.env("NVSHARE_SIM_FAULTS", "cuLaunchCooperativeKernel:3=oom,cuGraphLaunch:2=oom");
+    let faults = "cuLaunchCooperativeKernel:3=oom,cuGraphLaunch:2=oom,cuMemAllocAsync:1=oom";
+    command.env("NVSHARE_SIM_FAULTS", faults);
     run(command).assert_well("calls into a capture");
 }

@@ -62,6 +62,8 @@ int main(int argc, char **argv) {
         EXPECT(e == 2, "a launch into a capture: %d", e);
         e = cuGraphLaunch(x, s);
         EXPECT(e == 2, "a graph into a capture: %d", e);
+        e = cuMemAllocAsync(&p, 4096, s);
+        EXPECT(e == 2, "an allocation into a capture: %d", e);
         CK(cuMemsetD32Async(p, 7, 1024, s));
         CK(cuStreamEndCapture(s, &g));
         size_t nodes = 0;
