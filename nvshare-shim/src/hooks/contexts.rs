@@ -105,7 +105,7 @@ fn end<F: Fn() -> CUresult>(
     if !start::active() || context.is_null() {
         return bare.call();
     }
-    let (result, [gone]) = aside([context], || {
+    let (result, [gone], left) = aside([context], || {
         let result = bare.call();
         (result, [is_gone(result)])
     });
@@ -115,6 +115,7 @@ fn end<F: Fn() -> CUresult>(
     } else {
         streams::context_given_back(context);
     }
+    drop(left);
     result
 }
 
@@ -123,7 +124,7 @@ fn end<F: Fn() -> CUresult>(
 fn aside<const N: usize>(
     contexts: [CUcontext; N],
     call: impl FnOnce() -> (CUresult, [bool; N]),
-) -> (CUresult, [bool; N]) {
+) -> (CUresult, [bool; N], [swap::Left; N]) {
     // A drain that looks at the streams now would miss those of these contexts: it waits for who is inside.
     let _inside = gate::pass_at_once();
     let left = contexts.map(|context| swap::leave_context(context.addr()));
@@ -136,10 +137,10 @@ fn aside<const N: usize>(
             absent.stays();
         }
     }
-    for (left, gone) in left.into_iter().zip(gone) {
+    for (left, gone) in left.iter().zip(gone) {
         left.told(gone);
     }
-    (result, gone)
+    (result, gone, left)
 }
 
 /// A green context's streams are detached with it, and can be asked nothing any more, while their work goes on. Its memory
@@ -155,7 +156,7 @@ pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: C
     streams::keep_context_in_sight(context);
     let Some((device, primary)) = device.and_then(|device| Some((device, primary_below(device, context)?)))
     else {
-        let (result, [gone]) = aside([context], || {
+        let (result, [gone], _left) = aside([context], || {
             let result = bare.call();
             (result, [result.ok()])
         });
@@ -165,24 +166,20 @@ pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: C
         return result;
     };
     let before = instance(primary);
-    let mut ended = false;
-    let (result, _) = aside([context, primary], || {
+    let (result, [gone, ended], left) = aside([context, primary], || {
         let result = bare.call();
         let gone = result.ok();
-        // Before the engines are told: they look where the memory is for a context to work in.
-        if gone {
-            streams::green_ended(context);
-            memory::green_context_ended(context, Some(primary));
-        }
-        ended = gone && (!is_active(device) || instance(primary) != before);
-        if ended {
-            memory::context_ended(primary, Some(device));
-        }
-        (result, [gone, ended])
+        (result, [gone, gone && (!is_active(device) || instance(primary) != before)])
     });
+    if gone {
+        streams::green_ended(context);
+        memory::green_context_ended(context, Some(primary));
+    }
     if ended {
         swap::standing::context_ended();
+        memory::context_ended(primary, Some(device));
     }
+    drop(left);
     result
 }
 

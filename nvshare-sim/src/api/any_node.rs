@@ -65,7 +65,7 @@ const _: () = assert!(size_of::<Any>() == size_of::<cudarc::driver::sys::CUgraph
 
 /// `CUDA_MEMCPY_NODE_PARAMS`.
 #[repr(C)]
-struct Copy {
+struct CopyNode {
     flags: c_int,
     reserved: c_int,
     context: CUcontext,
@@ -82,7 +82,7 @@ unsafe fn part(cx: &Call, parameters: *const Any) -> Outcome<Work> {
         match any.kind {
             kind if kind == NodeKind::Kernel as u32 => kernel(cx, of_kind.cast(), true),
             kind if kind == NodeKind::Copy as u32 => {
-                Ok(Work::Transfer(slices(&raw const (*of_kind.cast::<Copy>()).copy)?))
+                Ok(Work::Transfer(slices(&raw const (*of_kind.cast::<CopyNode>()).copy)?))
             }
             kind if kind == NodeKind::Set as u32 => memset(of_kind.cast()),
             kind if kind == NodeKind::Host as u32 => host(of_kind.cast()),
