@@ -147,6 +147,33 @@ fn of_two_that_make_each_other_impossible_both_go_on_when_one_frees_enough() {
 }
 
 #[test]
+fn without_host_memory_nobody_is_promised_what_another_cannot_leave() {
+    let mut world = World::new(&[16 * GIB]);
+    world.arena = 0;
+    let (first, second) = (world.worker(6 * GIB), world.worker(6 * GIB));
+    world.run(2_000);
+    for one in [first, second] {
+        world.core.ledger.client_mut(world.shims[one].id).unwrap().host_exhausted = true;
+    }
+    world.run(1_000);
+    // Less than the card, and more than is left beside the other: each would wait for the other for ever.
+    for one in [first, second] {
+        world.shims[one].rooms.insert(1, None);
+        let more = ToAgent::MayHave { ticket: Ticket(1), device: card(0), total: Bytes(12 * GIB) };
+        world.hear_from(one, more);
+        world.run(500);
+        assert_eq!(world.shims[one].rooms[&1], Some(false));
+        assert!(world.shims[one].limit[&card(0)] < 11 * GIB && world.running(one));
+    }
+    // With host memory it may: one leaves for the other.
+    for one in [first, second] {
+        world.core.ledger.client_mut(world.shims[one].id).unwrap().host_exhausted = false;
+    }
+    world.run(1_000);
+    assert!(world.shims[first].limit[&card(0)] > 12 * GIB);
+}
+
+#[test]
 fn nobody_came_too_late_for_one_that_lost_its_connection_or_ended_a_moment_ago() {
     let mut world = World::new(&[16 * GIB]);
     let (first, second) = (world.worker(12 * GIB), world.worker(12 * GIB));

@@ -48,6 +48,8 @@ const ROOM_PAUSE: Duration = Duration::from_millis(100);
 
 /// Threads wait at the gate and the agent should know.
 static WAITING: AtomicBool = AtomicBool::new(false);
+/// One of them found nothing to ask for as it came: see [`is_missed`].
+static UNASKED: AtomicBool = AtomicBool::new(false);
 /// An agent found driver work that did not pass the shim: nothing of this process is moved any more (see
 /// [`ToShim::Bypassed`]).
 static BYPASSED: AtomicBool = AtomicBool::new(false);
@@ -110,6 +112,14 @@ pub fn want_to_run() {
 /// The gate opened.
 pub fn runs() {
     WAITING.store(false, Ordering::Release);
+}
+
+/// Memory is missing since just now. Who waits at the gate for the end of a drain, and found nothing to ask for as it came,
+/// waits for that memory from now on: there may be no opening between, after which it would ask itself.
+pub fn is_missed() {
+    if UNASKED.load(Ordering::SeqCst) && WAITING.load(Ordering::Acquire) {
+        want_work();
+    }
 }
 
 /// A driver call failed for lack of memory. Asks the agent for room for `bytes` on the device of that number, or of the current
@@ -178,6 +188,11 @@ fn answered(ask: impl FnOnce(Ticket) -> ToAgent, limit: Duration) -> Result<bool
     made
 }
 
+/// Nobody answers any more what was asked.
+fn nobody_answers() {
+    asking().take();
+}
+
 fn asking() -> MutexGuard<'static, Option<HashMap<u64, Sender<bool>>>> {
     ASKING.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -220,10 +235,13 @@ fn unmanage(id: DeviceId, why: &str) {
 }
 
 fn want_work() {
+    // Before the look: if memory is missed only after it, who misses it asks.
+    UNASKED.store(true, Ordering::SeqCst);
     if standing::holds_lease() && standing::missing() == 0 {
         // A drain is under way; if it ends with a stop, `stop` asks.
         return;
     }
+    UNASKED.store(false, Ordering::SeqCst);
     for device in device::all() {
         let total = {
             let mut state = device.state();
@@ -264,8 +282,6 @@ fn run(tried: &Sender<()>) {
                 books::forget_said();
                 let end = serve(&mut session);
                 session.close();
-                // Nobody answers any more.
-                asking().take();
                 pace::set(false);
                 log::info!("the agent is gone: {end}");
                 alone.lost();

@@ -94,8 +94,10 @@ impl HostMemory {
                 .collect();
             let have = client.arena_bytes() + under_way.iter().copied().sum();
             let lacks = target.saturating_sub(have);
-            let piece = lacks.round_up(UNIT).unwrap_or(LARGEST).min(LARGEST);
-            let fits = spent + piece <= core.settings.host_memory;
+            // The last of the budget is better than nothing.
+            let left = Bytes(core.settings.host_memory.saturating_sub(spent).0 / UNIT.0 * UNIT.0);
+            let piece = lacks.round_up(UNIT).unwrap_or(LARGEST).min(LARGEST).min(left);
+            let fits = piece > Bytes::ZERO;
             let failed = self.not_before > now || self.refusals.get(id).is_some_and(|until| *until > now);
             let exhausted = lacks > Bytes::ZERO && (!fits || failed) && under_way.is_empty();
             if lacks > Bytes::ZERO && !fits {

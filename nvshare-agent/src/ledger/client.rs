@@ -339,6 +339,15 @@ impl Client {
         self.commandable() && self.unyielding.is_none() && !self.bypass
     }
 
+    /// What of a holding could be moved and stays all the same, because there is no host memory for it and none to be had.
+    pub fn homeless(&self, holding: &Holding) -> Bytes {
+        if !self.host_exhausted || !self.movable() {
+            return Bytes::ZERO;
+        }
+        let movable = holding.booked().saturating_sub(holding.immovable());
+        movable.saturating_sub(holding.unused().min(movable) + self.shadow_room())
+    }
+
     /// It is swapped out by order.
     pub fn held_out(&self) -> bool {
         self.orders.held_out.is_some()

@@ -22,10 +22,11 @@ pub struct Told {
 }
 
 impl Ledger {
-    /// What all clients together hold on `device` for good. What is pinned does not count: a program that grows beside it
-    /// waits for the end of the pin instead of failing.
+    /// What all clients together hold on `device` for good, or for want of host memory: who grew into that would wait for
+    /// others that may wait for it. What is pinned does not count: a program that grows beside it waits for the end of the pin
+    /// instead of failing.
     pub fn stays(&self, device: DeviceId) -> Bytes {
-        self.holdings(device).map(|(_, holding)| holding.immovable()).sum()
+        self.holdings(device).map(|(client, holding)| keeps(client, holding)).sum()
     }
 
     /// The most that `client` can have on `device`: all but what is reserved, foreign, or held by others for good (all
@@ -68,9 +69,13 @@ impl Ledger {
     }
 }
 
+fn keeps(client: &Client, holding: &Holding) -> Bytes {
+    holding.immovable() + client.homeless(holding)
+}
+
 fn limit(client: &Client, device: DeviceId, at: &Device, stays: Bytes) -> Bytes {
     let holding = client.devices.get(&device);
-    let own = holding.map(Holding::immovable).unwrap_or_default();
+    let own = holding.map(|holding| keeps(client, holding)).unwrap_or_default();
     let left = at.budget() - stays.saturating_sub(own).0 as i64;
     let most = Bytes(left.max(0) as u64 / (2 << 20) * (2 << 20));
     let needed = holding.map(|holding| holding.needed).unwrap_or_default();

@@ -174,12 +174,7 @@ pub(super) fn takeable(client: &Client, device: DeviceId) -> Bytes {
     if !client.movable() || client.orders.pinned {
         return Bytes::ZERO;
     }
-    let movable = holding.booked().saturating_sub(holding.immovable());
-    if client.host_exhausted {
-        let unused = holding.unused().min(movable);
-        return movable.min(unused + client.shadow_room());
-    }
-    movable
+    holding.booked().saturating_sub(holding.immovable() + client.homeless(holding))
 }
 
 fn rank(members: &[&Client], role: Role) -> Rank {

@@ -98,7 +98,7 @@ fn end<F: Fn() -> CUresult>(
     if !start::active() || context.is_null() {
         return bare.call();
     }
-    let (result, gone) = aside(context, || {
+    let (result, gone, left) = aside(context, || {
         let result = bare.call();
         (result, is_gone(result))
     });
@@ -108,12 +108,13 @@ fn end<F: Fn() -> CUresult>(
     } else {
         streams::context_given_back(context);
     }
+    drop(left);
     result
 }
 
 /// Makes a call after which `context` may be destroyed: nothing of ours uses it from before the call until the driver has
 /// said that it lives. (A destroyed context that is pushed corrupts the driver.)
-fn aside(context: CUcontext, call: impl FnOnce() -> (CUresult, bool)) -> (CUresult, bool) {
+fn aside(context: CUcontext, call: impl FnOnce() -> (CUresult, bool)) -> (CUresult, bool, swap::Left) {
     // A drain that looks at the streams now would miss those of this context: it waits for who is inside.
     let _inside = gate::pass_at_once();
     let left = swap::leave_context(context.addr());
@@ -125,7 +126,7 @@ fn aside(context: CUcontext, call: impl FnOnce() -> (CUresult, bool)) -> (CUresu
         absent.stays();
     }
     left.told(gone);
-    (result, gone)
+    (result, gone, left)
 }
 
 /// A green context's streams are detached with it, and can be asked nothing any more, while their work goes on. Its memory
@@ -139,7 +140,7 @@ pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: C
     }
     let device = device_of(context);
     streams::keep_context_in_sight(context);
-    let (result, gone) = aside(context, || {
+    let (result, gone, _left) = aside(context, || {
         let result = bare.call();
         (result, result.ok())
     });

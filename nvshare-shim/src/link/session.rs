@@ -209,7 +209,16 @@ impl Session {
         let (socket, bell) = (Arc::new(socket), Arc::new(bell));
         let buffer = vec![0; frame::MAX_BYTES];
         let mut session = Session { socket, bell, buffer, client: ClientId(0), terms: Terms::default() };
-        let before = session.greet()?;
+        let before = match session.greet() {
+            Ok(before) => before,
+            Err(end) => {
+                // The terms of nobody: who was not managed before is not now.
+                if !is_managed() {
+                    unmanaged();
+                }
+                return Err(end);
+            }
+        };
         match session.answer() {
             Ok(welcome) => {
                 (session.client, session.terms) = welcome;
@@ -319,6 +328,7 @@ impl Session {
     pub(super) fn close(&self) {
         shared().line = None;
         let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Both);
+        super::nobody_answers();
     }
 
     /// Waits until there is something to read (true), or something else happened.

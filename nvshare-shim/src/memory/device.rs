@@ -62,8 +62,8 @@ pub struct State {
     pub news: u64,
     /// What the swap thread shall do.
     pub orders: VecDeque<Order>,
-    /// Its context is going away: what it does there ends early.
-    pub leaving: bool,
+    /// Contexts that the engine leaves or is about to, one for each call: what it does there ends early.
+    pub leaving: Vec<usize>,
     /// Bytes of unswappable memory by reason.
     pub unswappable: BTreeMap<&'static str, u64>,
     /// What the agent was told of them.

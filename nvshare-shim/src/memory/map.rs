@@ -87,12 +87,12 @@ impl AddressMap {
         }
     }
 
-    /// A context, other than `except`, that has allocations on `device`.
-    pub fn another_context(&self, device: usize, except: usize) -> Option<usize> {
+    /// A context, none of `except`, that has allocations on `device`.
+    pub fn another_context(&self, device: usize, except: &[usize]) -> Option<usize> {
         let map = self.0.read().unwrap_or_else(PoisonError::into_inner);
         map.values()
             .map(|allocation| (allocation.device, allocation.context))
-            .find(|(on, context)| *on == device && *context != except && *context != 0)
+            .find(|(on, context)| *on == device && !except.contains(context) && *context != 0)
             .map(|(_, context)| context)
     }
 }
@@ -121,9 +121,9 @@ mod tests {
         map.insert(0, allocation(10, 1));
         map.insert(10, allocation(10, 2));
         map.insert(20, allocation(10, 1));
-        assert_eq!(map.another_context(0, 1), Some(2));
+        assert_eq!(map.another_context(0, &[1]), Some(2));
         assert_eq!(map.remove_context(1).len(), 2);
         assert!(map.find(15).is_some() && map.find(5).is_none());
-        assert_eq!(map.another_context(0, 2), None);
+        assert_eq!(map.another_context(0, &[2]), None);
     }
 }

@@ -319,6 +319,7 @@ fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64,
         device.publish(&state);
     }
     want(device);
+    link::is_missed();
     device.wake();
     standing::reconsider();
     Ok(start)

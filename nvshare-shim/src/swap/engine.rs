@@ -20,7 +20,7 @@ use crate::config::BLOCK_BYTES;
 use crate::driver::driver;
 use crate::memory::device::Device;
 use crate::memory::extent::ExtentId;
-use crate::memory::{ALLOCATIONS, free, room};
+use crate::memory::{free, room};
 use crate::streams::{Current, Relaxed};
 use crate::{counters, gate, link, log};
 
@@ -37,6 +37,8 @@ const MOMENT: Duration = Duration::from_micros(20);
 const MOMENT_PATIENCE: Duration = Duration::from_millis(200);
 /// How long nothing was launched when host memory is unpinned beside the application, and how often that is looked at.
 const CALM: Duration = Duration::from_millis(200);
+/// How long one that does not rest is left alone between two pieces that are unpinned.
+const UNREST: Duration = Duration::from_secs(1);
 /// How long after a try to make the workshop the next one is made, at first and at most, where the application did not rest.
 const REST_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_mins(1));
 /// After an error of our own.
@@ -61,6 +63,7 @@ pub fn run(device: &'static Device) {
         looked: None,
         pinned: None,
         no_moment: None,
+        unrest: None,
         calm: None,
     };
     loop {
@@ -106,6 +109,8 @@ struct Engine {
     pinned: Option<Instant>,
     /// Since when there was once no moment to pin one in, while there were some to be pinned.
     no_moment: Option<Instant>,
+    /// Since when there is something to be unpinned, and the application does not rest.
+    unrest: Option<Instant>,
     /// Since when the application has launched so much, and no more.
     calm: Option<([u64; 2], Instant)>,
 }
@@ -159,11 +164,13 @@ impl Engine {
         // would never rest: pinning needs the context alone.
         let (home, leaving) = {
             let state = self.device.state();
-            (state.home, state.leaving)
+            (state.home, !state.leaving.is_empty())
         };
         let context = match (&self.shop, home) {
             (Some(shop), _) => shop.context,
-            (None, Some(home)) if !leaving && shadow::is_to_be_pinned() => home,
+            (None, Some(home)) if !leaving && (shadow::is_to_be_pinned() || shadow::is_to_be_unpinned()) => {
+                home
+            }
             _ => return false,
         };
         // It lives: who ends it waits for this thread first.
@@ -177,8 +184,11 @@ impl Engine {
         // in calm. Otherwise in moments in which nobody is in the driver: whoever comes then waits for us, and not we for it. A
         // program that is always there, in copies that wait say, is not waited for for long: nobody could take from it.
         if standing::missing() > 0 && !standing::is_drained() {
-            let calm = if shadow::is_to_be_pinned() { Calm::now() } else { None };
-            return calm.is_some() && shadow::pin_one(context);
+            if !shadow::is_to_be_pinned() && !shadow::is_to_be_unpinned() {
+                return false;
+            }
+            // What is given up others may be waiting for, too.
+            return Calm::now().is_some_and(|calm| shadow::pin_one(context) || shadow::unpin_one(&calm));
         }
         let quiet = gate::is_shut() || self.pinned.is_none_or(|pinned| pinned.elapsed() >= PIN_PAUSE);
         let wanted = quiet && shadow::is_to_be_pinned();
@@ -197,9 +207,11 @@ impl Engine {
         changed
     }
 
-    /// Unpins one piece if there is one and nothing runs: the application is stopped, or has submitted nothing for a while.
+    /// Unpins one piece if there is one and nothing runs: the application is stopped, or has submitted nothing for a while. One
+    /// that always submits is held back for it now and then: its agent counts on the host memory until it is back.
     fn unpin_one(&mut self) -> bool {
         if !shadow::is_to_be_unpinned() {
+            self.unrest = None;
             return false;
         }
         let counts = &counters::page().application;
@@ -212,9 +224,11 @@ impl Engine {
                 false
             }
         };
-        if !rests && !standing::is_drained() {
+        let since = *self.unrest.get_or_insert_with(Instant::now);
+        if !rests && !standing::is_drained() && since.elapsed() < UNREST {
             return false;
         }
+        self.unrest = None;
         Calm::now().is_some_and(|calm| shadow::unpin_one(&calm))
     }
 
@@ -287,7 +301,13 @@ impl Engine {
 
     /// Makes the workshop, and what is lacking in it: in calm, for much of that waits for the application's work.
     fn open_shop(&mut self) {
-        if standing::has_failed(self.device) || !self.waits_for_rest() {
+        if standing::has_failed(self.device) {
+            return;
+        }
+        if self.shop.is_none() && Instant::now() >= self.rest.0 && self.device.state().space.has_swapped() {
+            super::elect_home(self.device);
+        }
+        if !self.waits_for_rest() {
             return;
         }
         let awaited = self.shop.is_none() && self.device.state().space.has_swapped();
@@ -323,8 +343,9 @@ impl Engine {
                     );
                 }
                 if code.is_gone() {
-                    // The next allocation is made in one that lives.
+                    // The next allocation is made in one that lives; or there is another that has some.
                     self.device.state().home = None;
+                    self.rest = (Instant::now() + NO_ROOM_PAUSE, REST_PAUSE.0);
                 } else {
                     // Mostly for want of memory, which others will give back.
                     self.no_room_until = Some(Instant::now() + NO_ROOM_PAUSE);
@@ -375,11 +396,7 @@ impl Engine {
         if !gone {
             self.shop = shop.and_then(Workshop::come_back);
         }
-        let other = ALLOCATIONS.another_context(self.device.index, context);
-        let mut state = self.device.state();
-        state.leaving = false;
-        // Where what the engine has is, there it is at home: whoever ends that context asks it to leave.
-        state.home = if gone { state.home.or(other) } else { Some(context) };
+        super::has_left(self.device, context, gone);
     }
 
     fn swap_out(&mut self, ticket: Ticket, bytes: u64, coldest: &[DeviceRange]) {
@@ -433,7 +450,7 @@ impl Engine {
         }
         let Some(shop) = &mut self.shop else { return failed("the engine lost its context") };
         // Arenas that came just before are wanted now.
-        while !self.device.state().leaving && shadow::pin_one(shop.context) {}
+        while self.device.state().leaving.is_empty() && shadow::pin_one(shop.context) {}
         let chosen: Vec<ExtentId> = choose(&candidates(self.device), coldest, need)
             .into_iter()
             .map(|candidate| candidate.id)

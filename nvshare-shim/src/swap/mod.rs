@@ -29,6 +29,7 @@ use std::time::Duration;
 use nvshare_common::units::{DeviceRange, Ticket};
 
 pub use self::standing::{is_dead, is_final, on_device_error};
+use crate::memory::ALLOCATIONS;
 use crate::memory::device::{self, Device};
 use crate::{log, start as threads};
 
@@ -118,17 +119,47 @@ pub fn adopt(device: &Device, context: usize) {
     }
 }
 
+/// The engine of `device` has no home: one of the contexts with memory there, of which no call may be ending just now.
+fn elect_home(device: &Device) {
+    if device.state().home.is_some() {
+        return;
+    }
+    let leaving = leaving();
+    let found = ALLOCATIONS.another_context(device.index, &leaving);
+    let mut state = device.state();
+    if state.home.is_none() && state.leaving.is_empty() {
+        state.home = found;
+    }
+}
+
+/// The engine of `device` has left `context`, and the call that it was left for has been made. Where what the engine has is,
+/// there it is at home: whoever ends that context asks it to leave.
+fn has_left(device: &Device, context: usize, gone: bool) {
+    let leaving = leaving();
+    let except: Vec<usize> = leaving.iter().copied().chain([context]).collect();
+    let other = ALLOCATIONS.another_context(device.index, &except);
+    let mut state = device.state();
+    if let Some(at) = state.leaving.iter().position(|left| *left == context) {
+        state.leaving.swap_remove(at);
+    }
+    state.home = if gone { state.home.or(other) } else { Some(context) };
+}
+
 /// The context may be destroyed by the next call; returns when no engine uses it any more. None does until it is told
 /// what came of the call.
 pub fn leave_context(context: usize) -> Left {
     leaving().push(context);
     let mut waiting = Vec::new();
     for device in device::all() {
-        if device.state().home != Some(context) {
-            continue;
+        {
+            // Also one that has left it for another call: it comes back where that did not end the context.
+            let mut state = device.state();
+            if state.home != Some(context) && !state.leaving.contains(&context) {
+                continue;
+            }
+            state.leaving.push(context);
         }
         let ((left, told), (tell, gone)) = (channel(), channel());
-        device.state().leaving = true;
         device.order(Order::Leave { context, left, gone });
         // As long as it takes: a copy in a context that is destroyed would corrupt the driver. What is under way ends
         // early, and a thread that ends drops the other end.
@@ -138,7 +169,8 @@ pub fn leave_context(context: usize) -> Left {
     Left { context, waiting }
 }
 
-/// The engines that left a context. Dropped with nothing said, they take it to be gone.
+/// The engines that left a context. Dropped with nothing said, they take it to be gone. Until it is dropped no engine makes
+/// the context its home: where it is gone, not before what it had is out of the records.
 #[derive(Debug)]
 #[must_use]
 pub struct Left {
@@ -148,7 +180,7 @@ pub struct Left {
 
 impl Left {
     /// What came of the call: whether the context is gone.
-    pub fn told(self, gone: bool) {
+    pub fn told(&self, gone: bool) {
         for engine in &self.waiting {
             let _ = engine.send(gone);
         }

@@ -107,7 +107,7 @@ impl<'a> Outward<'a> {
         let prints = self.shop.prints.is_some();
         let begun = standing::while_drained(|| {
             let mut state = device.state();
-            if state.leaving {
+            if !state.leaving.is_empty() {
                 return Err("the context that this works in is going away");
             }
             let Some(extent) = state.space.get(id).filter(|extent| extent.can_leave()) else {

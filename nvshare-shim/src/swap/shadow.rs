@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use nvshare_common::protocol::ToAgent;
 use nvshare_common::units::{ArenaId, Bytes};
@@ -13,6 +14,7 @@ use super::arena::{self, Arena, Piece, Pin};
 use super::calm::Calm;
 use super::{lending, spare};
 use crate::config::BLOCK_BYTES;
+use crate::cuda::CUresult;
 use crate::driver::driver;
 use crate::memory::device::{self, Device};
 use crate::memory::extent::{Presence, Shadow, Slot};
@@ -21,6 +23,9 @@ use crate::{link, log};
 
 /// The least size of arenas of our own.
 const OWN_ARENA: u64 = 64 << 20;
+/// How often pinning is tried again where the driver has no memory for it: others give some back.
+const REFUSALS: u32 = 8;
+const REFUSAL_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 struct Shadows {
@@ -31,6 +36,10 @@ struct Shadows {
     places: BTreeMap<u64, (u64, usize)>,
     free: Ranges,
     next: u64,
+    /// How often in a row the driver had no memory to pin a piece with.
+    refusals: u32,
+    /// When the next is tried after such a refusal.
+    not_before: Option<Instant>,
 }
 
 static SHADOWS: Mutex<Shadows> = Mutex::new(Shadows {
@@ -39,6 +48,8 @@ static SHADOWS: Mutex<Shadows> = Mutex::new(Shadows {
     places: BTreeMap::new(),
     free: Ranges::new(),
     next: 0,
+    refusals: 0,
+    not_before: None,
 });
 
 fn shadows() -> MutexGuard<'static, Shadows> {
@@ -48,6 +59,23 @@ fn shadows() -> MutexGuard<'static, Shadows> {
 impl Shadows {
     fn pieces(&mut self) -> impl Iterator<Item = &mut Piece> {
         self.arenas.iter_mut().flat_map(|arena| arena.pieces.iter_mut())
+    }
+
+    /// Whether there is something to pin, now.
+    fn is_to_be_pinned(&mut self) -> bool {
+        self.not_before.is_none_or(|at| at <= Instant::now())
+            && self.pieces().any(|piece| piece.pin == Pin::Missing)
+    }
+
+    /// A piece was refused: whether it is tried again, because the driver had no memory for that just now.
+    fn tries_again(&mut self, code: CUresult) -> bool {
+        if code != CUresult::CUDA_ERROR_OUT_OF_MEMORY || self.refusals >= REFUSALS {
+            (self.refusals, self.not_before) = (0, None);
+            return false;
+        }
+        self.refusals += 1;
+        self.not_before = Some(Instant::now() + REFUSAL_PAUSE);
+        true
     }
 
     /// Takes the arena at `index` out of use, if none of its blocks is taken and nobody is pinning it. Whether it was.
@@ -95,6 +123,9 @@ pub fn offer(id: Option<ArenaId>, file: OwnedFd) -> Result<(), String> {
 pub fn pin_one(context: usize) -> bool {
     let (first, host, blocks) = {
         let mut shadows = shadows();
+        if !shadows.is_to_be_pinned() {
+            return false;
+        }
         let Some(piece) = shadows.pieces().find(|piece| piece.pin == Pin::Missing) else { return false };
         piece.pin = Pin::UnderWay;
         (piece.first, piece.host, piece.blocks)
@@ -109,10 +140,15 @@ pub fn pin_one(context: usize) -> bool {
     };
     match pinned {
         Ok(()) => {
+            shadows.refusals = 0;
             shadows.arenas[index].pieces[at].pin = Pin::In(context);
             if shadows.free.region(first).is_none() {
                 shadows.free.add(first, blocks);
             }
+        }
+        Err(code) if shadows.tries_again(code) => {
+            shadows.arenas[index].pieces[at].pin = Pin::Missing;
+            return true;
         }
         Err(code) => {
             shadows.arenas[index].pieces[at].pin = Pin::Refused;
@@ -123,6 +159,17 @@ pub fn pin_one(context: usize) -> bool {
                 driver().error_name(code)
             );
             if shadows.part_with(index) {
+                // With nothing to unpin it need not wait for calm: its agent counts on it until it is back.
+                let is_unpinned =
+                    |arena: &mut Arena| !arena.pieces.iter().any(|piece| matches!(piece.pin, Pin::In(_)));
+                let unpinned = shadows.parting.pop_if(is_unpinned);
+                drop(shadows);
+                if let Some(mut arena) = unpinned {
+                    for piece in arena.pieces.drain(..) {
+                        let _ = piece.give_up();
+                    }
+                    returned(arena);
+                }
                 return true;
             }
         }
@@ -138,9 +185,17 @@ pub fn pin_one(context: usize) -> bool {
     true
 }
 
+/// All of it is unmapped.
+fn returned(arena: Arena) {
+    drop(arena.file);
+    if let Some(arena) = arena.id {
+        link::send(&ToAgent::ArenaReturned { arena });
+    }
+}
+
 /// Whether there is something to pin.
 pub fn is_to_be_pinned() -> bool {
-    shadows().pieces().any(|piece| piece.pin == Pin::Missing)
+    shadows().is_to_be_pinned()
 }
 
 /// Whether there is something to unpin.
@@ -162,10 +217,7 @@ pub fn unpin_one(_calm: &Calm) -> bool {
         log::warning!("cannot unpin a piece of an arena: {}", driver().error_name(code));
     }
     if let Some(arena) = done {
-        drop(arena.file);
-        if let Some(arena) = arena.id {
-            link::send(&ToAgent::ArenaReturned { arena });
-        }
+        returned(arena);
     }
     true
 }
@@ -238,8 +290,8 @@ pub fn address(Slot(slot): Slot) -> *mut std::ffi::c_void {
     std::ptr::with_exposed_provenance_mut(host + ((slot - first) * BLOCK_BYTES) as usize)
 }
 
-/// Gives up shadows of resident extents until whole arenas of about `bytes` are free of them; says how much that was. They
-/// go back when they are unpinned. Called by a swap thread with no copy of its own under way; extents that other engines
+/// Gives up shadows of resident extents until whole arenas of `bytes` at the most are free of them (what is left is needed);
+/// says how much that was. They go back when they are unpinned. Called by a swap thread with no copy of its own under way; extents that other engines
 /// move are not resident.
 pub fn trim(bytes: u64) -> u64 {
     let mut given = 0;
@@ -255,8 +307,8 @@ pub fn trim(bytes: u64) -> u64 {
         unused.map(|arena| arena.pieces.iter().map(|piece| (piece.first, piece.blocks)).collect()).collect()
     };
     for pieces in candidates {
-        if given >= bytes {
-            break;
+        if given + pieces.iter().map(|(_, blocks)| blocks * BLOCK_BYTES).sum::<u64>() > bytes {
+            continue;
         }
         for (first, blocks) in &pieces {
             forget_resident(*first, *blocks);

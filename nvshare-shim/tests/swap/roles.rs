@@ -25,6 +25,7 @@ pub(crate) fn run(role: &str) {
         "references" => crate::ends::references(),
         "revived" => crate::ends::revived(),
         "jammed" => crate::waits::jammed(),
+        "missing" => crate::waits::missing(),
         _ => panic!("no client program `{role}`"),
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cudarc::driver::sys;
+use nvshare_common::protocol::{Purpose, ToAgent, ToShim};
 use nvshare_testbed::ClientCommand;
 
 use super::agent::{Agent, Listener};
@@ -72,6 +73,75 @@ pub(crate) fn jammed() {
     unsafe { flag.write_volatile(1) };
     submits.join().expect("it ends when the stream has room");
     assert_eq!(others(memory, 8 << 20, 2), 0);
+    free(memory);
+    super::roles::say("went on");
+    super::roles::await_end();
+}
+
+#[test]
+fn who_waits_for_the_end_of_a_drain_asks_when_memory_is_missed_meanwhile() {
+    let node = node();
+    let listener = Listener::bind(&node.socket());
+    let (mut client, mut agent) = empty_handed(client(&node, "missing"), &listener);
+    let (device, total) = agent.wanted();
+    assert_eq!(total, 8 * MIB);
+    agent.grant(device, 8 * MIB);
+    agent.resident();
+    assert_eq!(client.answer(), "busy");
+    let ticket = agent.ticket();
+    agent.send(&ToShim::Stop { ticket, stall_ms: 2000 });
+    // A thread launches, and waits for the end of the drain; then another allocates. The drain stalls, and nothing opens.
+    agent.until("a wish to run", |message| match message {
+        ToAgent::Want { total, purpose: Purpose::Work, .. } => (total.0 == 16 * MIB).then_some(()),
+        _ => None,
+    });
+    agent.grant(device, 8 * MIB);
+    assert_eq!(client.answer(), "went on");
+    client.end();
+    no_violations(&node);
+}
+
+pub(crate) fn missing() {
+    let gpu = Gpu::open();
+    super::roles::say("ready");
+    let (busy, other) = (stream(), stream());
+    let (mut flag, mut on_device) = (std::ptr::null_mut(), 0);
+    cu!(cuMemHostAlloc(&raw mut flag, 4096, 2));
+    cu!(cuMemHostGetDevicePointer_v2(&raw mut on_device, flag, 0));
+    let flag = flag.cast::<u32>();
+    // SAFETY: pinned memory of that size.
+    unsafe { flag.write_volatile(0) };
+    let memory = alloc(8 << 20);
+    gpu.launch("nvshare_store", other, &[memory, (8 << 20) / 8, 2]);
+    synchronize(other);
+    let (stream, context) = (other.expose_provenance(), super::roles::current());
+    let turns = std::sync::Arc::new(std::sync::Barrier::new(2));
+    let launches = std::thread::spawn({
+        let turns = std::sync::Arc::clone(&turns);
+        move || {
+            super::roles::make_current(context);
+            // Loaded before: that would wait for the kernel, too.
+            let gpu = Gpu::load();
+            turns.wait();
+            turns.wait();
+            let stream = std::ptr::with_exposed_provenance_mut(stream);
+            gpu.launch("nvshare_store", stream, &[memory, (8 << 20) / 8, 3]);
+        }
+    });
+    turns.wait();
+    gpu.launch("nvshare_wait_flag", busy, &[on_device]);
+    super::roles::say("busy");
+    std::thread::sleep(Duration::from_millis(500));
+    turns.wait();
+    std::thread::sleep(Duration::from_millis(500));
+    let more = alloc(8 << 20);
+    launches.join().expect("it is granted what is missing");
+    synchronize(other);
+    assert_eq!(others(memory, 8 << 20, 3), 0);
+    // SAFETY: as above; the kernel reads it.
+    unsafe { flag.write_volatile(1) };
+    synchronize(busy);
+    free(more);
     free(memory);
     super::roles::say("went on");
     super::roles::await_end();
