@@ -12,6 +12,9 @@ use crate::client::Client;
 use crate::fake::Fake;
 use crate::seen::{named, observe};
 
+/// No wait is longer.
+const LIMIT: Duration = Duration::from_secs(40);
+
 /// A cgroup of the second version below the test's own; `None`, said loudly, where there is none.
 fn cgroup(cgroups: &Cgroups, name: &str) -> Option<PathBuf> {
     let made = cgroups.make(name).filter(|path| path.join("cgroup.controllers").exists());
@@ -119,7 +122,6 @@ fn that_the_observer_misses_calls_is_said_where_readiness_is_asked_and_taken_bac
         return;
     }
     let agent = node.agent(["--reserve", "2M"]);
-    const LIMIT: Duration = Duration::from_secs(40);
     wait_for("the driver is observed", LIMIT, || {
         let state = agent.try_state().ok()?;
         (!state["observer"]["attachments"].as_array()?.is_empty()).then_some(())
