@@ -1,6 +1,7 @@
 //! The clients' socket: who connects is found out by the kernel, one task carries each session, and nothing a client
 //! sends, or does not read, reaches beyond its own session.
 
+mod connections;
 mod door;
 mod pace;
 mod page;
@@ -8,11 +9,10 @@ mod peer;
 mod session;
 mod wire;
 
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use nvshare_common::frame::{self, FrameError};
 use nvshare_common::protocol::{Answer, Hello, ToAgent, ToShim};
@@ -25,17 +25,19 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
+pub(crate) use connections::{CONNECTIONS, Counted};
 pub(crate) use door::{is_removed, lookers};
 pub(crate) use page::wait_for;
 pub use page::{CounterPage, PageError};
 pub use peer::{Peer, PeerError};
 
+use self::connections::Connections;
 use self::door::Doors;
 use crate::conductor::Input;
 use crate::full;
 use crate::ledger::SessionId;
-use crate::observation::Process;
 
 /// How often it is looked whether the socket is still where it was made, and knocked at back doors.
 const LOOK_AT_PATH: std::time::Duration = std::time::Duration::from_secs(1);
@@ -43,13 +45,6 @@ const LOOK_AT_PATH: std::time::Duration = std::time::Duration::from_secs(1);
 const LOOK_AT_ALL: u32 = 60;
 /// How many packets may wait for a client to read them. One that does not read loses its session.
 const QUEUE: usize = 512;
-/// How many connections one process may have: its own, an old one that has not ended yet, and itself until its end.
-const PER_PROCESS: usize = 5;
-/// How many the processes of one cgroup (a container) may have.
-const PER_CGROUP: usize = 1024;
-/// How many connections there may be in all.
-pub(crate) const CONNECTIONS: usize = 8192;
-
 /// What happens on a session, in order.
 #[derive(Debug)]
 pub enum Event {
@@ -275,6 +270,7 @@ impl Listener {
                 doors = look(doors).await;
             }
             looks = looks.wrapping_add(1);
+            entrance.connections.forget(Instant::now());
             for socket in doors.knock() {
                 entrance.admit(socket);
             }
@@ -325,17 +321,25 @@ struct Entrance {
 impl Entrance {
     /// Carries what happens on the socket; closes it where there are too many.
     fn admit(self: &Arc<Entrance>, socket: OwnedFd) {
+        let begun = Begun(Arc::clone(self));
         if self.begun.fetch_add(1, Ordering::AcqRel) >= CONNECTIONS {
-            self.begun.fetch_sub(1, Ordering::AcqRel);
             tracing::debug!("connection closed: there are {CONNECTIONS}");
             return;
         }
         let id = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed) + 1);
-        let entrance = Arc::clone(self);
         tokio::spawn(async move {
+            let entrance = &begun.0;
             session::carry(socket, id, entrance.inputs.clone(), entrance.connections.clone()).await;
-            entrance.begun.fetch_sub(1, Ordering::AcqRel);
         });
+    }
+}
+
+/// Counts as begun until it is dropped, however the session ends.
+struct Begun(Arc<Entrance>);
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.0.begun.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -367,72 +371,34 @@ impl Drop for Listener {
     }
 }
 
-/// How many connections there are.
-#[derive(Clone, Debug, Default)]
-struct Connections(Arc<Mutex<Count>>);
-
-/// By process, by cgroup, in all.
-#[derive(Debug, Default)]
-struct Count {
-    processes: HashMap<Process, usize>,
-    cgroups: HashMap<String, usize>,
-    all: usize,
-}
-
-/// One of them, counted until it is dropped.
-#[derive(Debug)]
-pub(crate) struct Counted(Connections, Process, String);
-
-impl Connections {
-    /// Counts one more; `None` when there are too many.
-    fn count(&self, process: Process, cgroup: &str) -> Option<Counted> {
-        let mut count = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = count.processes.get(&process).copied().unwrap_or_default();
-        let siblings = count.cgroups.get(cgroup).copied().unwrap_or_default();
-        if count.all >= CONNECTIONS || own >= PER_PROCESS || siblings >= PER_CGROUP {
-            return None;
-        }
-        count.all += 1;
-        count.processes.insert(process, own + 1);
-        count.cgroups.insert(cgroup.to_owned(), siblings + 1);
-        Some(Counted(self.clone(), process, cgroup.to_owned()))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        fn less<K: Eq + std::hash::Hash>(counts: &mut HashMap<K, usize>, key: &K) {
-            if let Some(own) = counts.get_mut(key) {
-                *own -= 1;
-                if *own == 0 {
-                    counts.remove(key);
-                }
-            }
-        }
-        let mut count = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        count.all -= 1;
-        less(&mut count.processes, &self.1);
-        less(&mut count.cgroups, &self.2);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn one_container_does_not_take_everybodys_connections() {
-        let connections = Connections::default();
-        let process = |pid| Process { pid, start: 1 };
-        let held: Vec<Counted> =
-            (0..).map_while(|pid| connections.count(process(pid), "/hog")).take(CONNECTIONS).collect();
-        assert_eq!(held.len(), PER_CGROUP);
-        let other = connections.count(process(1_000_000), "/other").unwrap();
-        drop(held);
-        assert!(connections.count(process(1), "/hog").is_some());
-        drop(other);
-        let count = connections.0.lock().unwrap();
-        assert_eq!((count.all, count.processes.len(), count.cgroups.len()), (0, 0, 0));
+    /// Nothing of a session runs here before the first `await`: what counts only then counts too late.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_connection_counts_before_anything_is_done_for_it() {
+        let (inputs, _heard) = mpsc::channel(8);
+        let entrance = Arc::new(Entrance {
+            inputs,
+            connections: Connections::default(),
+            sessions: AtomicU64::new(0),
+            begun: AtomicUsize::new(CONNECTIONS - 1),
+        });
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let pair =
+            || rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        let read = |socket: &OwnedFd| rustix::io::read(socket, &mut [0; 8]);
+        let (last, one_more) = (pair(), pair());
+        entrance.admit(last.0);
+        entrance.admit(one_more.0);
+        assert_eq!(read(&one_more.1), Ok(0), "closed");
+        assert_eq!(read(&last.1), Err(Errno::AGAIN), "open");
+        assert_eq!(entrance.begun.load(Ordering::Acquire), CONNECTIONS);
+        drop(last.1);
+        while entrance.begun.load(Ordering::Acquire) >= CONNECTIONS {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[test]
@@ -444,13 +410,5 @@ mod tests {
         assert_eq!(outbox.answer(&answer), Err(Undelivered));
         drop(outgoing);
         assert_eq!(outbox.answer(&answer), Ok(()));
-    }
-
-    #[test]
-    fn one_process_has_a_handful_of_connections() {
-        let connections = Connections::default();
-        let process = Process { pid: 1, start: 1 };
-        let held: Vec<Counted> = (0..100).map_while(|_| connections.count(process, "/one")).collect();
-        assert_eq!(held.len(), PER_PROCESS);
     }
 }

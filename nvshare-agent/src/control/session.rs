@@ -13,9 +13,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-use super::pace::Pace;
+use super::connections::{Connections, Counted};
 use super::wire::{self, Received};
-use super::{Connections, CounterPage, End, Event, Opened, Outbox, Packet, PageError, Peer, QUEUE, wait_for};
+use super::{CounterPage, End, Event, Opened, Outbox, Packet, PageError, Peer, QUEUE, wait_for};
 use crate::conductor::Input;
 use crate::ledger::SessionId;
 
@@ -34,7 +34,9 @@ pub(super) async fn carry(
     // and the shim tries again later.
     let turn_away = async |label: &'static str, why: String| {
         tracing::debug!(session = id.0, why, "connection closed");
-        let _ = tell(Event::Refused(label)).await;
+        if connections.turned_away(Instant::now()) {
+            let _ = tell(Event::Refused(label)).await;
+        }
     };
     let refuse = async |socket: &OwnedFd, label: &'static str, why: String| {
         tracing::info!(session = id.0, why, "connection refused");
@@ -48,10 +50,14 @@ pub(super) async fn carry(
         Err(error) => return turn_away("unknown", error.to_string()).await,
     };
     let pid = peer.process.pid;
-    let Some(counted) = connections.count(peer.process, &peer.cgroup).map(Arc::new) else {
+    let Some(counted) = connections.count(peer.process, &peer.cgroup, Instant::now()).map(Arc::new) else {
         return turn_away("too_many", format!("too many connections of process {pid}, its cgroup, or all"))
             .await;
     };
+    // Before it is read who it says it is: who comes again and again waits here.
+    if let Some(pause) = counted.came(Instant::now()) {
+        tokio::time::sleep(pause).await;
+    }
     let Ok(socket) = wait_for(socket, Interest::READABLE | Interest::WRITABLE) else { return };
     let mut buffer = vec![0; MAX_BYTES];
     let hello = match tokio::time::timeout(HELLO_LIMIT, receive(&socket, &mut buffer)).await {
@@ -85,7 +91,7 @@ pub(super) async fn carry(
         return;
     }
     let end = tokio::select! {
-        end = converse(&socket, &mut buffer, id, &inputs, outgoing) => end,
+        end = converse(&socket, &mut buffer, id, &inputs, outgoing, &counted) => end,
         () = dismissed.notified() => End::Dismissed,
     };
     if let End::Malformed(_) = end {
@@ -104,6 +110,7 @@ async fn converse(
     id: SessionId,
     inputs: &mpsc::Sender<Input>,
     mut outgoing: mpsc::Receiver<Packet>,
+    counted: &Counted,
 ) -> End {
     // A client that does not read must still be heard (what it releases), and one that floods must still be answered.
     let speak = async {
@@ -115,7 +122,6 @@ async fn converse(
         End::Dismissed
     };
     let hear = async {
-        let mut pace = Pace::new(Instant::now());
         loop {
             let (length, descriptor) = match receive(socket, buffer).await {
                 Ok(received) => received,
@@ -129,7 +135,7 @@ async fn converse(
                     if inputs.send(Input::Session(id, event)).await.is_err() {
                         return End::Dismissed;
                     }
-                    if let Some(pause) = pace.heard(Instant::now()) {
+                    if let Some(pause) = counted.said(Instant::now()) {
                         tokio::time::sleep(pause).await;
                     }
                 }

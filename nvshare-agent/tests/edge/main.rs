@@ -6,6 +6,7 @@ mod help;
 mod home;
 mod log;
 mod ready;
+mod restart;
 mod uid;
 
 use std::io::{Read, Write};

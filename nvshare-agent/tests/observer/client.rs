@@ -37,7 +37,7 @@ impl Client {
 
     /// `call SYMBOL TIMES THREADS [engine]`: that many calls by each of so many threads. `exec`: replaces its program by
     /// a fresh one of the same kind. `fork SYMBOL TIMES`: so many processes, one after another, that make one call each.
-    /// `vfork SYMBOL TIMES`: the same with processes that share the memory. `spawn TIMES`: so many other programs (by vfork). `hook SYMBOL`, `patch OFFSET`: puts a jump to a function of its own there. `open PATH`: another
+    /// `vfork SYMBOL TIMES`: the same with processes that share the memory. `hold SYMBOL TIMES`: the same with processes that stay until it ends. `spawn TIMES`: so many other programs (by vfork). `hook SYMBOL`, `patch OFFSET`: puts a jump to a function of its own there. `open PATH`: another
     /// library. `compare`: makes sure that all functions begin as in the file. `alloc BYTES`, `pitch HEIGHT`, `launch PARAMETER`: one such call.
     pub(crate) fn run(&mut self, line: &str) -> &mut Client {
         writeln!(self.input, "{line}").unwrap();
@@ -125,6 +125,12 @@ fn role() {
                     fork(call);
                 }
             }
+            ["hold", symbol, times] => {
+                let call = function(&library, symbol);
+                for _ in 0..times.parse::<u32>().unwrap() {
+                    hold(call);
+                }
+            }
             ["vfork", symbol, times] => {
                 let call = function(&library, symbol);
                 for _ in 0..times.parse::<u32>().unwrap() {
@@ -169,6 +175,26 @@ fn fork(call: Call) {
     // SAFETY: our own child, waited for once.
     assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
     assert_eq!(status, 0);
+}
+
+/// A child that makes one call and stays until we end; it has made it when this returns.
+fn hold(call: Call) {
+    let (mut ours, theirs) = std::io::pipe().unwrap();
+    // SAFETY: the child makes calls that need no lock, and stays.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let (mut out, mut second) = ([0_u64; 32], 0_u64);
+        // SAFETY: plain numbers.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        call(&mut out, &raw mut second as u64, &[0; 4], 1);
+        drop(theirs);
+        loop {
+            // SAFETY: has no arguments.
+            unsafe { libc::pause() };
+        }
+    }
+    drop(theirs);
+    std::io::copy(&mut ours, &mut std::io::sink()).unwrap();
 }
 
 /// A child that makes one call in our memory, while we wait.

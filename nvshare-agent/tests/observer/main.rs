@@ -4,6 +4,7 @@
 mod client;
 mod counts;
 mod fake;
+mod groups;
 mod hooks;
 mod kernel;
 mod libraries;

@@ -4,9 +4,9 @@ use std::fs;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use nvshare_testbed::Pages;
+use nvshare_testbed::{Agent, Node, Pages};
 
-use super::run::{LIMIT, Running, TURNS, agent, card, cards, hooked, run};
+use super::run::{LIMIT, Running, TURNS, agent, card, cards, hooked, run, uprobes_work};
 
 #[test]
 fn beside_an_agent_that_sees_no_card_programs_run_as_without_one() {
@@ -107,11 +107,28 @@ fn raise_open_files() {
 
 #[test]
 fn an_agent_whose_clients_are_idle_is_at_rest() {
-    const CLIENTS: usize = 60;
     let node = cards(1, "1G").build();
-    let agent = agent(&node, &TURNS);
+    assert_at_rest(&node, &agent(&node, &TURNS));
+}
+
+#[test]
+fn an_agent_that_observes_idle_clients_is_at_rest() {
+    let node = cards(1, "1G").build();
+    if !uprobes_work(&node) {
+        return;
+    }
+    let agent = node.agent(TURNS);
+    nvshare_testbed::wait_for("the driver is observed", LIMIT, || {
+        let state = agent.try_state().ok()?;
+        (!state["observer"]["attachments"].as_array()?.is_empty()).then_some(())
+    });
+    assert_at_rest(&node, &agent);
+}
+
+fn assert_at_rest(node: &Node, agent: &Agent) {
+    const CLIENTS: usize = 60;
     let mut clients: Vec<Running> =
-        (0..CLIENTS).map(|_| Running::start(&mut hooked(&node, "idle", "120"))).collect();
+        (0..CLIENTS).map(|_| Running::start(&mut hooked(node, "idle", "120"))).collect();
     for client in &mut clients {
         client.wait_for("ready");
     }

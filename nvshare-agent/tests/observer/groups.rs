@@ -1,0 +1,139 @@
+//! What one container takes of the observer, and how the agent says that it misses something.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nvshare_agent::observation::Observation;
+use nvshare_common::event::SLOTS_OF_GROUP;
+use nvshare_common::probe::Call;
+use nvshare_testbed::{Cgroups, Node, wait_for};
+
+use crate::client::Client;
+use crate::fake::Fake;
+use crate::seen::{named, observe};
+
+/// No wait is longer.
+const LIMIT: Duration = Duration::from_secs(40);
+
+/// A cgroup of the second version below the test's own; `None`, said loudly, where there is none.
+fn cgroup(cgroups: &Cgroups, name: &str) -> Option<PathBuf> {
+    let made = cgroups.make(name).filter(|path| path.join("cgroup.controllers").exists());
+    if made.is_none() {
+        eprintln!("SKIPPED: no cgroup of the second version can be made: nothing about quotas was tested");
+    }
+    made
+}
+
+fn enter(cgroup: &std::path::Path, client: &Client) {
+    std::fs::write(cgroup.join("cgroup.procs"), client.pid().to_string()).unwrap();
+}
+
+#[test]
+fn a_container_with_more_processes_than_its_quota_leaves_those_of_others_observed() {
+    let beyond = 60;
+    let fake = Fake::new();
+    let cgroups = Cgroups::new();
+    // Two that are quiet: by chance one of them may share the place of the hog, of 512.
+    let Some([hog, one, other]) = ["hog", "one", "other"]
+        .map(|name| cgroup(&cgroups, name))
+        .into_iter()
+        .collect::<Option<Vec<_>>>()
+        .map(|made| <[PathBuf; 3]>::try_from(made).unwrap())
+    else {
+        return;
+    };
+    let Some(seen) = observe(&[&fake.path()]) else { return };
+    let mut many = Client::start(&fake.path());
+    enter(&hog, &many);
+    many.run(&format!("hold cuMemUnmap {}", SLOTS_OF_GROUP + beyond));
+    seen.wait("the quota is used up", |told| {
+        told.iter()
+            .rev()
+            .find_map(|seen| match seen {
+                Observation::Observer(health) => Some(health.unattributed == beyond),
+                _ => None,
+            })
+            .filter(|all| *all)
+    });
+    let quiet = [one, other].map(|cgroup| {
+        let mut client = Client::start(&fake.path());
+        enter(&cgroup, &client);
+        client.run("call cuMemMap 7 1");
+        let pid = client.pid();
+        client.end();
+        pid
+    });
+    let observed = seen.wait("the end of a quiet one", |told| {
+        quiet.into_iter().find(|pid| {
+            told.iter().any(|seen| matches!(seen, Observation::Exited { process } if process.pid == *pid))
+        })
+    });
+    assert_eq!(named(&seen.counts_of_dead(observed).application), [("map", 7)].into());
+    many.end();
+}
+
+#[test]
+fn the_records_of_a_quiet_container_arrive_beside_a_flood_of_another() {
+    const QUIET: usize = 200;
+    let fake = Fake::new();
+    let cgroups = Cgroups::new();
+    let (Some(hog), Some(quiet)) = (cgroup(&cgroups, "hog"), cgroup(&cgroups, "quiet")) else { return };
+    let Some(seen) = observe(&[&fake.path()]) else { return };
+    let mut flood = Client::start(&fake.path());
+    enter(&hog, &flood);
+    let mut client = Client::start(&fake.path());
+    enter(&quiet, &client);
+    let (pid, flooding) = (client.pid(), flood.pid());
+    std::thread::scope(|scope| {
+        let flood = scope.spawn(move || {
+            flood.run("call cuMemUnmap 400000 2");
+            flood.end();
+        });
+        seen.wait("the flood is throttled", |told| {
+            told.iter()
+                .any(|seen| matches!(seen, Observation::Unmapped { process, .. } if process.pid == flooding))
+                .then_some(())
+        });
+        for _ in 0..20 {
+            client.run(&format!("call cuMemUnmap {} 1", QUIET / 20));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        client.end();
+        flood.join().unwrap();
+    });
+    seen.counts_of_dead(pid);
+    let flooded = seen.counts_of_dead(flooding);
+    assert_eq!(flooded.application[Call::Unmap as usize], 800_000);
+    let told = seen.stop();
+    let records = |pid| {
+        told.iter()
+            .filter(|seen| matches!(seen, Observation::Unmapped { process, .. } if process.pid == pid))
+            .count()
+    };
+    assert_eq!(records(pid), QUIET, "beside {} of the flood", records(flooding));
+    assert!(records(flooding) < 800_000, "it was no flood");
+}
+
+#[test]
+fn that_the_observer_misses_calls_is_said_where_readiness_is_asked_and_taken_back() {
+    let node = Node::new();
+    // Says so where the kernel does not let us.
+    if observe(&[&node.libcuda()]).is_none() {
+        return;
+    }
+    let agent = node.agent(["--reserve", "2M"]);
+    wait_for("the driver is observed", LIMIT, || {
+        let state = agent.try_state().ok()?;
+        (!state["observer"]["attachments"].as_array()?.is_empty()).then_some(())
+    });
+    let missed = || {
+        let said = agent.get("/readyz").ok()?.1;
+        Some(said.contains("misses what is called") && said.contains("too many of one process or container"))
+    };
+    assert_eq!(missed(), Some(false));
+    let mut client = Client::start(&node.libcuda());
+    client.run("call cuMemUnmap 100000 2");
+    wait_for("it is said", LIMIT, || missed()?.then_some(()));
+    client.end();
+    wait_for("it is taken back", LIMIT, || (!missed()?).then_some(()));
+}
