@@ -245,8 +245,8 @@ fn ten_thousand_short_processes_are_all_counted_and_leave_nothing_behind() {
     // While it lives: its number may have been that of a short one, too.
     seen.wait_for_count(late.pid(), Call::Map, 7);
     late.end();
-    // Other tests have a few.
-    assert!(descriptors_of_processes() < 1000, "{}", descriptors_of_processes());
+    // Other tests have some, one of them more than a container's slots (`groups`).
+    assert!(descriptors_of_processes() < 2500, "{}", descriptors_of_processes());
     let told = seen.stop();
     assert!(!told.iter().any(|seen| matches!(seen, Observation::Exec { process } if process.pid == pid)));
     assert_eq!(all_calls(&told, Call::Unmap), processes);
