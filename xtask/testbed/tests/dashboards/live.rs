@@ -128,15 +128,14 @@ fn alerts_hold_where_memory_cannot_be_moved_and_where_the_agent_is_gone() {
     }
     let node = node();
     let mut agent = node.agent(["--lease-ceiling", "1s", "--reserve", "2M", "--host-memory", "16M"]);
-    let start = |flags: &str| {
-        Client::start(&mut node.workload(&format!("{flags} --buffers 4 --seconds 100")).with_shim())
-    };
-    // A third of the card for good, and then two who want half of it each with nowhere to go.
-    let _stays = start("--bytes 32M --memory stream-ordered");
+    let start =
+        |flags: &str| Client::start(&mut node.workload(&format!("{flags} --seconds 100")).with_shim());
+    // A third of the card for good, and then two who want a third of it each, at once, with nowhere to go.
+    let _stays = start("--bytes 32M --buffers 4 --memory stream-ordered");
     wait_for("memory that stays", Duration::from_mins(1), || {
         (agent.state()["devices"][0]["unswappable"].as_u64()? >= 32 << 20).then_some(())
     });
-    let _clients = ["--bytes 40M --seed 2", "--bytes 40M --seed 3"].map(start);
+    let _clients = ["--bytes 32M --buffers 1 --seed 2", "--bytes 32M --buffers 1 --seed 3"].map(start);
     let prometheus = Prometheus::start(&node, &agent, &path(RULES));
     let rules = prometheus.rules();
     wait_until_it_holds(&prometheus, &rules, "NvshareUnswappableMemory");
