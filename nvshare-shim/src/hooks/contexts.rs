@@ -127,7 +127,7 @@ fn aside<const N: usize>(
 ) -> (CUresult, [bool; N], [swap::Left; N]) {
     // A drain that looks at the streams now would miss those of these contexts: it waits for who is inside.
     let _inside = gate::pass_at_once();
-    let left = contexts.map(|context| swap::leave_context(context.addr()));
+    let left = swap::leave_contexts(contexts.map(<*mut _>::addr));
     let absent = contexts.map(streams::context_leaves);
     let (result, gone) = call();
     for (absent, gone) in absent.into_iter().zip(gone) {

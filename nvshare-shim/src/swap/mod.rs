@@ -145,10 +145,14 @@ fn has_left(device: &Device, context: usize, gone: bool) {
     state.home = if gone { state.home.or(other) } else { Some(context) };
 }
 
-/// The context may be destroyed by the next call; returns when no engine uses it any more. None does until it is told
-/// what came of the call.
-pub fn leave_context(context: usize) -> Left {
-    leaving().push(context);
+/// These contexts may be destroyed by the next call; returns when no engine uses them any more. None does until it is told
+/// what came of the call. All are named first: an engine that has left one, and waits for the call, cannot leave another.
+pub fn leave_contexts<const N: usize>(contexts: [usize; N]) -> [Left; N] {
+    leaving().extend(contexts);
+    contexts.map(leave)
+}
+
+fn leave(context: usize) -> Left {
     let mut waiting = Vec::new();
     for device in device::all() {
         {
