@@ -8,6 +8,7 @@ use crate::cuda::sys::CUstream;
 use crate::cuda::{CUresult, STREAM_LEGACY, STREAM_PER_THREAD};
 use crate::table::Symbol;
 
+pub(crate) mod arrays;
 pub(crate) mod below;
 mod between;
 pub(crate) mod contexts;
