@@ -453,7 +453,14 @@ impl Generator {
                 for _ in 0..3 {
                     let (slot, value) = (self.memory(), self.random.below(1000));
                     let (at, bytes) = self.part(slot);
-                    match self.random.below(3) {
+                    let arrays = self.arrays.clone();
+                    match self.random.below(4) {
+                        3 if !arrays.is_empty() => {
+                            let (array, way) = (self.taken(&arrays, MEMORIES as u64), self.random.below(2));
+                            let verb = if way == 0 { "to_array" } else { "from_array" };
+                            let kind = self.random.pick(&[1, 3]);
+                            self.push(verb, &[array, value % 8 * 4, 0, slot, 0, 64, 1, stream, kind]);
+                        }
                         0 => self.push("step", &[slot, at, bytes, value, stream]),
                         1 => self.push("set32", &[slot, at, bytes, value, stream, 1]),
                         _ => {
@@ -490,25 +497,35 @@ impl Generator {
         }
     }
 
+    fn make_array(&mut self) {
+        let memories = self.memories.clone();
+        let slot = self.vacant(&memories, MEMORIES as u64);
+        let (height, channels) =
+            (self.random.pick(&[0, 1, 1, 16, 16, 64, 8000]), self.random.pick(&[4, 4, 4, 4, 4, 4, 3]));
+        self.push("array", &[slot, height, channels]);
+        self.memories.insert(slot);
+        self.arrays.insert(slot);
+    }
+
+    /// Memory that is not small, mostly.
+    fn large_memory(&mut self) -> u64 {
+        let (one, other) = (self.memory(), self.memory());
+        if self.sizes[one as usize] > self.sizes[other as usize] { one } else { other }
+    }
+
     fn array(&mut self) {
         let arrays = self.arrays.clone();
         let slot = self.taken(&arrays, MEMORIES as u64);
-        let (other, stream, kind) = (self.memory(), self.some_stream(), self.random.below(4));
+        let (other, stream, kind) = (self.large_memory(), self.some_stream(), self.random.below(4));
         let kind = if self.free { kind | 1 } else { kind };
         // Mostly whole elements within the array.
         let (x, y) = (self.random.below(16) * 4 + u64::from(self.random.one_in(20)), self.random.below(4));
-        let (width, height) = (self.random.below(32) * 4 + 4, 1 + self.random.below(12));
+        let (width, height) =
+            (self.random.below(32) * 4 + 4, 1 + self.random.below(4) * self.random.below(4));
         let at = self.random.below(4) * 256;
         match self.random.below(12) {
-            0 | 1 => {
-                let memories = self.memories.clone();
-                let slot = self.vacant(&memories, MEMORIES as u64);
-                let (height, channels) =
-                    (self.random.pick(&[0, 1, 16, 16, 64, 8000]), self.random.pick(&[4, 4, 4, 4, 4, 3]));
-                self.push("array", &[slot, height, channels]);
-                self.memories.insert(slot);
-                self.arrays.insert(slot);
-            }
+            0 | 1 => self.make_array(),
+            _ if arrays.is_empty() => self.make_array(),
             2 => {
                 self.push("array_end", &[slot]);
                 self.arrays.remove(&slot);
@@ -531,7 +548,8 @@ impl Generator {
         let (graphs, executables) = (self.graphs.clone(), self.executables.clone());
         let (slot, value, device) = (self.memory(), self.random.below(256), self.random.below(2));
         let (at, bytes) = self.part(slot);
-        match self.random.below(6) {
+        match self.random.below(7) {
+            6 => self.make_array(),
             0 if self.free => {}
             0 => self.push("graph_trim", &[device]),
             1 if self.free => {}
