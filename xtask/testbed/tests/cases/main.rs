@@ -5,6 +5,7 @@
 
 mod accounts;
 mod answers;
+mod arrays;
 mod bypass;
 mod costs;
 mod ends;

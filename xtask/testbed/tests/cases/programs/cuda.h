@@ -89,6 +89,17 @@ typedef struct {
 } CUDA_MEMCPY2D;
 enum { CU_AD_FORMAT_UNSIGNED_INT8 = 1, CU_AD_FORMAT_FLOAT = 0x20 };
 typedef struct { size_t Width, Height, Depth; int Format; unsigned NumChannels, Flags; } CUDA_ARRAY3D_DESCRIPTOR;
+enum { CU_RESOURCE_TYPE_LINEAR = 2 };
+typedef unsigned long long CUtexObject;
+typedef struct {
+    int resType;
+    union {
+        int reserved[32];
+        struct { CUdeviceptr devPtr; int format; unsigned numChannels; size_t sizeInBytes; } linear;
+    };
+    unsigned flags;
+} CUDA_RESOURCE_DESC;
+typedef struct { int words[26]; } CUDA_TEXTURE_DESC;
 enum { CU_MEMORYTYPE_DEVICE = 2, CU_MEMORYTYPE_ARRAY = 3, CU_GRAPH_NODE_TYPE_MEMCPY = 1 };
 typedef struct {
     int type, reserved0[3];
@@ -240,3 +251,6 @@ CUresult cuStreamEndCapture(CUstream, CUgraph *);
 CUresult cuStreamQuery(CUstream);
 CUresult cuStreamSynchronize(CUstream);
 CUresult cuStreamWaitEvent(CUstream, CUevent, unsigned);
+CUresult cuTexObjectCreate(CUtexObject *, const CUDA_RESOURCE_DESC *, const CUDA_TEXTURE_DESC *, const void *);
+CUresult cuTexObjectDestroy(CUtexObject);
+CUresult cuTexObjectGetResourceDesc(CUDA_RESOURCE_DESC *, CUtexObject);
