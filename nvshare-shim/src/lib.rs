@@ -9,6 +9,7 @@
 //! - [`gate`], [`streams`], [`drain`], [`pace`]: who may submit work, what was submitted, and when it is finished.
 //! - [`memory`], [`swap`], [`link`]: what the process holds, how it moves, and what the agent says about it.
 //! - `nvml`: what NVML says of memory.
+//! - `uncancelled`: no thread ends in the middle of all that.
 //! - [`config`], [`log`]: what the environment says, and what is said on stderr.
 
 #![cfg_attr(sanitized, allow(dead_code, reason = "names are not looked up here"))]
@@ -32,3 +33,4 @@ pub mod start;
 pub mod streams;
 pub mod swap;
 mod table;
+mod uncancelled;
