@@ -9,7 +9,7 @@
 //! - [`gate`], [`streams`], [`drain`], [`pace`]: who may submit work, what was submitted, and when it is finished.
 //! - [`memory`], [`swap`], [`link`]: what the process holds, how it moves, and what the agent says about it.
 //! - `nvml`: what NVML says of memory.
-//! - `uncancelled`: no thread ends in the middle of all that.
+//! - [`descriptors`], `uncancelled`: the application may fork, close what it likes, and end its threads.
 //! - [`config`], [`log`]: what the environment says, and what is said on stderr.
 
 #![cfg_attr(sanitized, allow(dead_code, reason = "names are not looked up here"))]
@@ -17,6 +17,7 @@
 pub mod config;
 pub mod counters;
 pub mod cuda;
+pub mod descriptors;
 pub mod drain;
 pub mod driver;
 pub mod gate;

@@ -2,7 +2,7 @@
 //! no agent, our own. Each is mapped once, left to the parent in a fork, and pinned piece by piece by the swap threads.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -329,7 +329,7 @@ pub fn trim(bytes: u64) -> u64 {
 /// The arenas of the agent, for a new session: their numbers and descriptors.
 pub fn with_agents_arenas<T>(each: impl FnMut((ArenaId, std::os::fd::BorrowedFd<'_>)) -> T) -> Vec<T> {
     let shadows = shadows();
-    shadows.arenas.iter().filter_map(|arena| Some((arena.id?, arena.file.as_fd()))).map(each).collect()
+    shadows.arenas.iter().filter_map(|arena| Some((arena.id?, arena.file.get().ok()?))).map(each).collect()
 }
 
 /// `context` may end while `may_end` runs, which says whether it did: then what was pinned in it is not any more, and must

@@ -7,6 +7,7 @@ mod accounts;
 mod answers;
 mod bypass;
 mod costs;
+mod descriptors;
 mod ends;
 mod hooks;
 mod order;
