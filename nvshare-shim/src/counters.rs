@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use nvshare_common::counters::{Counters, PAGE_BYTES};
 use nvshare_common::probe::Call;
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::SealFlags;
 use rustix::mm::{MapFlags, ProtFlags};
 
-use crate::descriptors::Own;
+use crate::descriptors::{self, Own};
 use crate::start;
 
 static PAGE: AtomicPtr<Counters> = AtomicPtr::new(null_mut());
@@ -75,10 +75,7 @@ fn make() -> &'static Counters {
 }
 
 fn share() -> rustix::io::Result<(*mut Counters, Own)> {
-    let file =
-        rustix::fs::memfd_create(c"nvshare-counters", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    rustix::fs::ftruncate(&file, PAGE_BYTES as u64)?;
-    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    let file = descriptors::memory(c"nvshare-counters", PAGE_BYTES as u64, SealFlags::SEAL)?;
     // SAFETY: a fresh mapping that the kernel places touches nothing that exists.
     let page = unsafe {
         rustix::mm::mmap(

@@ -3,10 +3,13 @@
 //! may close whatever is open, and open files of its own under the same numbers: then nothing of ours may read, write or close
 //! there. So each is known by its number and by what it leads to, is looked at before each use, and is closed in a child.
 
+use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
 /// So many are closed in a child: an arena takes one, a session three.
 const PLACES: usize = 1024;
@@ -63,6 +66,18 @@ impl Own {
     pub fn get(&self) -> rustix::io::Result<BorrowedFd<'_>> {
         still(self.number, self.identity).ok_or(Errno::BADF)
     }
+}
+
+/// Memory of `bytes` that has a descriptor and never changes its size; `seals` beside that. `EFBIG` where the application's
+/// files may not be so large (`RLIMIT_FSIZE`): to try would end it with `SIGXFSZ`.
+pub(crate) fn memory(name: &CStr, bytes: u64, seals: SealFlags) -> rustix::io::Result<OwnedFd> {
+    if getrlimit(Resource::Fsize).current.is_some_and(|most| most < bytes) {
+        return Err(Errno::FBIG);
+    }
+    let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    ftruncate(&file, bytes)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | seals)?;
+    Ok(file)
 }
 
 impl Drop for Own {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nvshare_common::protocol::ToAgent;
 use nvshare_common::units::{ArenaId, Bytes};
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::SealFlags;
 
 use super::arena::{self, Arena, Piece, Pin};
 use super::calm::Calm;
@@ -19,7 +19,7 @@ use crate::driver::driver;
 use crate::memory::device::{self, Device};
 use crate::memory::extent::{Presence, Shadow, Slot};
 use crate::memory::ranges::Ranges;
-use crate::{link, log};
+use crate::{descriptors, link, log};
 
 /// The least size of arenas of our own.
 const OWN_ARENA: u64 = 64 << 20;
@@ -234,10 +234,7 @@ pub fn make_own(bytes: u64) -> Result<(), String> {
         ));
     }
     let cannot = |error: rustix::io::Errno| format!("cannot make {} of host memory: {error}", Bytes(bytes));
-    let file = rustix::fs::memfd_create(c"nvshare-arena", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-        .map_err(cannot)?;
-    rustix::fs::ftruncate(&file, bytes).map_err(cannot)?;
-    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW).map_err(cannot)?;
+    let file = descriptors::memory(c"nvshare-arena", bytes, SealFlags::empty()).map_err(cannot)?;
     offer(None, file)
 }
 

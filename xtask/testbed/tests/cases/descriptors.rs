@@ -28,3 +28,15 @@ fn what_a_program_opens_in_the_place_of_ours_is_left_alone() {
     other.end(LIMIT).assert_well("its neighbour");
     drop(agent);
 }
+
+#[test]
+fn our_lines_harm_nobody_whatever_standard_error_is() {
+    for what in ["broken", "full", "reopened", "small"] {
+        eprintln!("{what}");
+        let node = card("256M");
+        run(bare(&node, "standard_error", what)).assert_well("bare");
+        let mut said_much = swapped(&node, "standard_error", what, "20ms");
+        said_much.env("NVSHARE_LOG", "debug");
+        run(said_much).assert_well("with many lines");
+    }
+}
