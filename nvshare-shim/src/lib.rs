@@ -12,6 +12,8 @@
 //! - [`descriptors`], `uncancelled`: the application may fork, close what it likes, and end its threads.
 //! - [`config`], [`log`]: what the environment says, and what is said on stderr.
 
+// Standard error is not ours: `log` knows how to use it.
+#![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout))]
 #![cfg_attr(sanitized, allow(dead_code, reason = "names are not looked up here"))]
 
 pub mod config;
