@@ -10,8 +10,14 @@
 mod world;
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nvshare_agent::conductor::core::Core;
+use nvshare_agent::ledger::SessionId;
+use nvshare_agent::moment::Moment;
+use nvshare_agent::observation::Process;
+use nvshare_common::protocol::{Held, Hello};
+use nvshare_common::units::Bytes;
 use world::{GIB, MIB, World, card};
 
 /// Virtual milliseconds.
@@ -46,9 +52,31 @@ fn main() {
         at(0.99),
         at(1.0)
     );
+    wave(if measures { 4000 } else { 400 });
     if measures {
         keep("turn_1000_clients", &times);
     }
+}
+
+/// Processes say hello one after another, as after a restart of the agent: what the last hundred cost, and the first.
+fn wave(many: u64) {
+    let mut core = Core::new(world::settings());
+    core.begin_granting(Moment(1));
+    let mut times: Vec<Duration> = Vec::new();
+    for number in 0..many {
+        let (device, bytes) = (card((number % 8) as u8), Bytes(GIB));
+        let held = Held { device, granted: bytes, resident: bytes, total: bytes };
+        let hello =
+            Hello { release: "x".into(), running: false, bypass: false, arenas: 0, devices: vec![held] };
+        let process = Process { pid: 1000 + number as u32, start: 1 };
+        let begun = Instant::now();
+        let client = core.hello(process, SessionId(number + 1), &hello, Moment(1000 + number));
+        core.first_limits(client);
+        times.push(begun.elapsed());
+    }
+    let mean = |times: &[Duration]| times.iter().sum::<Duration>() / times.len() as u32;
+    let (first, last) = (mean(&times[..100]), mean(&times[times.len() - 100..]));
+    println!("hello of {many} processes: the first hundred {first:?} each, the last {last:?}");
 }
 
 /// As criterion keeps samples, each of one iteration.

@@ -14,6 +14,7 @@ use nvshare_common::units::DeviceId;
 
 use crate::link::sizes;
 use crate::memory::{device, pools};
+use crate::uncancelled::Uncancelled;
 use crate::{resolve, start};
 
 type MemoryInfo = unsafe extern "C" fn(*mut c_void, *mut c_void) -> c_int;
@@ -68,6 +69,7 @@ pub(crate) fn look_up(handle: *mut c_void, name: &CStr) -> Option<*const c_void>
 }
 
 unsafe extern "C" fn memory_info(device: *mut c_void, to: *mut c_void) -> c_int {
+    let _whole = Uncancelled::begin();
     // SAFETY: the application's own arguments.
     let result = unsafe { ask(&FIRST, device, to) };
     if result == 0 && !to.is_null() {
@@ -81,6 +83,7 @@ unsafe extern "C" fn memory_info(device: *mut c_void, to: *mut c_void) -> c_int 
 }
 
 unsafe extern "C" fn memory_info_v2(device: *mut c_void, to: *mut c_void) -> c_int {
+    let _whole = Uncancelled::begin();
     // SAFETY: the application's own arguments.
     let result = unsafe { ask(&SECOND, device, to) };
     if result == 0 && !to.is_null() {

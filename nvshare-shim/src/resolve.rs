@@ -9,9 +9,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::driver::{Driver, Object, driver};
-use crate::nvml;
 use crate::swap::dma;
 use crate::table::{HOOKS, Hook};
+use crate::uncancelled::Uncancelled;
+use crate::{log, nvml};
 
 pub(crate) mod variants;
 // A test binary has no exports that anything could be bound to.
@@ -63,11 +64,11 @@ fn ensure(at: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
     let found = unsafe { libc::dlvsym(libc::RTLD_NEXT, name.as_ptr(), OLDEST_VERSION.as_ptr()) };
     if found.is_null() {
         // Without the real function no program could run; there is nothing to pass through to.
-        eprintln!(
-            "nvshare: there is no {} {} in this process: remove libnvshare.so from LD_PRELOAD",
+        log::say(format_args!(
+            "there is no {} {} in this process: remove libnvshare.so from LD_PRELOAD",
             name.to_string_lossy(),
             OLDEST_VERSION.to_string_lossy()
-        );
+        ));
         std::process::abort();
     }
     at.store(found, Ordering::Release);
@@ -77,6 +78,7 @@ fn ensure(at: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
 /// The application is about to open a library: some wait until its memory is in.
 unsafe extern "C" fn about_to_open(path: *const c_char) {
     if !path.is_null() {
+        let _whole = Uncancelled::begin();
         // SAFETY: the application passed it to `dlopen`. A panic must not unwind into it; there is none expected here.
         let _ = std::panic::catch_unwind(|| dma::opening(unsafe { CStr::from_ptr(path) }));
     }
@@ -101,6 +103,7 @@ const ASK_THE_REAL_ONE: Answer = Answer { address: std::ptr::null(), decided: 0 
 
 /// Looks up a name that begins with `cu` or `nv`, asked for with `handle` from the code at `caller`.
 unsafe extern "C" fn look_up(handle: *mut c_void, name: *const c_char, caller: *const c_void) -> Answer {
+    let _whole = Uncancelled::begin();
     // SAFETY: the application passed it to `dlsym`.
     let name = unsafe { CStr::from_ptr(name) };
     // A hook's panic must not unwind into the caller; there is none expected here.

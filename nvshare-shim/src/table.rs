@@ -139,6 +139,23 @@ macro_rules! entry {
     };
 }
 
+impl Symbol {
+    /// Submits a kernel or a graph and nothing else. Some programs do little but that, and it holds no cancellation point
+    /// (an assumption: docs/driver-assumptions.md), so they are spared what keeps a thread from being cancelled: 27 ns.
+    pub(crate) const fn launches(self) -> bool {
+        use Symbol as S;
+        matches!(
+            self,
+            S::cuLaunchKernel
+                | S::cuLaunchKernel_ptsz
+                | S::cuLaunchKernelEx
+                | S::cuLaunchKernelEx_ptsz
+                | S::cuGraphLaunch
+                | S::cuGraphLaunch_ptsz
+        )
+    }
+}
+
 /// The call of the real function, counted by `$count` before it is made where the function is probed.
 macro_rules! real {
     ($driver:ident $name:ident counters::$count:ident ($($argument:ident: $type:ty),*)) => {{

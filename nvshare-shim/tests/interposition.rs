@@ -161,6 +161,16 @@ fn weak_references_to_the_driver_are_null_without_one_and_hooks_with_one() {
 }
 
 #[test]
+fn a_thread_that_is_cancelled_in_a_call_ends_and_its_program_goes_on() {
+    let programs = Programs::new();
+    let driver = programs.at("libcuda.so.1");
+    let program = programs.compile("cancelled.c", "cancelled", &[driver.to_str().unwrap()]);
+    let bare = programs.run(&program, &[], &[]);
+    assert_eq!(bare, "cleaned up\ncancelled 1\nafterwards 0\n");
+    assert_eq!(programs.run(&program, &[], &[&shim()]), bare);
+}
+
+#[test]
 fn a_library_bound_deeply_to_libcuda_calls_the_hooks() {
     let programs = Programs::new();
     let driver = programs.at("libcuda.so.1");

@@ -7,6 +7,7 @@ pub mod core;
 mod hindrance;
 mod host;
 mod lack;
+mod lines;
 mod orders;
 mod owners;
 mod publish;
@@ -31,12 +32,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use self::core::{Command, Core};
 use self::host::HostMemory;
+use self::lines::{Line, Lines};
 use self::owners::Owners;
 use self::remember::Memory;
 use self::rest::digest;
 use self::story::Story;
 use crate::change::Change;
-use crate::control::{Counted, CounterPage, Event, Opened, Outbox, wait_for};
+use crate::control::{Counted, CounterPage, Event, Opened, wait_for};
 use crate::device::{Poll, Reading, Report, Rhythm};
 use crate::hostmem::Made;
 use crate::ledger::{Client, Page, SessionId};
@@ -99,12 +101,6 @@ pub fn observations() -> (mpsc::Sender<Vec<Observation>>, mpsc::Receiver<Vec<Obs
     mpsc::channel(BATCHES)
 }
 
-/// A session that stands.
-struct Line {
-    client: ClientId,
-    outbox: Outbox,
-}
-
 /// A client's page, and what is known from looking at it.
 struct Paged {
     page: CounterPage,
@@ -120,7 +116,7 @@ pub struct Conductor {
     poll: Poll,
     inputs: mpsc::WeakSender<Input>,
     state: watch::Sender<Arc<State>>,
-    lines: BTreeMap<SessionId, Line>,
+    lines: Lines,
     pages: BTreeMap<ClientId, Paged>,
     sessions: crate::snapshot::Sessions,
     observer: Health,
@@ -170,7 +166,7 @@ impl Conductor {
             poll,
             inputs: inputs.downgrade(),
             state,
-            lines: BTreeMap::new(),
+            lines: Lines::default(),
             pages: BTreeMap::new(),
             sessions: crate::snapshot::Sessions {
                 closed: crate::control::End::LABELS.map(|reason| (reason.to_owned(), 0)).into(),
@@ -243,7 +239,7 @@ impl Conductor {
             }
             Input::Session(session, Event::Closed(end)) => {
                 *self.sessions.closed.entry(end.label().to_owned()).or_default() += 1;
-                if let Some(line) = self.lines.remove(&session) {
+                if let Some(line) = self.lines.close(session) {
                     self.core.ledger.disconnected(line.client, session, now);
                     self.host.left(line.client);
                 }
@@ -323,15 +319,16 @@ impl Conductor {
                 tracing::warn!(client = client.0, pid = peer.process.pid, %why, "no counters");
             }
         }
-        for (_, line) in self.lines.extract_if(.., |_, line| line.client == client) {
-            line.outbox.dismiss();
-        }
+        self.lines.dismiss(client);
         self.host.opened(client, hello.arenas, now);
         self.sessions.opened += 1;
         let [limits, sizes] = self.core.first_limits(client);
         if outbox.answer(&Answer::Welcome { client, limits, sizes }).is_ok() {
-            self.lines.insert(session, Line { client, outbox });
+            self.lines.open(session, Line { client, outbox });
             self.tell_bypass(client);
+        } else {
+            // It is over already, and that it was closed finds no line.
+            self.core.ledger.disconnected(client, session, now);
         }
         if new {
             self.watch(peer.process, peer.pidfd, counted);
@@ -371,7 +368,7 @@ impl Conductor {
     }
 
     fn said(&mut self, session: SessionId, message: ToAgent, descriptor: Option<OwnedFd>, now: Moment) {
-        let Some(client) = self.lines.get(&session).map(|line| line.client) else { return };
+        let Some(client) = self.lines.get(session).map(|line| line.client) else { return };
         match &message {
             ToAgent::ArenaHeld { arena } => {
                 let brought = self.host.brought(&mut self.core, client, *arena, descriptor.as_ref());
@@ -400,9 +397,7 @@ impl Conductor {
         }
         self.core.ledger.exited(client, now);
         self.host.left(client);
-        for (_, line) in self.lines.extract_if(.., |_, line| line.client == client) {
-            line.outbox.dismiss();
-        }
+        self.lines.dismiss(client);
         self.ask(now);
     }
 
@@ -601,12 +596,12 @@ impl Conductor {
     }
 
     fn send(&mut self, command: Command, descriptor: Option<Arc<OwnedFd>>) {
-        let Some(line) = self.lines.get(&command.session) else { return };
+        let Some(line) = self.lines.get(command.session) else { return };
         tracing::debug!(client = command.client.0, message = ?command.message, "command");
         if line.outbox.send(&command.message, descriptor).is_err() {
             tracing::warn!(client = command.client.0, "it does not read what it is sent: session closed");
             line.outbox.dismiss();
-            self.lines.remove(&command.session);
+            self.lines.close(command.session);
             *self.sessions.closed.entry("deaf".to_owned()).or_default() += 1;
             self.core.ledger.disconnected(command.client, command.session, Moment::now());
         }

@@ -196,7 +196,8 @@ impl Ledger {
             self.last_client += 1;
             ClientId(self.last_client)
         });
-        let least = self.least_runtimes(now).of(Priority::default());
+        let new = !self.clients.contains_key(&id);
+        let least = if new { self.least_runtimes(now).of(Priority::default()) } else { Duration::ZERO };
         let client = self.clients.entry(id).or_insert_with(|| Client::new(id, process, least));
         self.by_process.insert(process, id);
         self.by_pid.insert(process.pid, id);

@@ -222,16 +222,14 @@ impl Attachments {
             patched,
             sites: None,
         };
-        let library = &attached.library;
-        let same =
-            library.already_probed() && self.files.iter().any(|other| other.library.looks_like(library));
+        let same = self.counts_elsewhere(&attached.library);
         attached.sites = if same { None } else { self.free_sites() };
         attached.how = if same { How::Same } else { attach(&mut self.programs, &self.returns, &attached) };
         match &attached.how {
             How::Links(links) => tracing::info!(
                 library = %path.display(),
-                functions = library.points.len() - links.failed.len() - attached.withheld.len(),
-                stepped = stepped(library),
+                functions = attached.library.points.len() - links.failed.len() - attached.withheld.len(),
+                stepped = stepped(&attached.library),
                 "observing a CUDA driver"
             ),
             How::Same => tracing::debug!(library = %path.display(), "observed already, under another name"),
@@ -332,9 +330,7 @@ impl Attachments {
         }
     }
 
-    /// A look at all processes has ended. Looks again, too, at files that were taken for others by the breakpoints in them:
-    /// these may have been somebody else's (an agent's that this one replaces) in a copy of the same library, and are gone
-    /// with him.
+    /// A look at all processes has ended.
     pub(super) fn end_look(&mut self, unused: Duration) {
         let before = self.files.len();
         self.files.retain(|file| file.owner.is_none() || file.used.elapsed() < unused);
@@ -343,12 +339,36 @@ impl Attachments {
             let looks = self.looks;
             self.files[index].patched.retain(|_, (_, seen)| *seen == looks);
             self.withhold(index);
-            let file = &mut self.files[index];
-            if matches!(file.how, How::Same) && !file.library.already_probed() {
-                file.how = attach(&mut self.programs, &self.returns, file);
-                self.changed = true;
-            }
         }
+        self.look_at_the_same();
+    }
+
+    /// Looks again at files that were taken for others by the breakpoints in them: these may have been somebody else's (an
+    /// agent's that this one replaces) in a copy of the same library, and are gone with him.
+    pub(super) fn look_at_the_same(&mut self) {
+        for index in 0..self.files.len() {
+            let file = &self.files[index];
+            if !matches!(file.how, How::Same) || self.counts_elsewhere(&file.library) {
+                continue;
+            }
+            let sites = self.free_sites();
+            let file = &mut self.files[index];
+            (file.sites, file.since) = (sites, Moment::now());
+            file.how = attach(&mut self.programs, &self.returns, file);
+            self.gaps += 1;
+            self.changed = true;
+        }
+    }
+
+    /// Whether another file has the same contents, and all its probes are seen here as well: then they are the same to the
+    /// kernel, and what is called here is counted there.
+    fn counts_elsewhere(&self, library: &Library) -> bool {
+        self.files.iter().any(|other| {
+            let How::Links(links) = &other.how else { return false };
+            let points = other.points();
+            let probes = points.len() - links.failed.len();
+            other.library.looks_like(library) && probes > 0 && library.probed_at(points) >= probes
+        })
     }
 
     /// Takes every probe away.

@@ -62,7 +62,7 @@ impl<'a> ReadRef<'a> for Bounded<'a> {
 }
 
 /// What makes two names the same file: device and inode, as the file system under the name tells them. An overlay may
-/// tell others than the file below it does; see [`Library::already_probed`].
+/// tell others than the file below it does; see [`Library::probed_at`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity {
     device: u64,
@@ -222,12 +222,13 @@ impl Library {
         self.bytes == other.bytes && self.points == other.points
     }
 
-    /// Whether every place holds a breakpoint already: then this is a file observed before under another identity (an
-    /// overlay's and the one below are the same inode to the kernel, though not to `stat`). Seen in a mapping of our own:
-    /// the kernel puts the breakpoints of a file into every private mapping of it, not into what is read from it.
-    pub fn already_probed(&self) -> bool {
-        let Ok(memory) = File::open("/proc/self/mem") else { return false };
-        let map = |point: &Point| -> Option<bool> {
+    /// How many of these places hold a breakpoint already. If all that another file of the same contents has do, this is
+    /// that file under another identity (an overlay's and the one below are the same inode to the kernel, though not to
+    /// `stat`), or one that another observer watches. Seen in a mapping of our own: the kernel puts the breakpoints of a
+    /// file into every private mapping of it, not into what is read from it.
+    pub fn probed_at<'a>(&self, points: impl IntoIterator<Item = &'a Point>) -> usize {
+        let Ok(memory) = File::open("/proc/self/mem") else { return 0 };
+        let probed = |point: &&Point| {
             let page = point.offset & !0xfff;
             // SAFETY: a new private mapping of a page of an open file, at an address of the kernel's choice.
             let place = unsafe {
@@ -239,16 +240,16 @@ impl Library {
                     &self.file,
                     page,
                 )
-            }
-            .ok()?;
+            };
+            let Ok(place) = place else { return false };
             // Through the kernel: a file that is cut down meanwhile is an error here, not a SIGBUS.
             let mut byte = [0];
             let read = memory.read_at(&mut byte, place as u64 + (point.offset - page));
             // SAFETY: the mapping made above; nothing refers to it any more.
             let _ = unsafe { rustix::mm::munmap(place, 4096) };
-            Some(read.is_ok_and(|bytes| bytes == 1) && byte == [0xcc])
+            read.is_ok_and(|bytes| bytes == 1) && byte == [0xcc]
         };
-        self.points.iter().all(|point| map(point) == Some(true))
+        points.into_iter().filter(probed).count()
     }
 
     /// How a function takes its arguments.

@@ -65,6 +65,8 @@ const MAPPINGS_EVERY: Duration = Duration::from_millis(2);
 pub const SCAN_EVERY: Duration = Duration::from_secs(30);
 /// However much the events miss, the looks at all processes are so far apart at least.
 const SCAN_AGAIN: Duration = Duration::from_secs(1);
+/// So often it is looked whether a file that was taken for another one still has that one's probes.
+const COMPARE_EVERY: Duration = Duration::from_secs(1);
 /// The counts of the observer itself are told this often at most.
 const HEALTH_EVERY: Duration = Duration::from_millis(500);
 /// How often places were hit is told this often, while there are calls.
@@ -211,6 +213,7 @@ struct State {
     scan_every: Duration,
     scan_at: Instant,
     scanned_at: Instant,
+    compared_at: Instant,
     health: Health,
     health_at: Instant,
     /// About the ways in which mappings are found.
@@ -260,6 +263,7 @@ impl State {
             scan_every: options.scan_every,
             scan_at: Instant::now() + options.scan_every,
             scanned_at: Instant::now(),
+            compared_at: Instant::now(),
             health: Health::default(),
             health_at: Instant::now(),
             problems,
@@ -350,6 +354,10 @@ impl State {
             }
             if self.discover && Instant::now() >= self.scan_at {
                 self.scan();
+            }
+            if self.compared_at.elapsed() >= COMPARE_EVERY {
+                self.attachments.look_at_the_same();
+                self.compared_at = Instant::now();
             }
             self.update_health();
             if stop {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nvshare_common::probe::PROBES;
 use tempfile::TempDir;
@@ -34,7 +35,7 @@ impl Fake {
     fn of(which: impl Fn(&str) -> bool, nested: bool) -> Fake {
         let directory = TempDir::with_prefix("nvshare-fake-").unwrap();
         let source = directory.path().join("fake.s");
-        std::fs::write(&source, assembly(which, nested)).unwrap();
+        std::fs::write(&source, assembly(which, nested, unlike_others())).unwrap();
         let fake = Fake { directory };
         let done = Command::new("cc")
             .args(["-shared", "-nostdlib", "-Wl,-soname,libcuda.so.1", "-o"])
@@ -63,10 +64,17 @@ impl Fake {
     }
 }
 
+/// Bytes before the first function. Observers of other tests put their probes into our files as well, and what looks like
+/// one of theirs and has all its probes would be taken for it: so no two are alike.
+fn unlike_others() -> usize {
+    static MADE: AtomicUsize = AtomicUsize::new(0);
+    16 * (MADE.fetch_add(1, Ordering::Relaxed) + 257 * (std::process::id() as usize % 256))
+}
+
 /// Each exported function passes its arguments on to one that does the work, as NVIDIA's do: by a jump (up to 555) or
 /// out of a frame by a call (580), through a pointer that the loader fills.
-fn assembly(which: impl Fn(&str) -> bool, nested: bool) -> String {
-    let mut text = ".text\n".to_owned();
+fn assembly(which: impl Fn(&str) -> bool, nested: bool, before: usize) -> String {
+    let mut text = format!(".text\n.skip {before}\n");
     for (number, probe) in PROBES.iter().filter(|probe| which(probe.symbol)).enumerate() {
         let name = probe.symbol;
         // Allocations write through their first argument; `cuMemAllocPitch` a pitch of 512 through the second.

@@ -1,14 +1,15 @@
 //! Loading, attaching, detaching.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nvshare_agent::observation::Observation;
-use nvshare_agent::observer::{MODULES, Observer, Options, SCAN_EVERY};
+use nvshare_agent::observer::{Library, MODULES, Observer, Options, SCAN_EVERY};
 use nvshare_common::probe::{Call, PROBES};
 
 use crate::client::Client;
 use crate::fake::Fake;
-use crate::seen::{named, observe, observe_with};
+use crate::seen::{last_counts, named, observe, observe_with};
 
 #[test]
 fn the_kernel_verifies_the_programs_and_every_function_gets_a_cheap_probe() {
@@ -96,9 +97,9 @@ fn a_stopped_observer_leaves_no_breakpoint() {
     let fake = Fake::new();
     let Some(seen) = observe(&[&fake.path()]) else { return };
     let library = nvshare_agent::observer::Library::open(&fake.path()).unwrap();
-    assert!(library.already_probed());
+    assert_eq!(library.probed_at(&library.points), library.points.len());
     seen.stop();
-    assert!(!library.already_probed());
+    assert_eq!(library.probed_at(&library.points), 0);
 }
 
 #[test]
@@ -179,6 +180,67 @@ fn a_library_in_use_before_the_observer_starts_is_found() {
 #[test]
 fn an_overlay_of_an_observed_file_is_not_observed_twice() {
     let fake = Fake::new();
+    let Some(_overlay) = overlay_over(&fake) else { return };
+    let at = |name: &str| fake.directory().join(name);
+    let Some(seen) = observe(&[&at("lower/libcuda.so.1"), &at("merged/libcuda.so.1")]) else { return };
+    let mut client = Client::start(&at("merged/libcuda.so.1"));
+    client.run("call cuMemFree_v2 1000 2");
+    let pid = client.pid();
+    client.end();
+    assert_eq!(seen.counts_of_dead(pid).application[Call::Free as usize], 2000);
+}
+
+#[test]
+fn calls_through_an_overlay_are_counted_once_also_where_a_probe_had_to_go() {
+    let fake = Fake::new();
+    let Some(_overlay) = overlay_over(&fake) else { return };
+    let [lower, merged] = ["lower", "merged"].map(|name| fake.directory().join(name).join("libcuda.so.1"));
+    let place = Library::open(&lower).unwrap();
+    let place = place.points.iter().find(|point| point.symbol == "cuMemFree_v2").unwrap().offset;
+    let mut patched = Client::start(&lower);
+    patched.run(&format!("patch {place}"));
+    let often = |object| Options {
+        object,
+        libraries: vec![lower.clone()],
+        discover: true,
+        sample_every: 0,
+        modules: MODULES.into(),
+        scan_every: Duration::from_millis(200),
+        single: false,
+    };
+    let Some(seen) = observe_with(often) else { return };
+    let mut client = Client::start(&merged);
+    // Both names are known, and looked at more than once.
+    std::thread::sleep(Duration::from_millis(1500));
+    client.run("call cuMemUnmap 1000 2").run("call cuMemFree_v2 10 1");
+    let pid = client.pid();
+    client.end();
+    let counts = seen.counts_of_dead(pid).application;
+    assert_eq!((counts[Call::Unmap as usize], counts[Call::Free as usize]), (2000, 0));
+    patched.end();
+}
+
+#[test]
+fn what_another_observer_had_probed_is_observed_when_that_one_is_gone() {
+    let fake = Fake::new();
+    let copy = fake.copy("copy");
+    let Some(other) = observe(&[&fake.path(), &copy]) else { return };
+    let Some(seen) = observe(&[&fake.path(), &copy]) else { return };
+    let mut client = Client::start(&copy);
+    other.stop();
+    // Well before the next look at all processes.
+    const { assert!(SCAN_EVERY.as_secs() > 20) };
+    let begun = Instant::now();
+    while last_counts(&seen.all(), client.pid()).is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(15), "never observed");
+        client.run("call cuMemUnmap 1 1");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    client.end();
+}
+
+/// What `fake` holds, moved to `lower/`, and once more under `merged/`, until it is dropped.
+fn overlay_over(fake: &Fake) -> Option<Unmount> {
     let at = |name: &str| fake.directory().join(name);
     for name in ["lower", "upper", "work", "merged"] {
         std::fs::create_dir(at(name)).unwrap();
@@ -196,15 +258,9 @@ fn an_overlay_of_an_observed_file_is_not_observed_twice() {
         .output();
     if !mounted.is_ok_and(|done| done.status.success()) {
         eprintln!("SKIPPED: no overlay can be mounted here");
-        return;
+        return None;
     }
-    let _unmount = Unmount(at("merged"));
-    let Some(seen) = observe(&[&at("lower/libcuda.so.1"), &at("merged/libcuda.so.1")]) else { return };
-    let mut client = Client::start(&at("merged/libcuda.so.1"));
-    client.run("call cuMemFree_v2 1000 2");
-    let pid = client.pid();
-    client.end();
-    assert_eq!(seen.counts_of_dead(pid).application[Call::Free as usize], 2000);
+    Some(Unmount(at("merged")))
 }
 
 struct Unmount(std::path::PathBuf);

@@ -1,5 +1,6 @@
 //! The hooks, a file per family. Which symbol has which hook, and with what arguments, is said in [`crate::table`]. Each
-//! hook gets the real call as a [`Bare`] and the arguments it needs; it never panics into the application.
+//! hook gets the real call as a [`Bare`] and the arguments it needs; it never panics into the application, and no
+//! thread is cancelled in it.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::cuda::sys::CUstream;
 use crate::cuda::{CUresult, STREAM_LEGACY, STREAM_PER_THREAD};
 use crate::table::Symbol;
+use crate::uncancelled::Uncancelled;
 
 pub(crate) mod arrays;
 pub(crate) mod below;
@@ -79,6 +81,7 @@ pub(crate) fn guarded<F: Fn() -> CUresult>(
     call: F,
     hook: impl FnOnce(&Bare<F>) -> CUresult,
 ) -> CUresult {
+    let _whole = (!symbol.launches()).then(Uncancelled::begin);
     let bare = Bare { symbol, call, answered: Cell::new(None) };
     match catch_unwind(AssertUnwindSafe(|| hook(&bare))) {
         Ok(result) => result,

@@ -86,7 +86,7 @@ impl World {
             return None;
         }
         // Calls without a stream use the default one.
-        let stream_of = |kind: u64, stream: u64| if kind % 2 == 0 { 0 } else { stream };
+        let stream_of = |kind: u64, stream: u64| if kind.is_multiple_of(2) { 0 } else { stream };
         match op.verb() {
             "array" => {
                 self.vacate(slot)?;

@@ -3,7 +3,9 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define FUNCTIONS(X) \
     X(cuInit) X(cuDriverGetVersion) X(cuMemAlloc) X(cuMemAlloc_v2) X(cuMemFree) X(cuMemFree_v2) X(cuMemAllocAsync) \
@@ -27,6 +29,16 @@ int bare_launch(void) { return 0; }
 FUNCTIONS(DEFINE)
 
 int cuStreamIsCapturing(void *stream, int *status) { (void)stream; *status = 0; return 0; }
+
+// Waits until somebody says so; a cancellation point.
+static int release[2];
+__attribute__((constructor)) static void begin(void) { if (pipe(release)) abort(); }
+int cuEventSynchronize(void *event) {
+    char byte;
+    (void)event;
+    return read(release[0], &byte, 1) != 1;
+}
+void null_release(void) { if (write(release[1], "", 1) != 1) abort(); }
 
 unsigned long null_calls(const char *name) {
 #define COUNTED(function) if (strcmp(name, #function) == 0) return calls[number_of_##function];

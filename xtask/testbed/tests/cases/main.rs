@@ -8,6 +8,7 @@ mod answers;
 mod arrays;
 mod bypass;
 mod costs;
+mod descriptors;
 mod ends;
 mod hooks;
 mod order;
