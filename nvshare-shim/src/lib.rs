@@ -9,7 +9,8 @@
 //! - [`gate`], [`streams`], [`drain`], [`pace`]: who may submit work, what was submitted, and when it is finished.
 //! - [`memory`], [`swap`], [`link`]: what the process holds, how it moves, and what the agent says about it.
 //! - `nvml`: what NVML says of memory.
-//! - [`descriptors`], `uncancelled`: the application may fork, close what it likes, and end its threads.
+//! - [`descriptors`], `uncancelled`: the application may fork, close what it likes, and end its threads. `proc`: what the kernel
+//!   says of the process.
 //! - [`config`], [`log`]: what the environment says, and what is said on stderr.
 
 // Standard error is not ours: `log` knows how to use it.
@@ -31,6 +32,7 @@ mod nvml;
 pub mod pace;
 #[cfg(test)]
 mod pass_through;
+mod proc;
 mod resolve;
 pub mod start;
 pub mod streams;

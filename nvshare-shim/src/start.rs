@@ -10,7 +10,7 @@ use std::time::Duration;
 use nvshare_common::probe::ENGINE_THREAD_PREFIX;
 
 use crate::driver::driver;
-use crate::{config, counters, descriptors, drain, gate, link, streams, swap};
+use crate::{config, counters, descriptors, drain, gate, link, proc, streams, swap};
 
 const ASLEEP: u8 = 0;
 const ACTIVE: u8 = 1;
@@ -47,6 +47,7 @@ pub(crate) fn first_use() {
         driver().bind();
         gate::prepare();
         drain::prepare();
+        proc::prepare();
         swap::prepare(devices);
         link::prepare();
         counters::page();

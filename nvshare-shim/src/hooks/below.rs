@@ -5,7 +5,9 @@
 //!
 //! What cannot be had: the address of an allocation is not told that way, because it does not exist before.
 
+use std::ffi::OsStr;
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -47,13 +49,14 @@ pub(crate) fn hear_of_allocation(symbol: Symbol) {
     }
 }
 
-/// Whether the function begins otherwise than in the driver's file.
+/// Whether the function begins otherwise than in the driver's file. Where that cannot be found out it may: a call for nobody
+/// costs its time.
 fn is_hooked(symbol: Symbol) -> bool {
     static ORIGINALS: [OnceLock<Option<[u8; ENTRY]>>; Symbol::ALL.len()] =
         [const { OnceLock::new() }; Symbol::ALL.len()];
     let Some(entry) = driver().entry(symbol) else { return false };
     let original = ORIGINALS[symbol as usize].get_or_init(|| in_file(entry.addr()));
-    original.is_some_and(|original| {
+    original.is_none_or(|original| {
         // SAFETY: the code of a function of a library that is never unloaded; it is never shorter than that much, functions
         // are aligned to it.
         let live = unsafe { entry.cast::<[u8; ENTRY]>().read_volatile() };
@@ -67,24 +70,27 @@ fn differ(live: &[u8], original: &[u8]) -> bool {
 
 /// What the file has where `address` is mapped from; none where that cannot be found out.
 fn in_file(address: usize) -> Option<[u8; ENTRY]> {
-    let (path, offset) = place_in_file(&std::fs::read_to_string("/proc/self/maps").ok()?, address)?;
+    let maps = std::fs::read("/proc/thread-self/maps").ok()?;
+    let (path, offset) = place_in_file(&maps, address)?;
     let mut bytes = [0; ENTRY];
-    File::open(Path::new(&path)).ok()?.read_exact_at(&mut bytes, offset).ok()?;
+    File::open(path).ok()?.read_exact_at(&mut bytes, offset).ok()?;
     Some(bytes)
 }
 
-/// The file and the place in it that `address` is mapped from, by the lines of `/proc/self/maps`.
-fn place_in_file(maps: &str, address: usize) -> Option<(String, u64)> {
-    maps.lines().find_map(|line| {
-        let mut words = line.split_ascii_whitespace();
+/// The file and the place in it that `address` is mapped from, by the lines of the thread's `maps`. (That of the process is
+/// empty once its first thread has ended.) Paths are bytes.
+fn place_in_file(maps: &[u8], address: usize) -> Option<(&Path, u64)> {
+    maps.split(|byte| *byte == b'\n').find_map(|line| {
+        let at = line.iter().position(|byte| *byte == b'/')?;
+        let (before, path) = line.split_at(at);
+        let mut words = str::from_utf8(before).ok()?.split_ascii_whitespace();
         let (start, end) = words.next()?.split_once('-')?;
         let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
         if !(start..end).contains(&address) {
             return None;
         }
         let offset = u64::from_str_radix(words.nth(1)?, 16).ok()?;
-        let path = line.find('/').map(|at| line[at..].to_owned())?;
-        Some((path, offset + (address - start) as u64))
+        Some((Path::new(OsStr::from_bytes(path)), offset + (address - start) as u64))
     })
 }
 
@@ -92,14 +98,17 @@ fn place_in_file(maps: &str, address: usize) -> Option<(String, u64)> {
 mod tests {
     use super::*;
 
-    const MAPS: &str = "7f0000000000-7f0000001000 r--p 00000000 fe:01 12  /usr/lib/with space/libcuda.so.1\n\
-                        7f0000001000-7f0000004000 r-xp 00001000 fe:01 12  /usr/lib/with space/libcuda.so.1\n\
+    const MAPS: &[u8] = b"7f0000000000-7f0000001000 r--p 00000000 fe:01 12  /usr/lib/with space \xe9/libcuda.so.1\n\
+                        7f0000001000-7f0000004000 r-xp 00001000 fe:01 12  /usr/lib/with space \xe9/libcuda.so.1\n\
                         7f0000004000-7f0000005000 rw-p 00000000 00:00 0\n";
 
     #[test]
     fn an_address_is_found_in_the_file_it_is_mapped_from() {
         let found = place_in_file(MAPS, 0x7f00_0000_1234);
-        assert_eq!(found, Some(("/usr/lib/with space/libcuda.so.1".to_owned(), 0x1234)));
+        assert_eq!(
+            found,
+            Some((Path::new(OsStr::from_bytes(b"/usr/lib/with space \xe9/libcuda.so.1")), 0x1234))
+        );
         assert_eq!(place_in_file(MAPS, 0x7f00_0000_4010), None, "no file");
         assert_eq!(place_in_file(MAPS, 0x1000), None);
     }

@@ -6,15 +6,16 @@
 //! met already when it is opened (`resolve`): the thread waits until everything is in, and from then on nothing leaves.
 
 use std::ffi::CStr;
-use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::proc::{self, Blind};
 use crate::{config, gate, start};
 
-/// Device files of hardware that keeps physical addresses.
-const DEVICES: &[&str] = &["/dev/infiniband/uverbs", "/dev/gdrdrv", "/dev/nvidia-fs", "/dev/hfi1"];
+/// Device files of hardware that keeps physical addresses; behind each name is a number, or nothing. What is before it depends
+/// on the root and the mounts of who looks.
+const DEVICES: &[&str] = &["/infiniband/uverbs", "/gdrdrv", "/nvidia-fs", "/hfi1_"];
 /// Libraries of engines whose calls are not the driver's.
 const ENGINES: &[&str] =
     &["libnvidia-encode.so", "libnvcuvid.so", "libnvidia-opticalflow.so", "libnvoptix.so"];
@@ -31,23 +32,38 @@ static OPENED: AtomicU64 = AtomicU64::new(0);
 pub struct User {
     /// A label.
     pub reason: &'static str,
-    /// Its name, for people.
-    pub name: String,
+    /// For people: who is there, or why that cannot be known.
+    pub said: String,
 }
 
 /// Who may use the memory of this process besides it, where it is not said that such programs may be moved all the same
-/// (`NVSHARE_SWAP_BESIDE_DMA`).
+/// (`NVSHARE_SWAP_BESIDE_DMA`). Where it cannot be seen that there is nobody, there may be somebody.
 pub fn user() -> Option<User> {
     if config::get().swap_beside_dma {
         return None;
     }
-    open_below(Path::new("/proc/self/fd"))
-        .map(|name| User { reason: "dma", name })
-        .or_else(|| {
-            let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-            loaded(&maps).map(|name| User { reason: "engine", name })
-        })
-        .or_else(|| is_opening().then(|| User { reason: "engine", name: "a library being opened".into() }))
+    match seen() {
+        Ok(None) if is_opening() => Some(User::there("engine", b"a library being opened")),
+        Ok(seen) => seen,
+        Err(blind) => {
+            let said = format!("cannot look who else may use the memory ({blind})");
+            Some(User { reason: "dma", said })
+        }
+    }
+}
+
+fn seen() -> Result<Option<User>, Blind> {
+    if let Some(device) = proc::target(is_device)? {
+        return Ok(Some(User::there("dma", &device)));
+    }
+    let maps = proc::maps()?;
+    Ok(loaded(&maps).map(|(reason, file)| User::there(reason, file)))
+}
+
+impl User {
+    fn there(reason: &'static str, name: &[u8]) -> User {
+        User { reason, said: format!("{} is there", String::from_utf8_lossy(name)) }
+    }
 }
 
 /// The application is about to open the library `name`. Where that may use memory on its own, everything is brought in
@@ -74,23 +90,28 @@ fn is_opening() -> bool {
     opened != 0 && u128::from(now().saturating_sub(opened)) < OPENING.as_millis()
 }
 
-fn open_below(descriptors: &Path) -> Option<String> {
-    let open = std::fs::read_dir(descriptors).ok()?.flatten();
-    let targets =
-        open.filter_map(|entry| std::fs::read_link(entry.path()).ok()?.into_os_string().into_string().ok());
-    targets.into_iter().find(|target| DEVICES.iter().any(|device| target.starts_with(device)))
+/// Whether that is the path of such a device, whatever became of its name.
+fn is_device(path: &[u8]) -> bool {
+    let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
+    let behind = |device: &&str| {
+        let at = path.windows(device.len()).rposition(|part| part == device.as_bytes())?;
+        Some(&path[at + device.len()..])
+    };
+    DEVICES.iter().filter_map(behind).any(|number| number.iter().all(u8::is_ascii_digit))
 }
 
-/// The file of an engine's library among those that are mapped.
-fn loaded(maps: &str) -> Option<String> {
-    let files = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..]));
-    files
-        .filter(|path| {
-            let name = path.rsplit('/').next().unwrap_or(path);
-            ENGINES.iter().any(|engine| name.starts_with(engine))
-        })
-        .map(str::to_owned)
-        .next()
+/// The file of an engine's library, or of a device, among those that are mapped: what was registered lives as long as a
+/// mapping of the device does, with its descriptor or without.
+fn loaded(maps: &[u8]) -> Option<(&'static str, &[u8])> {
+    let mut files = maps
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.iter().position(|byte| *byte == b'/').map(|at| &line[at..]));
+    files.find_map(|path| {
+        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
+        let is_engine = ENGINES.iter().any(|engine| name.starts_with(engine.as_bytes()));
+        let reason = if is_engine { "engine" } else { is_device(path).then_some("dma")? };
+        Some((reason, path))
+    })
 }
 
 #[cfg(test)]
@@ -99,30 +120,44 @@ mod tests {
 
     #[test]
     fn hardware_that_keeps_physical_addresses_is_found_among_other_files() {
-        let directory = std::env::temp_dir().join(format!("nvshare-dma-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
-        let link = |name: &str, target: &str| {
-            let _ = std::fs::remove_file(directory.join(name));
-            std::os::unix::fs::symlink(target, directory.join(name)).unwrap();
-        };
-        link("0", "/dev/null");
-        link("1", "/dev/infiniband/rdma_cm");
-        link("2", "/dev/nvidia-uvm");
-        assert_eq!(open_below(&directory), None);
-        for device in ["/dev/infiniband/uverbs0", "/dev/nvidia-fs3", "/dev/gdrdrv"] {
-            link("3", device);
-            assert_eq!(open_below(&directory).as_deref(), Some(device));
+        for other in [
+            "/dev/null",
+            "/dev/infiniband/rdma_cm",
+            "/dev/nvidia-uvm",
+            "/home/me/gdrdrv.c",
+            "/opt/nvidia-fs/log",
+            "socket:[1]",
+        ] {
+            assert!(!is_device(other.as_bytes()), "{other}");
         }
-        std::fs::remove_dir_all(&directory).unwrap();
+        for device in [
+            "/dev/infiniband/uverbs0",
+            "/dev/nvidia-fs3",
+            "/dev/gdrdrv",
+            "/dev/hfi1_0",
+            "/newroot/dev/infiniband/uverbs12",
+            "/dev/infiniband/uverbs0 (deleted)",
+        ] {
+            assert!(is_device(device.as_bytes()), "{device}");
+        }
     }
 
     #[test]
     fn an_engine_is_known_by_its_mapped_library_and_not_by_others() {
-        let line = |path: &str| format!("7f00-7f10 r-xp 00000000 fe:01 12     {path}\n");
-        let others =
-            line("/usr/lib/libcuda.so.1") + &line("/usr/lib/libibverbs.so.1") + "7f20-7f30 rw-p 0 0:0 0\n";
+        let line = |path: &[u8]| [b"7f00-7f10 r-xp 00000000 fe:01 12     ", path, b"\n"].concat();
+        let others = [
+            line(b"/usr/lib/libcuda.so.1"),
+            line(b"/tmp/caf\xe9"),
+            line(b"/usr/lib/libibverbs.so.1"),
+            b"7f20-7f30 rw-p 0 0:0 0\n".to_vec(),
+        ]
+        .concat();
         assert_eq!(loaded(&others), None);
-        let engine = "/usr/lib/x86_64-linux-gnu/libnvcuvid.so.580.159.04";
-        assert_eq!(loaded(&(others + &line(engine))).as_deref(), Some(engine));
+        for (reason, file) in [
+            ("engine", &b"/usr/lib/x86_64-linux-gnu/libnvcuvid.so.580.159.04"[..]),
+            ("dma", b"/dev/infiniband/uverbs1"),
+        ] {
+            assert_eq!(loaded(&[others.clone(), line(file)].concat()), Some((reason, file)));
+        }
     }
 }

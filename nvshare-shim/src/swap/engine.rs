@@ -444,8 +444,8 @@ impl Engine {
         }
         if let Some(user) = self.other_user() {
             return failed(&format!(
-                "{} is there: the memory may be in use without a call that is seen, and stays on the device",
-                user.name
+                "{}: the memory may be in use without a call that is seen, and stays on the device",
+                user.said
             ));
         }
         let Some(shop) = &mut self.shop else { return failed("the engine lost its context") };
@@ -495,10 +495,7 @@ impl Engine {
         if let Some(user) = self.other_user()
             && before.is_none()
         {
-            log::warning!(
-                "{} is there while memory is swapped out: it is wanted back, and will stay",
-                user.name
-            );
+            log::warning!("{}: memory that is swapped out is wanted back, and will stay", user.said);
             link::want_to_run();
         }
     }

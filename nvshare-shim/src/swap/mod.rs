@@ -31,7 +31,7 @@ use nvshare_common::units::{DeviceRange, Ticket};
 pub use self::standing::{is_dead, is_final, on_device_error};
 use crate::memory::ALLOCATIONS;
 use crate::memory::device::{self, Device};
-use crate::{log, start as threads};
+use crate::{log, proc, start as threads};
 
 /// How long the debugging tool waits for memory to come back.
 const RESIDENT_LIMIT: Duration = Duration::from_secs(10);
@@ -81,6 +81,8 @@ pub(crate) fn prepare(devices: usize) {
     for index in 0..devices {
         let (give, given) = channel();
         match threads::engine_thread(&format!("swap{index}"), move || {
+            // Lives as long as the process, with a device or without.
+            proc::open();
             if let Ok(device) = given.recv() {
                 engine::run(device);
             }

@@ -11,6 +11,7 @@ mod costs;
 mod descriptors;
 mod ends;
 mod hooks;
+mod looks;
 mod order;
 mod pressure;
 mod programs;
