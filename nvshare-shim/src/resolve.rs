@@ -14,6 +14,7 @@ use crate::table::{HOOKS, Hook};
 use crate::uncancelled::Uncancelled;
 use crate::{log, nvml};
 
+mod needed;
 pub(crate) mod variants;
 // A test binary has no exports that anything could be bound to.
 #[cfg(not(test))]
@@ -75,12 +76,42 @@ fn ensure(at: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
     found
 }
 
-/// The application is about to open a library: some wait until its memory is in.
-unsafe extern "C" fn about_to_open(path: *const c_char) {
-    if !path.is_null() {
-        let _whole = Uncancelled::begin();
-        // SAFETY: the application passed it to `dlopen`. A panic must not unwind into it; there is none expected here.
-        let _ = std::panic::catch_unwind(|| dma::opening(unsafe { CStr::from_ptr(path) }));
+/// The application is about to open a library: some wait until its memory is in. Says with which flags it is opened: those of
+/// the application, but for `RTLD_DEEPBIND` where the file itself needs libcuda, which it would find before our exports. What
+/// is bound so deeply in another way (through a library that it needs, by a name without a slash, by a `dlsym` that is then
+/// the C library's) calls the driver past us, which the agent sees. To take the flag from all would be worse: a plugin may
+/// count on its own names coming first.
+unsafe extern "C" fn about_to_open(path: *const c_char, flags: c_int) -> c_int {
+    if path.is_null() {
+        return flags;
+    }
+    let _whole = Uncancelled::begin();
+    let _as_it_was = Errno::keep();
+    // SAFETY: the application passed it to `dlopen`.
+    let path = unsafe { CStr::from_ptr(path) };
+    // A panic must not unwind into it; there is none expected here.
+    let decided = std::panic::catch_unwind(|| {
+        dma::opening(path);
+        let without = flags & libc::RTLD_DEEPBIND != 0 && needed::names_libcuda(path);
+        if without { flags & !libc::RTLD_DEEPBIND } else { flags }
+    });
+    decided.unwrap_or(flags)
+}
+
+/// The thread's `errno`, which what we do before a call must leave as it was.
+struct Errno(c_int);
+
+impl Errno {
+    fn keep() -> Errno {
+        // SAFETY: the calling thread's own.
+        Errno(unsafe { *libc::__errno_location() })
+    }
+}
+
+impl Drop for Errno {
+    fn drop(&mut self) {
+        // SAFETY: the calling thread's own.
+        unsafe { *libc::__errno_location() = self.0 };
     }
 }
 
@@ -241,7 +272,7 @@ pub(crate) unsafe extern "C" fn dlsym(handle: *mut c_void, name: *const c_char) 
     )
 }
 
-/// dlopen(3), without `RTLD_DEEPBIND`: a library bound to its own libcuda first would not find our exports.
+/// dlopen(3), with the flags that [`about_to_open`] says.
 ///
 /// # Safety
 /// As for the real one.
@@ -250,7 +281,6 @@ pub(crate) unsafe extern "C" fn dlsym(handle: *mut c_void, name: *const c_char) 
 #[unsafe(naked)]
 pub(crate) unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void {
     std::arch::naked_asm!(
-        "and esi, {flags}",
         "push rdi",
         "push rsi",
         "sub rsp, 8",
@@ -258,6 +288,7 @@ pub(crate) unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mu
         "add rsp, 8",
         "pop rsi",
         "pop rdi",
+        "mov esi, eax", // the flags
         "mov rax, [rip + {real}]",
         "test rax, rax",
         "je 3f",
@@ -271,7 +302,6 @@ pub(crate) unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mu
         "pop rsi",
         "pop rdi",
         "jmp rax",
-        flags = const !libc::RTLD_DEEPBIND,
         about = sym about_to_open,
         real = sym REAL_DLOPEN,
         find = sym find_real_dlopen,
@@ -333,7 +363,7 @@ pub(crate) unsafe extern "C" fn dlsym(handle: *mut c_void, name: *const c_char) 
     )
 }
 
-/// dlopen(3), without `RTLD_DEEPBIND`: a library bound to its own libcuda first would not find our exports.
+/// dlopen(3), with the flags that [`about_to_open`] says.
 ///
 /// # Safety
 /// As for the real one.
@@ -342,14 +372,14 @@ pub(crate) unsafe extern "C" fn dlsym(handle: *mut c_void, name: *const c_char) 
 #[unsafe(naked)]
 pub(crate) unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void {
     std::arch::naked_asm!(
-        "mov w9, #{deepbind}",
-        "bic w1, w1, w9",
         "stp x29, x30, [sp, #-32]!",
         "mov x29, sp",
         "stp x0, x1, [sp, #16]",
         "bl {about}",
+        "mov w9, w0", // the flags
         "ldp x0, x1, [sp, #16]",
         "ldp x29, x30, [sp], #32",
+        "mov w1, w9",
         "adrp x9, {real}",
         "ldr x9, [x9, :lo12:{real}]",
         "cbz x9, 3f",
@@ -363,7 +393,6 @@ pub(crate) unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mu
         "ldp x0, x1, [sp, #16]",
         "ldp x29, x30, [sp], #32",
         "br x9",
-        deepbind = const libc::RTLD_DEEPBIND,
         about = sym about_to_open,
         real = sym REAL_DLOPEN,
         find = sym find_real_dlopen,

@@ -180,6 +180,20 @@ fn a_library_bound_deeply_to_libcuda_calls_the_hooks() {
 }
 
 #[test]
+fn a_plugin_bound_deeply_meets_its_own_names_as_bare() {
+    let programs = Programs::new();
+    let program = programs.compile("deep.c", "deep", &["-rdynamic"]);
+    let plugin = programs.compile("deep.c", "plugin.so", &["-DPLUGIN", "-shared", "-fPIC"]);
+    let text = programs.at("text.so");
+    std::fs::write(&text, "no library").unwrap();
+    let (plugin, text) = (plugin.to_str().unwrap(), text.to_str().unwrap());
+    let paths = [plugin, text, "/no/such/file.so", "no-such-name.so", "/"];
+    let bare = programs.run(&program, &paths, &[]);
+    assert_eq!(line(&bare, "answer"), "answer 2");
+    assert_eq!(programs.run(&program, &paths, &[&shim()]), bare);
+}
+
+#[test]
 fn a_second_copy_of_the_driver_is_left_alone() {
     let programs = Programs::new();
     let other = programs.directory.path().join("other");
