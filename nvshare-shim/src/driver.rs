@@ -2,13 +2,19 @@
 //! shim takes up work, because a look-up takes the loader's lock, which a thread of the application may hold while it waits
 //! at the gate; before that each at its first use. Calls of probed functions are counted before they are made. The functions
 //! themselves come from the table.
+//!
+//! A process may have a stand-in instead: a library that is no libcuda and has its functions, which the program was linked to.
+//! Where no libcuda is there when the driver is first called, but such a library is behind us, all calls go to that, as they
+//! would without us, and nothing is managed. It may be a wrapper, which looks libcuda's functions up when it is called, as an
+//! interposer does: with that look-up we are in front of libcuda, as we are in front of a libcuda that is there already.
 
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{CStr, c_void};
 use std::ptr::null_mut;
 use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use crate::cuda::CUresult;
+use crate::object::Object;
 use crate::resolve;
 use crate::table::Symbol;
 
@@ -17,7 +23,14 @@ pub struct Driver {
     library: AtomicPtr<c_void>,
     base: AtomicUsize,
     entries: [AtomicPtr<c_void>; Symbol::ALL.len()],
+    /// Where the stand-in lies; zero: there is none.
+    stand_in: AtomicUsize,
+    /// Its functions.
+    instead: [AtomicPtr<c_void>; Symbol::ALL.len()],
 }
+
+/// The name that everybody knows the driver by.
+const LIBCUDA: &CStr = c"libcuda.so.1";
 
 /// Marks an entry that the library does not have.
 const ABSENT: *mut c_void = std::ptr::without_provenance_mut(1);
@@ -26,6 +39,8 @@ static DRIVER: Driver = Driver {
     library: AtomicPtr::new(null_mut()),
     base: AtomicUsize::new(0),
     entries: [const { AtomicPtr::new(null_mut()) }; Symbol::ALL.len()],
+    stand_in: AtomicUsize::new(0),
+    instead: [const { AtomicPtr::new(null_mut()) }; Symbol::ALL.len()],
 };
 
 /// The real driver.
@@ -61,7 +76,7 @@ impl Driver {
     fn find(&self, symbol: Symbol) -> Option<*mut c_void> {
         let library = self.library();
         if library.is_null() {
-            return None;
+            return self.instead(symbol);
         }
         debug_assert!(
             !crate::start::is_engine(),
@@ -72,6 +87,27 @@ impl Driver {
         let found = unsafe { resolve::real_dlsym(library, symbol.c_name().as_ptr()) };
         self.entries[symbol as usize].store(if found.is_null() { ABSENT } else { found }, Ordering::Release);
         (!found.is_null()).then_some(found)
+    }
+
+    /// The stand-in's function.
+    fn instead(&self, symbol: Symbol) -> Option<*mut c_void> {
+        if self.stand_in.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let entry = &self.instead[symbol as usize];
+        let mut known = entry.load(Ordering::Acquire);
+        if known.is_null() {
+            // SAFETY: the name is a C string.
+            known = unsafe { resolve::real_dlsym(libc::RTLD_NEXT, symbol.c_name().as_ptr()) };
+            known = if Object::is_code(known) { known } else { ABSENT };
+            entry.store(known, Ordering::Release);
+        }
+        (known != ABSENT).then_some(known)
+    }
+
+    /// Whether the calls of this process go to a stand-in for the driver.
+    pub(crate) fn is_stand_in(&self) -> bool {
+        self.library().is_null() && self.stand_in.load(Ordering::Acquire) != 0
     }
 
     /// The address that libcuda exports under `name`, which ends with a zero.
@@ -86,8 +122,8 @@ impl Driver {
         (!found.is_null()).then_some(found)
     }
 
-    /// The handle of libcuda: what the application loaded, else `libcuda.so.1` (an executable linked to it calls our
-    /// exports without ever having asked `dlsym`). Null where there is none.
+    /// The handle of libcuda: what the application loaded or is linked to (then it calls our exports without ever having asked
+    /// `dlsym`), else `libcuda.so.1`. Null where there is none, or a stand-in.
     fn library(&self) -> *mut c_void {
         static OPEN: Once = Once::new();
         let known = self.library.load(Ordering::Acquire);
@@ -95,8 +131,25 @@ impl Driver {
             return known;
         }
         OPEN.call_once(|| {
-            // SAFETY: the name is a C string; loading libcuda is what the application asked for by calling it.
-            let handle = unsafe { resolve::real_dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_LAZY) };
+            // SAFETY: names and paths are C strings, NOLOAD only adds a reference; and loading libcuda is what the application
+            // asked for by calling it.
+            let handle = unsafe {
+                let next = resolve::real_dlsym(libc::RTLD_NEXT, c"cuInit".as_ptr());
+                let behind = Object::of(next).filter(|_| Object::is_code(next));
+                let open = |path, more| resolve::real_dlopen(path, libc::RTLD_LAZY | more);
+                match behind {
+                    // The one that the program is linked to.
+                    Some(object) if object.is_libcuda() => open(object.path, libc::RTLD_NOLOAD),
+                    Some(object) => {
+                        let there = open(LIBCUDA.as_ptr(), libc::RTLD_NOLOAD);
+                        if there.is_null() {
+                            self.stand_in.store(object.base, Ordering::Release);
+                        }
+                        there
+                    }
+                    None => open(LIBCUDA.as_ptr(), 0),
+                }
+            };
             if !handle.is_null() {
                 self.adopt(handle);
             }
@@ -117,13 +170,18 @@ impl Driver {
 
     /// Whether `address`, an answer of the real `dlsym` to the application, lies in the libcuda that the shim stands
     /// in front of. The first libcuda that the application looks into becomes that one; a second copy, at another
-    /// path, stays as it is: mixing the handles of two drivers would be worse than not swapping one of them.
-    pub(crate) fn owns(&self, address: *const c_void) -> bool {
+    /// path, stays as it is: mixing the handles of two drivers would be worse than not swapping one of them. So does one
+    /// beside a stand-in, unless that itself looks: at `asked_from`.
+    pub(crate) fn owns(&self, address: *const c_void, asked_from: *const c_void) -> bool {
         let Some(object) = Object::of(address) else { return false };
         if !object.is_libcuda() {
             return false;
         }
         if self.library.load(Ordering::Acquire).is_null() {
+            let stand_in = self.stand_in.load(Ordering::Acquire);
+            if stand_in != 0 && Object::of(asked_from).is_none_or(|asking| asking.base != stand_in) {
+                return false;
+            }
             // SAFETY: the path is that of a loaded object; NOLOAD only adds a reference.
             let handle = unsafe { resolve::real_dlopen(object.path, libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
             if !handle.is_null() {
@@ -140,6 +198,9 @@ impl Driver {
 
     #[cold]
     pub(crate) fn missing(symbol: Symbol) -> CUresult {
+        if DRIVER.is_stand_in() {
+            return CUresult::CUDA_ERROR_NOT_SUPPORTED;
+        }
         if DRIVER.library().is_null() {
             crate::log::warning!(
                 "{} was called, but there is no libcuda.so.1: is the NVIDIA driver installed in this container?",
@@ -161,50 +222,5 @@ impl Driver {
         } else {
             format!("error {}", code.0)
         }
-    }
-}
-
-/// The loaded object that an address lies in.
-pub(crate) struct Object {
-    base: usize,
-    path: *const libc::c_char,
-}
-
-impl Object {
-    fn of(address: *const c_void) -> Option<Object> {
-        if address.is_null() {
-            return None;
-        }
-        let mut info = libc::Dl_info {
-            dli_fname: std::ptr::null(),
-            dli_fbase: null_mut(),
-            dli_sname: std::ptr::null(),
-            dli_saddr: null_mut(),
-        };
-        // SAFETY: `info` is writable; any address may be asked about.
-        let found: c_int = unsafe { libc::dladdr(address, &raw mut info) };
-        (found != 0 && !info.dli_fname.is_null())
-            .then(|| Object { base: info.dli_fbase.addr(), path: info.dli_fname })
-    }
-
-    /// A handle of the library that `address` lies in, to be closed; none for the program itself, whose scope is everybody's.
-    pub(crate) fn open(address: *const c_void) -> Option<*mut c_void> {
-        let object = Object::of(address)?;
-        // SAFETY: the path is that of a loaded object; NOLOAD only adds a reference.
-        let handle = unsafe { resolve::real_dlopen(object.path, libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
-        (!handle.is_null()).then_some(handle)
-    }
-
-    /// Whether `address` lies in this library.
-    pub(crate) fn is_ours(address: *const c_void) -> bool {
-        let here = Object::of(Object::is_ours as *const c_void);
-        here.zip(Object::of(address)).is_some_and(|(here, there)| here.base == there.base)
-    }
-
-    fn is_libcuda(&self) -> bool {
-        // SAFETY: `dladdr` gave a C string that lives as long as the object is loaded, which it is while it is used.
-        let path = unsafe { CStr::from_ptr(self.path) }.to_bytes();
-        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
-        name.starts_with(b"libcuda.so")
     }
 }

@@ -8,7 +8,7 @@
 //! - [`cuda`]: the driver's types. [`counters`]: the calls made, as the agent sees them.
 //! - [`gate`], [`streams`], [`drain`], [`pace`]: who may submit work, what was submitted, and when it is finished.
 //! - [`memory`], [`swap`], [`link`]: what the process holds, how it moves, and what the agent says about it.
-//! - `nvml`: what NVML says of memory.
+//! - `nvml`: what NVML says of memory. `object`: what is loaded.
 //! - [`descriptors`], `uncancelled`: the application may fork, close what it likes, and end its threads. `proc`: what the kernel
 //!   says of the process.
 //! - [`config`], [`log`]: what the environment says, and what is said on stderr.
@@ -29,6 +29,7 @@ pub mod link;
 pub mod log;
 pub mod memory;
 mod nvml;
+mod object;
 pub mod pace;
 #[cfg(test)]
 mod pass_through;

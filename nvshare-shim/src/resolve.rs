@@ -8,7 +8,8 @@ use std::ptr::null_mut;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use crate::driver::{Driver, Object, driver};
+use crate::driver::{Driver, driver};
+use crate::object::Object;
 use crate::swap::dma;
 use crate::table::{HOOKS, Hook};
 use crate::uncancelled::Uncancelled;
@@ -162,9 +163,9 @@ fn decide(handle: *mut c_void, name: &CStr, caller: *const c_void) -> Answer {
         return ASK_THE_REAL_ONE;
     }
     if std::ptr::eq(bare, hook.address) {
-        return instead_of_ours(hook, beyond_us(name, caller));
+        return instead_of_ours(hook, beyond_us(name, caller), caller);
     }
-    if driver().owns(bare) { Answer { address: hook.address, decided: 1 } } else { ASK_THE_REAL_ONE }
+    if driver().owns(bare, caller) { Answer { address: hook.address, decided: 1 } } else { ASK_THE_REAL_ONE }
 }
 
 /// The next object after the caller: an interposer that stands behind us and wants what is behind it. Where nobody behind us
@@ -181,8 +182,9 @@ fn next_after(name: &CStr, caller: *const c_void) -> Answer {
 
 /// What the application gets where our export was found for it, and without us `found` would have been: nothing, so that
 /// a process without a driver finds none; the hook, for the driver's own; else just that.
-fn instead_of_ours(hook: &Hook, found: *mut c_void) -> Answer {
-    let address = if found.is_null() || !driver().owns(found) { found.cast_const() } else { hook.address };
+fn instead_of_ours(hook: &Hook, found: *mut c_void, caller: *const c_void) -> Answer {
+    let address =
+        if found.is_null() || !driver().owns(found, caller) { found.cast_const() } else { hook.address };
     Answer { address, decided: 1 }
 }
 

@@ -32,7 +32,7 @@ pub fn active() -> bool {
 /// Takes up work, once, if the driver is initialised.
 pub(crate) fn first_use() {
     static START: Once = Once::new();
-    if STATE.load(Ordering::Acquire) != ASLEEP {
+    if STATE.load(Ordering::Acquire) != ASLEEP || driver().is_stand_in() {
         return;
     }
     // Who calls before `cuInit` is refused by the driver, and may come again.

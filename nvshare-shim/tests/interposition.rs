@@ -217,6 +217,45 @@ fn another_interposer_works_before_and_behind_the_shim() {
 }
 
 #[test]
+fn a_driver_of_a_programs_own_has_all_its_calls() {
+    let programs = Programs::new();
+    let flags = ["-DDRIVER", "-shared", "-fPIC", "-Wl,-soname,libstandin.so,-Bsymbolic"];
+    let stand_in = programs.compile("stand_in.c", "libstandin.so", &flags);
+    let program = programs.compile("stand_in.c", "program", &[stand_in.to_str().unwrap()]);
+    let bare = programs.run(&program, &[], &[]);
+    assert_eq!(line(&bare, "cuInit"), "cuInit 42");
+    assert_eq!(line(&bare, "default"), "default libstandin.so, 42");
+    assert_eq!(line(&bare, "true"), "true libcuda.so.1, 0");
+    assert_eq!(programs.run(&program, &[], &[&shim()]), bare);
+}
+
+#[test]
+fn a_wrapper_of_libcuda_behind_the_shim_works_and_the_shim_too() {
+    let programs = Programs::new();
+    let flags = ["-DWRAPPER", "-shared", "-fPIC", "-Wl,-soname,libwrapper.so"];
+    let wrapper = programs.compile("stand_in.c", "libwrapper.so", &flags);
+    // A program that is linked to the wrapper only, ...
+    let program = programs.compile("stand_in.c", "program", &[wrapper.to_str().unwrap()]);
+    let bare = programs.run(&program, &[], &[]);
+    assert_eq!(line(&bare, "wrapped"), "wrapped libcuda.so.1");
+    let said = programs.run(&program, &[], &[&shim()]);
+    for call in ["cuMemAdvise", "cuInit"] {
+        assert_eq!(line(&said, call), line(&bare, call));
+    }
+    assert_eq!(line(&said, "true"), "true libnvshare.so, 0");
+    // ... one that is linked to libcuda, and one that opens it: there the wrapper is preloaded as well.
+    let driver = programs.at("libcuda.so.1");
+    let linked = programs.compile("client.c", "linked", &["-DLINKED", driver.to_str().unwrap()]);
+    for order in [[&*shim(), &*wrapper], [&*wrapper, &*shim()]] {
+        let said = programs.run(&programs.client(), &["dlsym"], &order);
+        assert_eq!(line(&said, "cuLaunchKernel "), "cuLaunchKernel libnvshare.so cuLaunchKernel");
+    }
+    let said = programs.run(&linked, &["linked"], &[&shim(), &wrapper]);
+    assert_eq!(line(&said, "cuMemAdvise"), "cuMemAdvise libnvshare.so cuMemAdvise");
+    assert_eq!(line(&said, "advice"), "advice made 1 counted 1");
+}
+
+#[test]
 fn every_call_is_counted_before_it_is_made_and_a_forked_child_counts_for_itself() {
     let programs = Programs::new();
     let said = programs.run(&programs.client(), &["work"], &[&shim()]);

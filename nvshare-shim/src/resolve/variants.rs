@@ -9,9 +9,12 @@ use crate::table::{HOOKS, Hook};
 
 /// What the application shall get where the real `cuGetProcAddress` answered `address` to a question for `name`: the
 /// hook whose real function is there, so that all rules about versions and flags are the driver's; else by name, where
-/// the address is that of no exported variant; else the address itself.
+/// the address is that of no exported variant; else the address itself, as always of a stand-in for the driver.
 pub(crate) fn substitute(name: &CStr, address: *mut c_void, version: c_int, flags: u64) -> *const c_void {
     static BY_ADDRESS: OnceLock<Vec<(usize, &'static Hook)>> = OnceLock::new();
+    if driver().is_stand_in() {
+        return address;
+    }
     let by_address = BY_ADDRESS.get_or_init(|| {
         let mut map: Vec<_> =
             HOOKS.iter().filter_map(|hook| Some((driver().entry(hook.symbol)?.addr(), hook))).collect();
