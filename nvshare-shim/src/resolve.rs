@@ -16,8 +16,12 @@ use crate::uncancelled::Uncancelled;
 use crate::{log, nvml};
 
 mod needed;
-pub(crate) mod variants;
 // A test binary has no exports that anything could be bound to.
+#[cfg(not(test))]
+mod pointers;
+#[cfg(not(test))]
+mod relocations;
+pub(crate) mod variants;
 #[cfg(not(test))]
 mod weak;
 
@@ -82,7 +86,7 @@ fn ensure(at: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
 /// is bound so deeply in another way (through a library that it needs, by a name without a slash, by a `dlsym` that is then
 /// the C library's) calls the driver past us, which the agent sees. To take the flag from all would be worse: a plugin may
 /// count on its own names coming first.
-unsafe extern "C" fn about_to_open(path: *const c_char, flags: c_int) -> c_int {
+unsafe extern "C" fn about_to_open(path: *const c_char, flags: c_int, caller: *const c_void) -> c_int {
     if path.is_null() {
         return flags;
     }
@@ -93,10 +97,21 @@ unsafe extern "C" fn about_to_open(path: *const c_char, flags: c_int) -> c_int {
     // A panic must not unwind into it; there is none expected here.
     let decided = std::panic::catch_unwind(|| {
         dma::opening(path);
+        if needed::is_libcuda(path.to_bytes()) {
+            begins_to_look(caller);
+        }
         let without = flags & libc::RTLD_DEEPBIND != 0 && needed::names_libcuda(path);
         if without { flags & !libc::RTLD_DEEPBIND } else { flags }
     });
     decided.unwrap_or(flags)
+}
+
+/// The code at `caller` will look the driver's functions up.
+fn begins_to_look(caller: *const c_void) {
+    #[cfg(not(test))]
+    pointers::met(caller);
+    #[cfg(test)]
+    let _ = caller;
 }
 
 /// The thread's `errno`, which what we do before a call must leave as it was.
@@ -150,6 +165,7 @@ fn decide(handle: *mut c_void, name: &CStr, caller: *const c_void) -> Answer {
         };
     }
     let Some(hook) = hook_named(name.to_bytes()) else { return ASK_THE_REAL_ONE };
+    begins_to_look(caller);
     // The driver, looking up its own.
     if Driver::is_within(caller) {
         return ASK_THE_REAL_ONE;
@@ -286,6 +302,7 @@ pub(crate) unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mu
         "push rdi",
         "push rsi",
         "sub rsp, 8",
+        "mov rdx, [rsp + 24]", // the return address: who asks
         "call {about}",
         "add rsp, 8",
         "pop rsi",
@@ -377,6 +394,7 @@ pub(crate) unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mu
         "stp x29, x30, [sp, #-32]!",
         "mov x29, sp",
         "stp x0, x1, [sp, #16]",
+        "mov x2, x30", // the return address: who asks
         "bl {about}",
         "mov w9, w0", // the flags
         "ldp x0, x1, [sp, #16]",

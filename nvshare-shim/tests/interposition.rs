@@ -161,6 +161,33 @@ fn weak_references_to_the_driver_are_null_without_one_and_hooks_with_one() {
 }
 
 #[test]
+fn variables_named_like_driver_functions_are_their_librarys_own() {
+    let programs = Programs::new();
+    for how in [&["-Wl,-z,lazy"][..], &["-Wl,-z,now,-z,relro"]] {
+        let flags = [&["-shared", "-fPIC"], how].concat();
+        let library = programs.compile("pointers.c", "libfirst.so", &[&["-DLIBRARY"], &*flags].concat());
+        let library = library.to_str().unwrap();
+        let other = programs.compile("pointers.c", "libother.so", &[&["-DOTHER"], &*flags].concat());
+        let linked = ["-Wl,--no-as-needed,--allow-shlib-undefined", other.to_str().unwrap(), library];
+        // By a copy in the program, or not.
+        for kind in [&["-fPIE", "-pie"][..], &["-fPIC"], &["-fno-pie", "-no-pie"], &["-fPIC", "-lcuda"]] {
+            let driver = programs.directory.path().join("libcuda.so");
+            std::fs::copy(programs.at("libcuda.so.1"), driver).unwrap();
+            let search = format!("-L{}", programs.directory.path().display());
+            let flags = [&linked[..], &[&search], kind, how].concat();
+            let program = programs.compile("pointers.c", "program", &flags);
+            let bare = programs.run(&program, &[], &[]);
+            assert_eq!(bare, "before nothing\nfilled 0\ncalled 0 0\n");
+            assert_eq!(programs.run(&program, &[], &[&shim()]), bare, "{how:?} {kind:?}");
+        }
+        let later = programs.compile("pointers.c", "later", &["-DLATER"]);
+        let bare = programs.run(&later, &[library], &[]);
+        assert_eq!(bare, "filled 0\nfilled 0\n");
+        assert_eq!(programs.run(&later, &[library], &[&shim()]), bare, "{how:?}");
+    }
+}
+
+#[test]
 fn a_thread_that_is_cancelled_in_a_call_ends_and_its_program_goes_on() {
     let programs = Programs::new();
     let driver = programs.at("libcuda.so.1");

@@ -80,7 +80,7 @@ fn look(file: &OwnedFd) -> Option<bool> {
 }
 
 /// Whether a path, or a name, is libcuda's.
-fn is_libcuda(path: &[u8]) -> bool {
+pub(super) fn is_libcuda(path: &[u8]) -> bool {
     path.rsplit(|byte| *byte == b'/').next().unwrap_or(path).starts_with(b"libcuda.so")
 }
 
