@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nvshare_common::protocol;
 
-use crate::log::Level;
+use crate::log::{self, Level};
 
 /// The block: the unit of fingerprints, and what every extent is a multiple of.
 pub const BLOCK_BYTES: u64 = 2 << 20;
@@ -60,7 +60,7 @@ pub fn get() -> &'static Config {
     CONFIG.get_or_init(|| {
         let (config, complaints) = Config::read(|name| std::env::var_os(name));
         for complaint in complaints {
-            eprintln!("nvshare: {complaint}");
+            log::say(format_args!("{complaint}"));
         }
         config
     })

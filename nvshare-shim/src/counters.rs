@@ -2,21 +2,22 @@
 //! none can be made it is ordinary memory and only the shim sees it. It comes into being with the first counted call,
 //! so that no call is missing from it.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::ptr::null_mut;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use nvshare_common::counters::{Counters, PAGE_BYTES};
 use nvshare_common::probe::Call;
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::SealFlags;
 use rustix::mm::{MapFlags, ProtFlags};
 
+use crate::descriptors::{self, Own};
 use crate::start;
 
 static PAGE: AtomicPtr<Counters> = AtomicPtr::new(null_mut());
 static FALLBACK: Counters = Counters::new();
-static DESCRIPTOR: OnceLock<Option<OwnedFd>> = OnceLock::new();
+static DESCRIPTOR: OnceLock<Option<Own>> = OnceLock::new();
 
 /// The page.
 #[inline]
@@ -32,7 +33,7 @@ pub fn page() -> &'static Counters {
 /// The page's descriptor, for the agent; `None` where the page is ordinary memory.
 pub fn descriptor() -> Option<BorrowedFd<'static>> {
     page();
-    DESCRIPTOR.get()?.as_ref().map(AsFd::as_fd)
+    DESCRIPTOR.get()?.as_ref()?.get().ok()
 }
 
 /// Counts a call of a probed function that is about to be made by this thread.
@@ -73,11 +74,8 @@ fn make() -> &'static Counters {
     page()
 }
 
-fn share() -> rustix::io::Result<(*mut Counters, OwnedFd)> {
-    let file =
-        rustix::fs::memfd_create(c"nvshare-counters", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    rustix::fs::ftruncate(&file, PAGE_BYTES as u64)?;
-    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+fn share() -> rustix::io::Result<(*mut Counters, Own)> {
+    let file = descriptors::memory(c"nvshare-counters", PAGE_BYTES as u64, SealFlags::SEAL)?;
     // SAFETY: a fresh mapping that the kernel places touches nothing that exists.
     let page = unsafe {
         rustix::mm::mmap(
@@ -89,7 +87,7 @@ fn share() -> rustix::io::Result<(*mut Counters, OwnedFd)> {
             0,
         )
     }?;
-    Ok((page.cast(), file))
+    Ok((page.cast(), Own::new(file)?))
 }
 
 #[cfg(test)]

@@ -9,14 +9,17 @@
 //! - [`gate`], [`streams`], [`drain`], [`pace`]: who may submit work, what was submitted, and when it is finished.
 //! - [`memory`], [`swap`], [`link`]: what the process holds, how it moves, and what the agent says about it.
 //! - `nvml`: what NVML says of memory.
-//! - `uncancelled`: no thread ends in the middle of all that.
+//! - [`descriptors`], `uncancelled`: the application may fork, close what it likes, and end its threads.
 //! - [`config`], [`log`]: what the environment says, and what is said on stderr.
 
+// Standard error is not ours: `log` knows how to use it.
+#![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout))]
 #![cfg_attr(sanitized, allow(dead_code, reason = "names are not looked up here"))]
 
 pub mod config;
 pub mod counters;
 pub mod cuda;
+pub mod descriptors;
 pub mod drain;
 pub mod driver;
 pub mod gate;

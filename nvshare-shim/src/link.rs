@@ -26,6 +26,7 @@ use self::door::Door;
 use self::session::{End, Incoming, Session};
 use self::terms::Term;
 use crate::cuda::sys;
+use crate::descriptors::Own;
 use crate::driver::driver;
 use crate::memory::books;
 use crate::memory::device::{self, Device};
@@ -319,7 +320,7 @@ fn run(tried: &Sender<()>) {
 }
 
 /// Where no agent can ever be reached by its path: the socket that one has taken the other end of.
-fn knocked(back_door: &mut Option<Door>) -> Option<OwnedFd> {
+fn knocked(back_door: &mut Option<Door>) -> Option<Own> {
     if back_door.is_none() && door::is_needed() {
         *back_door = Door::open().inspect_err(|error| log::warning!("no back door: {error}")).ok();
     }

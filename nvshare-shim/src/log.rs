@@ -2,7 +2,8 @@
 //! threads and processes do not mix.
 
 use std::fmt;
-use std::io::Write as _;
+
+mod stderr;
 
 /// How much is said; each level includes the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,12 +36,16 @@ pub fn wanted(level: Level) -> bool {
     level <= crate::config::get().log
 }
 
-/// Writes one line. Errors are ignored: the application may have closed stderr.
+/// Writes one line, where that harms nobody ([`stderr`]).
 pub fn line(level: Level, text: fmt::Arguments<'_>) {
     if wanted(level) {
-        let line = format!("nvshare[{}]: {text}\n", std::process::id());
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        say(text);
     }
+}
+
+/// The same whatever is wanted.
+pub(crate) fn say(text: fmt::Arguments<'_>) {
+    stderr::write(format!("nvshare[{}]: {text}\n", std::process::id()).as_bytes());
 }
 
 macro_rules! error {

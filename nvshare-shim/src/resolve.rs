@@ -9,10 +9,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::driver::{Driver, Object, driver};
-use crate::nvml;
 use crate::swap::dma;
 use crate::table::{HOOKS, Hook};
 use crate::uncancelled::Uncancelled;
+use crate::{log, nvml};
 
 pub(crate) mod variants;
 // A test binary has no exports that anything could be bound to.
@@ -64,11 +64,11 @@ fn ensure(at: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
     let found = unsafe { libc::dlvsym(libc::RTLD_NEXT, name.as_ptr(), OLDEST_VERSION.as_ptr()) };
     if found.is_null() {
         // Without the real function no program could run; there is nothing to pass through to.
-        eprintln!(
-            "nvshare: there is no {} {} in this process: remove libnvshare.so from LD_PRELOAD",
+        log::say(format_args!(
+            "there is no {} {} in this process: remove libnvshare.so from LD_PRELOAD",
             name.to_string_lossy(),
             OLDEST_VERSION.to_string_lossy()
-        );
+        ));
         std::process::abort();
     }
     at.store(found, Ordering::Release);

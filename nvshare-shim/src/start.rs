@@ -10,7 +10,7 @@ use std::time::Duration;
 use nvshare_common::probe::ENGINE_THREAD_PREFIX;
 
 use crate::driver::driver;
-use crate::{config, counters, drain, gate, link, streams, swap};
+use crate::{config, counters, descriptors, drain, gate, link, streams, swap};
 
 const ASLEEP: u8 = 0;
 const ACTIVE: u8 = 1;
@@ -67,7 +67,7 @@ fn device_count() -> Option<usize> {
 pub(crate) fn watch_forks() {
     static WATCH: Once = Once::new();
     WATCH.call_once(|| {
-        // SAFETY: the handler only stores to atomics, which is allowed in the child of a process with threads.
+        // SAFETY: the handler only stores to atomics and closes files, which is allowed in the child of a process with threads.
         unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
     });
 }
@@ -76,6 +76,7 @@ extern "C" fn in_child() {
     STATE.store(INERT, Ordering::Release);
     gate::leave_to_parent();
     counters::leave_to_parent();
+    descriptors::leave_to_parent();
 }
 
 /// Whether the calling thread is the shim's own.

@@ -237,11 +237,11 @@ functions! {
     [cuMulticastBindAddr] (mcHandle: CUmemGenericAllocationHandle, mcOffset: usize, memptr: CUdeviceptr, size: usize, flags: u64) => unswappable::bind(memptr, size);
     [cuLogicalEndpointBindAddr] (leId: u32, dev: CUdevice, offset: u64, ptr: *mut c_void, size: u64, flags: u64) => unswappable::export_all(ptr, size);
     [cuMulticastBindAddr_v2] (mcHandle: CUmemGenericAllocationHandle, dev: CUdevice, mcOffset: usize, memptr: CUdeviceptr, size: usize, flags: u64) => unswappable::bind(memptr, size);
-    [cuArrayCreate_v2] (pHandle: *mut CUarray, pAllocateArray: *const CUDA_ARRAY_DESCRIPTOR) => unswappable::array(pHandle, pAllocateArray);
-    [cuArray3DCreate_v2] (pHandle: *mut CUarray, pAllocateArray: *const CUDA_ARRAY3D_DESCRIPTOR) => unswappable::array_3d(pHandle, pAllocateArray);
-    [cuArrayDestroy] (hArray: CUarray) => unswappable::array_destroy(hArray);
-    [cuMipmappedArrayCreate] (pHandle: *mut CUmipmappedArray, pMipmappedArrayDesc: *const CUDA_ARRAY3D_DESCRIPTOR, numMipmapLevels: u32) => unswappable::mipmapped(pHandle, pMipmappedArrayDesc, numMipmapLevels);
-    [cuMipmappedArrayDestroy] (hMipmappedArray: CUmipmappedArray) => unswappable::mipmapped_destroy(hMipmappedArray);
+    [cuArrayCreate_v2] (pHandle: *mut CUarray, pAllocateArray: *const CUDA_ARRAY_DESCRIPTOR) => arrays::array(pHandle, pAllocateArray);
+    [cuArray3DCreate_v2] (pHandle: *mut CUarray, pAllocateArray: *const CUDA_ARRAY3D_DESCRIPTOR) => arrays::array_3d(pHandle, pAllocateArray);
+    [cuArrayDestroy] (hArray: CUarray) => arrays::array_destroy(hArray);
+    [cuMipmappedArrayCreate] (pHandle: *mut CUmipmappedArray, pMipmappedArrayDesc: *const CUDA_ARRAY3D_DESCRIPTOR, numMipmapLevels: u32) => arrays::mipmapped(pHandle, pMipmappedArrayDesc, numMipmapLevels);
+    [cuMipmappedArrayDestroy] (hMipmappedArray: CUmipmappedArray) => arrays::mipmapped_destroy(hMipmappedArray);
 
     // Managed memory.
     [cuMemPrefetchAsync cuMemPrefetchAsync_ptsz] (devPtr: CUdeviceptr, count: usize, dstDevice: CUdevice, hStream: CUstream) => questions::prefetch(devPtr, hStream);

@@ -237,6 +237,16 @@ pub(crate) fn status(stream: &Arc<Stream>) -> Outcome<Status> {
     })
 }
 
+/// The graph that `stream` is being captured into.
+pub(crate) fn graph_of(stream: &Arc<Stream>) -> Outcome<Option<Arc<Graph>>> {
+    let Some(mut state) = state() else { return Ok(None) };
+    match state.capture_of(stream) {
+        None => Ok(None),
+        Some(capture) if capture.invalid => Err(CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED),
+        Some(capture) => Ok(Some(Arc::clone(&capture.graph))),
+    }
+}
+
 /// Takes `work` into a graph if `stream` is being captured; `false` if it is to be executed.
 pub(crate) fn take(stream: &Arc<Stream>, work: &Work) -> Outcome<bool> {
     let Some(mut state) = state() else { return Ok(false) };

@@ -118,10 +118,12 @@ const ATTRIBUTES: &[(&[u32], i32)] = &[
     (&[14, 30], 512),
     (&[51], 32),
     // Sizes of textures and surfaces.
-    (&[21, 22, 23, 55, 56, 61, 62, 63, 64], 32768),
-    (&[24, 25, 26, 47, 48, 49], 16384),
-    (&[27, 28, 42, 43, 44, 52, 57, 58, 59, 60, 66, 67, 73, 74, 77], 32768),
-    (&[29, 53, 54, 65, 68], 2046),
+    (&[21, 22, 56], 131_072),
+    (&[23, 57], 65536),
+    (&[24, 25, 26, 47, 48, 49, 58, 59, 60], 16384),
+    (&[27, 28, 42, 45, 46, 52, 53, 55, 61, 63, 64, 66, 67, 73, 74, 77], 32768),
+    (&[29, 43, 62, 65], 2048),
+    (&[54, 68], 2046),
     (&[69, 70, 71, 72], 1 << 27),
     // What it can do: overlap, host memory, kernels side by side, unified addresses, priorities, caches, managed memory
     // (concurrently with the host), preemption, registered memory by its own address, cooperative launches, flushing,

@@ -1,9 +1,10 @@
-//! Graphs: nodes of work with an order between them, and what can be launched of them.
+//! Graphs: nodes of work with an order between them. What can be launched of them: [`crate::executable`].
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use cudarc::driver::sys::{CUgraph, CUgraphNode, CUresult};
 
+use crate::executable::Executable;
 use crate::export::Outcome;
 use crate::handles::{Registry, handle_of};
 use crate::work::Work;
@@ -12,9 +13,6 @@ use crate::work::Work;
 pub(crate) static GRAPHS: Registry<Graph> = Registry::new();
 /// All nodes.
 pub(crate) static NODES: Registry<Node> = Registry::new();
-/// All executable graphs.
-pub(crate) static EXECUTABLES: Registry<Executable> = Registry::new();
-
 /// What kind of node the application is told it is; the values are the driver's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -31,6 +29,10 @@ pub(crate) enum NodeKind {
     Graph = 4,
     /// Nothing.
     Empty = 5,
+    /// An allocation.
+    Allocate = 10,
+    /// A free.
+    Free = 11,
 }
 
 impl NodeKind {
@@ -43,7 +45,20 @@ impl NodeKind {
             Work::Host(_) | Work::Callback(_) => NodeKind::Host,
             Work::Graph(_) => NodeKind::Graph,
             Work::Custom(_) | Work::Nothing => NodeKind::Empty,
+            Work::Allocate(_) => NodeKind::Allocate,
+            Work::Free(_) => NodeKind::Free,
         }
+    }
+
+    /// Whether it has to do with memory, which what is done to its graph must allow for.
+    pub(crate) fn is_memory(self) -> bool {
+        matches!(self, NodeKind::Allocate | NodeKind::Free)
+    }
+
+    /// Whether a node that does the one can be changed to do the other.
+    pub(crate) fn can_become(before: &Work, after: &Work) -> bool {
+        let kind = NodeKind::of(before);
+        kind == NodeKind::of(after) && !kind.is_memory()
     }
 }
 
@@ -77,12 +92,14 @@ impl Node {
 /// A graph.
 pub(crate) struct Graph {
     nodes: Mutex<Vec<Arc<Node>>>,
+    /// What was last instantiated of it.
+    executable: Mutex<Weak<Executable>>,
 }
 
 impl Graph {
     /// An empty graph.
     pub(crate) fn new() -> Arc<Graph> {
-        let graph = Arc::new(Graph { nodes: Mutex::default() });
+        let graph = Arc::new(Graph { nodes: Mutex::default(), executable: Mutex::default() });
         GRAPHS.insert::<()>(Arc::clone(&graph));
         graph
     }
@@ -106,8 +123,9 @@ impl Graph {
         node
     }
 
-    /// Takes a node out; what came after it does not come after anything in its place.
-    pub(crate) fn remove(&self, node: &Arc<Node>) {
+    /// Takes a node out; what came after it does not come after anything in its place. Not possible in a graph with memory.
+    pub(crate) fn remove(&self, node: &Arc<Node>) -> Outcome {
+        self.without_memory()?;
         let mut nodes = self.lock();
         nodes.retain(|other| !Arc::ptr_eq(other, node));
         for other in nodes.iter() {
@@ -118,6 +136,13 @@ impl Graph {
                 .retain(|before| !Arc::ptr_eq(before, node));
         }
         NODES.remove(node.handle());
+        Ok(())
+    }
+
+    /// An error if one of its nodes allocates or frees.
+    pub(crate) fn without_memory(&self) -> Outcome {
+        let has_memory = self.lock().iter().any(|node| NodeKind::of(&node.work()).is_memory());
+        if has_memory { Err(CUresult::CUDA_ERROR_NOT_SUPPORTED) } else { Ok(()) }
     }
 
     /// Forgets the graph and its nodes.
@@ -128,8 +153,9 @@ impl Graph {
         }
     }
 
-    /// A copy of the graph.
-    pub(crate) fn duplicate(&self) -> Arc<Graph> {
+    /// A copy of the graph. Not possible with memory.
+    pub(crate) fn duplicate(&self) -> Outcome<Arc<Graph>> {
+        self.without_memory()?;
         let copy = Graph::new();
         let nodes = self.nodes();
         let copies: Vec<_> = nodes.iter().map(|node| copy.add(node.work(), Vec::new())).collect();
@@ -139,7 +165,7 @@ impl Graph {
                 node.after().iter().filter_map(place).map(|index| Arc::clone(&copies[index])).collect();
             *twin.after.lock().unwrap_or_else(PoisonError::into_inner) = after;
         }
-        copy
+        Ok(copy)
     }
 
     /// The nodes so that each comes after what it must; an error if there is no such order.
@@ -164,68 +190,21 @@ impl Graph {
         Ok(ordered)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Node>>> {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A graph as it was when it was instantiated.
-pub(crate) struct Executable {
-    /// The nodes it was made of, for changes of their parameters.
-    works: RwLock<Arc<Vec<(usize, Work)>>>,
-}
-
-impl Executable {
-    /// Instantiates a graph.
-    pub(crate) fn new(graph: &Arc<Graph>) -> Outcome<Arc<Executable>> {
-        let executable = Arc::new(Executable { works: RwLock::new(Arc::new(Self::take(graph)?)) });
-        EXECUTABLES.insert::<()>(Arc::clone(&executable));
+    /// What is made of it to be launched; one at a time if it has memory.
+    pub(crate) fn instantiated(
+        &self,
+        make: impl FnOnce() -> Outcome<Arc<Executable>>,
+    ) -> Outcome<Arc<Executable>> {
+        let mut before = self.executable.lock().unwrap_or_else(PoisonError::into_inner);
+        if before.strong_count() > 0 {
+            self.without_memory()?;
+        }
+        let executable = make()?;
+        *before = Arc::downgrade(&executable);
         Ok(executable)
     }
 
-    /// A graph as it is now, to be part of another.
-    pub(crate) fn snapshot_of(graph: &Arc<Graph>) -> Outcome<Arc<Executable>> {
-        Ok(Arc::new(Executable { works: RwLock::new(Arc::new(Self::take(graph)?)) }))
-    }
-
-    fn take(graph: &Arc<Graph>) -> Outcome<Vec<(usize, Work)>> {
-        let nodes = graph.ordered()?;
-        Ok(nodes.iter().map(|node| (node.handle() as usize, node.work())).collect())
-    }
-
-    /// What a launch does, in order.
-    pub(crate) fn works(&self) -> Vec<Work> {
-        let works = Arc::clone(&self.works.read().unwrap_or_else(PoisonError::into_inner));
-        works.iter().map(|(_, work)| work.clone()).collect()
-    }
-
-    /// As it is now: a launch is not changed by what happens to the graph afterwards.
-    pub(crate) fn snapshot(&self) -> Arc<Executable> {
-        let works = Arc::clone(&self.works.read().unwrap_or_else(PoisonError::into_inner));
-        Arc::new(Executable { works: RwLock::new(works) })
-    }
-
-    /// Changes what one node does; an error if it is none of the graph's.
-    pub(crate) fn set(&self, node: CUgraphNode, work: Work) -> Outcome {
-        let mut works = self.works.write().unwrap_or_else(PoisonError::into_inner);
-        let mut changed = works.to_vec();
-        let place = changed.iter_mut().find(|(handle, _)| *handle == node as usize);
-        place.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?.1 = work;
-        *works = Arc::new(changed);
-        Ok(())
-    }
-
-    /// Takes over the parameters of a graph of the same form; an error where the forms differ.
-    pub(crate) fn update(&self, graph: &Arc<Graph>) -> Outcome {
-        let new = Self::take(graph)?;
-        let mut works = self.works.write().unwrap_or_else(PoisonError::into_inner);
-        let same = new.len() == works.len()
-            && new.iter().zip(works.iter()).all(|((_, a), (_, b))| NodeKind::of(a) == NodeKind::of(b));
-        if !same {
-            return Err(CUresult::CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE);
-        }
-        let handles = works.iter().map(|(handle, _)| *handle);
-        *works = Arc::new(handles.zip(new).map(|(handle, (_, work))| (handle, work)).collect());
-        Ok(())
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Node>>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

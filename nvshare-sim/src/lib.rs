@@ -6,17 +6,19 @@
 //!   application holds of all these.
 //! - `stream`, `event`, `completion`, `jam`: queues of work, their threads, and waiting. `work`: everything that a stream
 //!   executes, and what of it is in flight. `timeline`: the card's time that it takes.
-//! - `module`, `ptx`, `kernel`, `builtin`: code. `graph`, `capture`: graphs.
-//! - `memory`: addresses and what is behind them.
+//! - `module`, `ptx`, `kernel`, `builtin`: code. `graph`, `executable`, `capture`: graphs.
+//! - `memory`: addresses and what is behind them. `array`: memory with a form. `texture`: views of both.
 //! - `strict`, `faults`: what the simulator punishes, and what it breaks on demand.
 
 mod api;
+mod array;
 mod builtin;
 mod capture;
 mod completion;
 mod context;
 mod device;
 mod event;
+mod executable;
 mod export;
 mod faults;
 mod graph;
@@ -32,6 +34,7 @@ mod primary;
 mod ptx;
 mod stream;
 mod strict;
+mod texture;
 mod threads;
 mod timeline;
 mod work;

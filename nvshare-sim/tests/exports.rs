@@ -83,12 +83,12 @@ fn a_name_that_is_unknown_or_newer_is_said_to_be_so() {
 fn what_is_not_simulated_is_not_supported_and_said_once() {
     if client::is_alone() {
         ok!(cuInit(0_u32));
-        assert_eq!(call!(cuTexObjectDestroy(0_u64)), 801);
-        assert_eq!(call!(cuTexObjectDestroy(0_u64)), 801);
+        assert_eq!(call!(cuTexRefDestroy(0_u64)), 801);
+        assert_eq!(call!(cuTexRefDestroy(0_u64)), 801);
         return;
     }
     let said = client::alone("what_is_not_simulated_is_not_supported_and_said_once", &[]);
-    assert_eq!(said.matches("cuTexObjectDestroy is not simulated").count(), 1, "{said}");
+    assert_eq!(said.matches("cuTexRefDestroy is not simulated").count(), 1, "{said}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::cuda::{CUresult, STREAM_LEGACY, STREAM_PER_THREAD};
 use crate::table::Symbol;
 use crate::uncancelled::Uncancelled;
 
+pub(crate) mod arrays;
 pub(crate) mod below;
 mod between;
 pub(crate) mod contexts;

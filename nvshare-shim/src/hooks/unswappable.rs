@@ -1,4 +1,5 @@
 //! Memory that cannot be moved (yet): passed through, and booked with its bytes and the reason ([`crate::memory::books`]).
+//! Arrays: [`super::arrays`].
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -7,25 +8,21 @@ use super::contexts::current_device;
 use super::{Bare, questions, room};
 use crate::cuda::CUresult;
 use crate::cuda::sys::{
-    CUDA_ARRAY_DESCRIPTOR, CUDA_ARRAY3D_DESCRIPTOR, CUDA_MEM_ALLOC_NODE_PARAMS, CUarray, CUdevice,
-    CUdeviceptr, CUmemAllocationProp, CUmemGenericAllocationHandle, CUmemPoolProps, CUmemoryPool,
-    CUmipmappedArray, CUstream,
+    CUDA_MEM_ALLOC_NODE_PARAMS, CUdevice, CUdeviceptr, CUmemAllocationProp, CUmemGenericAllocationHandle,
+    CUmemPoolProps, CUmemoryPool, CUstream,
 };
 use crate::memory::books::{self, Expected, MANAGED, VMM};
 use crate::memory::held::Held;
 use crate::memory::{self, pools};
 use crate::{gate, start, streams};
 
-const ARRAY: &str = "array";
-const MIPMAPPED: &str = "mipmapped";
-
 /// Whether the client may not have so much more on the current device: its limit holds for what passes by the engine, too.
-fn beyond_limit(bytes: u64) -> bool {
+pub(super) fn beyond_limit(bytes: u64) -> bool {
     start::active() && current_device().is_some_and(|device| memory::exceeds_limit(device, bytes))
 }
 
 /// The allocating call, again after room was made; what it made in the current context is noted.
-unsafe fn noted<F: Fn() -> CUresult, H>(
+pub(super) unsafe fn noted<F: Fn() -> CUresult, H>(
     bare: &Bare<F>,
     reason: &'static str,
     at: *mut H,
@@ -361,76 +358,6 @@ pub(crate) unsafe fn retain<F: Fn() -> CUresult>(
     result
 }
 
-pub(crate) unsafe fn array<F: Fn() -> CUresult>(
-    bare: &Bare<F>,
-    array: *mut CUarray,
-    descriptor: *const CUDA_ARRAY_DESCRIPTOR,
-) -> CUresult {
-    if descriptor.is_null() {
-        return bare.call();
-    }
-    // SAFETY: not null, so the driver reads it too; its format is read as a number.
-    let bytes = unsafe {
-        let format = (&raw const (*descriptor).Format).cast::<u32>().read();
-        array_bytes([(*descriptor).Width, (*descriptor).Height, 1], format, (*descriptor).NumChannels)
-    };
-    if beyond_limit(bytes) {
-        return CUresult::CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    // SAFETY: the application's own arguments.
-    unsafe { noted(bare, ARRAY, array, |array| array.addr() as u64, bytes) }
-}
-
-pub(crate) unsafe fn array_3d<F: Fn() -> CUresult>(
-    bare: &Bare<F>,
-    array: *mut CUarray,
-    descriptor: *const CUDA_ARRAY3D_DESCRIPTOR,
-) -> CUresult {
-    // SAFETY: the application's own arguments.
-    let Some(bytes) = (unsafe { array_3d_bytes(descriptor) }) else { return bare.call() };
-    if beyond_limit(bytes) {
-        return CUresult::CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    // SAFETY: the application's own arguments.
-    unsafe { noted(bare, ARRAY, array, |array| array.addr() as u64, bytes) }
-}
-
-pub(crate) unsafe fn mipmapped<F: Fn() -> CUresult>(
-    bare: &Bare<F>,
-    array: *mut CUmipmappedArray,
-    descriptor: *const CUDA_ARRAY3D_DESCRIPTOR,
-    levels: u32,
-) -> CUresult {
-    // SAFETY: the application's own arguments.
-    let Some(first) = (unsafe { array_3d_bytes(descriptor) }) else { return bare.call() };
-    // Each level has an eighth (a quarter, a half) of the one before; twice the first bounds them all.
-    let bytes = if levels > 1 { first.saturating_mul(2) } else { first };
-    if beyond_limit(first) {
-        return CUresult::CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    // SAFETY: the application's own arguments.
-    unsafe { noted(bare, MIPMAPPED, array, |array| array.addr() as u64, bytes) }
-}
-
-pub(crate) unsafe fn array_destroy<F: Fn() -> CUresult>(bare: &Bare<F>, array: CUarray) -> CUresult {
-    let result = bare.call();
-    if result.ok() && start::active() {
-        books::gave_back(ARRAY, array.addr() as u64);
-    }
-    result
-}
-
-pub(crate) unsafe fn mipmapped_destroy<F: Fn() -> CUresult>(
-    bare: &Bare<F>,
-    array: CUmipmappedArray,
-) -> CUresult {
-    let result = bare.call();
-    if result.ok() && start::active() {
-        books::gave_back(MIPMAPPED, array.addr() as u64);
-    }
-    result
-}
-
 /// A graph that allocates: its memory lives in the device's graph pool from its first launch until that is trimmed, and is
 /// counted by the driver's figure for that pool, not by the nodes.
 pub(crate) unsafe fn graph_node<F: Fn() -> CUresult>(
@@ -442,45 +369,4 @@ pub(crate) unsafe fn graph_node<F: Fn() -> CUresult>(
         pools::graph_allocates();
     }
     result
-}
-
-unsafe fn array_3d_bytes(descriptor: *const CUDA_ARRAY3D_DESCRIPTOR) -> Option<u64> {
-    if descriptor.is_null() {
-        return None;
-    }
-    // SAFETY: not null, so the driver reads it too; its format is read as a number.
-    let (bytes, flags) = unsafe {
-        let format = (&raw const (*descriptor).Format).cast::<u32>().read();
-        let extents = [(*descriptor).Width, (*descriptor).Height, (*descriptor).Depth];
-        (array_bytes(extents, format, (*descriptor).NumChannels), (*descriptor).Flags)
-    };
-    // Nothing is behind it until the application maps what it made elsewhere, which is counted there.
-    Some(if flags & (SPARSE | DEFERRED_MAPPING) == 0 { bytes } else { 0 })
-}
-
-/// `CUDA_ARRAY3D_SPARSE`, `CUDA_ARRAY3D_DEFERRED_MAPPING`.
-const SPARSE: u32 = 0x40;
-const DEFERRED_MAPPING: u32 = 0x80;
-
-/// What an array takes at least: zero extents count as one; formats as `CUarray_format` numbers them.
-fn array_bytes(extents: [usize; 3], format: u32, channels: u32) -> u64 {
-    let element = match format {
-        0x01 | 0x08 => 1,        // 8-bit integers
-        0x03 | 0x0a | 0x20 => 4, // 32-bit integers, float
-        _ => 2,                  // 16-bit integers, half, and a guess for packed and compressed formats
-    };
-    let factors =
-        extents.iter().map(|extent| (*extent).max(1) as u64).chain([element, u64::from(channels.max(1))]);
-    factors.fold(1, u64::saturating_mul)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_array_counts_all_its_elements_and_a_missing_extent_as_one() {
-        assert_eq!(array_bytes([16, 0, 0], 0x20, 1), 64);
-        assert_eq!(array_bytes([16, 16, 4], 0x01, 4), 16 * 16 * 4 * 4);
-    }
 }

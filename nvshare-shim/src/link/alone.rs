@@ -4,7 +4,6 @@
 //! agent does not manage, see [`without_agent`].
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
 use super::{session, terms};
+use crate::descriptors::Own;
 use crate::memory::device::{self, Device};
 use crate::swap::{Order, standing};
 use crate::{config, log, start as threads};
@@ -233,15 +233,26 @@ fn come_back(device: &'static Device) -> bool {
     told.recv().unwrap_or(false)
 }
 
+/// Held while it lives. Given back by name: a copy that a child got from a fork would keep it.
+struct Lock(Own);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Ok(lock) = self.0.get() {
+            let _ = flock(lock, FlockOperation::Unlock);
+        }
+    }
+}
+
 /// The lock of one device among all clients of the node: a file beside the agent's socket, or, where there is none, that
 /// directory. Reading rights are enough. `Ok(None)`: somebody else has it.
-fn lock(device: &Device) -> rustix::io::Result<Option<OwnedFd>> {
+fn lock(device: &Device) -> rustix::io::Result<Option<Lock>> {
     let directory = config::get().socket.parent().map_or_else(|| PathBuf::from("/"), PathBuf::from);
     let file = directory.join(format!("device-{}.lock", device.id));
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let opened = open(&file, flags, Mode::empty()).or_else(|_| open(&directory, flags, Mode::empty()))?;
     match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(opened)),
+        Ok(()) => Ok(Some(Lock(Own::new(opened)?))),
         Err(rustix::io::Errno::AGAIN) => Ok(None),
         Err(error) => Err(error),
     }

@@ -5,7 +5,7 @@
 //!
 //! Each pair is another door: a session that came to nothing is followed by a new one, which the agent knows by its cookie.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -16,13 +16,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_cookie;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 
+use crate::descriptors::Own;
 use crate::{config, counters, log};
 
 /// A pair of which nobody has taken the other end yet.
 #[derive(Debug)]
 pub(super) struct Door {
-    inside: OwnedFd,
-    outside: OwnedFd,
+    inside: Own,
+    outside: Own,
 }
 
 /// Whether the directory of the agent's socket is there and has no name any more.
@@ -42,26 +43,27 @@ impl Door {
             "the directory of {} was removed under this process; the agent reaches it all the same if it may",
             config::get().socket.display()
         );
-        Ok(Door { inside, outside })
+        Ok(Door { inside: Own::new(inside)?, outside: Own::new(outside)? })
     }
 
     /// Waits for the agent's knock. On success the session's socket; this process keeps no other end of it, so that it sees
     /// the agent's end.
-    pub(super) fn wait(self, limit: Duration) -> Result<OwnedFd, Door> {
-        let Ok(limit) = Timespec::try_from(limit) else { return Err(self) };
-        let mut asked = [PollFd::new(&self.inside, PollFlags::IN)];
-        if !poll(&mut asked, Some(&limit)).is_ok_and(|ready| ready > 0) {
+    pub(super) fn wait(self, limit: Duration) -> Result<Own, Door> {
+        if !self.is_knocked_at(limit) {
             return Err(self);
         }
+        counters::page().door.store(0, Ordering::Release);
+        let Door { inside, outside } = self;
+        drop(outside);
+        Ok(inside)
+    }
+
+    fn is_knocked_at(&self, limit: Duration) -> bool {
+        let (Ok(limit), Ok(inside)) = (Timespec::try_from(limit), self.inside.get()) else { return false };
+        let mut asked = [PollFd::from_borrowed_fd(inside, PollFlags::IN)];
+        let knocked = poll(&mut asked, Some(&limit)).is_ok_and(|ready| ready > 0);
         let mut knock = [0; KNOCK.len()];
-        match recv(&self.inside, &mut knock, RecvFlags::DONTWAIT) {
-            Ok(_) => {
-                counters::page().door.store(0, Ordering::Release);
-                let Door { inside, outside } = self;
-                drop(outside);
-                Ok(inside)
-            }
-            Err(_) => Err(self),
-        }
+        let mut read = || self.inside.get().and_then(|inside| recv(inside, &mut knock, RecvFlags::DONTWAIT));
+        knocked && read().is_ok()
     }
 }

@@ -5,28 +5,32 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nvshare_common::frame;
 use nvshare_common::protocol::{Answer, Hello, KNOCK, Purpose, ToAgent, ToShim};
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg,
     socket_with,
 };
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{alone, terms};
+use crate::descriptors::Own;
 use crate::memory::device;
 use crate::swap::{shadow, standing};
 use crate::{config, counters};
 
 /// How long the agent may take to answer a `Hello`.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// Nothing wakes who waits on descriptors that the application has closed: so often it is looked whether they are still ours.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// More than this waiting to be sent means that the agent does not read. What an application does, however often, never comes
 /// to that: of messages that replace one another ([`Kind`]) only the last one waits.
 const OUTBOX_LIMIT: usize = 100_000;
@@ -72,9 +76,20 @@ pub(super) struct Incoming {
 /// What other threads send through.
 #[derive(Debug)]
 struct Line {
-    socket: Arc<OwnedFd>,
-    bell: Arc<OwnedFd>,
+    socket: Arc<Own>,
+    bell: Arc<Own>,
     outbox: VecDeque<(Kind, Vec<u8>)>,
+}
+
+impl Line {
+    /// The control thread looks what is to be sent.
+    fn ring(&self) -> rustix::io::Result<()> {
+        match rustix::io::write(self.bell.get()?, &[1]) {
+            // Full: it was rung before.
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// What a message replaces that was not sent yet.
@@ -169,8 +184,7 @@ pub(super) fn tell(act: impl FnOnce() -> Option<ToAgent>) {
         match transmit(&line.socket, &packet, None) {
             Err(Errno::AGAIN) => {
                 queue(&mut line.outbox, Kind::of(&message), packet);
-                let _ = rustix::io::write(&*line.bell, &1_u64.to_ne_bytes());
-                false
+                line.ring().is_err()
             }
             sent => sent.is_err(),
         }
@@ -180,15 +194,17 @@ pub(super) fn tell(act: impl FnOnce() -> Option<ToAgent>) {
     };
     if broken {
         // The control thread sees the end of the session and begins a new one.
-        let _ = rustix::net::shutdown(&*line.socket, rustix::net::Shutdown::Both);
+        hang_up(&line.socket);
     }
 }
 
 /// The control thread's side of a conversation.
 #[derive(Debug)]
 pub(super) struct Session {
-    socket: Arc<OwnedFd>,
-    bell: Arc<OwnedFd>,
+    socket: Arc<Own>,
+    /// A pipe: other threads write to it so that this one looks.
+    bell: Arc<Own>,
+    heard: Own,
     buffer: Vec<u8>,
     client: ClientId,
     terms: Terms,
@@ -204,11 +220,13 @@ impl Session {
     }
 
     /// The same on a socket that is connected already.
-    pub(super) fn begin(socket: OwnedFd) -> Result<Session, End> {
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(End::Connect)?;
-        let (socket, bell) = (Arc::new(socket), Arc::new(bell));
+    pub(super) fn begin(socket: Own) -> Result<Session, End> {
+        let (heard, bell) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(End::Connect)?;
+        let own = |descriptor| Own::new(descriptor).map_err(End::Connect);
+        let (socket, bell, heard) = (Arc::new(socket), Arc::new(own(bell)?), own(heard)?);
         let buffer = vec![0; frame::MAX_BYTES];
-        let mut session = Session { socket, bell, buffer, client: ClientId(0), terms: Terms::default() };
+        let mut session =
+            Session { socket, bell, heard, buffer, client: ClientId(0), terms: Terms::default() };
         let before = match session.greet() {
             Ok(before) => before,
             Err(end) => {
@@ -327,7 +345,7 @@ impl Session {
     /// Ends the conversation.
     pub(super) fn close(&self) {
         shared().line = None;
-        let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Both);
+        hang_up(&self.socket);
         super::nobody_answers();
     }
 
@@ -335,15 +353,22 @@ impl Session {
     fn wait(&self, limit: Option<Duration>) -> Result<bool, End> {
         let pending = shared().line.as_ref().is_some_and(|line| !line.outbox.is_empty());
         let wanted = if pending { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-        let mut both = [PollFd::new(&*self.socket, wanted), PollFd::new(&*self.bell, PollFlags::IN)];
-        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        let [socket, bell] = [self.socket.get(), self.heard.get()]
+            .map(|ours| ours.map_err(|_| End::Closed("the application closed our descriptors".into())));
+        let (socket, bell) = (socket?, bell?);
+        let mut both =
+            [PollFd::from_borrowed_fd(socket, wanted), PollFd::from_borrowed_fd(bell, PollFlags::IN)];
+        let limit = limit.map_or(LOOK_AGAIN, |limit| limit.min(LOOK_AGAIN));
+        let limit = Timespec::try_from(limit).ok();
         match poll(&mut both, limit.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(End::Closed(format!("cannot wait for the agent: {error}"))),
         }
         let [on_socket, on_bell] = both.map(|one| one.revents());
-        if on_bell.contains(PollFlags::IN) {
-            let _ = rustix::io::read(&*self.bell, &mut [0_u8; 8]);
+        if on_bell.contains(PollFlags::IN)
+            && let Ok(bell) = self.heard.get()
+        {
+            let _ = rustix::io::read(bell, &mut [0_u8; 64]);
         }
         if on_socket.contains(PollFlags::OUT) {
             self.flush();
@@ -369,7 +394,8 @@ impl Session {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut parts = [IoSliceMut::new(&mut self.buffer)];
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        let received = match recvmsg(&*self.socket, &mut parts, &mut control, flags) {
+        let received = self.socket.get().and_then(|socket| recvmsg(socket, &mut parts, &mut control, flags));
+        let received = match received {
             Ok(received) => received,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
             Err(error) => return Err(End::Closed(format!("the connection broke: {error}"))),
@@ -387,16 +413,23 @@ impl Session {
     }
 }
 
-fn dial() -> rustix::io::Result<OwnedFd> {
+fn dial() -> rustix::io::Result<Own> {
     let address = SocketAddrUnix::new(&*config::get().socket)?;
     // Non-blocking, so that an agent that accepts nobody is as good as none.
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     connect(&socket, &address)?;
-    Ok(socket)
+    Own::new(socket)
 }
 
-fn transmit(socket: &OwnedFd, packet: &[u8], descriptor: Option<BorrowedFd<'_>>) -> rustix::io::Result<()> {
+/// Nothing comes or goes on it any more.
+fn hang_up(socket: &Own) {
+    if let Ok(socket) = socket.get() {
+        let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+    }
+}
+
+fn transmit(socket: &Own, packet: &[u8], descriptor: Option<BorrowedFd<'_>>) -> rustix::io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let descriptors: Vec<BorrowedFd<'_>> = descriptor.into_iter().collect();
@@ -404,7 +437,7 @@ fn transmit(socket: &OwnedFd, packet: &[u8], descriptor: Option<BorrowedFd<'_>>)
         control.push(SendAncillaryMessage::ScmRights(&descriptors));
     }
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    sendmsg(socket.as_fd(), &[IoSlice::new(packet)], &mut control, flags).map(|_| ())
+    sendmsg(socket.get()?, &[IoSlice::new(packet)], &mut control, flags).map(|_| ())
 }
 
 #[cfg(test)]

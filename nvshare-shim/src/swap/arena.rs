@@ -9,6 +9,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
+use crate::descriptors::Own;
 use crate::driver::driver;
 
 /// How many blocks are pinned at once.
@@ -84,7 +85,7 @@ pub(super) struct Arena {
     /// None: it is our own.
     pub(super) id: Option<ArenaId>,
     /// The memory.
-    pub(super) file: OwnedFd,
+    pub(super) file: Own,
     /// In order.
     pub(super) pieces: Vec<Piece>,
     /// Whether the agent was told that it is in use.
@@ -94,9 +95,10 @@ pub(super) struct Arena {
 impl Arena {
     /// Maps the file; its blocks are numbered from `next` on. With the number after its last one.
     pub(super) fn map(id: Option<ArenaId>, file: OwnedFd, next: u64) -> Result<(Arena, u64), String> {
-        let size = rustix::fs::fstat(&file)
-            .map_err(|error| format!("cannot ask an arena's size: {error}"))?
-            .st_size as u64;
+        let cannot = |error| format!("cannot ask an arena's size: {error}");
+        let own = Own::new(file).map_err(cannot)?;
+        let file = own.get().map_err(cannot)?;
+        let size = rustix::fs::fstat(file).map_err(cannot)?.st_size as u64;
         let bytes = size / BLOCK_BYTES * BLOCK_BYTES;
         if bytes == 0 {
             return Err(format!("an arena of {size} bytes is too small, expected at least {BLOCK_BYTES}"));
@@ -108,15 +110,18 @@ impl Arena {
                 bytes as usize,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED,
-                &file,
+                file,
                 0,
             )
         }
         .map_err(|error| format!("cannot map an arena of {}: {error}", Bytes(bytes)))?;
-        // SAFETY: the range was mapped just now; the advice changes what a child of a fork sees, nothing here.
-        let _ = unsafe { rustix::mm::madvise(host, bytes as usize, Advice::LinuxDontFork) };
+        // Device memory is in no child and in no core dump either.
+        for advice in [Advice::LinuxDontFork, Advice::LinuxDontDump] {
+            // SAFETY: the range was mapped just now; the advice changes what a child of a fork and a core dump hold.
+            let _ = unsafe { rustix::mm::madvise(host, bytes as usize, advice) };
+        }
         let (pieces, after) = cut(host.expose_provenance(), bytes / BLOCK_BYTES, next);
-        Ok((Arena { id, file, pieces, reported: false }, after))
+        Ok((Arena { id, file: own, pieces, reported: false }, after))
     }
 
     /// How much it holds.

@@ -2,13 +2,13 @@
 //! no agent, our own. Each is mapped once, left to the parent in a fork, and pinned piece by piece by the swap threads.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nvshare_common::protocol::ToAgent;
 use nvshare_common::units::{ArenaId, Bytes};
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::SealFlags;
 
 use super::arena::{self, Arena, Piece, Pin};
 use super::calm::Calm;
@@ -19,7 +19,7 @@ use crate::driver::driver;
 use crate::memory::device::{self, Device};
 use crate::memory::extent::{Presence, Shadow, Slot};
 use crate::memory::ranges::Ranges;
-use crate::{link, log};
+use crate::{descriptors, link, log};
 
 /// The least size of arenas of our own.
 const OWN_ARENA: u64 = 64 << 20;
@@ -234,10 +234,7 @@ pub fn make_own(bytes: u64) -> Result<(), String> {
         ));
     }
     let cannot = |error: rustix::io::Errno| format!("cannot make {} of host memory: {error}", Bytes(bytes));
-    let file = rustix::fs::memfd_create(c"nvshare-arena", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-        .map_err(cannot)?;
-    rustix::fs::ftruncate(&file, bytes).map_err(cannot)?;
-    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW).map_err(cannot)?;
+    let file = descriptors::memory(c"nvshare-arena", bytes, SealFlags::empty()).map_err(cannot)?;
     offer(None, file)
 }
 
@@ -329,7 +326,7 @@ pub fn trim(bytes: u64) -> u64 {
 /// The arenas of the agent, for a new session: their numbers and descriptors.
 pub fn with_agents_arenas<T>(each: impl FnMut((ArenaId, std::os::fd::BorrowedFd<'_>)) -> T) -> Vec<T> {
     let shadows = shadows();
-    shadows.arenas.iter().filter_map(|arena| Some((arena.id?, arena.file.as_fd()))).map(each).collect()
+    shadows.arenas.iter().filter_map(|arena| Some((arena.id?, arena.file.get().ok()?))).map(each).collect()
 }
 
 /// `context` may end while `may_end` runs, which says whether it did: then what was pinned in it is not any more, and must

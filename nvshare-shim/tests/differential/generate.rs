@@ -45,6 +45,7 @@ enum Theme {
     Vmm,
     Captures,
     Contexts,
+    Arrays,
     Everything,
 }
 
@@ -62,6 +63,7 @@ struct Generator {
     physicals: BTreeSet<u64>,
     graphs: BTreeSet<u64>,
     executables: BTreeSet<u64>,
+    arrays: BTreeSet<u64>,
     capturing: Option<u64>,
     thread: usize,
 }
@@ -75,6 +77,7 @@ pub(crate) fn script(seed: u64) -> Script {
         Theme::Vmm,
         Theme::Captures,
         Theme::Contexts,
+        Theme::Arrays,
         Theme::Everything,
         Theme::Plain,
     ]);
@@ -93,6 +96,7 @@ pub(crate) fn script(seed: u64) -> Script {
         physicals: BTreeSet::new(),
         graphs: BTreeSet::new(),
         executables: BTreeSet::new(),
+        arrays: BTreeSet::new(),
         capturing: None,
         thread: 0,
     };
@@ -123,6 +127,7 @@ impl Generator {
             &mut self.physicals,
             &mut self.graphs,
             &mut self.executables,
+            &mut self.arrays,
         ] {
             slots.clear();
         }
@@ -180,11 +185,15 @@ impl Generator {
             (_, 3) => self.synchronise(),
             (_, 4..=6) => self.question(),
             (Theme::Vmm, 7..=13) => self.vmm(),
-            (Theme::Captures, 7..=13) => self.capture(),
+            (Theme::Captures, 7..=11) => self.capture(),
+            (Theme::Captures, 12 | 13) => self.graph_memory(),
+            (Theme::Arrays, 7..=13) => self.array(),
             (Theme::Contexts, 7..=11) if !self.free => self.context(),
             (Theme::Everything, 7..=9) => self.vmm(),
             (Theme::Everything, 10 | 11) => self.capture(),
             (Theme::Everything, 12) if !self.free => self.context(),
+            (Theme::Everything, 13) => self.array(),
+            (Theme::Everything, 15) => self.graph_memory(),
             (Theme::Plain, 7) => self.driver_memory(),
             (_, 14) => self.event(),
             _ => self.work(),
@@ -444,7 +453,14 @@ impl Generator {
                 for _ in 0..3 {
                     let (slot, value) = (self.memory(), self.random.below(1000));
                     let (at, bytes) = self.part(slot);
-                    match self.random.below(3) {
+                    let arrays = self.arrays.clone();
+                    match self.random.below(4) {
+                        3 if !arrays.is_empty() => {
+                            let (array, way) = (self.taken(&arrays, MEMORIES as u64), self.random.below(2));
+                            let verb = if way == 0 { "to_array" } else { "from_array" };
+                            let kind = self.random.pick(&[1, 3]);
+                            self.push(verb, &[array, value % 8 * 4, 0, slot, 0, 64, 1, stream, kind]);
+                        }
                         0 => self.push("step", &[slot, at, bytes, value, stream]),
                         1 => self.push("set32", &[slot, at, bytes, value, stream, 1]),
                         _ => {
@@ -476,6 +492,80 @@ impl Generator {
             }
             _ => {
                 let (executable, stream) = (self.taken(&executables, SLOTS as u64), self.some_stream());
+                self.push("launch", &[executable, stream]);
+            }
+        }
+    }
+
+    fn make_array(&mut self) {
+        let memories = self.memories.clone();
+        let slot = self.vacant(&memories, MEMORIES as u64);
+        let (height, channels) =
+            (self.random.pick(&[0, 1, 1, 16, 16, 64, 8000]), self.random.pick(&[4, 4, 4, 4, 4, 4, 3]));
+        self.push("array", &[slot, height, channels]);
+        self.memories.insert(slot);
+        self.arrays.insert(slot);
+    }
+
+    /// Memory that is not small, mostly.
+    fn large_memory(&mut self) -> u64 {
+        let (one, other) = (self.memory(), self.memory());
+        if self.sizes[one as usize] > self.sizes[other as usize] { one } else { other }
+    }
+
+    fn array(&mut self) {
+        let arrays = self.arrays.clone();
+        let slot = self.taken(&arrays, MEMORIES as u64);
+        let (other, stream, kind) = (self.large_memory(), self.some_stream(), self.random.below(4));
+        let kind = if self.free { kind | 1 } else { kind };
+        // Mostly whole elements within the array.
+        let (x, y) = (self.random.below(16) * 4 + u64::from(self.random.one_in(20)), self.random.below(4));
+        let (width, height) =
+            (self.random.below(32) * 4 + 4, 1 + self.random.below(4) * self.random.below(4));
+        let at = self.random.below(4) * 256;
+        match self.random.below(12) {
+            0 | 1 => self.make_array(),
+            _ if arrays.is_empty() => self.make_array(),
+            2 => {
+                self.push("array_end", &[slot]);
+                self.arrays.remove(&slot);
+            }
+            3 => self.push("array_hash", &[slot]),
+            4..=6 => self.push("to_array", &[slot, x, y, other, at, width, height, stream, kind]),
+            7 | 8 => self.push("from_array", &[slot, x, y, other, at, width, height, stream, kind]),
+            9 if !self.free => {
+                let out = self.random.below(2);
+                self.push("array_row", &[slot, x, other, at, width, out]);
+            }
+            _ => {
+                let from = self.taken(&arrays, MEMORIES as u64);
+                self.push("array_copy", &[slot, x, y * 4, from, width, height, stream, kind]);
+            }
+        }
+    }
+
+    fn graph_memory(&mut self) {
+        let (graphs, executables) = (self.graphs.clone(), self.executables.clone());
+        let (slot, value, device) = (self.memory(), self.random.below(256), self.random.below(2));
+        let (at, bytes) = self.part(slot);
+        match self.random.below(7) {
+            6 => self.make_array(),
+            0 if self.free => {}
+            0 => self.push("graph_trim", &[device]),
+            1 if self.free => {}
+            1 => self.push("graph_books", &[device]),
+            2 | 3 if self.capturing.is_some() => {
+                let stream = self.capturing.unwrap_or(0);
+                self.push("captured_memory", &[slot, at, bytes, value, stream]);
+            }
+            _ => {
+                let graph = self.vacant(&graphs, SLOTS as u64);
+                let executable = self.vacant(&executables, SLOTS as u64);
+                let kind = self.random.below(3);
+                self.push("graph_memory", &[executable, graph, slot, at, bytes, value, kind]);
+                self.graphs.insert(graph);
+                self.executables.insert(executable);
+                let stream = self.some_stream();
                 self.push("launch", &[executable, stream]);
             }
         }

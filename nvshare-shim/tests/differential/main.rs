@@ -22,10 +22,12 @@
 #![expect(clippy::unused_self, reason = "steps ask the world, also where the driver answers for it")]
 #![expect(clippy::format_push_string, reason = "transcripts are short")]
 
+mod arrays;
 mod compare;
 mod contexts;
 mod execute;
 mod generate;
+mod graph_memory;
 mod graphs;
 mod memory;
 mod questions;

@@ -17,7 +17,8 @@ impl World {
             return None;
         }
         let frees = ["free", "free_async", "host_free", "unregister"].contains(&op.verb());
-        if frees && self.memories[slot].as_ref().is_some_and(|memory| self.is_reused(memory)) {
+        let is_no_address = |memory: &Memory| self.is_reused(memory) || memory.kind == Kind::Array;
+        if frees && self.memories[slot].as_ref().is_some_and(is_no_address) {
             return None;
         }
         let code = match op.verb() {
@@ -48,6 +49,10 @@ impl World {
             }
             "alloc_async" => {
                 let (mut start, (stream, context)) = (0, self.stream(third)?);
+                // There it would be the graph's.
+                if self.is_captured(stream) {
+                    return None;
+                }
                 self.vacate(slot)?;
                 let code = cu!(cuMemAllocAsync(&raw mut start, second as usize, stream));
                 let code = self.keep_in(slot, code, Kind::Async, start, second, context);

@@ -5,7 +5,7 @@ use cudarc::driver::sys::{self, CUpointer_attribute};
 
 use crate::script::Op;
 use crate::vmm::place;
-use crate::world::{MEMORIES, World, cu};
+use crate::world::{Kind, MEMORIES, World, cu};
 
 /// Attributes that can be asked for, and how their values are compared.
 const ATTRIBUTES: &[(u32, How)] = &[
@@ -53,12 +53,17 @@ impl World {
         let [first, second, third] = [0, 1, 2].map(|index| op.args.get(index).copied().unwrap_or(0));
         let address = |world: &World| {
             let memory = world.memories[first as usize % MEMORIES].as_ref()?;
-            // Nor is anything asked about what happens to lie behind.
-            (!world.is_reused(memory) && second < memory.bytes).then_some(memory.start + second)
+            // Nor is anything asked about what happens to lie behind, or of a handle.
+            (memory.kind != Kind::Array && !world.is_reused(memory) && second < memory.bytes)
+                .then_some(memory.start + second)
         };
         Some(match op.verb() {
             "info" => {
                 let (mut free, mut total) = (0, 0);
+                // Known to differ: without an agent the driver answers, to whom what is out is free.
+                if let Some(socket) = self.swaps {
+                    swap(socket, b'i');
+                }
                 let code = cu!(cuMemGetInfo_v2(&raw mut free, &raw mut total));
                 format!("{code} ~{free} {total}")
             }

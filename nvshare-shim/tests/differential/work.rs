@@ -25,6 +25,8 @@ pub(crate) enum By {
     Kernel,
     /// A copy or a memset.
     Copy,
+    /// A copy, as an array.
+    Array,
 }
 
 impl World {
@@ -275,7 +277,14 @@ impl World {
 
     /// The stream and the address, if work in the stream may use the range: it is there, its contents are known, the device
     /// may reach it, and what used it before is over or comes before.
-    fn ready(&mut self, slot: u64, at: u64, bytes: u64, stream: u64, by: By) -> Option<(CUstream, u64)> {
+    pub(crate) fn ready(
+        &mut self,
+        slot: u64,
+        at: u64,
+        bytes: u64,
+        stream: u64,
+        by: By,
+    ) -> Option<(CUstream, u64)> {
         let slot = slot as usize % MEMORIES;
         let (handle, context) = self.stream(stream)?;
         let (device, peers) = {
@@ -284,7 +293,8 @@ impl World {
         };
         let memory = self.memories[slot].as_ref()?;
         let inside = bytes > 0 && at.checked_add(bytes).is_some_and(|end| end <= memory.bytes);
-        if memory.gone || !memory.known || !inside {
+        let as_it_is = (memory.kind == Kind::Array) == (by == By::Array);
+        if memory.gone || !memory.known || !inside || !as_it_is {
             return None;
         }
         match memory.kind {
@@ -309,7 +319,7 @@ impl World {
             // A copy that names it as memory of the host would be another call.
             _ => {}
         }
-        let start = memory.start + at;
+        let start = if by == By::Array { memory.start } else { memory.start + at };
         self.before(slot, handle);
         Some((handle, start))
     }
@@ -341,7 +351,7 @@ impl World {
     }
 
     /// Work that uses the slot's memory was submitted with this result.
-    fn done(&mut self, slot: u64, stream: u64, code: u32) -> u32 {
+    pub(crate) fn done(&mut self, slot: u64, stream: u64, code: u32) -> u32 {
         if code == 0
             && let Some((handle, context)) = self.stream(stream)
         {
@@ -389,6 +399,9 @@ impl World {
         let Some(context) = context.filter(|_| !memory.gone && memory.known) else {
             return "nobody's".to_owned();
         };
+        if memory.kind == Kind::Array {
+            return self.array_contents(slot);
+        }
         let mut pieces = vec![(0, memory.bytes)];
         if memory.kind == Kind::Reserved {
             let readable = memory.mapped.iter().filter(|(_, mapping)| {

@@ -48,6 +48,8 @@ pub(crate) enum Kind {
     Host,
     Registered,
     Reserved,
+    /// Has a handle in place of an address.
+    Array,
 }
 
 /// A handle of physical memory, as a mapping knows it.
@@ -184,7 +186,9 @@ impl World {
             .or_else(|| self.run_memory(op))
             .or_else(|| self.run_vmm(op))
             .or_else(|| self.run_work(op))
+            .or_else(|| self.run_arrays(op))
             .or_else(|| self.run_graphs(op))
+            .or_else(|| self.run_graph_memory(op))
             .or_else(|| self.run_questions(op))
             .unwrap_or_else(|| "skipped".to_owned());
         let made = self.made;
@@ -332,6 +336,7 @@ impl World {
             }
             let code = match memory.kind {
                 Kind::Plain | Kind::Async | Kind::Managed => cu!(cuMemFree_v2(memory.start)),
+                Kind::Array => cu!(cuArrayDestroy(memory.start as sys::CUarray)),
                 Kind::Host => cu!(cuMemFreeHost(pointer(memory.start))),
                 Kind::Registered => cu!(cuMemHostUnregister(pointer(memory.start))),
                 Kind::Reserved => {

@@ -66,7 +66,8 @@ static void *thread_with_a_destructor(void *unused) {
     return unused;
 }
 
-// The counter page's word `at`, through the descriptor by which the agent would read it.
+// The counter page's word `at`, through the descriptor by which the agent would read it; a child has a copy of that.
+static int kept = -1;
 static unsigned long long counted(int at) {
     char path[64], link[64];
     for (int fd = 3; fd < 64; fd++) {
@@ -74,10 +75,12 @@ static unsigned long long counted(int at) {
         ssize_t n = readlink(path, link, sizeof link - 1);
         if (n > 0 && (link[n] = 0, strstr(link, "memfd:nvshare-counters"))) {
             unsigned long long word = 0;
+            if (kept < 0) kept = dup(fd);
             if (pread(fd, &word, 8, at * 8) == 8) return word;
         }
     }
-    return -1ull;
+    unsigned long long word = 0;
+    return pread(kept, &word, 8, at * 8) == 8 ? word : -1ull;
 }
 
 int main(int argc, char **argv) {

@@ -5,14 +5,12 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{CUcontext, CUdeviceptr, CUresult, CUstream};
 
+use super::described::{Boxes, Rows, Slices, between, boxes, rows, slices};
 use crate::capture;
 use crate::context;
 use crate::export::{Call, Outcome, export, put_if};
 use crate::memory::{self, Location};
 use crate::work::{self, Plane, Transfer, Work, device_end};
-
-/// `CU_MEMORYTYPE_HOST`.
-const HOST: u32 = 1;
 
 /// Up to this size the driver takes the bytes of pageable memory at the call.
 const STAGED: u64 = 64 << 10;
@@ -112,7 +110,7 @@ export! {
             // SAFETY: the caller's array of that many, and an optional out-parameter.
             let copied = unsafe {
                 put_if(failed, index);
-                boxes(&*list.add(index)).and_then(|transfer| asynchronous(cx, transfer, stream))
+                boxes(&*list.add(index), of(cx, stream)?).and_then(|transfer| asynchronous(cx, transfer, stream))
             };
             copied?;
         }
@@ -134,36 +132,36 @@ export! {
     ) |cx| {
         // SAFETY: a description as the driver API demands it.
         let copy = unsafe { copy.as_ref() }.filter(|_| flags == 0).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
-        ordered(cx, boxes(copy)?, stream, copy.order)
+        ordered(cx, boxes(copy, of(cx, stream)?)?, stream, copy.order)
     }
 
     fn cuMemcpy2D_v2 / cuMemcpy2D_v2_ptds(copy: *const Rows) |cx| {
         // SAFETY: a description as the driver API demands it.
-        let transfer = unsafe { rows(copy) }?;
+        let transfer = unsafe { rows(copy, Some(cx.context()?.id)) }?;
         synchronous(cx, transfer)
     }
 
     fn cuMemcpy2DUnaligned_v2 / cuMemcpy2DUnaligned_v2_ptds(copy: *const Rows) |cx| {
         // SAFETY: a description as the driver API demands it.
-        let transfer = unsafe { rows(copy) }?;
+        let transfer = unsafe { rows(copy, Some(cx.context()?.id)) }?;
         synchronous(cx, transfer)
     }
 
     fn cuMemcpy2DAsync_v2 / cuMemcpy2DAsync_v2_ptsz(copy: *const Rows, stream: CUstream) |cx| {
         // SAFETY: a description as the driver API demands it.
-        let transfer = unsafe { rows(copy) }?;
+        let transfer = unsafe { rows(copy, of(cx, stream)?) }?;
         asynchronous(cx, transfer, stream)
     }
 
     fn cuMemcpy3D_v2 / cuMemcpy3D_v2_ptds(copy: *const Slices) |cx| {
         // SAFETY: a description as the driver API demands it.
-        let transfer = unsafe { slices(copy) }?;
+        let transfer = unsafe { slices(copy, Some(cx.context()?.id)) }?;
         synchronous(cx, transfer)
     }
 
     fn cuMemcpy3DAsync_v2 / cuMemcpy3DAsync_v2_ptsz(copy: *const Slices, stream: CUstream) |cx| {
         // SAFETY: a description as the driver API demands it.
-        let transfer = unsafe { slices(copy) }?;
+        let transfer = unsafe { slices(copy, of(cx, stream)?) }?;
         asynchronous(cx, transfer, stream)
     }
 
@@ -178,6 +176,11 @@ export! {
         let transfer = unsafe { between(copy) }?;
         asynchronous(cx, transfer, stream)
     }
+}
+
+/// The context that a copy in a stream is made in.
+fn of(cx: &Call, stream: CUstream) -> Outcome<Option<u64>> {
+    Ok(Some(cx.stream(stream)?.context.id))
 }
 
 fn host_to_device(cx: &Call, to: CUdeviceptr, from: *const c_void, bytes: usize) -> Outcome<Transfer> {
@@ -207,7 +210,7 @@ fn device_to_device(cx: &Call, to: CUdeviceptr, from: CUdeviceptr, bytes: usize)
     Ok(Transfer::linear(to, from, bytes as u64))
 }
 
-fn not_null(address: u64) -> Outcome {
+pub(super) fn not_null(address: u64) -> Outcome {
     if address == 0 { Err(CUresult::CUDA_ERROR_INVALID_VALUE) } else { Ok(()) }
 }
 
@@ -216,7 +219,7 @@ fn is_host(plane: &Plane) -> bool {
 }
 
 /// A copy in the default stream; the host waits where it has an end in its own memory.
-fn synchronous(cx: &Call, transfer: Transfer) -> Outcome {
+pub(super) fn synchronous(cx: &Call, transfer: Transfer) -> Outcome {
     let stream = cx.stream(std::ptr::null_mut())?;
     if transfer.bytes() == 0 {
         return Ok(());
@@ -230,7 +233,7 @@ fn synchronous(cx: &Call, transfer: Transfer) -> Outcome {
 
 /// A copy in a stream. The host does not wait, except for pageable memory: a little of it is taken at the call, more is
 /// copied before the call returns, as nobody could tell when the driver has read or written it.
-fn asynchronous(cx: &Call, mut transfer: Transfer, stream: CUstream) -> Outcome {
+pub(super) fn asynchronous(cx: &Call, mut transfer: Transfer, stream: CUstream) -> Outcome {
     let stream = cx.stream(stream)?;
     if transfer.bytes() == 0 {
         return Ok(());
@@ -293,164 +296,4 @@ impl Sample {
         };
         Sample((0..=PLACES).map(byte).collect())
     }
-}
-
-/// `CUDA_MEMCPY2D`, with plain numbers where it has enums.
-#[repr(C)]
-pub(crate) struct Rows {
-    from: RowEnd,
-    to: RowEnd,
-    width: usize,
-    height: usize,
-}
-
-#[repr(C)]
-struct RowEnd {
-    x: usize,
-    y: usize,
-    kind: u32,
-    host: u64,
-    device: u64,
-    array: u64,
-    pitch: usize,
-}
-
-/// `CUDA_MEMCPY3D` and `CUDA_MEMCPY3D_PEER`, with plain numbers where they have enums.
-#[repr(C)]
-pub(crate) struct Slices {
-    from: SliceEnd,
-    to: SliceEnd,
-    width: usize,
-    height: usize,
-    depth: usize,
-}
-
-#[repr(C)]
-struct SliceEnd {
-    x: usize,
-    y: usize,
-    z: usize,
-    lod: usize,
-    kind: u32,
-    host: u64,
-    device: u64,
-    array: u64,
-    context: u64,
-    pitch: usize,
-    height: usize,
-}
-
-/// `CUDA_MEMCPY3D_BATCH_OP`.
-#[repr(C)]
-pub(crate) struct Boxes {
-    from: BoxEnd,
-    to: BoxEnd,
-    width: usize,
-    height: usize,
-    depth: usize,
-    order: u32,
-    flags: u32,
-}
-
-/// `CUmemcpy3DOperand` of a pointer.
-#[repr(C)]
-struct BoxEnd {
-    kind: u32,
-    address: u64,
-    row: usize,
-    rows: usize,
-    hint: u64,
-}
-
-/// `CU_MEMCPY_OPERAND_TYPE_POINTER`.
-const POINTER: u32 = 1;
-
-/// One copy of a batch; arrays are not simulated.
-fn boxes(copy: &Boxes) -> Outcome<Transfer> {
-    let end = |end: &BoxEnd| {
-        if end.kind != POINTER {
-            return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED);
-        }
-        let row = if end.row == 0 { copy.width } else { end.row };
-        let rows = if end.rows == 0 { copy.height } else { end.rows };
-        if row < copy.width || rows < copy.height {
-            return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-        }
-        not_null(end.address)?;
-        Ok(Plane { address: end.address, pitch: row as u64, slice: (row * rows) as u64 })
-    };
-    let (from, to) = (end(&copy.from)?, end(&copy.to)?);
-    let [width, height, depth] = [copy.width, copy.height, copy.depth].map(|length| length as u64);
-    Ok(Transfer { to, from, width, height, depth, by: None, staged: None })
-}
-
-/// Where the memory is that an end of a copy describes; arrays are not simulated.
-fn base(kind: u32, host: u64, device: u64) -> Outcome<u64> {
-    match kind {
-        HOST => not_null(host).map(|()| host),
-        2 => device_end(device).map(|()| device),
-        3 => Err(CUresult::CUDA_ERROR_NOT_SUPPORTED),
-        4 => Ok(device),
-        _ => Err(CUresult::CUDA_ERROR_INVALID_VALUE),
-    }
-}
-
-/// # Safety
-/// `copy` is null or a description whose ends are memory as it says.
-unsafe fn rows(copy: *const Rows) -> Outcome<Transfer> {
-    // SAFETY: the caller's.
-    let copy = unsafe { copy.as_ref() }.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
-    let end = |end: &RowEnd| {
-        let pitch = if end.pitch == 0 { copy.width } else { end.pitch };
-        if pitch < copy.width && copy.height > 1 {
-            return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-        }
-        let address = base(end.kind, end.host, end.device)? + (end.y * pitch + end.x) as u64;
-        Ok(Plane { address, pitch: pitch as u64, slice: (pitch * copy.height) as u64 })
-    };
-    let (from, to) = (end(&copy.from)?, end(&copy.to)?);
-    Ok(Transfer {
-        to,
-        from,
-        width: copy.width as u64,
-        height: copy.height as u64,
-        depth: 1,
-        by: None,
-        staged: None,
-    })
-}
-
-/// # Safety
-/// As [`rows`].
-pub(crate) unsafe fn slices(copy: *const Slices) -> Outcome<Transfer> {
-    // SAFETY: the caller's.
-    let copy = unsafe { copy.as_ref() }.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
-    let end = |end: &SliceEnd| {
-        let pitch = if end.pitch == 0 { copy.width } else { end.pitch };
-        let height = if end.height == 0 { copy.height } else { end.height };
-        if (pitch < copy.width && copy.height > 1) || (height < copy.height && copy.depth > 1) {
-            return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-        }
-        let slice = pitch * height;
-        let address = base(end.kind, end.host, end.device)? + (end.z * slice + end.y * pitch + end.x) as u64;
-        Ok(Plane { address, pitch: pitch as u64, slice: slice as u64 })
-    };
-    let (from, to) = (end(&copy.from)?, end(&copy.to)?);
-    let [width, height, depth] = [copy.width, copy.height, copy.depth].map(|length| length as u64);
-    Ok(Transfer { to, from, width, height, depth, by: None, staged: None })
-}
-
-/// Like [`slices`], with the contexts of both ends.
-///
-/// # Safety
-/// As [`rows`].
-unsafe fn between(copy: *const Slices) -> Outcome<Transfer> {
-    // SAFETY: the caller's.
-    let (transfer, ends) = unsafe { (slices(copy)?, [&(*copy).from, &(*copy).to]) };
-    // An end in the host's memory names no context.
-    let [from, to] = ends.map(|end| match end.kind {
-        HOST => Ok(0),
-        _ => context::by_handle(end.context as CUcontext).map(|context| context.device),
-    });
-    Ok(Transfer { by: Some([from?, to?]), ..transfer })
 }

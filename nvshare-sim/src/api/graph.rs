@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{CUgraph, CUgraphExec, CUgraphNode, CUresult, CUstream};
 
+use crate::executable::{EXECUTABLES, Executable};
 use crate::export::{Outcome, export, put, put_if};
-use crate::graph::{EXECUTABLES, Executable, GRAPHS, Graph, NODES, Node, NodeKind};
+use crate::graph::{GRAPHS, Graph, NODES, Node, NodeKind};
 use crate::handles::handle_of;
-use crate::work::{self, Work};
 
 export! {
     fn cuGraphCreate(made: *mut CUgraph, flags: c_uint) |cx| {
@@ -26,7 +26,7 @@ export! {
 
     fn cuGraphClone(made: *mut CUgraph, original: CUgraph) |cx| {
         // SAFETY: an out-parameter of the driver API.
-        unsafe { put(made, graph_of(original)?.duplicate().handle()) }
+        unsafe { put(made, graph_of(original)?.duplicate()?.handle()) }
     }
 
     fn cuGraphGetNodes(handle: CUgraph, nodes: *mut CUgraphNode, count: *mut usize) |cx| {
@@ -99,7 +99,7 @@ export! {
     fn cuGraphDestroyNode(handle: CUgraphNode) |cx| {
         let node = node_of(handle)?;
         if let Some(graph) = node.graph.upgrade() {
-            graph.remove(&node);
+            graph.remove(&node)?;
         }
         Ok(())
     }
@@ -108,19 +108,19 @@ export! {
         made: *mut CUgraphExec, handle: CUgraph, wrong: *mut CUgraphNode, log: *mut c_char, bytes: usize,
     ) |cx| {
         // SAFETY: out-parameters of the driver API.
-        unsafe { instantiate(made, handle) }
+        unsafe { instantiate(made, handle, 0) }
     }
 
     fn cuGraphInstantiate_v2(
         made: *mut CUgraphExec, handle: CUgraph, wrong: *mut CUgraphNode, log: *mut c_char, bytes: usize,
     ) |cx| {
         // SAFETY: out-parameters of the driver API.
-        unsafe { instantiate(made, handle) }
+        unsafe { instantiate(made, handle, 0) }
     }
 
     fn cuGraphInstantiateWithFlags(made: *mut CUgraphExec, handle: CUgraph, flags: u64) |cx| {
         // SAFETY: out-parameters of the driver API.
-        unsafe { instantiate(made, handle) }
+        unsafe { instantiate(made, handle, flags) }
     }
 
     fn cuGraphInstantiateWithParams / cuGraphInstantiateWithParams_ptsz(
@@ -131,7 +131,7 @@ export! {
         }
         // SAFETY: in- and out-parameters of the driver API.
         unsafe {
-            instantiate(made, handle)?;
+            instantiate(made, handle, (*parameters).flags)?;
             (*parameters).wrong = std::ptr::null_mut();
             (*parameters).result = 0;
         }
@@ -166,7 +166,7 @@ export! {
 
     fn cuGraphLaunch / cuGraphLaunch_ptsz(handle: CUgraphExec, stream: CUstream) |cx| {
         let stream = cx.stream(stream)?;
-        work::submit(&stream, Work::Graph(executable_of(handle)?.snapshot())).map(|_| ())
+        executable_of(handle)?.launch(&stream)
     }
 }
 
@@ -264,7 +264,10 @@ unsafe fn connect(from: *const CUgraphNode, to: *const CUgraphNode, count: usize
 
 /// # Safety
 /// `made` is null or writable.
-unsafe fn instantiate(made: *mut CUgraphExec, handle: CUgraph) -> Outcome {
+unsafe fn instantiate(made: *mut CUgraphExec, handle: CUgraph, flags: u64) -> Outcome {
+    if made.is_null() {
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
     // SAFETY: the caller's.
-    unsafe { put(made, handle_of(&Executable::new(&graph_of(handle)?)?)) }
+    unsafe { put(made, handle_of(&Executable::new(&graph_of(handle)?, flags)?)) }
 }

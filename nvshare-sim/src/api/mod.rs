@@ -1,15 +1,19 @@
 //! The exported functions, a file per family, and the table of all of them.
 
 mod any_node;
+mod array;
+mod array_copy;
 mod binding;
 mod capture;
 mod context;
 mod copy;
+mod described;
 mod device;
 mod errors;
 mod event;
 mod function;
 mod graph;
+mod graph_memory;
 mod green;
 mod host;
 mod initialization;
@@ -25,14 +29,17 @@ mod pool;
 mod proc_address;
 pub(crate) mod stream;
 mod stubs;
+mod texture;
 mod value;
-mod vmm;
+pub(crate) mod vmm;
 
 use crate::export::Export;
 
 /// All exports, a table per file.
 pub(crate) static TABLES: &[&[&[Export]]] = &[
     any_node::EXPORTS,
+    array::EXPORTS,
+    array_copy::EXPORTS,
     binding::EXPORTS,
     capture::EXPORTS,
     context::EXPORTS,
@@ -42,6 +49,7 @@ pub(crate) static TABLES: &[&[&[Export]]] = &[
     event::EXPORTS,
     function::EXPORTS,
     graph::EXPORTS,
+    graph_memory::EXPORTS,
     green::EXPORTS,
     host::EXPORTS,
     initialization::EXPORTS,
@@ -57,6 +65,7 @@ pub(crate) static TABLES: &[&[&[Export]]] = &[
     proc_address::EXPORTS,
     stream::EXPORTS,
     stubs::EXPORTS,
+    texture::EXPORTS,
     value::EXPORTS,
     vmm::EXPORTS,
 ];

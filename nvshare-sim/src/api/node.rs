@@ -5,12 +5,13 @@ use std::sync::{Arc, PoisonError};
 
 use cudarc::driver::sys::{CUcontext, CUfunction, CUgraph, CUgraphExec, CUgraphNode, CUkernel, CUresult};
 
-use super::copy::{Slices, slices};
+use super::described::{Slices, slices};
 use super::graph::{executable_of, graph_of, node_of, nodes_of};
 use super::launch::{function_of, known};
 use super::memset::check;
+use crate::executable::Executable;
 use crate::export::{Call, Outcome, export, put};
-use crate::graph::Executable;
+use crate::graph::NodeKind;
 use crate::kernel::{Launch, Shape};
 use crate::work::{Fill, HostCall, Work};
 
@@ -54,19 +55,19 @@ export! {
         context: CUcontext,
     ) |cx| {
         // SAFETY: parameters as the driver API demands them.
-        unsafe { add(made, graph, after, count, Work::Transfer(slices(copy)?)) }
+        unsafe { add(made, graph, after, count, Work::Transfer(slices(copy, working_in(context))?)) }
     }
 
     fn cuGraphMemcpyNodeSetParams(node: CUgraphNode, copy: *const Slices) |cx| {
         // SAFETY: parameters as the driver API demands them.
-        set(node, Work::Transfer(unsafe { slices(copy) }?))
+        set(node, Work::Transfer(unsafe { slices(copy, None) }?))
     }
 
     fn cuGraphExecMemcpyNodeSetParams(
         of: CUgraphExec, node: CUgraphNode, copy: *const Slices, context: CUcontext,
     ) |cx| {
         // SAFETY: parameters as the driver API demands them.
-        executable_of(of)?.set(node, Work::Transfer(unsafe { slices(copy) }?))
+        executable_of(of)?.set(node, Work::Transfer(unsafe { slices(copy, working_in(context)) }?))
     }
 
     fn cuGraphAddMemsetNode(
@@ -143,6 +144,11 @@ pub(super) struct Host {
     argument: *mut c_void,
 }
 
+/// The context that a node names, or the current one.
+pub(super) fn working_in(context: CUcontext) -> Option<u64> {
+    crate::context::by_handle(context).ok().or_else(crate::context::current).map(|context| context.id)
+}
+
 /// # Safety
 /// `parameters` is null or what the driver API demands, in its second version with `newer`.
 pub(super) unsafe fn kernel(cx: &Call, parameters: *const Kernel, newer: bool) -> Outcome<Work> {
@@ -216,6 +222,11 @@ pub(super) unsafe fn add(
 }
 
 pub(super) fn set(node: CUgraphNode, work: Work) -> Outcome {
-    *node_of(node)?.work.lock().unwrap_or_else(PoisonError::into_inner) = work;
+    let node = node_of(node)?;
+    let mut before = node.work.lock().unwrap_or_else(PoisonError::into_inner);
+    if !NodeKind::can_become(&before, &work) {
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
+    *before = work;
     Ok(())
 }

@@ -44,9 +44,9 @@ struct Properties {
 /// `CUmemAccessDesc`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Grant {
-    location: Location,
-    flags: c_uint,
+pub(crate) struct Grant {
+    pub(crate) location: Location,
+    pub(crate) flags: c_uint,
 }
 
 /// `CU_MEM_ALLOCATION_TYPE_PINNED`.

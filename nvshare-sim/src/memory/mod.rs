@@ -6,9 +6,12 @@
 //! - [`physical`]: handles of physical memory; [`mapping`]: physical memory behind reserved addresses
 //! - [`plain`]: `cuMemAlloc`; [`pool`], [`blocks`]: the same in stream order; [`host`]: pinned,
 //!   and [`pins`], what that takes of a card; [`managed`]: paged by the driver
+//! - [`graph`]: what graphs allocate, [`graph_pool`]: what is behind it
 
 mod address;
 mod blocks;
+pub(crate) mod graph;
+pub(crate) mod graph_pool;
 pub(crate) mod host;
 pub(crate) mod managed;
 pub(crate) mod mapping;
@@ -52,9 +55,12 @@ pub(crate) fn context_destroyed(context: &Context) {
         area.dispose();
     }
     plain::forget_context(context.id);
+    crate::array::context_destroyed(context.id);
+    crate::texture::context_destroyed(context.id);
     pool::synchronised(context.device);
     if CONTEXTS[context.device].fetch_sub(1, Ordering::AcqRel) == 1 {
         pool::forget_device(context.device);
+        graph::forget_device(context.device);
         card().release_context(context.device);
     }
 }

@@ -80,19 +80,29 @@ pub(crate) fn allocate(context: &Context, bytes: u64, pool: Option<Arc<Pool>>) -
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
     crate::faults::at_call(Point::Alloc)?;
-    let device = context.device;
-    let start = if let Some(pool) = &pool {
-        pool.take(bytes)?
-    } else if bytes <= SMALL {
-        small(context, bytes)?
-    } else {
-        let whole = bytes.checked_next_multiple_of(GRANULARITY).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
-        let chunk = Chunk::allocate(device, whole)?;
-        let start = chunk.start;
-        chunks().large.insert(start, chunk);
-        start
+    let start = match &pool {
+        Some(pool) => pool.take(bytes)?,
+        None => take(context, bytes)?,
     };
-    Ok(space::write().insert(Area::new(start, bytes, context.id, device, Kind::Plain(pool))))
+    Ok(space::write().insert(Area::new(start, bytes, context.id, context.device, Kind::Plain(pool))))
+}
+
+/// Allocates the memory of an array.
+pub(crate) fn allocate_array(context: &Context, bytes: u64) -> Outcome<Arc<Area>> {
+    crate::faults::at_call(Point::Alloc)?;
+    let start = take(context, bytes)?;
+    Ok(space::write().insert(Area::new(start, bytes, context.id, context.device, Kind::Array)))
+}
+
+fn take(context: &Context, bytes: u64) -> Outcome<u64> {
+    if bytes <= SMALL {
+        return small(context, bytes);
+    }
+    let whole = bytes.checked_next_multiple_of(GRANULARITY).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
+    let chunk = Chunk::allocate(context.device, whole)?;
+    let start = chunk.start;
+    chunks().large.insert(start, chunk);
+    Ok(start)
 }
 
 fn slot_bytes(bytes: u64) -> u64 {
@@ -155,6 +165,9 @@ pub(super) fn forget_context(context: u64) {
 pub(crate) fn free(start: u64) -> Outcome {
     let area = space::find(start).filter(|area| area.start == start);
     let area = area.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+    if let Kind::Graph(allocation) = &area.kind {
+        return super::graph::free(allocation, &area);
+    }
     if !matches!(area.kind, Kind::Plain(_) | Kind::Managed(_)) {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
@@ -163,7 +176,7 @@ pub(crate) fn free(start: u64) -> Outcome {
 }
 
 /// Waits for all work of the context that an area belongs to.
-pub(super) fn wait_for_owner(area: &Area) -> Outcome {
+pub(crate) fn wait_for_owner(area: &Area) -> Outcome {
     CONTEXTS.find(|context| context.id == area.context).map_or(Ok(()), |context| {
         context.jam.pass();
         context.synchronize()
@@ -171,7 +184,7 @@ pub(super) fn wait_for_owner(area: &Area) -> Outcome {
 }
 
 /// Takes an area away. Under work that may touch it: a violation.
-pub(super) fn remove(area: &Arc<Area>, call: &str) -> Outcome {
+pub(crate) fn remove(area: &Arc<Area>, call: &str) -> Outcome {
     remove_before(area, call, u64::MAX)
 }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cudarc::driver::sys::{CUmemoryPool, CUresult};
 
 use super::blocks::Blocks;
+use super::graph::Allocation;
 use super::space::{self, Area, Kind};
 use super::{piece, plain};
 use crate::completion::Completion;
@@ -207,9 +208,11 @@ pub(crate) fn destroy(handle: CUmemoryPool) -> Outcome {
 /// Allocates at once: the address is valid in the stream from here on.
 pub(crate) fn allocate(stream: &Arc<Stream>, pool: CUmemoryPool, bytes: u64) -> Outcome<u64> {
     let pool = Pool::by_handle(pool)?;
-    refuse_capture(stream)?;
     if pool.device >= card().config().cards as usize {
         return Err(CUresult::CUDA_ERROR_INVALID_DEVICE);
+    }
+    if let Some(start) = allocate_in_graph(stream, pool.device, bytes)? {
+        return Ok(start);
     }
     if let Some(again) = pool.take_back(stream, bytes) {
         return Ok(again.start);
@@ -239,8 +242,12 @@ pub(super) fn forget_device(device: usize) {
 pub(crate) fn free(stream: &Arc<Stream>, start: u64) -> Outcome {
     let invalid = CUresult::CUDA_ERROR_INVALID_VALUE;
     let area = space::find(start).filter(|area| area.start == start).ok_or(invalid)?;
-    let Kind::Plain(pool) = &area.kind else { return Err(invalid) };
-    // A graph frees what graphs allocated, which nothing here did.
+    let pool = match &area.kind {
+        Kind::Plain(pool) => pool,
+        Kind::Graph(allocation) => return free_of_graph(stream, allocation, &area),
+        _ => return Err(invalid),
+    };
+    // A graph frees what graphs allocated.
     if crate::capture::is_capturing(stream) {
         return Err(invalid);
     }
@@ -288,7 +295,38 @@ pub(crate) fn free(stream: &Arc<Stream>, start: u64) -> Outcome {
     }
 }
 
-/// Memory nodes of graphs are not simulated.
-fn refuse_capture(stream: &Arc<Stream>) -> Outcome {
-    if crate::capture::is_capturing(stream) { Err(CUresult::CUDA_ERROR_NOT_SUPPORTED) } else { Ok(()) }
+/// In a stream that is being captured the graph allocates, with the pool's properties.
+fn allocate_in_graph(stream: &Arc<Stream>, device: usize, bytes: u64) -> Outcome<Option<u64>> {
+    let Some(graph) = crate::capture::graph_of(stream)? else { return Ok(None) };
+    let hold = Allocation::create(&graph, device, bytes, Vec::new())?;
+    let start = hold.start;
+    match crate::work::submit(stream, Work::Allocate(hold))? {
+        Submitted::Captured => Ok(Some(start)),
+        Submitted::Running(_) => Err(CUresult::CUDA_ERROR_UNKNOWN),
+    }
+}
+
+/// Frees what a graph allocated: in another graph, or in stream order.
+fn free_of_graph(stream: &Arc<Stream>, allocation: &Arc<Allocation>, area: &Arc<Area>) -> Outcome {
+    if let Some(graph) = crate::capture::graph_of(stream)? {
+        let hold = allocation.freed_in(&graph)?;
+        return crate::work::submit(stream, Work::Free(hold)).map(|_| ());
+    }
+    let context = allocation.free_by_call()?;
+    let custom = Custom {
+        name: "cuMemFreeAsync",
+        touches: Vec::new(),
+        run: {
+            let (allocation, area) = (Arc::clone(allocation), Arc::clone(area));
+            let submitted = crate::work::submitted_so_far();
+            Box::new(move |timeline| {
+                timeline.sleep();
+                plain::check_unused(&area, "cuMemFreeAsync", submitted);
+                allocation.set_valid(false);
+                Ok(())
+            })
+        },
+    };
+    let submitted = crate::work::submit(stream, Work::Custom(Arc::new(custom)));
+    submitted.map(|_| ()).inspect_err(|_| allocation.take_back(context))
 }

@@ -46,6 +46,10 @@ pub(crate) struct Area {
 pub(crate) enum Kind {
     /// `cuMemAlloc` and its relatives; with the pool that it came from.
     Plain(Option<Arc<super::pool::Pool>>),
+    /// What a node of a graph allocates.
+    Graph(Arc<super::graph::Allocation>),
+    /// An array's, of which the application knows no address.
+    Array,
     /// `cuMemAddressReserve`, with what is mapped there.
     Reserved(Mutex<BTreeMap<u64, mapping::Mapping>>),
     /// `cuMemAllocManaged`.
@@ -98,9 +102,10 @@ impl Area {
     pub(super) fn dispose(&self) {
         match &self.kind {
             Kind::Plain(pool) => plain::dispose(self, pool.as_deref()),
+            Kind::Array => plain::dispose(self, None),
             Kind::Managed(managed) => managed.dispose(self),
             Kind::Pinned(pinned) => pinned.dispose(self),
-            Kind::Reserved(_) => {}
+            Kind::Reserved(_) | Kind::Graph(_) => {}
         }
     }
 }
@@ -140,7 +145,9 @@ pub(crate) fn classify(address: u64) -> Location {
     match read().find(address) {
         None => Location::Pageable,
         Some(area) => match &area.kind {
-            Kind::Plain(_) | Kind::Reserved(_) => Location::Device(area.device),
+            Kind::Plain(_) | Kind::Array | Kind::Graph(_) | Kind::Reserved(_) => {
+                Location::Device(area.device)
+            }
             Kind::Managed(_) => Location::Managed,
             Kind::Pinned(_) => Location::Pinned,
         },
@@ -182,7 +189,10 @@ pub(crate) fn access(start: u64, bytes: u64, write: bool, device: usize) -> Resu
             let mappings = mappings.lock().unwrap_or_else(PoisonError::into_inner);
             mapping::access(&mappings, start, bytes, write, device)
         }
-        Kind::Plain(_) | Kind::Managed(_) | Kind::Pinned(_) => Ok(()),
+        Kind::Graph(allocation) if !allocation.is_valid() => {
+            Err(format!("{} is a graph's, and not allocated at the time", piece(start, bytes)))
+        }
+        Kind::Plain(_) | Kind::Array | Kind::Graph(_) | Kind::Managed(_) | Kind::Pinned(_) => Ok(()),
     }
 }
 

@@ -18,10 +18,11 @@ pub(crate) use transfer::{Plane, Transfer, device_end};
 
 use crate::capture;
 use crate::completion::Completion;
+use crate::executable::Executable;
 use crate::export::Outcome;
 use crate::faults::{self, Effect};
-use crate::graph::Executable;
 use crate::kernel::Launch;
+use crate::memory::graph::Hold;
 use crate::stream::Stream;
 use crate::timeline::Timeline;
 
@@ -70,6 +71,10 @@ pub(crate) enum Work {
     Callback(Callback),
     /// A graph.
     Graph(Arc<Executable>),
+    /// What a node of a graph allocates is there from here on.
+    Allocate(Arc<Hold>),
+    /// It is there no more.
+    Free(Arc<Hold>),
     /// What other parts of the simulator do in stream order.
     Custom(Arc<Custom>),
     /// Nothing: an event's record, a wait for one, an empty node.
@@ -99,6 +104,8 @@ impl Work {
                 let nodes: Vec<_> = graph.works().iter().map(Work::describe).take(4).collect();
                 format!("a graph ({}, ..)", nodes.join(", "))
             }
+            Work::Allocate(_) => "an allocation".into(),
+            Work::Free(_) => "a free".into(),
             Work::Custom(custom) => custom.name.into(),
             Work::Nothing => "nothing".into(),
         }
@@ -112,7 +119,9 @@ impl Work {
             Work::Fill(fill) => vec![fill.touch()],
             Work::Graph(graph) => graph.works().iter().flat_map(Work::touches).collect(),
             Work::Custom(custom) => custom.touches.clone(),
-            Work::Host(_) | Work::Callback(_) | Work::Nothing => Vec::new(),
+            Work::Host(_) | Work::Callback(_) | Work::Allocate(_) | Work::Free(_) | Work::Nothing => {
+                Vec::new()
+            }
         }
     }
 
@@ -156,6 +165,16 @@ impl Work {
                 timeline.check()?;
                 work.execute(timeline)
             }),
+            Work::Allocate(hold) => {
+                timeline.sleep();
+                hold.set_valid(true);
+                Ok(())
+            }
+            Work::Free(hold) => {
+                timeline.sleep();
+                hold.set_valid(false);
+                Ok(())
+            }
             Work::Custom(custom) => (custom.run)(timeline),
             Work::Nothing => Ok(()),
         }
@@ -220,12 +239,21 @@ pub(crate) enum Submitted {
 
 /// Submits `work` to `stream`; the caller does not wait for it.
 pub(crate) fn submit(stream: &Arc<Stream>, work: Work) -> Outcome<Submitted> {
+    submit_after(stream, work, &[])
+}
+
+/// As [`submit`], not to begin before all of `after` is over.
+pub(crate) fn submit_after(
+    stream: &Arc<Stream>,
+    work: Work,
+    after: &[Arc<Completion>],
+) -> Outcome<Submitted> {
     stream.usable()?;
     if capture::take(stream, &work)? {
         return Ok(Submitted::Captured);
     }
     let effect = faults::at_submission(&work)?;
-    Ok(Submitted::Running(stream.enqueue((work, effect), &[], false)))
+    Ok(Submitted::Running(stream.enqueue((work, effect), after, false)))
 }
 
 /// Submits `work` to `stream` and waits for its end. Not allowed where the stream is being captured.

@@ -1,7 +1,8 @@
 //! Each byte counts once, for as long as it lives.
 
-use super::run::{Running, TURNS, agent, as_bare, bare, card, cards, hooked, run};
 use std::time::Duration;
+
+use super::run::{Running, TURNS, agent, as_bare, bare, card, cards, hooked, run, swapped};
 
 #[test]
 fn managed_memory_is_no_memory_of_the_card() {
@@ -20,14 +21,10 @@ fn mapped_memory_counts_once_before_and_after_its_handle_is_released() {
 #[test]
 fn graphs_that_are_destroyed_hold_nothing() {
     let node = card("1G");
-    let alone = run(bare(&node, "graphs_give_back", ""));
-    if alone.said.contains("801") {
-        eprintln!("SKIPPED: the simulator has no graph memory");
-        return;
-    }
-    alone.assert_well("bare");
+    run(bare(&node, "graphs_give_back", "")).assert_well("bare");
     let _agent = agent(&node, &[]);
     run(hooked(&node, "graphs_give_back", "")).assert_well("under the library");
+    run(swapped(&node, "graphs_give_back", "", "20ms")).assert_well("under the library, swapped");
 }
 
 #[test]
@@ -71,7 +68,7 @@ fn questions_have_one_answer_wherever_the_memory_is() {
         || card("1G"),
         "questions_while_out",
         "",
-        |node| super::run::swapped(node, "questions_while_out", "", "20ms"),
+        |node| swapped(node, "questions_while_out", "", "20ms"),
     );
 }
 

@@ -98,3 +98,11 @@ fn stream_ordered_memory_is_given_back_with_its_context() {
     let _agent = agent(&node, &[]);
     run(hooked(&node, "held_after_context", "pool")).assert_well("stream-ordered memory");
 }
+
+#[test]
+fn a_free_answers_where_its_context_cannot_be_entered() {
+    let node = card("256M");
+    let mut command = hooked(&node, "frees_answer", "");
+    command.env("NVSHARE_SIM_FAULTS", "cuCtxPushCurrent_v2:20+=fail");
+    run(command).assert_well("frees whose context cannot be entered");
+}

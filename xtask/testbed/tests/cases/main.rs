@@ -5,8 +5,10 @@
 
 mod accounts;
 mod answers;
+mod arrays;
 mod bypass;
 mod costs;
+mod descriptors;
 mod ends;
 mod hooks;
 mod order;

@@ -109,3 +109,23 @@ fn nothing_that_finds_no_memory_is_tried_twice_into_a_capture() {
     command.env("NVSHARE_SIM_FAULTS", faults);
     run(command).assert_well("calls into a capture");
 }
+
+/// Two that need more than the card together, one of which can pin no host memory: the driver refuses it each time.
+#[test]
+fn who_can_pin_nothing_keeps_what_it_has_and_its_neighbour_waits_for_it_and_does_not_fail() {
+    let node = card("256M");
+    let agent = agent(&node, &TURNS);
+    let mut pinless = node.workload("--bytes 160M --buffers 4 --seconds 5").with_shim();
+    pinless.env("NVSHARE_SIM_FAULTS", "cuMemHostRegister_v2:*=fail");
+    let pinless = Running::start(&mut pinless);
+    nvshare_testbed::wait_for("it holds its memory", LIMIT, || {
+        let state = agent.state();
+        let held = state["clients"][0]["devices"][0]["resident"].as_u64()?;
+        (held >= 160 << 20).then_some(())
+    });
+    let neighbour = Running::start(&mut node.workload("--bytes 160M --buffers 4 --iterations 3").with_shim());
+    let (pinless, neighbour) = (pinless.end(LIMIT), neighbour.end(LIMIT));
+    eprintln!("{}\n{}", pinless.said, neighbour.said);
+    pinless.assert_well("who can pin nothing");
+    neighbour.assert_well("its neighbour");
+}

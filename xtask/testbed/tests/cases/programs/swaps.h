@@ -21,10 +21,12 @@ static inline void order_swaps(int wanted, char **argv) {
     execv("/proc/self/exe", argv);
     _exit(3);
 }
-// Everything out and in again: 1 where something was moved, 0 where nothing was, -1 where nothing is ordered.
-static inline int swapped(void) {
+// `s`: everything out and in again; `o`: out, until somebody wants it. 1 where something was moved, 0 where nothing was, -1
+// where nothing is ordered.
+static inline int ordered(char what) {
     char answer = 0;
     if (swaps < 0) return -1;
-    if (write(swaps, "s", 1) != 1 || read(swaps, &answer, 1) != 1) _exit(3);
+    if (write(swaps, &what, 1) != 1 || read(swaps, &answer, 1) != 1) _exit(3);
     return answer == '+';
 }
+static inline int swapped(void) { return ordered('s'); }

@@ -1,0 +1,146 @@
+//! Arrays: memory of a device that has a form, and no address that the application knows. One belongs to the context that
+//! it was made in, and goes with it. How a real device lays its elements out nobody can see; here it is row after row.
+
+mod form;
+
+use std::sync::Arc;
+
+use cudarc::driver::sys::{CUarray, CUmipmappedArray, CUresult};
+
+pub(crate) use form::{Form, SURFACE, component};
+
+use crate::context::Context;
+use crate::export::Outcome;
+use crate::handles::{Registry, handle_of};
+use crate::memory::plain;
+use crate::memory::space::Area;
+use crate::work::Plane;
+
+/// All arrays, levels of others too.
+static ARRAYS: Registry<Array> = Registry::new();
+/// All arrays with levels.
+static LEVELLED: Registry<Levelled> = Registry::new();
+
+/// An array, or a level of one.
+pub(crate) struct Array {
+    /// What it looks like.
+    pub(crate) form: Form,
+    /// The number of its context.
+    context: u64,
+    /// Its first byte.
+    start: u64,
+    /// Its memory; a level's is that of the whole.
+    own: Option<Arc<Area>>,
+}
+
+/// An array with levels.
+pub(crate) struct Levelled {
+    context: u64,
+    memory: Arc<Area>,
+    levels: Vec<Arc<Array>>,
+}
+
+/// Each level begins at a multiple of this.
+const ALIGNMENT: u64 = 512;
+
+impl Array {
+    /// Makes one in a context.
+    pub(crate) fn create(context: &Context, form: Form) -> Outcome<CUarray> {
+        form.check(false)?;
+        let memory = plain::allocate_array(context, form.bytes())?;
+        let start = memory.start;
+        let array = Array { form, context: context.id, start, own: Some(memory) };
+        Ok(ARRAYS.insert(Arc::new(array)))
+    }
+
+    /// The array that a handle names.
+    pub(crate) fn by_handle(handle: CUarray) -> Option<Arc<Array>> {
+        ARRAYS.get(handle)
+    }
+
+    /// Destroys it when the work of its context is over. A level goes with the whole only.
+    pub(crate) fn destroy(handle: CUarray) -> Outcome {
+        let gone = CUresult::CUDA_ERROR_INVALID_HANDLE;
+        let memory = ARRAYS.get(handle).and_then(|array| array.own.clone()).ok_or(gone)?;
+        plain::wait_for_owner(&memory)?;
+        ARRAYS.remove(handle).ok_or(gone)?;
+        plain::remove(&memory, "cuArrayDestroy")
+    }
+
+    /// Where a box of bytes, rows and slices lies that begins at this byte, row and slice. An error if it is not within
+    /// the array or cuts through an element, or if the array is of another context than the one that is named.
+    pub(crate) fn plane(&self, at: [usize; 3], extents: [usize; 3], context: Option<u64>) -> Outcome<Plane> {
+        let invalid = CUresult::CUDA_ERROR_INVALID_VALUE;
+        let [row, rows, _] = self.form.lengths();
+        let is_within = |((at, extent), all): ((usize, usize), u64)| {
+            at.checked_add(extent).is_some_and(|end| end as u64 <= all)
+        };
+        let whole_elements =
+            [at[0], extents[0]].iter().all(|x| (*x as u64).is_multiple_of(self.form.element()));
+        let inside = at.into_iter().zip(extents).zip(self.form.lengths()).all(is_within);
+        if !inside || !whole_elements || context.is_some_and(|context| context != self.context) {
+            return Err(invalid);
+        }
+        let [x, y, z] = at.map(|length| length as u64);
+        Ok(Plane { address: self.start + (z * rows + y) * row + x, pitch: row, slice: row * rows })
+    }
+
+    /// Whether a surface can be made of it.
+    pub(crate) fn takes_surfaces(&self) -> bool {
+        self.form.flags & SURFACE != 0
+    }
+}
+
+impl Levelled {
+    /// Makes one in a context, with as many levels as there can be, at most `levels`.
+    pub(crate) fn create(context: &Context, form: Form, levels: u32) -> Outcome<CUmipmappedArray> {
+        form.check(true)?;
+        let forms = (0..levels.clamp(1, form.most_levels())).map(|level| form.level(level));
+        let mut bytes = 0;
+        let places: Vec<(u64, Form)> = forms
+            .map(|form| {
+                let at = bytes;
+                bytes += form.bytes().next_multiple_of(ALIGNMENT);
+                (at, form)
+            })
+            .collect();
+        let memory = plain::allocate_array(context, bytes)?;
+        let level = |(at, form): (u64, Form)| {
+            let start = memory.start + at;
+            Arc::new(Array { form, context: context.id, start, own: None })
+        };
+        let levels: Vec<Arc<Array>> = places.into_iter().map(level).collect();
+        for level in &levels {
+            ARRAYS.insert::<()>(Arc::clone(level));
+        }
+        Ok(LEVELLED.insert(Arc::new(Levelled { context: context.id, memory, levels })))
+    }
+
+    /// The one that a handle names.
+    pub(crate) fn by_handle(handle: CUmipmappedArray) -> Option<Arc<Levelled>> {
+        LEVELLED.get(handle)
+    }
+
+    /// A level, the same array each time.
+    pub(crate) fn level(&self, level: u32) -> Option<CUarray> {
+        self.levels.get(level as usize).map(handle_of)
+    }
+
+    /// Destroys it, with its levels, when the work of its context is over.
+    pub(crate) fn destroy(handle: CUmipmappedArray) -> Outcome {
+        let gone = CUresult::CUDA_ERROR_INVALID_HANDLE;
+        let memory = Arc::clone(&LEVELLED.get(handle).ok_or(gone)?.memory);
+        plain::wait_for_owner(&memory)?;
+        let whole = LEVELLED.remove(handle).ok_or(gone)?;
+        for level in &whole.levels {
+            ARRAYS.remove(handle_of::<Array, ()>(level));
+        }
+        plain::remove(&memory, "cuMipmappedArrayDestroy")
+    }
+}
+
+/// The context is gone, and the memory of its arrays with it.
+pub(crate) fn context_destroyed(context: u64) {
+    ARRAYS.retain(|array| array.context != context);
+    LEVELLED.retain(|array| array.context != context);
+}

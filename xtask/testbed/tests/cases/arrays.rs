@@ -1,0 +1,56 @@
+//! Arrays, memory of graphs, views: what the driver keeps for itself, beside memory that is out and in again.
+
+use std::time::Duration;
+
+use nvshare_testbed::Agent;
+
+use super::run::{LIMIT, Running, agent, bare, card, hooked, run};
+
+#[test]
+fn what_is_in_arrays_and_graphs_comes_of_memory_that_is_out_and_in_again() {
+    run(bare(&card("256M"), "arrays_in_turns", "")).assert_well("bare");
+    run(hooked(&card("256M"), "arrays_in_turns", "swaps")).assert_well("under the library");
+}
+
+/// What the agent hears, in MiB, of memory of the one client that stays for this reason, as soon as that is `expected`.
+fn heard(agent: &Agent, reason: &str, expected: u64) -> u64 {
+    let heard = || {
+        let (_, text) = agent.get("/api/v1/state").expect("the state");
+        let state: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        state["clients"][0]["devices"][0]["unswappable_reasons"][reason].as_u64().unwrap_or(0) >> 20
+    };
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while heard() != expected && std::time::Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    heard()
+}
+
+#[test]
+fn arrays_and_the_memory_of_graphs_are_told_under_their_names_as_long_as_they_live() {
+    let kinds = [
+        ("array", "array", 16),
+        ("levels", "mipmapped", 20),
+        ("context", "array", 16),
+        ("graph", "graph", 16),
+        ("left", "graph", 16),
+    ];
+    for (how, reason, bytes) in kinds {
+        let node = card("256M");
+        let agent = agent(&node, &[]);
+        let mut program = Running::start(&mut hooked(&node, "stays", how));
+        program.wait_for("made");
+        assert_eq!(heard(&agent, reason, bytes), bytes, "{how}");
+        program.tell();
+        program.wait_for("gone");
+        assert_eq!(heard(&agent, reason, 0), 0, "{how}, which is gone");
+        program.tell();
+        program.end(LIMIT).assert_well(how);
+    }
+}
+
+#[test]
+fn who_makes_a_texture_of_memory_that_is_out_waits_until_it_is_in() {
+    run(bare(&card("256M"), "textures", "")).assert_well("bare");
+    run(hooked(&card("256M"), "textures", "swaps")).assert_well("under the library");
+}

@@ -1,0 +1,55 @@
+// Memory that stays on the card: of arrays and of graphs. Says "made" and "gone", and goes on when it is told to.
+// stays array|levels|context|graph|left: an array, one with levels, one whose context ends, a graph that frees what it
+// allocated, a graph that does not.
+#include "case.h"
+static void wait_here(const char *what) {
+    char line[8];
+    puts(what);
+    fflush(stdout);
+    if (!fgets(line, sizeof line, stdin)) _exit(3);
+}
+int main(int argc, char **argv) {
+    CUDA_ARRAY3D_DESCRIPTOR form = {.Width = 2048, .Height = 2048, .Format = CU_AD_FORMAT_FLOAT, .NumChannels = 1};
+    CUcontext other;
+    CUarray array;
+    CUmipmappedArray levels;
+    CUstream s;
+    CUgraph g;
+    CUgraphExec x;
+    CUdeviceptr p;
+    CUcontext first = primary(0);
+    CK(cuMemAlloc(&p, 4096)); // What the engine needs is there.
+    if (!strcmp(argv[1], "array")) {
+        CK(cuArray3DCreate(&array, &form));
+        wait_here("made");
+        CK(cuArrayDestroy(array));
+    } else if (!strcmp(argv[1], "levels")) {
+        CK(cuMipmappedArrayCreate(&levels, &form, 2)); // 16 and 4 MiB
+        wait_here("made");
+        CK(cuMipmappedArrayDestroy(levels));
+    } else if (!strcmp(argv[1], "context")) {
+        CK(cuCtxCreate(&other, 0, 0));
+        CK(cuArray3DCreate(&array, &form));
+        wait_here("made");
+        CK(cuCtxDestroy(other));
+        CK(cuCtxSetCurrent(first));
+    } else {
+        int left = !strcmp(argv[1], "left");
+        CK(cuStreamCreate(&s, CU_STREAM_NON_BLOCKING));
+        CK(cuStreamBeginCapture(s, CU_STREAM_CAPTURE_MODE_RELAXED));
+        CK(cuMemAllocAsync(&p, 16 * MIB, s));
+        CK(cuMemsetD8Async(p, 1, 16 * MIB, s));
+        if (!left) CK(cuMemFreeAsync(p, s));
+        CK(cuStreamEndCapture(s, &g));
+        CK(cuGraphInstantiateWithFlags(&x, g, 0));
+        CK(cuGraphLaunch(x, s));
+        CK(cuStreamSynchronize(s));
+        wait_here("made");
+        if (left) CK(cuMemFree(p));
+        CK(cuGraphExecDestroy(x));
+        CK(cuGraphDestroy(g));
+        CK(cuDeviceGraphMemTrim(0));
+    }
+    wait_here("gone");
+    return done();
+}
