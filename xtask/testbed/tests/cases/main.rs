@@ -16,4 +16,5 @@ mod pressure;
 mod programs;
 mod room;
 mod run;
+mod sandbox;
 mod service;
