@@ -17,6 +17,11 @@ pub const RING_BYTES: u32 = 4 << 20;
 /// How many of a sampled launch's parameters are read.
 pub const SAMPLED_PARAMETERS: usize = 8;
 
+/// What threads of one process write at the same time is apart: each of them has one of so many lanes, by its id. They lie
+/// behind one another, the first ones of all slots, then the second ones: no two of a process are neighbours.
+/// 4096 slots with 16 lanes of a cache line each are 4 MiB.
+pub const LANES: usize = 16;
+
 /// Hits are counted at so many places, on each CPU by itself; place 0 is not counted.
 pub const SITES: usize = 4096;
 /// A library has so many of them, and a function of it always the same one.
@@ -75,31 +80,53 @@ pub struct Slot {
     pub tgid: u64,
     /// When it made its first call: nanoseconds of `CLOCK_MONOTONIC`, as all times here.
     pub first: u64,
-    /// When an application thread made its last probed call.
-    pub last: u64,
-    /// When an application thread last launched a kernel or a graph.
-    pub last_launch: u64,
     /// When the process replaced itself by another program (`execve`); 0 if it did not. Nothing is counted here after.
     pub ended: u64,
     /// The slot of its group.
     pub group: u64,
-    /// The thread, by its id, that was found to be one of the application's last.
-    pub thread: u64,
     /// The window in which records were admitted last.
     pub window: u64,
     /// How many were asked for in it.
     pub taken: u64,
+    /// Not 0 for each of its lanes that anybody has used.
+    pub used: [u8; LANES],
     /// Lost records by [`Loss`].
     pub lost: [u64; Loss::COUNT],
-    /// Calls by application threads, by [`Call`].
+    /// Calls by application threads, by [`Call`], but for those that its lanes count.
     pub application: [u64; Call::COUNT],
     /// Calls by the shim's own threads, by [`Call`].
     pub engine: [u64; Call::COUNT],
     /// Up to a multiple of a cache line, so that processes do not share one.
-    pub spare: [u64; 3],
+    pub spare: [u64; 4],
 }
 
 const _: () = assert!(size_of::<Slot>() == 512);
+
+/// What a few of a process's application threads write, in a cache line of its own: see [`LANES`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lane {
+    /// Who called here last, a thread's id, in the lower half, and in which of the kernel's ticks in the upper: while both
+    /// are the same, neither the thread's name nor the time is asked again.
+    pub stamp: u64,
+    /// When an application thread made its last probed call. It was at most a tick of the kernel (1 to 10 ms) later than this.
+    pub last: u64,
+    /// When an application thread last launched a kernel or a graph; the same is true of it.
+    pub last_launch: u64,
+    /// Calls by application threads, in the order of [`FREQUENT`].
+    pub calls: [u64; FREQUENT.len()],
+}
+
+const _: () = assert!(size_of::<Lane>() == 64);
+
+/// What is counted in lanes: calls without a record. Those with one meet in the ring anyway.
+pub const FREQUENT: [Call; 5] =
+    [Call::Launch, Call::GraphLaunch, Call::Synchronize, Call::HostFunction, Call::Batch];
+
+/// Where a lane of a process lies.
+pub const fn lane(slot: u32, thread: u32) -> u32 {
+    slot + (thread % LANES as u32) * SLOTS as u32
+}
 
 /// What a probe was attached to, packed into its cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

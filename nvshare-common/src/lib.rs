@@ -21,4 +21,6 @@ pub mod probe;
 pub mod protocol;
 #[cfg(feature = "std")]
 pub mod units;
+#[cfg(test)]
+mod unobserved;
 pub mod uvm;

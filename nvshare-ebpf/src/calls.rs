@@ -2,17 +2,19 @@
 
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::{
-    bpf_get_attach_cookie, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns,
-    bpf_probe_read_user,
+    bpf_get_attach_cookie, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_jiffies64, bpf_ktime_get_ns,
+    bpf_probe_read_user, bpf_probe_read_user_buf,
 };
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use aya_ebpf::{EbpfContext, Global};
-use nvshare_common::event::{Cookie, Kind, Loss, RING_BYTES, Record, SAMPLED_PARAMETERS, SITES, Shape};
+use nvshare_common::event::{
+    Cookie, FREQUENT, Kind, Loss, RING_BYTES, Record, SAMPLED_PARAMETERS, SITES, Shape,
+};
 use nvshare_common::probe::{Call, ENGINE_THREAD_PREFIX};
 
-use crate::slots::{self, Shared, Word};
+use crate::slots::{self, Shared, SharedLane, Word};
 
 /// One launch in this many, by chance, is sampled with its parameters; 0: none.
 #[unsafe(no_mangle)]
@@ -70,21 +72,23 @@ pub fn entered(ctx: &ProbeContext) {
     let index = slots::find_or_claim(ctx, (thread >> 32) as u32);
     let Some(slot) = slots::get(index) else { return };
 
+    let Some(lane) = slots::lane(index, thread as u32) else { return };
+
     let arguments = arguments(ctx);
-    let engine = is_engine(slot, thread);
+    let engine = !met(slot, lane, thread as u32);
     if engine {
         slot.engine[call].add(1);
-    } else {
-        let before = slot.application[call].load();
-        slot.application[call].add(1);
-        let time = now();
-        slot.last.store(time);
+    } else if let Some(counter) = frequent(lane, call) {
+        let before = counter.load();
+        counter.add(1);
         if call == LAUNCH || call == GRAPH_LAUNCH {
-            slot.last_launch.store(time);
+            lane.last_launch.store(lane.last.load());
         }
-        if call == LAUNCH && chosen(before) {
-            sample(ctx, cookie, arguments, index, thread, time);
+        if call == LAUNCH && chosen(before ^ thread << 40) {
+            sample(ctx, cookie, arguments, index, thread);
         }
+    } else {
+        slot.application[call].add(1);
     }
     slots::if_asleep(|| {
         let record = Record { head: Record::head(Kind::Wake, 0, 0), ..Record::default() };
@@ -186,6 +190,9 @@ fn describe(thread: u64, entered: &Entered, result: u64) {
     emit_head(index, &record, wake());
 }
 
+/// No page is smaller.
+const PAGE: u64 = 4096;
+
 /// Whether a launch is sampled: by a number that looks like chance, so that programs with as many launches a step as
 /// there are between two samples are not always seen at the same one.
 fn chosen(launch: u64) -> bool {
@@ -200,7 +207,8 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-fn sample(ctx: &ProbeContext, cookie: Cookie, arguments: [u64; 4], index: u32, thread: u64, time: u64) {
+fn sample(ctx: &ProbeContext, cookie: Cookie, arguments: [u64; 4], index: u32, thread: u64) {
+    let time = now();
     let Some(slot) = slots::get(index) else { return };
     if !slots::admits(slot, time) {
         slot.lost[Loss::Throttled as usize].add(1);
@@ -224,12 +232,24 @@ fn sample(ctx: &ProbeContext, cookie: Cookie, arguments: [u64; 4], index: u32, t
         address: function,
         ..Record::default()
     };
-    for (number, parameter) in record.parameters.iter_mut().enumerate() {
-        let place = read_user(array.wrapping_add(8 * number as u64));
-        if place == 0 {
-            break;
+    if array % PAGE <= PAGE - 8 * SAMPLED_PARAMETERS as u64 {
+        // In one page: all can be read, or nothing, and then zeros are what the helper leaves.
+        // SAFETY: the words lie behind one another, and any bytes make words.
+        let bytes = unsafe { &mut *(&raw mut record.parameters).cast::<[u8; 8 * SAMPLED_PARAMETERS]>() };
+        // SAFETY: the helper checks the address.
+        let _ = unsafe { bpf_probe_read_user_buf(array as *const u8, bytes) };
+    } else {
+        for (number, place) in record.parameters.iter_mut().enumerate() {
+            *place = read_user(array.wrapping_add(8 * number as u64));
+            if *place == 0 {
+                break;
+            }
         }
-        *parameter = read_user(place);
+    }
+    let mut behind = false;
+    for parameter in &mut record.parameters {
+        behind |= *parameter == 0;
+        *parameter = if behind { 0 } else { read_user(*parameter) };
     }
     if RECORDS.output::<Record>(&record, wake()).is_err() {
         slots::lost(index, Loss::Full);
@@ -251,20 +271,37 @@ pub fn wake() -> u64 {
     u64::from(if waiting >= WAKE_AT { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP })
 }
 
-/// Whether the current thread is one of the shim's. Its name is only asked for when another thread called before.
-fn is_engine(slot: &Shared, thread: u64) -> bool {
-    const PREFIX: u64 = u64::from_ne_bytes(*ENGINE_THREAD_PREFIX);
-    let thread = thread & 0xffff_ffff;
-    if slot.thread.load() == thread {
-        return false;
+/// Meets the current thread: notes the time in its lane. False if it is one of the shim's. Its name is only asked for when
+/// another thread called before, and the time only once in each of the kernel's ticks.
+fn met(slot: &Shared, lane: &SharedLane, thread: u32) -> bool {
+    // SAFETY: helper without arguments.
+    let stamp = u64::from(thread) | unsafe { bpf_jiffies64() } << 32;
+    let before = lane.stamp.load();
+    if before == stamp {
+        return true;
     }
+    if before as u32 != thread {
+        if is_engine() {
+            return false;
+        }
+        slot.uses_lane(thread);
+    }
+    lane.last.store(now());
+    lane.stamp.store(stamp);
+    true
+}
+
+/// Whether the current thread is one of the shim's.
+fn is_engine() -> bool {
+    const PREFIX: u64 = u64::from_ne_bytes(*ENGINE_THREAD_PREFIX);
     let Ok(name) = bpf_get_current_comm() else { return false };
     // SAFETY: the name has 16 bytes, any alignment will do.
-    let engine = unsafe { name.as_ptr().cast::<u64>().read_unaligned() == PREFIX };
-    if !engine {
-        slot.thread.store(thread);
-    }
-    engine
+    unsafe { name.as_ptr().cast::<u64>().read_unaligned() == PREFIX }
+}
+
+/// Where a lane counts a call, if it does.
+fn frequent(lane: &SharedLane, call: usize) -> Option<&Word> {
+    lane.calls.iter().zip(FREQUENT).find(|(_, counted)| *counted as usize == call).map(|(counter, _)| counter)
 }
 
 /// A word of the process, 0 where there is none.

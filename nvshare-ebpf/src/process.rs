@@ -18,11 +18,11 @@ pub fn thread_ended() {
     let thread = bpf_get_current_pid_tgid();
     let tgid = (thread >> 32) as u32;
     let Some(slot) = slots::find(tgid) else { return };
-    if let Some(place) = slots::get(slot)
-        && place.thread.load() == thread & 0xffff_ffff
+    if let Some(lane) = slots::lane(slot, thread as u32)
+        && lane.stamp.load() as u32 == thread as u32
     {
         // Its number may be an engine's next.
-        place.thread.store(0);
+        lane.stamp.store(0);
     }
     if tgid == thread as u32 {
         tell(Kind::Exit, thread, slot);

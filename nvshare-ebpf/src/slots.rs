@@ -1,7 +1,8 @@
 //! The slots: one per process, in an array that the agent maps and reads without system calls.
 //!
 //! Free slots wait in a queue, filled by the agent. A process takes one at its first call; the agent gives it back
-//! after the process died and its counts were read for the last time. What a group of processes (a container's) has is
+//! after the process died and its counts were read for the last time. What its threads write with every call they write
+//! into lanes: counted in one word by all, a call costs each of them a cache line that another CPU has. What a group of processes (a container's) has is
 //! counted behind the slots, so that none takes them all.
 
 use core::cell::UnsafeCell;
@@ -13,11 +14,15 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, Queue};
 use aya_log_ebpf::warn;
 use nvshare_common::event::{
-    GROUPS, Loss, RECORDS_OF_GROUP, RECORDS_OF_PROCESS, SLOTS as COUNT, SLOTS_OF_GROUP, Slot, WINDOW_SHIFT,
+    FREQUENT, GROUPS, LANES as OF_EACH, Lane, Loss, RECORDS_OF_GROUP, RECORDS_OF_PROCESS, SLOTS as COUNT,
+    SLOTS_OF_GROUP, Slot, WINDOW_SHIFT, lane as place_of_lane,
 };
 
 #[map]
 static SLOTS: Array<Slot> = Array::with_max_entries((COUNT + GROUPS) as u32, BPF_F_MMAPABLE);
+
+#[map]
+static LANES: Array<Lane> = Array::with_max_entries((COUNT * OF_EACH) as u32, BPF_F_MMAPABLE);
 
 /// Slots nobody uses.
 #[map]
@@ -190,20 +195,27 @@ impl Word {
 pub struct Shared {
     pub tgid: Word,
     pub first: Word,
-    pub last: Word,
-    pub last_launch: Word,
     pub ended: Word,
     pub group: Word,
-    pub thread: Word,
     window: Word,
     taken: Word,
+    used: [UnsafeCell<u8>; OF_EACH],
     pub lost: [Word; Loss::COUNT],
     pub application: [Word; nvshare_common::probe::Call::COUNT],
     pub engine: [Word; nvshare_common::probe::Call::COUNT],
-    spare: [Word; 3],
+    spare: [Word; 4],
 }
 
+// SAFETY: words as above, and bytes that are only ever set to the same value.
+unsafe impl Sync for Shared {}
+
 impl Shared {
+    /// This thread's lane holds something from now on.
+    pub fn uses_lane(&self, thread: u32) {
+        // SAFETY: a valid byte; programs only store to it, and always this.
+        unsafe { self.used[thread as usize % OF_EACH].get().write_volatile(1) }
+    }
+
     /// One more of at most so many in this window. Two threads that both find it new may admit a few more.
     fn admits(&self, window: u64, most: u64) -> bool {
         if self.window.load() != window {
@@ -223,6 +235,24 @@ pub fn get(slot: u32) -> Option<&'static Shared> {
     // SAFETY: the array lives as long as any program; the two layouts are the same words, and
     // `Word` may be shared.
     Some(unsafe { &*place.cast::<Shared>() })
+}
+
+/// [`Lane`], as it is while several CPUs write to it.
+#[repr(C)]
+pub struct SharedLane {
+    pub stamp: Word,
+    pub last: Word,
+    pub last_launch: Word,
+    pub calls: [Word; FREQUENT.len()],
+}
+
+const _: () = assert!(size_of::<SharedLane>() == size_of::<Lane>());
+
+/// The lane of a process's thread.
+pub fn lane(slot: u32, thread: u32) -> Option<&'static SharedLane> {
+    let place = LANES.get_ptr(place_of_lane(slot, thread))?;
+    // SAFETY: as above.
+    Some(unsafe { &*place.cast::<SharedLane>() })
 }
 
 /// Notes a record that was lost.

@@ -75,7 +75,7 @@ fn make() -> &'static Counters {
 }
 
 fn share() -> rustix::io::Result<(*mut Counters, Own)> {
-    let file = descriptors::memory(c"nvshare-counters", PAGE_BYTES as u64, SealFlags::SEAL)?;
+    let file = descriptors::memory(c"nvshare-counters", PAGE_BYTES as u64)?;
     // SAFETY: a fresh mapping that the kernel places touches nothing that exists.
     let page = unsafe {
         rustix::mm::mmap(
@@ -87,6 +87,9 @@ fn share() -> rustix::io::Result<(*mut Counters, Own)> {
             0,
         )
     }?;
+    // Through the mapping only from now on. Older kernels than 5.1 have no such seal.
+    let _ = rustix::fs::fcntl_add_seals(&file, SealFlags::FUTURE_WRITE);
+    rustix::fs::fcntl_add_seals(&file, SealFlags::SEAL)?;
     Ok((page.cast(), Own::new(file)?))
 }
 

@@ -14,6 +14,9 @@ use rustix::process::{Resource, getrlimit};
 /// So many are closed in a child: an arena takes one, a session three.
 const PLACES: usize = 1024;
 
+/// Ours begin here, where so many may be open.
+const HIGH: u64 = 512;
+
 /// What one leads to. Not for what shares one inode with all of its kind, as an eventfd does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity {
@@ -46,8 +49,13 @@ static ALL: [Place; PLACES] =
         PLACES];
 
 impl Own {
-    /// Takes it. An error of `fstat` closes it.
+    /// Takes it, to a number that the application is not given next: it may close 0 to 2 and go on using them, or count on the
+    /// lowest that is free. An error of `fstat` closes it.
     pub fn new(descriptor: OwnedFd) -> rustix::io::Result<Own> {
+        let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let high = (most / 2).clamp(3, HIGH) as RawFd;
+        // Where there is none left it stays where it is, and is known by what it leads to all the same.
+        let descriptor = rustix::io::fcntl_dupfd_cloexec(&descriptor, high).unwrap_or(descriptor);
         let identity = identity(rustix::fs::fstat(&descriptor)?);
         let take = |place: &&Place| {
             place.number.compare_exchange(FREE, CHANGING, Ordering::AcqRel, Ordering::Relaxed).is_ok()
@@ -68,15 +76,17 @@ impl Own {
     }
 }
 
-/// Memory of `bytes` that has a descriptor and never changes its size; `seals` beside that. `EFBIG` where the application's
+/// Memory of `bytes` that has a descriptor and never changes its size. `EFBIG` where the application's
 /// files may not be so large (`RLIMIT_FSIZE`): to try would end it with `SIGXFSZ`.
-pub(crate) fn memory(name: &CStr, bytes: u64, seals: SealFlags) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn memory(name: &CStr, bytes: u64) -> rustix::io::Result<OwnedFd> {
     if getrlimit(Resource::Fsize).current.is_some_and(|most| most < bytes) {
         return Err(Errno::FBIG);
     }
-    let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // Some kernels want to be told that nobody runs it (`vm.memfd_noexec`), and those before 6.3 do not know that.
+    let file = memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL).or_else(|_| memfd_create(name, flags))?;
     ftruncate(&file, bytes)?;
-    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | seals)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
     Ok(file)
 }
 

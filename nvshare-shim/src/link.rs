@@ -6,6 +6,7 @@
 pub(crate) mod alone;
 mod door;
 mod forced;
+mod last;
 mod session;
 pub(crate) mod sizes;
 mod terms;
@@ -60,6 +61,7 @@ static ASKING: Mutex<Option<HashMap<u64, Sender<bool>>>> = Mutex::new(None);
 /// Starts what may have to work while the gate is shut; before it can be.
 pub(crate) fn prepare() {
     alone::prepare();
+    last::prepare();
 }
 
 /// Takes up the conversation, at the first `cuInit`. Waits a moment for the agent's answer if there is one.
@@ -298,7 +300,7 @@ fn run(tried: &Sender<()>) {
                 }
                 session::unmanaged();
                 standing::give_lease();
-                return;
+                last::watch();
             }
             Err(end) => {
                 // Who never had an agent runs as without nvshare.
@@ -311,6 +313,7 @@ fn run(tried: &Sender<()>) {
                 let _ = tried.send(());
             }
         }
+        last::end_if_alone();
         if alone.needs_help() && !alone.help() {
             Alone::pause();
         } else {
@@ -347,6 +350,7 @@ fn want_what_is_missing() {
 
 fn serve(session: &mut Session) -> End {
     loop {
+        last::end_if_alone();
         for device in terms::overdue() {
             unmanage(device, "the agent says nothing of it");
         }

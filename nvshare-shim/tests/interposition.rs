@@ -198,6 +198,16 @@ fn a_thread_that_is_cancelled_in_a_call_ends_and_its_program_goes_on() {
 }
 
 #[test]
+fn a_program_whose_main_thread_ended_ends_with_its_last_one() {
+    let programs = Programs::new();
+    let driver = programs.at("libcuda.so.1");
+    let program = programs.compile("main_ends.c", "main_ends", &[driver.to_str().unwrap()]);
+    let bare = programs.run(&program, &[], &[]);
+    assert_eq!(bare, "began 0\nworked 0\n");
+    assert_eq!(programs.run(&program, &[], &[&shim()]), bare);
+}
+
+#[test]
 fn a_library_bound_deeply_to_libcuda_calls_the_hooks() {
     let programs = Programs::new();
     let driver = programs.at("libcuda.so.1");

@@ -9,6 +9,8 @@ const OUT_OF_MEMORY: u32 = 2;
 const NOT_SUPPORTED: u32 = 801;
 
 const MIB: usize = 1 << 20;
+/// Nothing to come after.
+const NONE: *const u64 = std::ptr::null();
 
 /// `CUDA_MEM_ALLOC_NODE_PARAMS`: eleven words of a pool's properties, grants and their number, bytes, the address.
 fn parameters(bytes: usize) -> [u64; 15] {
@@ -26,8 +28,7 @@ fn graph() -> u64 {
 /// Adds an allocation; the node and its address.
 fn allocate(graph: u64, bytes: usize) -> (u64, u64) {
     let (mut node, mut parameters) = (0_u64, parameters(bytes));
-    let none = std::ptr::null::<u64>();
-    ok!(cuGraphAddMemAllocNode(&raw mut node, graph, none, 0_usize, parameters.as_mut_ptr()));
+    ok!(cuGraphAddMemAllocNode(&raw mut node, graph, NONE, 0_usize, parameters.as_mut_ptr()));
     (node, parameters[14])
 }
 
@@ -172,9 +173,8 @@ fn a_graph_with_memory_is_one_and_stays_as_it_is() {
     let made = graph();
     let (node, address) = allocate(made, MIB);
     let (mut clone, mut child, parent) = (0_u64, 0_u64, graph());
-    let none = std::ptr::null::<u64>();
     assert_eq!(call!(cuGraphClone(&raw mut clone, made)), NOT_SUPPORTED);
-    assert_eq!(call!(cuGraphAddChildGraphNode(&raw mut child, parent, none, 0_usize, made)), NOT_SUPPORTED);
+    assert_eq!(call!(cuGraphAddChildGraphNode(&raw mut child, parent, NONE, 0_usize, made)), NOT_SUPPORTED);
     assert_eq!(call!(cuGraphDestroyNode(node)), NOT_SUPPORTED);
     let executable = instantiate(made, 0);
     assert_eq!(call!(cuGraphInstantiateWithFlags(&raw mut clone, made, 0_u64)), NOT_SUPPORTED);
@@ -197,8 +197,7 @@ fn allocations_that_cannot_be_are_refused_when_the_node_is_made() {
     let refused = |change: fn(&mut [u64; 15])| {
         let (mut node, mut parameters) = (0_u64, parameters(MIB));
         change(&mut parameters);
-        let none = std::ptr::null::<u64>();
-        call!(cuGraphAddMemAllocNode(&raw mut node, made, none, 0_usize, parameters.as_mut_ptr()))
+        call!(cuGraphAddMemAllocNode(&raw mut node, made, NONE, 0_usize, parameters.as_mut_ptr()))
     };
     assert_eq!(refused(|_| ()), 0);
     assert_eq!(refused(|parameters| parameters[13] = 0), INVALID_VALUE);
@@ -223,12 +222,11 @@ fn nodes_of_any_kind_allocate_and_free() {
     let mut any = [0_u64; 32];
     any[0] = 10;
     any[2..17].copy_from_slice(&parameters(2 * MIB));
-    let none = std::ptr::null::<u64>();
-    ok!(cuGraphAddNode_v2(&raw mut node, made, none, none, 0_usize, any.as_mut_ptr()));
+    ok!(cuGraphAddNode_v2(&raw mut node, made, NONE, NONE, 0_usize, any.as_mut_ptr()));
     let address = any[16];
     let mut any = [0_u64; 32];
     (any[0], any[2]) = (11, address);
-    ok!(cuGraphAddNode_v2(&raw mut free, made, &raw const node, none, 1_usize, any.as_mut_ptr()));
+    ok!(cuGraphAddNode_v2(&raw mut free, made, &raw const node, NONE, 1_usize, any.as_mut_ptr()));
     assert_eq!(call!(cuGraphNodeSetParams(free, any.as_mut_ptr())), INVALID_VALUE);
     let executable = instantiate(made, 0);
     ok!(cuGraphLaunch(executable, context.stream(1)));

@@ -193,20 +193,23 @@ impl Conductor {
 
     fn foreign(&self, process: Process, observed: &Observed, now: Moment) -> snapshot::Foreign {
         let devices = self.core.ledger.devices().values();
+        let listed = devices.filter_map(|device| device.per_process.get(&process.pid).copied());
+        let measured = listed.reduce(|sum, bytes| sum + bytes);
+        let books = observed.for_people(measured);
         snapshot::Foreign {
             process,
             name: observed.name.clone(),
             owner: self.owners.owner(process),
-            measured: devices.filter_map(|device| device.per_process.get(&process.pid).copied()).sum(),
-            allocated: observed.allocated,
-            by_device: observed
+            measured: measured.unwrap_or_default(),
+            allocated: books.allocated,
+            by_device: books
                 .by_device
                 .iter()
                 .map(|(device, bytes)| (device.map_or("?".to_owned(), |device| device.to_string()), *bytes))
                 .collect(),
-            pooled: observed.pooled,
-            managed: observed.managed,
-            inexact: observed.inexact(),
+            pooled: books.pooled,
+            managed: books.managed,
+            inexact: books.inexact,
             idle_seconds: now.since(observed.last_launch).as_secs_f64(),
             seen: Totals::named(&observed.counts.application),
         }

@@ -1,4 +1,4 @@
-//! Clients whose directory was removed. A container that has mounted the directory of our socket keeps it when it is
+//! Clients whose directory was removed, or who left it behind with their root. A container that has mounted the directory of our socket keeps it when it is
 //! removed and made anew on the node: its clients look for an agent where none can ever be. Their shims then open a back
 //! door (see the shim's `link/door.rs`): the number of a socket in their counter page. We see every process, take that
 //! socket and knock.
@@ -71,7 +71,8 @@ impl Doors {
     /// Looks for them among all processes: not often.
     pub(super) fn look(&mut self) {
         for (pid, directory) in lookers() {
-            if !is_removed(&directory) {
+            let offers = || door(pid).is_ok_and(|door| door.is_some());
+            if !(is_removed(&directory) || !directory.exists() && offers()) {
                 continue;
             }
             let Some(process) = Process::of(pid) else { continue };
@@ -79,7 +80,7 @@ impl Doors {
                 tracing::warn!(
                     pid,
                     directory = %directory.display(),
-                    "a client looks for the agent in a directory that was removed: it is reached through its back door"
+                    "a client looks for the agent in a directory that is gone: it is reached through its back door"
                 );
                 self.left.insert(pid, Left { process, said: false, knocked: None });
             }

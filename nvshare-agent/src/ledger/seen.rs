@@ -99,11 +99,11 @@ mod tests {
         assert!(ledger.remembered() <= ALL + 2 * ENTRY && ledger.remembered() > ALL - 2 * ENTRY);
         let seen = |ledger: &Ledger, pid| ledger.observed()[&process(pid)].clone();
         assert!(!seen(&ledger, 2).is_unsure() && seen(&ledger, 79).is_unsure());
-        assert_eq!(seen(&ledger, 2).allocated, Bytes(16 * 16_384));
+        assert_eq!(seen(&ledger, 2).for_people(None).allocated, Bytes(16 * 16_384));
         // Room that one leaves is there for others.
         ledger.observed_gone(process(2));
         ledger.observe(before, &allocated(before, 1));
-        assert_eq!(seen(&ledger, 1).allocated, Bytes(32));
+        assert_eq!(seen(&ledger, 1).for_people(None).allocated, Bytes(32));
         for pid in 1..80 {
             ledger.observed_gone(process(pid));
         }

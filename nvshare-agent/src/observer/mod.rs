@@ -230,7 +230,7 @@ struct State {
 impl State {
     fn begin(options: &Options, stop: &OwnedFd) -> Result<State, BeginError> {
         let (mut programs, maps) = Programs::load(&options.object, options.sample_every, options.single)?;
-        let slots = Slots::new(maps.slots, maps.owners, maps.free).map_err(BeginError::Slots)?;
+        let slots = Slots::new(maps.slots, maps.lanes, maps.owners, maps.free).map_err(BeginError::Slots)?;
         let epoll =
             epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| BeginError::Epoll(error.into()))?;
         let epoll = Arc::new(epoll);

@@ -84,6 +84,8 @@ pub(super) struct Programs {
 pub(super) struct Maps {
     /// The slots' memory is this map's.
     pub slots: MapData,
+    /// That of their lanes.
+    pub lanes: MapData,
     /// Free slots.
     pub free: Queue<MapData, u32>,
     /// Process to slot.
@@ -148,9 +150,14 @@ impl Programs {
         let wrong = |error: &dyn std::fmt::Display| LoadError::Object(object.to_owned(), error.to_string());
         let mut take =
             |name: &str| ebpf.take_map(name).ok_or_else(|| wrong(&format!("it has no map `{name}`")));
-        let Map::Array(slots) = take("SLOTS")? else { return Err(wrong(&"its map `SLOTS` is no array")) };
+        let mut array = |name: &str| match take(name)? {
+            Map::Array(map) => Ok(map),
+            _ => Err(wrong(&format!("its map `{name}` is no array"))),
+        };
+        let (slots, lanes) = (array("SLOTS")?, array("LANES")?);
         let maps = Maps {
             slots,
+            lanes,
             free: Queue::try_from(take("FREE")?).map_err(|error| wrong(&error))?,
             owners: HashMap::try_from(take("OWNERS")?).map_err(|error| wrong(&error))?,
             records: RingBuf::try_from(take("RECORDS")?).map_err(|error| wrong(&error))?,

@@ -5,12 +5,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nvshare_common::event::{Kind, Loss, Record, Slot};
+use nvshare_common::event::{Kind, Loss, Record};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::slots::Slots;
+use super::slots::{Slots, Sum};
 use super::translate;
 use crate::moment::Moment;
 use crate::observation::{Counts, Observation, Process};
@@ -24,7 +24,7 @@ struct Live {
     /// Readable when it is dead. `None`: it was dead when we first heard of it.
     descriptor: Option<OwnedFd>,
     /// What was told of it last.
-    told: Slot,
+    told: Sum,
     /// It began when everything was observed; and how often something has not been since the start, then.
     whole: bool,
     gaps: u64,
@@ -122,7 +122,7 @@ impl Watch {
         // Its start is known to a tick; nobody loads a library and calls it within one.
         let whole = same && coverage.since.is_some_and(|since| since <= began(process) + TICK);
         self.live
-            .insert(slot, Live { process, descriptor, told: Slot::default(), whole, gaps: coverage.gaps });
+            .insert(slot, Live { process, descriptor, told: Sum::default(), whole, gaps: coverage.gaps });
     }
 
     /// What a record tells.
@@ -220,7 +220,7 @@ fn add(to: &mut [u64; Loss::COUNT], more: &[u64; Loss::COUNT]) {
     }
 }
 
-fn activity(live: &Live, slot: &Slot, coverage: Coverage) -> Observation {
+fn activity(live: &Live, slot: &Sum, coverage: Coverage) -> Observation {
     Observation::Activity {
         process: live.process,
         counts: Box::new(Counts { application: slot.application, engine: slot.engine }),

@@ -4,6 +4,8 @@ use std::ffi::c_void;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 
 /// Says which library to load; set only in the role.
 const LIBRARY: &str = "NVSHARE_TEST_CLIENT_LIBRARY";
@@ -38,7 +40,8 @@ impl Client {
     /// `call SYMBOL TIMES THREADS [engine]`: that many calls by each of so many threads. `exec`: replaces its program by
     /// a fresh one of the same kind. `fork SYMBOL TIMES`: so many processes, one after another, that make one call each.
     /// `vfork SYMBOL TIMES`: the same with processes that share the memory. `hold SYMBOL TIMES`: the same with processes that stay until it ends. `spawn TIMES`: so many other programs (by vfork). `hook SYMBOL`, `patch OFFSET`: puts a jump to a function of its own there. `open PATH`: another
-    /// library. `compare`: makes sure that all functions begin as in the file. `alloc BYTES`, `pitch HEIGHT`, `launch PARAMETER`: one such call.
+    /// library. `compare`: makes sure that all functions begin as in the file. `alloc BYTES`, `pitch HEIGHT`, `launch PARAMETER`: one such call. `nest SYMBOL DEPTH`, `begin SYMBOL`, `finish`: one
+    /// that calls itself so often; one that is under way; until then. For functions that obey (`losses`).
     pub(crate) fn run(&mut self, line: &str) -> &mut Client {
         writeln!(self.input, "{line}").unwrap();
         self.wait_for(if line == "exec" { "ready" } else { "done" });
@@ -75,6 +78,7 @@ fn role() {
     // SAFETY: the library's initialisers are none, or the simulator's.
     let library = unsafe { libloading::Library::new(&path) }.unwrap();
     println!("\nready");
+    let mut under_way = None;
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
         let words: Vec<&str> = line.split(' ').collect();
@@ -147,6 +151,13 @@ fn role() {
             // SAFETY: a fake, without initialisers.
             ["open", path] => std::mem::forget(unsafe { libloading::Library::new(path) }.unwrap()),
             ["compare"] => compare(&library, &path),
+            ["nest", symbol, depth] => obey(function(&library, symbol), [0, depth.parse().unwrap()]),
+            ["begin", symbol] => under_way = Some(begin(function(&library, symbol))),
+            ["finish"] => {
+                let (thread, orders) = under_way.take().expect("a call under way");
+                orders.store(0, Ordering::SeqCst);
+                thread.join().unwrap();
+            }
             ["launch", parameter] => launch(&library, parameter.parse().unwrap()),
             _ => panic!("what is `{line}`?"),
         }
@@ -159,6 +170,32 @@ type Call = extern "C" fn(&mut [u64; 32], u64, &[u64; 4], u64) -> i32;
 fn function(library: &libloading::Library, symbol: &str) -> Call {
     // SAFETY: all the fakes take whatever is in the registers.
     unsafe { *library.get::<Call>(symbol.as_bytes()).unwrap() }
+}
+
+/// One call of a function that obeys these orders.
+fn obey(call: Call, orders: [u64; 2]) {
+    let (mut out, mut second) = ([0_u64; 32], 0_u64);
+    let orders = [orders[0], orders[1], 0, 0].map(AtomicU64::new);
+    // SAFETY: all the fakes take whatever is in the registers.
+    let call = unsafe { std::mem::transmute::<Call, Obeying>(call) };
+    call(&mut out, &raw mut second as u64, orders.as_ptr(), 1);
+}
+
+type Obeying = extern "C" fn(&mut [u64; 32], u64, *const AtomicU64, u64) -> i32;
+
+/// Another thread's call, which is under way when this returns, until its orders are others.
+fn begin(call: Call) -> (JoinHandle<()>, &'static AtomicU64) {
+    let orders: &'static [AtomicU64; 4] = Box::leak(Box::new([2, 0, 0, 0].map(AtomicU64::new)));
+    let thread = std::thread::spawn(move || {
+        let (mut out, mut second) = ([0_u64; 32], 0_u64);
+        // SAFETY: all the fakes take whatever is in the registers.
+        let call = unsafe { std::mem::transmute::<Call, Obeying>(call) };
+        call(&mut out, &raw mut second as u64, orders.as_ptr(), 1);
+    });
+    while orders[0].load(Ordering::SeqCst) != 1 {
+        std::thread::yield_now();
+    }
+    (thread, &orders[0])
 }
 
 /// A child that makes one call.

@@ -205,18 +205,21 @@ fn of_a_process_that_is_older_than_the_observer_it_is_said() {
 /// All calls of one kind, by whomever: of processes that were heard of, and nobody's.
 fn all_calls(told: &[Observation], call: Call) -> u64 {
     let mut last = std::collections::HashMap::new();
-    let mut unattributed = 0;
+    let (mut ended, mut unattributed) = (0, 0);
     for seen in told {
         match seen {
-            // A process that was gone before it was looked at has no start: it is told apart by its end.
             Observation::Activity { process, counts, .. } => {
                 last.insert(*process, counts.application[call as usize]);
+            }
+            // A process that was gone before it was looked at has no start, and others have its number later.
+            Observation::Exited { process } | Observation::Exec { process } => {
+                ended += last.remove(process).unwrap_or(0);
             }
             Observation::Observer(health) => unattributed = health.unattributed,
             _ => {}
         }
     }
-    last.values().sum::<u64>() + unattributed
+    last.values().sum::<u64>() + ended + unattributed
 }
 
 /// How many descriptors of processes this one has open.

@@ -66,7 +66,7 @@ impl Fake {
 
 /// Bytes before the first function. Observers of other tests put their probes into our files as well, and what looks like
 /// one of theirs and has all its probes would be taken for it: so no two are alike.
-fn unlike_others() -> usize {
+pub(crate) fn unlike_others() -> usize {
     static MADE: AtomicUsize = AtomicUsize::new(0);
     16 * (MADE.fetch_add(1, Ordering::Relaxed) + 257 * (std::process::id() as usize % 256))
 }

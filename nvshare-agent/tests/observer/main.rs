@@ -8,6 +8,7 @@ mod groups;
 mod hooks;
 mod kernel;
 mod libraries;
+mod losses;
 mod nvidia;
 
 mod seen;

@@ -10,13 +10,27 @@ use crate::client::Client;
 use crate::seen::{named, observe};
 
 /// Functions that came after the oldest release tested.
-const NEWER: [&str; 6] = [
+const NEWER: [&str; 20] = [
     "cuCtxSynchronize_v2",
     "cuCtxCreate_v4",
     "cuMemcpyBatchAsync",
     "cuMemcpyBatchAsync_ptsz",
     "cuMemcpy3DBatchAsync",
     "cuMemcpy3DBatchAsync_ptsz",
+    "cuMemcpyBatchAsync_v2",
+    "cuMemcpyBatchAsync_v2_ptsz",
+    "cuMemcpy3DBatchAsync_v2",
+    "cuMemcpy3DBatchAsync_v2_ptsz",
+    "cuMemPrefetchBatchAsync",
+    "cuMemPrefetchBatchAsync_ptsz",
+    "cuMemDiscardBatchAsync",
+    "cuMemDiscardBatchAsync_ptsz",
+    "cuMemDiscardAndPrefetchBatchAsync",
+    "cuMemDiscardAndPrefetchBatchAsync_ptsz",
+    "cuMemBatchDecompressAsync",
+    "cuMemBatchDecompressAsync_ptsz",
+    "cuLaunchHostFunc_v2",
+    "cuLaunchHostFunc_v2_ptsz",
 ];
 
 #[test]

@@ -12,6 +12,8 @@ mod tests;
 
 use std::cell::Cell;
 use std::ptr::null;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 pub use self::core::Pass;
 use self::core::{AJAR, FENCED, Gate, Slot};
@@ -43,14 +45,14 @@ impl Drop for Registered {
 /// Passes the gate; where it is shut the thread waits until it opens. Inside a pass it never waits.
 #[inline]
 pub fn pass() -> Pass {
-    GATE.enter(slot(), || false, link::want_to_run)
+    GATE.enter(slot(), is_elsewhere, link::want_to_run)
 }
 
 /// Passes the gate with a call into `stream` (already resolved: never null). While the stream is being captured
 /// such a call executes nothing, and passes a shut gate.
 #[inline]
 pub fn pass_into(stream: CUstream) -> Pass {
-    GATE.enter(slot(), || streams::is_capturing(stream), link::want_to_run)
+    GATE.enter(slot(), || streams::is_capturing(stream) || is_elsewhere(), link::want_to_run)
 }
 
 /// Passes the gate whether it is shut or not, for a call that submits nothing: as long as the pass lives no drain ends.
@@ -62,11 +64,16 @@ pub(crate) fn pass_at_once() -> Pass {
 /// Shuts the gate to new passes and returns at once; threads that are inside stay inside. Idempotent.
 pub fn shut() {
     GATE.shut(|| {
-        if !GATE.is_fenced() {
-            membarrier::issue();
+        if !GATE.is_fenced() && !membarrier::issue() {
+            // From now on every pass fences itself; one that began before has long been seen after this.
+            GATE.change(0, FENCED);
+            std::thread::sleep(UNFENCED);
         }
     });
 }
+
+/// A store is seen by all others within microseconds, whatever a thread does; its thread may have been preempted at most.
+const UNFENCED: Duration = Duration::from_millis(50);
 
 /// Shuts the gate and waits until no thread is inside. Never call it from inside a pass. A thread may stay inside
 /// for as long as its call takes, so a drain does this with a limit instead.
@@ -122,9 +129,21 @@ pub(crate) fn stand_ajar(ajar: bool) {
 
 /// Chooses the closer's half of the fence; at first use, while the gate is open.
 pub(crate) fn prepare() {
+    OWNER.store(std::process::id(), Ordering::Relaxed);
     if !membarrier::register() {
         GATE.change(0, FENCED);
     }
+}
+
+/// The process whose gate it is; 0 before [`prepare`].
+static OWNER: AtomicU32 = AtomicU32::new(0);
+
+/// Whether this is a child that was made past the handlers of `fork`: nobody will ever open the gate for it either, and CUDA
+/// does not work in it.
+#[cold]
+fn is_elsewhere() -> bool {
+    let owner = OWNER.load(Ordering::Relaxed);
+    owner != 0 && owner != std::process::id()
 }
 
 /// In the child after a fork: nobody will ever open the gate for it.

@@ -38,7 +38,7 @@ fn stress(fenced: bool) {
         for _ in 0..ROUNDS {
             gate.shut(|| {
                 if !gate.is_fenced() {
-                    membarrier::issue();
+                    assert!(membarrier::issue());
                 }
             });
             while gate.inside() != 0 {
@@ -72,7 +72,7 @@ fn nobody_is_inside_a_shut_gate_without_membarrier() {
 #[test]
 fn a_call_that_executes_nothing_passes_a_shut_gate_and_others_ask_to_run_once() {
     let gate = gate(false);
-    gate.shut(membarrier::issue);
+    gate.shut(|| assert!(membarrier::issue()));
     let slot = gate.register();
     drop(gate.enter(slot, || true, || panic!("nothing to wait for")));
     let asked = AtomicUsize::new(0);
@@ -101,7 +101,7 @@ fn a_thread_that_slept_through_an_opening_asks_to_run_again() {
     let limit = Instant::now() + Duration::from_secs(20);
     for _ in 0..100 {
         let gate = gate(false);
-        gate.shut(membarrier::issue);
+        gate.shut(|| assert!(membarrier::issue()));
         let (asked, passed) = (AtomicUsize::new(0), AtomicBool::new(false));
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -113,7 +113,7 @@ fn a_thread_that_slept_through_an_opening_asks_to_run_again() {
                 std::thread::yield_now();
             }
             gate.open();
-            gate.shut(membarrier::issue);
+            gate.shut(|| assert!(membarrier::issue()));
             let mut silent = false;
             while asked.load(Ordering::Relaxed) < 2 && !passed.load(Ordering::Relaxed) && !silent {
                 silent = Instant::now() > limit;

@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_cookie;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 
+use super::session;
 use crate::descriptors::Own;
 use crate::{config, counters, log};
 
@@ -26,10 +27,11 @@ pub(super) struct Door {
     outside: Own,
 }
 
-/// Whether the directory of the agent's socket is there and has no name any more.
+/// Whether the directory of the agent's socket is there and has no name any more; or is not there, for who had an agent
+/// once: the program has another root now, or other mounts.
 pub(super) fn is_needed() -> bool {
     let directory = config::get().socket.parent().unwrap_or(Path::new("/"));
-    std::fs::metadata(directory).is_ok_and(|directory| directory.nlink() == 0)
+    std::fs::metadata(directory).map_or_else(|_| session::was_managed(), |directory| directory.nlink() == 0)
 }
 
 impl Door {
@@ -37,13 +39,15 @@ impl Door {
     pub(super) fn open() -> rustix::io::Result<Door> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (inside, outside) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        counters::page().door_cookie.store(socket_cookie(&outside)?, Ordering::Release);
-        counters::page().door.store(outside.as_raw_fd() as u64 + 1, Ordering::Release);
+        let (inside, outside) = (Own::new(inside)?, Own::new(outside)?);
+        let offered = outside.get()?;
+        counters::page().door_cookie.store(socket_cookie(offered)?, Ordering::Release);
+        counters::page().door.store(offered.as_raw_fd() as u64 + 1, Ordering::Release);
         log::warning!(
-            "the directory of {} was removed under this process; the agent reaches it all the same if it may",
+            "the directory of {} is gone for this process; the agent reaches it all the same if it may",
             config::get().socket.display()
         );
-        Ok(Door { inside: Own::new(inside)?, outside: Own::new(outside)? })
+        Ok(Door { inside, outside })
     }
 
     /// Waits for the agent's knock. On success the session's socket; this process keeps no other end of it, so that it sees

@@ -414,12 +414,27 @@ impl Session {
 }
 
 fn dial() -> rustix::io::Result<Own> {
-    let address = SocketAddrUnix::new(&*config::get().socket)?;
-    // Non-blocking, so that an agent that accepts nobody is as good as none.
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    connect(&socket, &address)?;
-    Own::new(socket)
+    // Tried each second where there is no agent: each time the number that it gets first would be missing for the moment in
+    // which the application counts on it, after a close. So nothing is opened where nobody listens, and else it is kept.
+    static UNUSED: Mutex<Option<Own>> = Mutex::new(None);
+    let path = &*config::get().socket;
+    rustix::fs::stat(path)?;
+    let address = SocketAddrUnix::new(path)?;
+    let mut unused = UNUSED.lock().unwrap_or_else(PoisonError::into_inner);
+    let socket = if let Some(socket) = unused.take().filter(|socket| socket.get().is_ok()) {
+        socket
+    } else {
+        // Non-blocking, so that an agent that accepts nobody is as good as none.
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        Own::new(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)?
+    };
+    match connect(socket.get()?, &address) {
+        Ok(()) => Ok(socket),
+        Err(error) => {
+            *unused = Some(socket);
+            Err(error)
+        }
+    }
 }
 
 /// Nothing comes or goes on it any more.

@@ -63,7 +63,7 @@ fn number() -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(2) }
 }
 
-/// While it lives, what the kernel would end the program with for a write (nobody reads, or the file may not grow) is held
+/// While it lives, what the kernel would end the program with for a write (nobody reads, or the file may not grow), or stop it for (it is in the background) is held
 /// back, and taken away afterwards.
 struct Held {
     mask: libc::sigset_t,
@@ -78,7 +78,7 @@ impl Held {
         unsafe {
             libc::sigemptyset(ours.as_mut_ptr());
             libc::sigpending(pending.as_mut_ptr());
-            for signal in [libc::SIGPIPE, libc::SIGXFSZ] {
+            for signal in [libc::SIGPIPE, libc::SIGXFSZ, libc::SIGTTOU] {
                 // One that waits already is the application's.
                 if libc::sigismember(pending.as_ptr(), signal) == 0 {
                     libc::sigaddset(ours.as_mut_ptr(), signal);

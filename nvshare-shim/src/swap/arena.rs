@@ -5,6 +5,7 @@
 use std::os::fd::OwnedFd;
 
 use nvshare_common::units::{ArenaId, Bytes};
+use rustix::fs::SealFlags;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::config::BLOCK_BYTES;
@@ -84,8 +85,8 @@ pub(super) fn pin(host: usize, blocks: u64) -> Result<(), CUresult> {
 pub(super) struct Arena {
     /// None: it is our own.
     pub(super) id: Option<ArenaId>,
-    /// The memory.
-    pub(super) file: Own,
+    /// The memory. `None`: it is our own.
+    pub(super) file: Option<Own>,
     /// In order.
     pub(super) pieces: Vec<Piece>,
     /// Whether the agent was told that it is in use.
@@ -120,8 +121,15 @@ impl Arena {
             // SAFETY: the range was mapped just now; the advice changes what a child of a fork and a core dump hold.
             let _ = unsafe { rustix::mm::madvise(host, bytes as usize, advice) };
         }
+        // Through the mapping only from now on: the application may come to write to a descriptor that it takes for its own.
+        let sealed = rustix::fs::fcntl_add_seals(file, SealFlags::FUTURE_WRITE);
+        if let Err(error) = sealed {
+            crate::log::debug!("an arena can be written to through its descriptor: {error}");
+        }
+        // The agent's is shown to the next one; nobody asks for our own.
+        let file = id.is_some().then_some(own);
         let (pieces, after) = cut(host.expose_provenance(), bytes / BLOCK_BYTES, next);
-        Ok((Arena { id, file: own, pieces, reported: false }, after))
+        Ok((Arena { id, file, pieces, reported: false }, after))
     }
 
     /// How much it holds.

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use nvshare_common::protocol::ToAgent;
 use nvshare_common::units::{ArenaId, Bytes};
-use rustix::fs::SealFlags;
 
 use super::arena::{self, Arena, Piece, Pin};
 use super::calm::Calm;
@@ -234,7 +233,7 @@ pub fn make_own(bytes: u64) -> Result<(), String> {
         ));
     }
     let cannot = |error: rustix::io::Errno| format!("cannot make {} of host memory: {error}", Bytes(bytes));
-    let file = descriptors::memory(c"nvshare-arena", bytes, SealFlags::empty()).map_err(cannot)?;
+    let file = descriptors::memory(c"nvshare-arena", bytes).map_err(cannot)?;
     offer(None, file)
 }
 
@@ -326,7 +325,12 @@ pub fn trim(bytes: u64) -> u64 {
 /// The arenas of the agent, for a new session: their numbers and descriptors.
 pub fn with_agents_arenas<T>(each: impl FnMut((ArenaId, std::os::fd::BorrowedFd<'_>)) -> T) -> Vec<T> {
     let shadows = shadows();
-    shadows.arenas.iter().filter_map(|arena| Some((arena.id?, arena.file.get().ok()?))).map(each).collect()
+    shadows
+        .arenas
+        .iter()
+        .filter_map(|arena| Some((arena.id?, arena.file.as_ref()?.get().ok()?)))
+        .map(each)
+        .collect()
 }
 
 /// `context` may end while `may_end` runs, which says whether it did: then what was pinned in it is not any more, and must

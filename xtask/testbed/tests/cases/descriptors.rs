@@ -6,7 +6,7 @@ use super::run::{LIMIT, Running, TURNS, agent, bare, card, hooked, run, swapped}
 fn a_child_keeps_no_descriptor_of_ours() {
     run(bare(&card("256M"), "descriptors", "forks")).assert_well("bare");
     let node = card("256M");
-    let alone = run(swapped(&node, "descriptors", "forks nvshare-arena", "20ms"));
+    let alone = run(swapped(&node, "descriptors", "forks nvshare-counters", "20ms"));
     alone.assert_well("without an agent");
     let _agent = agent(&node, &TURNS);
     let managed = run(hooked(&node, "descriptors", "forks socket:"));
@@ -27,6 +27,25 @@ fn what_a_program_opens_in_the_place_of_ours_is_left_alone() {
     assert!(!program.said.contains("0 of ours"), "{}", program.said);
     other.end(LIMIT).assert_well("its neighbour");
     drop(agent);
+}
+
+#[test]
+fn what_a_program_prints_into_a_closed_descriptor_is_nowhere_and_not_in_our_memory() {
+    run(bare(&card("256M"), "descriptors", "stops_printing")).assert_well("bare");
+    let node = card("256M");
+    run(swapped(&node, "descriptors", "stops_printing", "50ms")).assert_well("without an agent");
+    let agent = agent(&node, &TURNS);
+    let neighbour = Running::start(&mut node.workload("--bytes 224M --buffers 4 --seconds 6").with_shim());
+    run(hooked(&node, "descriptors", "stops_printing")).assert_well("beside an agent");
+    neighbour.end(LIMIT).assert_well("its neighbour");
+    drop(agent);
+}
+
+#[test]
+fn a_child_made_past_the_handlers_of_fork_does_not_wait_at_its_parents_gate() {
+    let node = card("256M");
+    run(bare(&node, "descriptors", "forks_past_handlers")).assert_well("bare");
+    run(swapped(&node, "descriptors", "forks_past_handlers", "5ms")).assert_well("swapped");
 }
 
 #[test]

@@ -17,4 +17,5 @@ mod pressure;
 mod programs;
 mod room;
 mod run;
+mod sandbox;
 mod service;
