@@ -6,7 +6,8 @@
 //! A process may have a stand-in instead: a library that is no libcuda and has its functions, which the program was linked to.
 //! Where no libcuda is there when the driver is first called, but such a library is behind us, all calls go to that, as they
 //! would without us, and nothing is managed. It may be a wrapper, which looks libcuda's functions up when it is called, as an
-//! interposer does: with that look-up we are in front of libcuda, as we are in front of a libcuda that is there already.
+//! interposer does: with that look-up we are in front of libcuda, as we are in front of a libcuda that is there already. (One
+//! that a plugin brings along, in a scope of its own, is not met.)
 
 use std::ffi::{CStr, c_void};
 use std::ptr::null_mut;

@@ -16,8 +16,8 @@ use rustix::io::{Errno, pread};
 
 use crate::descriptors::Own;
 
-/// So much of the text is read at once; the kernel gives less.
-const PIECE: usize = 1 << 16;
+/// So much of the text is read at once; the kernel gives a page.
+const PIECE: usize = 1 << 13;
 
 /// A look that was not made.
 #[derive(Clone, Copy, Debug)]

@@ -26,7 +26,7 @@ static void become(const char *directory) {
         while (open("/dev/null", O_RDONLY) >= 0);
     }
     if (!strcmp(how, "closed") || !strcmp(how, "root-closed"))
-        for (int i = 3; i < 256; i++) {
+        for (int i = 3; i < 2048; i++) {
             snprintf(path, sizeof path, "/proc/self/fd/%d", i);
             ssize_t n = readlink(path, link, sizeof link);
             if (n > 6 && !memcmp(link, "/proc/", 6)) close(i);
