@@ -290,6 +290,7 @@ fn a_batch_counts_in_the_elements_of_its_arrays() {
     let one = made(Form { depth: 2, ..form });
     let (stream, memory) = (context.stream(1), context.device(4096));
     ok!(cuMemsetD32_v2(memory, 7_u32, 1024_usize));
+    ok!(cuCtxSynchronize());
     // From memory: address, row, rows, hint; to the array: handle, and x, y, z.
     let mut batch = [0_u64; 14];
     (batch[0], batch[1], batch[2], batch[3]) = (1, memory, 4, 2);
