@@ -82,10 +82,11 @@ fn ensure(at: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
 }
 
 /// The application is about to open a library: some wait until its memory is in. Says with which flags it is opened: those of
-/// the application, but for `RTLD_DEEPBIND` where the file itself needs libcuda, which it would find before our exports. What
-/// is bound so deeply in another way (through a library that it needs, by a name without a slash, by a `dlsym` that is then
-/// the C library's) calls the driver past us, which the agent sees. To take the flag from all would be worse: a plugin may
-/// count on its own names coming first.
+/// the application, but for `RTLD_DEEPBIND` in a program that uses CUDA, and where the file itself needs libcuda or cudart: what
+/// is bound so deeply finds the driver, or the C library's `dlsym`, before us, and its kernels would not know what is out. To
+/// take the flag from all would be worse: a plugin may count on its own names coming first. What is bound deeply before the
+/// program uses CUDA, and in another way (through a library that it needs, by a name without a slash), calls the driver past
+/// us, which the agent sees.
 unsafe extern "C" fn about_to_open(path: *const c_char, flags: c_int, caller: *const c_void) -> c_int {
     if path.is_null() {
         return flags;
@@ -100,7 +101,8 @@ unsafe extern "C" fn about_to_open(path: *const c_char, flags: c_int, caller: *c
         if needed::is_libcuda(path.to_bytes()) {
             begins_to_look(caller);
         }
-        let without = flags & libc::RTLD_DEEPBIND != 0 && needed::names_libcuda(path);
+        let deep = flags & libc::RTLD_DEEPBIND != 0;
+        let without = deep && (crate::start::active() || needed::names_cuda(path));
         if without { flags & !libc::RTLD_DEEPBIND } else { flags }
     });
     decided.unwrap_or(flags)

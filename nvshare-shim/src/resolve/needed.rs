@@ -1,4 +1,4 @@
-//! Whether the file of a library says that it needs libcuda: read before the loader reads it. All is bounded, and what cannot be
+//! Whether the file of a library says that it needs CUDA: read before the loader reads it. All is bounded, and what cannot be
 //! read or understood says nothing.
 
 use std::ffi::CStr;
@@ -23,8 +23,8 @@ const DT_NULL: u64 = 0;
 const DT_NEEDED: u64 = 1;
 const DT_STRTAB: u64 = 5;
 
-/// Whether the file at this path names libcuda among what it needs. A name without a slash is looked for by the loader only.
-pub(super) fn names_libcuda(path: &CStr) -> bool {
+/// Whether the file at this path names libcuda or cudart among what it needs. A name without a slash is looked for by the loader only.
+pub(super) fn names_cuda(path: &CStr) -> bool {
     path.to_bytes().contains(&b'/') && open(path).and_then(|file| look(&file)).unwrap_or(false)
 }
 
@@ -75,7 +75,10 @@ fn look(file: &OwnedFd) -> Option<bool> {
     let strings = part.offset.checked_add(strings - part.address)?;
     let mut needed = entries().filter(|(tag, _)| *tag == DT_NEEDED);
     Some(needed.any(|(_, at)| {
-        strings.checked_add(at).and_then(|at| name(file, at)).is_some_and(|name| is_libcuda(&name))
+        strings
+            .checked_add(at)
+            .and_then(|at| name(file, at))
+            .is_some_and(|name| is_libcuda(&name) || name.starts_with(b"libcudart.so"))
     }))
 }
 
@@ -147,22 +150,24 @@ mod tests {
     fn is_found(file: &[u8]) -> bool {
         let mut place = tempfile::NamedTempFile::new().unwrap();
         place.write_all(file).unwrap();
-        names_libcuda(&CString::new(place.path().as_os_str().as_bytes()).unwrap())
+        names_cuda(&CString::new(place.path().as_os_str().as_bytes()).unwrap())
     }
 
     #[test]
     fn only_a_library_that_needs_libcuda_itself_is_found() {
-        for needed in [&["libcuda.so.1"][..], &["libc.so.6", "/usr/lib/libcuda.so.580.1"]] {
+        for needed in
+            [&["libcuda.so.1"][..], &["libc.so.6", "/usr/lib/libcuda.so.580.1"], &["libcudart.so.12"]]
+        {
             assert!(is_found(&library(needed)), "{needed:?}");
         }
-        for other in [&[][..], &["libc.so.6", "libcudart.so.12", "xlibcuda.so.1"]] {
+        for other in [&[][..], &["libc.so.6", "libcudart_static", "xlibcuda.so.1"]] {
             assert!(!is_found(&library(other)), "{other:?}");
         }
         for path in [c"libcuda.so.1", c"/no/such/file", c"/dev/null", c"/proc/self/maps", c"/"] {
-            assert!(!names_libcuda(path), "{path:?}");
+            assert!(!names_cuda(path), "{path:?}");
         }
         let exe = CString::new(std::env::current_exe().unwrap().as_os_str().as_bytes()).unwrap();
-        assert!(!names_libcuda(&exe));
+        assert!(!names_cuda(&exe));
     }
 
     #[test]
