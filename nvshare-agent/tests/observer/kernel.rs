@@ -1,7 +1,7 @@
 //! Loading, attaching, detaching.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nvshare_agent::observation::Observation;
 use nvshare_agent::observer::{Library, MODULES, Observer, Options, SCAN_EVERY};
@@ -9,7 +9,7 @@ use nvshare_common::probe::{Call, PROBES};
 
 use crate::client::Client;
 use crate::fake::Fake;
-use crate::seen::{last_counts, named, observe, observe_with};
+use crate::seen::{named, observe, observe_with};
 
 #[test]
 fn the_kernel_verifies_the_programs_and_every_function_gets_a_cheap_probe() {
@@ -226,16 +226,23 @@ fn what_another_observer_had_probed_is_observed_when_that_one_is_gone() {
     let copy = fake.copy("copy");
     let Some(other) = observe(&[&fake.path(), &copy]) else { return };
     let Some(seen) = observe(&[&fake.path(), &copy]) else { return };
-    let mut client = Client::start(&copy);
+    let counted = |told: &[Observation], counted: bool| {
+        let health = told.iter().rev().find_map(|seen| match seen {
+            Observation::Observer(health) => Some(health),
+            _ => None,
+        })?;
+        let file = health.attachments.iter().find(|file| file.path == copy.display().to_string())?;
+        // What is taken for another file has no counts of its own.
+        (file.places.contains(" - hits") != counted).then_some(())
+    };
+    seen.wait("the copy is taken for the other one", |told| counted(told, false));
     other.stop();
-    // Well before the next look at all processes.
+    // Well before the next look at all processes. Nobody uses it yet: observers of other tests would find it in use.
     const { assert!(SCAN_EVERY.as_secs() > 20) };
-    let begun = Instant::now();
-    while last_counts(&seen.all(), client.pid()).is_none() {
-        assert!(begun.elapsed() < Duration::from_secs(15), "never observed");
-        client.run("call cuMemUnmap 1 1");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    seen.wait("the copy is observed", |told| counted(told, true));
+    let mut client = Client::start(&copy);
+    client.run("call cuMemUnmap 3 1");
+    seen.wait_for_count(client.pid(), Call::Unmap, 3);
     client.end();
 }
 
