@@ -301,6 +301,22 @@ fn with_work_in_a_default_stream_and_a_blocking_stream_captured_the_gate_stands_
     assert_eq!(script.violations(), 0);
 }
 
+/// Threads are paced while it lives, and no longer: the next test begins as this one did.
+struct Paced;
+
+impl Paced {
+    fn begin() -> Paced {
+        pace::set(true);
+        Paced
+    }
+}
+
+impl Drop for Paced {
+    fn drop(&mut self) {
+        pace::set(false);
+    }
+}
+
 #[test]
 fn a_paced_thread_waits_for_the_batch_before_and_an_unpaced_one_does_not() {
     const LAUNCHES: usize = 1000;
@@ -308,33 +324,44 @@ fn a_paced_thread_waits_for_the_batch_before_and_an_unpaced_one_does_not() {
     let stream = stream(true);
     let launched = AtomicUsize::new(0);
     let number = stream.expose_provenance();
+    // Says after how long it had made the sixteenth launch: by its own clock, so that a busy machine only makes it later.
     let many = || {
-        for _ in 0..LAUNCHES {
+        let (begun, mut sixteenth) = (Instant::now(), Duration::ZERO);
+        for number_of_launch in 1..=LAUNCHES {
             launch(std::ptr::with_exposed_provenance_mut(number));
             launched.fetch_add(1, Ordering::Relaxed);
+            if number_of_launch == 16 {
+                sixteenth = begun.elapsed();
+            }
         }
+        sixteenth
     };
     many();
     assert_eq!(launched.swap(0, Ordering::Relaxed), LAUNCHES);
     script.finish(stream, LAUNCHES as c_long);
-    pace::set(true);
+    let _paced = Paced::begin();
     std::thread::scope(|scope| {
         let thread = scope.spawn(many);
+        let limit = Instant::now() + NEVER;
+        while launched.load(Ordering::Relaxed) == 0 || gate::inside() != 0 {
+            assert!(Instant::now() < limit, "who waits for the device is outside the gate");
+            std::thread::yield_now();
+        }
         std::thread::sleep(SOON);
         let submitted = launched.load(Ordering::Relaxed);
-        assert!(submitted < 16, "{submitted} launches are in flight and none is finished");
-        assert_eq!(gate::inside(), 0, "who waits for the device is outside the gate");
         // A batch is in flight behind the one that is waited for.
         script.finish(stream, 8);
-        let limit = Instant::now() + NEVER;
         while launched.load(Ordering::Relaxed) <= submitted {
             assert!(Instant::now() < limit, "it waits for the last launch, and the device for it");
             std::thread::yield_now();
         }
         script.finish(stream, LAUNCHES as c_long);
-        thread.join().unwrap();
+        let sixteenth = thread.join().unwrap();
+        assert!(
+            sixteenth > SOON / 2,
+            "sixteen launches were in flight after {sixteenth:?}, and none was finished"
+        );
     });
-    pace::set(false);
     assert_eq!(launched.load(Ordering::Relaxed), LAUNCHES);
 }
 
