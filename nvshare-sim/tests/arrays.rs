@@ -214,6 +214,7 @@ fn captured_copies_reach_the_array_when_the_graph_is_launched() {
     let one = made(PLANE);
     let (stream, memory) = (context.stream(1), context.device(4096));
     ok!(cuMemsetD8_v2(memory, 9_u8, 4096_usize));
+    ok!(cuCtxSynchronize());
     ok!(cuStreamBeginCapture_v2(stream, 0_u32));
     let captured = Copy { from: device(memory, 256), to: array(one, [0; 3]), extents: [256, 16, 1] };
     ok!(cuMemcpy3DAsync_v2(&raw const captured, stream));

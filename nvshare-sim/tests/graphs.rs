@@ -49,6 +49,7 @@ fn what_is_captured_runs_when_the_graph_is_launched_and_not_before() {
     let context = Context::new();
     let (stream, device) = (context.stream(1), context.device(4096));
     ok!(cuMemsetD8_v2(device, 0_u8, 4096_usize));
+    ok!(cuCtxSynchronize());
     begin(stream, GLOBAL);
     assert_eq!(status(stream), 1);
     assert_eq!(context.launch(stream, "nvshare_step", &[device, 1, 5]), 0);
@@ -331,6 +332,7 @@ fn a_node_of_any_kind_is_added_and_changed_by_one_function() {
     let context = Context::new();
     let (stream, device) = (context.stream(1), context.device(4096));
     ok!(cuMemsetD8_v2(device, 0_u8, 4096_usize));
+    ok!(cuCtxSynchronize());
     let mut memset = Any { kind: 2, reserved: 0, of_kind: [0; 30] };
     memset.of_kind[..5].copy_from_slice(&[device, 0, 4 << 32 | 5, 2, 1]);
     let (mut graph, mut first, mut second) = (0_u64, 0_u64, 0_u64);

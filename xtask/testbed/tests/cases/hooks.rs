@@ -72,11 +72,11 @@ fn one_process_that_maps_many_libraries_does_not_blind_the_observer_for_others()
     let late = node.path().join("late");
     fs::create_dir(&late).expect("a directory");
     fs::copy(node.artifacts().libcuda(), late.join("libcuda.so.1")).expect("a copy of the driver");
-    let mut command = bare(&node, "idle", "20");
+    let mut command = bare(&node, "idle", "60");
     command.env("LD_LIBRARY_PATH", &late);
     let mut newcomer = Running::start(&mut command);
     newcomer.wait_for("ready");
-    wait_for("a library that was loaded after 70 others is observed", LIMIT / 3, || {
+    wait_for("a library that was loaded after 70 others is observed", 2 * LIMIT, || {
         probes(&node).contains("/late/libcuda.so.1").then_some(())
     });
 }

@@ -34,6 +34,7 @@ static void begin(int round) {
     for (int i = 0; i < BYTES; i++) bytes[i] = (unsigned char)(i * 7 + round);
     CK(cuMemcpyHtoD(from, bytes, BYTES));
     CK(cuMemsetD8(to, 0, BYTES));
+    CK(cuCtxSynchronize()); // the other stream waits for no default stream
     out_and_in();
 }
 static void check(const char *what) {

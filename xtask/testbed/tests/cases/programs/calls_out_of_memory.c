@@ -17,6 +17,7 @@ int main(int argc, char **argv) {
     CUstream s;
     CK(cuMemAlloc(&p, 4 * MIB));
     CK(cuMemsetD32(p, 0, 1024));
+    CK(cuCtxSynchronize());
     CK(cuStreamCreate(&s, CU_STREAM_NON_BLOCKING));
     if (!strcmp(argv[1], "lazy")) {
         CUlibrary l;
