@@ -1,8 +1,8 @@
 //! A program may end its main thread by `pthread_exit`; it ends, with 0, when its last thread has. Threads of ours are not
 //! its own: where only they are left, we end it. (A driver's thread is no thread of ours: then it goes on, as bare.)
 
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::descriptors::Own;
 
@@ -25,8 +25,15 @@ pub(super) fn watch() -> ! {
     }
 }
 
-/// Ends the process if none but threads of ours are left.
+/// Ends the process if none but threads of ours are left. Looks now and then, however often it is called.
 pub(super) fn end_if_alone() {
+    static LOOKED: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut looked = LOOKED.lock().unwrap_or_else(PoisonError::into_inner);
+    if looked.is_some_and(|looked| looked.elapsed() < LOOK) {
+        return;
+    }
+    *looked = Some(Instant::now());
+    drop(looked);
     if main_thread_ended() && others_are_ours() {
         // SAFETY: what the C library does when the last thread ends; nobody is left who could be disturbed by it.
         unsafe { libc::exit(0) };
