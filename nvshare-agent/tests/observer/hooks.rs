@@ -3,13 +3,12 @@
 
 use std::time::Duration;
 
-use nvshare_agent::observation::Observation;
 use nvshare_agent::observer::{Library, MODULES, Options};
 use nvshare_common::probe::Call;
 
 use crate::client::Client;
 use crate::fake::Fake;
-use crate::seen::{Seen, observe, observe_with};
+use crate::seen::{Seen, last_health, observe, observe_with};
 
 /// A function that communication libraries hook, and one that nobody does.
 const HOOKED: &str = "cuMemFree_v2";
@@ -67,10 +66,7 @@ fn look_often() -> Option<Seen> {
 fn wait_for_refused(seen: &Seen, fake: &Fake, expected: usize) {
     let path = fake.path().display().to_string();
     seen.wait(&format!("{expected} refused functions"), |told| {
-        let health = told.iter().rev().find_map(|seen| match seen {
-            Observation::Observer(health) => Some(health),
-            _ => None,
-        })?;
+        let health = last_health(told)?;
         let file = health.attachments.iter().find(|file| file.path.ends_with(&path))?;
         let named = file.refused.iter().all(|why| why.contains(HOOKED) && why.contains("other code"));
         (file.refused.len() == expected && named).then_some(())

@@ -9,7 +9,7 @@ use nvshare_common::probe::{Call, PROBES};
 
 use crate::client::Client;
 use crate::fake::Fake;
-use crate::seen::{named, observe, observe_with};
+use crate::seen::{last_health, named, observe, observe_with};
 
 #[test]
 fn the_kernel_verifies_the_programs_and_every_function_gets_a_cheap_probe() {
@@ -227,10 +227,7 @@ fn what_another_observer_had_probed_is_observed_when_that_one_is_gone() {
     let Some(other) = observe(&[&fake.path(), &copy]) else { return };
     let Some(seen) = observe(&[&fake.path(), &copy]) else { return };
     let counted = |told: &[Observation], counted: bool| {
-        let health = told.iter().rev().find_map(|seen| match seen {
-            Observation::Observer(health) => Some(health),
-            _ => None,
-        })?;
+        let health = last_health(told)?;
         let file = health.attachments.iter().find(|file| file.path == copy.display().to_string())?;
         // What is taken for another file has no counts of its own.
         (file.places.contains(" - hits") != counted).then_some(())

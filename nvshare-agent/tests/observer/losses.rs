@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::client::Client;
 use crate::fake::unlike_others;
-use crate::seen::{Seen, named, observe, observe_with};
+use crate::seen::{Seen, last_health, named, observe, observe_with};
 
 /// Functions that do what the words at their third argument say. Is the first one 2, they make it 1 and wait for another number;
 /// while the second one is not 0, they take one from it and call themselves.
@@ -153,10 +153,7 @@ fn where_returns_are_not_observed_each_call_whose_result_is_needed_is_a_lost_rec
 fn wait_for_refused(seen: &Seen, library: &Obedient, expected: usize) {
     let path = library.path().display().to_string();
     seen.wait(&format!("{expected} refused functions"), |told| {
-        let health = told.iter().rev().find_map(|seen| match seen {
-            Observation::Observer(health) => Some(health),
-            _ => None,
-        })?;
+        let health = last_health(told)?;
         let file = health.attachments.iter().find(|file| file.path.ends_with(&path))?;
         (file.refused.len() == expected).then_some(())
     });

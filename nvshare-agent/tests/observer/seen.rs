@@ -62,7 +62,8 @@ pub(crate) fn observe_with(options: impl FnOnce(PathBuf) -> Options) -> Option<S
     Some(seen)
 }
 
-fn last_health(told: &[Observation]) -> Option<&Health> {
+/// The observer's last word on itself among these.
+pub(crate) fn last_health(told: &[Observation]) -> Option<&Health> {
     told.iter().rev().find_map(|seen| match seen {
         Observation::Observer(health) => Some(health),
         _ => None,
