@@ -506,4 +506,5 @@ def main():
             say("no answer", to=name, status=asked.returncode, error=error[-300:])
 
 
-main()
+if __name__ == "__main__":
+    main()
