@@ -27,6 +27,11 @@ fn a_reset_takes_the_memory_and_leaves_the_references() {
 }
 
 #[test]
+fn under_a_context_that_was_reset_nothing_is_allocated_freed_or_told() {
+    run_with_swaps("under gone");
+}
+
+#[test]
 fn after_an_illegal_address_and_a_reset_memory_moves_and_is_released_again() {
     if super::is_real() {
         return;
@@ -87,6 +92,39 @@ pub(crate) fn references() {
         assert_eq!(others(memory, BYTES, 5), 0, "after release {released}");
     }
     assert_eq!(released, 2, "one before the reset, one after");
+}
+
+/// As an H200 answers it.
+pub(crate) fn under_gone() {
+    let gpu = Gpu::open();
+    let mut primary = std::ptr::null_mut();
+    cu!(cuCtxGetCurrent(&raw mut primary));
+    let mut other = std::ptr::null_mut();
+    cu!(cuCtxCreate_v2(&raw mut other, 0, 0));
+    let theirs = alloc(BYTES);
+    cu!(cuMemsetD8_v2(theirs, 7, BYTES));
+    cu!(cuCtxSynchronize());
+    cu!(cuCtxSetCurrent(primary));
+    drop(gpu);
+    cu!(cuDevicePrimaryCtxReset_v2(0));
+    let (mut at, mut pitch, mut free_bytes, mut total) = (0, 0, 0, 0);
+    // SAFETY: memory of the program, and places for answers.
+    let refused = unsafe {
+        [
+            sys::cuMemAlloc_v2(&raw mut at, BYTES),
+            sys::cuMemAllocPitch_v2(&raw mut at, &raw mut pitch, 100, 100, 4),
+            sys::cuMemFree_v2(theirs),
+            sys::cuMemFreeAsync(theirs, std::ptr::null_mut()),
+            sys::cuMemGetInfo_v2(&raw mut free_bytes, &raw mut total),
+            sys::cuMemGetAddressRange_v2(&raw mut at, &raw mut pitch, theirs),
+        ]
+    };
+    assert_eq!(refused, [CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED; 6]);
+    cu!(cuCtxSetCurrent(other));
+    let mut first = 0_u8;
+    cu!(cuMemcpyDtoH_v2((&raw mut first).cast(), theirs, 1));
+    assert_eq!(first, 7, "nobody freed it");
+    free(theirs);
 }
 
 pub(crate) fn revived() {

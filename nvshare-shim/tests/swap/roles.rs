@@ -23,6 +23,7 @@ pub(crate) fn run(role: &str) {
         "across" => crate::across::role(),
         "refused" => crate::ends::refused(),
         "references" => crate::ends::references(),
+        "under gone" => crate::ends::under_gone(),
         "revived" => crate::ends::revived(),
         "jammed" => crate::waits::jammed(),
         "missing" => crate::waits::missing(),
