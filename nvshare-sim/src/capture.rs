@@ -358,8 +358,8 @@ pub(crate) fn wait_for(stream: &Arc<Stream>, mark: &Mark) -> Outcome {
     }
 }
 
-/// A stream that is being captured would wait for work outside of the capture.
-pub(crate) fn forbid_outside(stream: &Arc<Stream>) -> Outcome {
+/// What a stream that is being captured cannot do: it ends in `error`, and spoils the capture.
+pub(crate) fn forbid(stream: &Arc<Stream>, error: CUresult) -> Outcome {
     if let Some(mut state) = state()
         && let Some(capture) = state.capture_of(stream)
     {
@@ -367,7 +367,7 @@ pub(crate) fn forbid_outside(stream: &Arc<Stream>) -> Outcome {
             return Err(CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
         }
         capture.invalid = true;
-        return Err(CUresult::CUDA_ERROR_STREAM_CAPTURE_ISOLATION);
+        return Err(error);
     }
     Ok(())
 }

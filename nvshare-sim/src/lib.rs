@@ -8,7 +8,7 @@
 //!   executes, and what of it is in flight. `timeline`: the card's time that it takes.
 //! - `module`, `ptx`, `kernel`, `builtin`: code. `graph`, `executable`, `capture`: graphs.
 //! - `memory`: addresses and what is behind them. `array`: memory with a form. `texture`: views of both.
-//! - `strict`, `faults`: what the simulator punishes, and what it breaks on demand.
+//! - `failure`: the error for good. `strict`, `faults`: what the simulator punishes, and what it breaks on demand.
 
 mod api;
 mod array;
@@ -20,6 +20,7 @@ mod device;
 mod event;
 mod executable;
 mod export;
+mod failure;
 mod faults;
 mod graph;
 mod green;
