@@ -226,6 +226,7 @@ def pools():
     facts = {"before": held(), "release": call("DevicePrimaryCtxRelease_v2", 0)}
     facts["without a context"] = held()
     current(good(V, "DevicePrimaryCtxRetain", 0))
+    facts["KiB that a trim brings"] = -taken(lambda: call("MemPoolTrimTo", pool, S(0)))[0]
     value = U()
     must(call("MemPoolGetAttribute", pool, 4, c.byref(value)))
     say("a pool and the end of the last context", **facts, after=held(), threshold_kept=value.value == 1 << 60)
@@ -281,14 +282,40 @@ def gone():
     """Calls while the current context is the primary one after its reset."""
     context, _ = start()
     mine = memory()
+    other = good(V, "CtxCreate_v2", 0, 0)
+    theirs = memory()
+    current(context)
     facts = {"reset": call("DevicePrimaryCtxReset_v2", 0)}
-    for name, at in (("what was its memory", mine.value), ("nothing", 0), ("no memory", 0x123456000)):
+    for name in ("CtxGetDevice", "CtxGetCurrent", "CtxGetFlags"):
+        facts[name] = out(V, name)[0]
+    facts["CtxGetApiVersion"], facts["StreamQuery"] = call("CtxGetApiVersion", None, c.byref(c.c_uint())), call("StreamQuery", None)
+    for name, at in (("memory of another context", theirs.value), ("what was its memory", mine.value), ("nothing", 0), ("no memory", 0x123456000)):
         facts["free of " + name] = call("MemFree_v2", U(at))
     facts["alloc"] = out(U, "MemAlloc_v2", S(4096))[0]
     facts["info"] = call("MemGetInfo_v2", c.byref(S()), c.byref(S()))
     facts["copy"] = call("MemcpyDtoH_v2", c.create_string_buffer(8), mine, S(8))
+    facts["set"], facts["host"] = call("MemsetD8_v2", theirs, c.c_ubyte(1), S(8)), out(V, "MemHostAlloc", S(4096), 0)[0]
+    facts["managed"], facts["stream"] = out(U, "MemAllocManaged", S(4096), 1)[0], out(V, "StreamCreate", 1)[0]
+    facts["free in a stream"] = call("MemFreeAsync", theirs, None)
+    facts["questions about memory"] = [out(U, "PointerGetAttribute", which, theirs)[0] for which in (1, 2, 9, 11)], call("MemGetAddressRange_v2", c.byref(U()), c.byref(S()), theirs)
     facts["set current"] = call("CtxSetCurrent", context)
+    current(other)
+    facts["the other's memory is still there"] = out(U, "PointerGetAttribute", 2, theirs)[0]
     say("under a context that was reset", **facts)
+
+
+def broken_apart():
+    """An illegal address on one card, and contexts of another one."""
+    must(call("Init", 0))
+    theirs = good(V, "CtxCreate_v2", 0, 1)
+    found, kept = kernels(), memory()
+    good(V, "CtxCreate_v2", 0, 0)
+    launch(kernels()["fill"], None, 8, 1, 1)
+    facts = {"there": call("CtxSynchronize")}
+    current(theirs)
+    facts["on the other card: synchronize, launch, copy"] = [call("CtxSynchronize"), launch(found["spin"], None, 1000), call("MemcpyDtoH_v2", c.create_string_buffer(8), kept, S(8))]
+    facts["a new context there"] = out(V, "CtxCreate_v2", 0, 1)[0]
+    say("an illegal address and another card", **facts)
 
 
 def end_of_all():
@@ -499,7 +526,7 @@ def waits():
 
 ONE = {"arrays": arrays, "graph_memory": graph_memory, "pools": pools, "green": green, "gone": gone, "end_of_all": end_of_all, "full": full,
        **{what: error(what) for what in MORE}}
-TWO = {"across": across, "nodes": nodes, "waits": waits}
+TWO = {"broken_apart": broken_apart, "across": across, "nodes": nodes, "waits": waits}
 
 
 def main():

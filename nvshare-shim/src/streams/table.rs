@@ -310,6 +310,7 @@ impl Absent {
     pub(crate) fn ends(self) {
         let Some(gone) = &self.entry else { return };
         gone.gone.store(true, Ordering::Release);
+        super::current::one_ended();
         let mut known = known();
         if known.contexts.get(&gone.handle).is_some_and(|(there, _)| Arc::ptr_eq(there, gone)) {
             known.contexts.remove(&gone.handle);
