@@ -23,7 +23,7 @@ pub(crate) fn run(role: &str) {
         "across" => crate::across::role(),
         "refused" => crate::ends::refused(),
         "references" => crate::ends::references(),
-        "revived" => crate::ends::revived(),
+        "for_good" => crate::ends::for_good(),
         "jammed" => crate::waits::jammed(),
         "missing" => crate::waits::missing(),
         _ => panic!("no client program `{role}`"),
