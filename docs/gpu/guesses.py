@@ -299,6 +299,10 @@ def gone():
     facts["free in a stream"] = call("MemFreeAsync", theirs, None)
     facts["questions about memory"] = [out(U, "PointerGetAttribute", which, theirs)[0] for which in (1, 2, 9, 11)], call("MemGetAddressRange_v2", c.byref(U()), c.byref(S()), theirs)
     facts["set current"] = call("CtxSetCurrent", context)
+    current(None)
+    facts["without any: attribute, range, info, alloc, set"] = [
+        out(U, "PointerGetAttribute", 2, theirs)[0], call("MemGetAddressRange_v2", c.byref(U()), c.byref(S()), theirs),
+        call("MemGetInfo_v2", c.byref(S()), c.byref(S())), out(U, "MemAlloc_v2", S(4096))[0], call("MemsetD8_v2", theirs, c.c_ubyte(1), S(8))]
     current(other)
     facts["the other's memory is still there"] = out(U, "PointerGetAttribute", 2, theirs)[0]
     say("under a context that was reset", **facts)

@@ -328,3 +328,17 @@ fn an_event_in_the_legacy_stream_holds_up_blocking_streams_and_a_question_does_n
     assert!(!held(&|| ok!(cuEventRecord(event, b)), b));
     assert!(!held(&|| ok!(cuEventRecord(event, 2_u64)), b));
 }
+
+#[test]
+fn a_capture_ends_with_its_context() {
+    let _turn = Context::new();
+    ok!(cuCtxSetCurrent(retain()));
+    let mut stream: Word = 0;
+    ok!(cuStreamCreate(&raw mut stream, 0_u32));
+    ok!(cuStreamBeginCapture_v2(stream, 0_u32));
+    assert_eq!(call!(cuCtxSynchronize()), 900, "while it is captured in global mode");
+    ok!(cuDevicePrimaryCtxReset_v2(0_i32));
+    ok!(cuCtxSetCurrent(retain()));
+    written(1);
+    ok!(cuCtxSynchronize());
+}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cudarc::driver::sys::{self, CUresult};
 
-use super::gpu::{self, Gpu, alloc, cu, others, stream, synchronize};
+use super::gpu::{self, Gpu, alloc, cu, free, others, stream, synchronize};
 use super::{client, node, run};
 
 const BYTES: usize = 8 << 20;
@@ -27,12 +27,17 @@ fn a_reset_takes_the_memory_and_leaves_the_references() {
 }
 
 #[test]
+fn under_a_context_that_was_reset_nothing_is_allocated_freed_or_told() {
+    run_with_swaps("under gone");
+}
+
+#[test]
 fn after_an_illegal_address_a_reset_mends_nothing_and_the_program_ends() {
     if super::is_real() {
         return;
     }
     let node = node();
-    let mut command = client(&node, "for_good");
+    let mut command = client(&node, "for good");
     // The illegal address is reported, and meant.
     command.env("NVSHARE_DEBUG_SWAP_EVERY", "15ms").env("NVSHARE_SIM_STRICT", "0");
     let status = nvshare_testbed::Client::start(&mut command).end();
@@ -87,6 +92,39 @@ pub(crate) fn references() {
         assert_eq!(others(memory, BYTES, 5), 0, "after release {released}");
     }
     assert_eq!(released, 2, "one before the reset, one after");
+}
+
+/// As an H200 answers it.
+pub(crate) fn under_gone() {
+    let gpu = Gpu::open();
+    let mut primary = std::ptr::null_mut();
+    cu!(cuCtxGetCurrent(&raw mut primary));
+    let mut other = std::ptr::null_mut();
+    cu!(cuCtxCreate_v2(&raw mut other, 0, 0));
+    let theirs = alloc(BYTES);
+    cu!(cuMemsetD8_v2(theirs, 7, BYTES));
+    cu!(cuCtxSynchronize());
+    cu!(cuCtxSetCurrent(primary));
+    drop(gpu);
+    cu!(cuDevicePrimaryCtxReset_v2(0));
+    let (mut at, mut pitch, mut free_bytes, mut total) = (0, 0, 0, 0);
+    // SAFETY: memory of the program, and places for answers.
+    let refused = unsafe {
+        [
+            sys::cuMemAlloc_v2(&raw mut at, BYTES),
+            sys::cuMemAllocPitch_v2(&raw mut at, &raw mut pitch, 100, 100, 4),
+            sys::cuMemFree_v2(theirs),
+            sys::cuMemFreeAsync(theirs, std::ptr::null_mut()),
+            sys::cuMemGetInfo_v2(&raw mut free_bytes, &raw mut total),
+            sys::cuMemGetAddressRange_v2(&raw mut at, &raw mut pitch, theirs),
+        ]
+    };
+    assert_eq!(refused, [CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED; 6]);
+    cu!(cuCtxSetCurrent(other));
+    let mut first = 0_u8;
+    cu!(cuMemcpyDtoH_v2((&raw mut first).cast(), theirs, 1));
+    assert_eq!(first, 7, "nobody freed it");
+    free(theirs);
 }
 
 pub(crate) fn for_good() {
