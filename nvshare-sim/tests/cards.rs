@@ -113,10 +113,10 @@ fn a_memset_of_the_other_cards_plain_memory_is_refused_at_the_call_or_with_its_g
         // A node in the owner's context is fine, and stays there when it is changed.
         let (mut graph, mut node) = (0_u64, 0_u64);
         ok!(cuGraphCreate(&raw mut graph, 0_u32));
-        let mut set = [at, 0, 9 | 1 << 32, 16, 1];
-        let none = std::ptr::null::<u64>();
-        ok!(cuGraphAddMemsetNode(&raw mut node, graph, none, 0_usize, set.as_ptr(), cards.there));
-        set[2] = 10 | 1 << 32;
+        let mut set = [at, 0, 0x9 | 1 << 32, 16, 1];
+        let first = std::ptr::null::<u64>();
+        ok!(cuGraphAddMemsetNode(&raw mut node, graph, first, 0_usize, set.as_ptr(), cards.there));
+        set[2] = 0xa | 1 << 32;
         ok!(cuGraphMemsetNodeSetParams(node, set.as_ptr()));
         let (rc, executable) = instantiate(graph);
         assert_eq!(rc, 0);

@@ -133,16 +133,18 @@ pub(crate) fn for_good() {
     gpu.launch("nvshare_store", std::ptr::null_mut(), &[0x10, 8, 1]);
     let (mut context, mut memory) = (std::ptr::null_mut(), 0);
     let broken = CUresult::CUDA_ERROR_ILLEGAL_ADDRESS;
-    // SAFETY: calls with places for their answers; all are refused but the reset.
-    unsafe {
-        assert_eq!(sys::cuCtxSynchronize(), broken);
-        assert_eq!(sys::cuMemFree_v2(kept), broken);
-        assert_eq!(sys::cuMemAlloc_v2(&raw mut memory, BYTES), broken);
-        cu!(cuDevicePrimaryCtxReset_v2(0));
-        for _ in 0..3 {
-            assert_eq!(sys::cuDevicePrimaryCtxRetain(&raw mut context, 0), broken);
-            assert_eq!(sys::cuCtxCreate_v2(&raw mut context, 0, 0), broken);
-            std::thread::sleep(Duration::from_millis(100));
-        }
+    // SAFETY: memory of the program, and a place for an answer.
+    let refused = unsafe {
+        [sys::cuCtxSynchronize(), sys::cuMemFree_v2(kept), sys::cuMemAlloc_v2(&raw mut memory, BYTES)]
+    };
+    assert_eq!(refused, [broken; 3]);
+    cu!(cuDevicePrimaryCtxReset_v2(0));
+    for _ in 0..3 {
+        // SAFETY: places for answers.
+        let refused = unsafe {
+            [sys::cuDevicePrimaryCtxRetain(&raw mut context, 0), sys::cuCtxCreate_v2(&raw mut context, 0, 0)]
+        };
+        assert_eq!(refused, [broken; 2]);
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
