@@ -88,6 +88,12 @@ def arrays():
                        "AtoA": call("MemcpyAtoA_v2", where, S(0), where, S(128), S(64)), "cut": call("MemcpyHtoA_v2", where, S(2), host, S(7)),
                        "over": call("MemcpyHtoA_v2", where, S(128), host, S(256)), "HtoAAsync": call("MemcpyHtoAAsync_v2", where, S(0), host, S(64), None)}
     say("copies into arrays", got=facts, sync=call("CtxSynchronize"))
+    facts = {}
+    for name, offset, bytes in ("across the end of a row", 200, 100), ("the second row", 256, 64), ("behind the last row", 64 * 256, 4), ("the last bytes", 64 * 256 - 4, 4):
+        c.memset(host, 0, 4096)
+        must(call("MemsetD8_v2", plain, c.c_ubyte(5), S(512)))
+        facts[name] = [call("MemcpyDtoA_v2", flat, S(offset), plain, S(bytes)), call("MemcpyAtoH_v2", host, flat, S(offset), S(bytes)), host.raw.count(5)]
+    say("rows of an array of 64 rows of 256 bytes: in, out, bytes that arrived", got=facts)
     other = good(V, "CtxCreate_v2", 0, 0)
     theirs, before = stream(), free()
     facts = {"into another context's array, own stream": to_array(flat, at, 64, 0, theirs), "synchronous": to_array(flat, at, 64)}
@@ -185,6 +191,21 @@ def graph_memory():
     step("graph and executable destroyed", [call("GraphExecDestroy", run), call("GraphDestroy", graph), call("MemcpyDtoH_v2", word, U(at), S(8))])
     step("freed", [call("MemFree_v2", U(at)), call("DeviceGraphMemTrim", 0)])
     say("memory of graphs: step, answer, [used, high, reserved, high] in KiB, KiB of the card", steps=steps)
+    steps = []
+    must(call("DeviceGraphMemTrim", 0))
+    graphs = {mib: graph_of(mib * MIB, True)[0] for mib in (64, 32, 100)}
+    twin = graph_of(64 * MIB, True)[0]
+    runs = {**{mib: ready(graph)[1] for mib, graph in graphs.items()}, "twin": ready(twin)[1]}
+    step("nothing", 0)
+    for name, order in {"twins in one stream, not waited for": (64, "twin"), "of 32 after 64": (64, 32), "of 100 after 64": (64, 100), "of 64 after 100": (100, 64)}.items():
+        must(launch(found["spin"], where, 50_000_000))
+        for one in order:
+            must(call("GraphLaunch", runs[one], where))
+            if not name.startswith("twins"):
+                must(call("StreamSynchronize", where))
+        step(name, call("StreamSynchronize", where))
+        step("trimmed", call("DeviceGraphMemTrim", 0))
+    say("memory of graphs of several sizes", steps=steps)
     graph, _, at = graph_of(64 * MIB, False)
     _, run = ready(graph)
     must(call("GraphLaunch", run, where)), must(call("CtxSynchronize"))
@@ -192,6 +213,7 @@ def graph_memory():
     facts = {"held": held, "release": call("DevicePrimaryCtxRelease_v2", 0), "account": [call("DeviceGetGraphMemAttribute", 0, 2, c.byref(U()))]}
     current(good(V, "DevicePrimaryCtxRetain", 0))
     facts["with a context again"] = account()
+    facts["trimmed"] = call("DeviceGraphMemTrim", 0), account()
     say("memory of graphs and the end of the last context", **facts)
 
 

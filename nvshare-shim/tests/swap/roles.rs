@@ -24,7 +24,7 @@ pub(crate) fn run(role: &str) {
         "refused" => crate::ends::refused(),
         "references" => crate::ends::references(),
         "under gone" => crate::ends::under_gone(),
-        "revived" => crate::ends::revived(),
+        "for good" => crate::ends::for_good(),
         "jammed" => crate::waits::jammed(),
         "missing" => crate::waits::missing(),
         _ => panic!("no client program `{role}`"),
