@@ -1,4 +1,4 @@
-//! The words of DESIGN section 2 as types, so that bytes, addresses and tickets cannot be confused.
+//! The words of docs/architecture.md as types, so that bytes, addresses and tickets cannot be confused.
 
 use std::fmt;
 use std::iter::Sum;

@@ -11,7 +11,7 @@ use crate::command::{cargo, root, run as run_command};
 use crate::ebpf;
 
 /// Everything but xtask itself, which is running.
-const PACKAGES: [&str; 5] =
+pub(crate) const PACKAGES: [&str; 5] =
     ["nvshare-sim", "nvshare-sim-nvml", "nvshare-shim", "nvshare-agent", "nvshare-workload"];
 
 #[derive(Args)]
@@ -46,6 +46,14 @@ pub(crate) fn run(options: &Options) -> Result<Artifacts> {
     ebpf::build(&artifacts)?;
     eprintln!("built into {}", artifacts.display());
     Ok(Artifacts::at(artifacts))
+}
+
+/// Builds some of [`PACKAGES`] for tests that need no more, and no eBPF programs.
+pub(crate) fn only(packages: &[&str]) -> Result<Artifacts> {
+    if !packages.is_empty() {
+        run_command(cargo().arg("build").args(packages.iter().flat_map(|package| ["--package", package])))?;
+    }
+    Ok(Artifacts::at(directory(false)))
 }
 
 /// Makes `command` (cargo, or what stands in for it) build the library as it is released. It is loaded into every process of

@@ -8,6 +8,8 @@ mod command;
 mod demo;
 mod deploy;
 mod dist;
+#[cfg(test)]
+mod documents;
 mod ebpf;
 mod fuzz;
 mod python;

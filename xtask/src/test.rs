@@ -1,25 +1,159 @@
-//! `cargo xtask test`: everything that the tests need is built first, so that none of them tests yesterday's shim.
+//! `cargo xtask test`: what the tests need is built first, so that none of them tests yesterday's shim. All tests, those of
+//! the packages that are named, or those that are quick.
 
 use anyhow::Result;
 use clap::Args;
+use nvshare_testbed::Artifacts;
 
 use crate::build;
 use crate::command::{cargo, run as run_command};
 
 #[derive(Args, Default)]
 pub(crate) struct Options {
-    /// Passed on to `cargo test --workspace`: filters, or `-- --nocapture`.
+    /// Only the tests that need no eBPF programs and start no node, for the time while one writes.
+    #[arg(long)]
+    quick: bool,
+    /// Passed on to `cargo test`, of the whole workspace unless packages are named: `-p PACKAGE`, `--test FILE`, part of a
+    /// test's name, or `-- --nocapture`.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
 
 /// Builds and tests.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let artifacts = build::run(&build::Options { release: false })?;
+    let named = named(&options.arguments);
+    let (artifacts, chosen) = if options.quick {
+        (build::only(&["nvshare-sim"])?, quick(&named))
+    } else if named.is_empty() {
+        (everything()?, vec!["--workspace"])
+    } else {
+        (needed(&named)?, Vec::new())
+    };
     run_command(
         cargo()
-            .args(["test", "--workspace", "--no-fail-fast"])
+            .args(["test", "--no-fail-fast"])
+            .args(chosen)
             .args(&options.arguments)
             .env("NVSHARE_ARTIFACTS", artifacts.directory()),
     )
+}
+
+fn everything() -> Result<Artifacts> {
+    build::run(&build::Options { release: false })
+}
+
+/// The packages that `arguments` name, as cargo reads them.
+fn named(arguments: &[String]) -> Vec<&str> {
+    let mut named = Vec::new();
+    let mut rest = arguments.iter().map(String::as_str).take_while(|argument| *argument != "--");
+    while let Some(argument) = rest.next() {
+        match argument {
+            "-p" | "--package" => named.extend(rest.next()),
+            _ => {
+                let value = argument.strip_prefix("--package=").or_else(|| argument.strip_prefix("-p"));
+                named.extend(value.map(|value| value.trim_start_matches('=')));
+            }
+        }
+    }
+    named
+}
+
+/// Builds what the tests of these packages start or load.
+fn needed(packages: &[&str]) -> Result<Artifacts> {
+    let mut all = Vec::new();
+    for package in packages {
+        match artifacts_of(package) {
+            Some(some) => all.extend(some),
+            None => return everything(),
+        }
+    }
+    build::only(&all)
+}
+
+/// What the tests of `package` start or load; none where that may be anything.
+fn artifacts_of(package: &str) -> Option<&'static [&'static str]> {
+    Some(match package {
+        "nvshare-common" | "nvshare-sim-card" | "nvshare-sim-nvml" | "nvshare-workload" | "nvshare-fuzz"
+        | "xtask" => &[],
+        "nvshare-sim" => &["nvshare-sim"],
+        "nvshare-shim" => &["nvshare-sim", "nvshare-sim-nvml", "nvshare-shim"],
+        _ => return None,
+    })
+}
+
+/// The packages and targets of `--quick`. Of the simulator all: its tests are programs of their own over its C interface.
+const QUICK: [(&str, &[&str]); 5] = [
+    ("nvshare-common", &[]),
+    (
+        "nvshare-agent",
+        &["admission", "books", "grants", "hostile", "orders", "promises", "turns", "unmanaged"],
+    ),
+    ("nvshare-shim", &["gate_model", "asks_model"]),
+    (
+        "nvshare-sim",
+        &[
+            "arrays",
+            "contexts",
+            "execution",
+            "exports",
+            "failures",
+            "graph_memory",
+            "graphs",
+            "jam",
+            "memory",
+            "vmm",
+        ],
+    ),
+    ("nvshare-sim-card", &["processes"]),
+];
+
+/// The unit tests and some others, of all these packages or of those that are named, as cargo is told.
+fn quick(named: &[&str]) -> Vec<&'static str> {
+    let mut arguments = vec!["--lib"];
+    for (package, tests) in QUICK.iter().filter(|(package, _)| named.is_empty() || named.contains(package)) {
+        arguments.extend(["--package", package]);
+        arguments.extend(tests.iter().flat_map(|test| ["--test", *test]));
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::command::root;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn packages_are_found_as_cargo_finds_them() {
+        for line in ["-p a --package b", "-pa --package=b", "-p=a name --package b", "-p a -p b -- -p c"] {
+            assert_eq!(named(&words(line)), ["a", "b"], "{line}");
+        }
+        assert!(named(&words("--test turns a_lease -- -p")).is_empty());
+    }
+
+    /// The simulator and the pure tests of the agent, which live in one world in virtual time.
+    #[test]
+    fn whatever_is_quick_is_among_the_quick_tests() {
+        for (package, tests) in QUICK {
+            let folder = if package == "nvshare-sim-card" { "nvshare-sim/card" } else { package };
+            let folder = root().join(folder).join("tests");
+            for test in tests {
+                assert!(folder.join(test).with_extension("rs").is_file(), "{package} has no test {test}");
+            }
+            for file in fs::read_dir(&folder).into_iter().flatten().map(|file| file.unwrap().path()) {
+                if file.extension().is_none_or(|extension| extension != "rs") {
+                    continue;
+                }
+                let text = fs::read_to_string(&file).unwrap();
+                let name = file.file_stem().unwrap().to_str().unwrap();
+                let pure = text.contains("\nmod world;") || package == "nvshare-sim";
+                assert!(!pure || tests.contains(&name), "{} is not among the quick tests", file.display());
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! What every client and process holds and does, per device: pure data. Nothing here knows sockets, clocks or CUDA; the
 //! conductor tells it what happened and when, and [`crate::policy`] reads it. Its methods are the only way to change it,
-//! and keep the invariants of DESIGN section 4 (see `check`).
+//! and keep the invariants of docs/architecture.md (see `check`).
 
 mod admission;
 mod check;

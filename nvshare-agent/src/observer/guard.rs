@@ -1,4 +1,4 @@
-//! Invariant A8 of the design: a probe is put only where a process's own bytes are those of the file. The kernel does not
+//! Invariant A8: a probe is put only where a process's own bytes are those of the file. The kernel does not
 //! look: it takes the instruction from the file and writes the breakpoint into every process that maps it, also into one
 //! that has put other code there, in the middle of whose instructions it then stands.
 
