@@ -153,7 +153,7 @@ fn without_host_memory_nobody_is_promised_what_another_cannot_leave() {
     let (first, second) = (world.worker(6 * GIB), world.worker(6 * GIB));
     world.run(2_000);
     for one in [first, second] {
-        world.core.ledger.client_mut(world.shims[one].id).unwrap().host_exhausted = true;
+        world.core.ledger.host_exhausted(world.shims[one].id, true);
     }
     world.run(1_000);
     // Less than the card, and more than is left beside the other: each would wait for the other for ever.
@@ -167,7 +167,7 @@ fn without_host_memory_nobody_is_promised_what_another_cannot_leave() {
     }
     // With host memory it may: one leaves for the other.
     for one in [first, second] {
-        world.core.ledger.client_mut(world.shims[one].id).unwrap().host_exhausted = false;
+        world.core.ledger.host_exhausted(world.shims[one].id, false);
     }
     world.run(1_000);
     assert!(world.shims[first].limit[&card(0)] > 12 * GIB);
@@ -357,7 +357,7 @@ fn one_container_does_not_fill_the_list_of_requests_for_room() {
     let mut refused = 0;
     for _ in 0..20 {
         let client = world.start();
-        world.core.ledger.client_mut(world.shims[client].id).unwrap().cgroup = "/one".to_owned();
+        world.core.ledger.named(world.shims[client].id, String::new(), "/one".to_owned());
         for ticket in 0..10 {
             let session = world.shims[client].session.unwrap();
             let message =

@@ -102,7 +102,7 @@ fn beside_a_client_that_is_never_stopped_the_others_keep_their_order() {
     let never = world.worker(GIB);
     world.run(500);
     let id = world.shims[never].id;
-    world.core.ledger.client_mut(id).unwrap().bypass = true;
+    world.core.ledger.bypassed(id);
     let large = world.worker(14 * GIB);
     let small: Vec<usize> = (0..6).map(|_| world.worker(5 * GIB)).collect();
     world.run(300_000);

@@ -268,7 +268,7 @@ fn a_swap_out_by_order_goes_as_far_as_host_memory_does() {
     world.run(2000);
     // More may still come: nothing is begun that would fail half way.
     assert_eq!(world.resident(client, 0), 6 * GIB);
-    world.core.ledger.client_mut(id).unwrap().host_exhausted = true;
+    world.core.ledger.host_exhausted(id, true);
     world.until(3000, |world| world.resident(client, 0) < 6 * GIB);
     world.run(2000);
     assert!(world.resident(client, 0) >= 4 * GIB);
@@ -310,10 +310,12 @@ fn orders_that_cannot_be_carried_out_are_refused_with_what_to_do() {
     world.order(client, What::SwapOut).unwrap();
     refused(&mut world, What::Pin(true), &["swapped out", &format!("nvshare-agent swap in {id}")]);
     world.order(client, What::SwapIn).unwrap();
-    let now = world.moment();
-    world.core.ledger.client_mut(world.shims[client].id).unwrap().unyielding = Some(now);
+    world.shims[client].ignores_stop = true;
+    world.until(5000, |world| world.running(client));
+    world.order(client, What::SwapOut).unwrap();
+    world.run(60_000);
+    world.order(client, What::SwapIn).unwrap();
     refused(&mut world, What::SwapOut, &["does not yield", "try again"]);
-    world.core.ledger.client_mut(world.shims[client].id).unwrap().unyielding = None;
     world.disconnect(client);
     refused(&mut world, What::SwapOut, &["not connected"]);
 

@@ -279,7 +279,7 @@ fn host_memory_that_ran_out_keeps_a_client_on_the_card_and_says_so() {
     let first = world.worker(12 * GIB);
     world.until(10_000, |world| world.running(first));
     let id = world.shims[first].id;
-    world.core.ledger.client_mut(id).unwrap().host_exhausted = true;
+    world.core.ledger.host_exhausted(id, true);
     let second = world.worker(12 * GIB);
     world.run(20_000);
     assert!(world.running(first), "{}", world.describe());

@@ -10,6 +10,7 @@ use nvshare_agent::device::{Reading, Report};
 use nvshare_agent::ledger::SessionId;
 use nvshare_agent::moment::Moment;
 use nvshare_agent::observation::Process;
+use nvshare_agent::policy::Decision;
 use nvshare_common::protocol::{Held, Hello, Purpose, ToAgent, ToShim};
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
 use world::{GIB, card, settings};
@@ -77,8 +78,11 @@ fn without_nvml_a_client_is_told_at_once_and_runs_when_it_wants_to() {
     core.hear(client, SESSION, ToAgent::Met { device: card(0) }, after(11));
     assert_eq!(unmanaged(&core.terms(after(12))), [card(0)]);
     assert!(unmanaged(&core.terms(after(13))).is_empty(), "it is told once");
-    // It lost the lease to an earlier agent, say: nothing on that device keeps it from getting it.
-    core.ledger.client_mut(client).unwrap().lease = None;
+    // It was stopped for the sake of another device, say: nothing on that one keeps it from running again.
+    let stop = Decision::Stop { client, gains: None };
+    let stop = core.ledger.book(&stop, &settings(), after(13)).unwrap().message;
+    let ToShim::Stop { ticket, .. } = stop else { panic!("{stop:?}") };
+    core.hear(client, SESSION, ToAgent::Stopped { ticket }, after(13));
     let want = ToAgent::Want { device: card(0), total: Bytes(GIB), purpose: Purpose::Work };
     core.hear(client, SESSION, want, after(14));
     let decided = core.decide(after(15));

@@ -112,9 +112,7 @@ impl HostMemory {
                 self.maker.order(order);
                 spent += piece;
             }
-            if let Some(client) = core.ledger.client_mut(*id) {
-                client.host_exhausted = exhausted;
-            }
+            core.ledger.host_exhausted(*id, exhausted);
         }
         if refused {
             self.lack.budget(core.settings.host_memory);
@@ -161,7 +159,7 @@ impl HostMemory {
             .filter(|client| client.commandable())
             .and_then(|client| client.session);
         let Some(session) = session else { return Vec::new() };
-        core.arena(client, arena, bytes, false);
+        core.ledger.arena(client, arena, bytes, false);
         self.unmapped.insert((client, arena), Arc::clone(&descriptor));
         vec![(Command { client, session, message: ToShim::Arena { arena, bytes } }, descriptor)]
     }
@@ -198,7 +196,7 @@ impl HostMemory {
             return Err("brought already".to_owned());
         }
         let most = most(core, holder).saturating_sub(holder.arena_bytes());
-        core.arena(client, arena, bytes.min(most), true);
+        core.ledger.arena(client, arena, bytes.min(most), true);
         Ok(())
     }
 
@@ -380,8 +378,7 @@ mod tests {
         let order = Order { client, arena: arena_id, bytes };
         host.made(&mut core, Made { order, arena: Ok(arena(4096)) }, NOW);
         let ordered = |host: &HostMemory| host.ordered.keys().filter(|(owner, _)| *owner == client).count();
-        let client_mut = core.ledger.client_mut(client).unwrap();
-        client_mut.arenas.remove(&arena_id);
+        core.ledger.arena_returned(client, arena_id);
         host.returned(client, arena_id, NOW);
         let before = ordered(&host);
         host.plan(&mut core, NOW);

@@ -288,10 +288,7 @@ impl Conductor {
         self.awaited.remove(&peer.process.pid);
         let new = self.core.ledger.client_of(peer.process).is_none();
         let client = self.core.hello(peer.process, session, &hello, now);
-        if let Some(client) = self.core.ledger.client_mut(client) {
-            client.name = peer.name;
-            client.cgroup.clone_from(&peer.cgroup);
-        }
+        self.core.ledger.named(client, peer.name, peer.cgroup.clone());
         if new {
             self.recall(peer.process, now);
         }
@@ -313,9 +310,7 @@ impl Conductor {
             }
             Err(why) => {
                 self.pages.remove(&client);
-                if let Some(client) = self.core.ledger.client_mut(client) {
-                    client.paged = false;
-                }
+                self.core.ledger.unpaged(client);
                 tracing::warn!(client = client.0, pid = peer.process.pid, %why, "no counters");
             }
         }
@@ -427,14 +422,13 @@ impl Conductor {
             | O::Exited { process } => self.known(*process),
         };
         let client = self.core.ledger.client_of(process);
-        if let Some(observed) = self.core.ledger.observe(process, &observation)
-            && observed.name.is_empty()
-        {
+        let observed = self.core.ledger.observe(process, &observation);
+        if observed.is_some_and(|observed| observed.name.is_empty()) {
             let read = |file| std::fs::read_to_string(format!("/proc/{}/{file}", process.pid));
             // A process may have no name; it is asked once all the same.
             let name = read("comm").unwrap_or_default();
             let name = Some(name.trim_end()).filter(|name| !name.is_empty());
-            name.unwrap_or("?").clone_into(&mut observed.name);
+            self.core.ledger.observed_named(process, name.unwrap_or("?"));
             if client.is_none() {
                 self.meet(process, pods::cgroup::path(&read("cgroup").unwrap_or_default()), now);
             }
@@ -482,8 +476,8 @@ impl Conductor {
         last_launch: Moment,
     ) {
         let Some(paged) = self.pages.get_mut(&id) else { return };
-        let Some(client) = self.core.ledger.client_mut(id) else { return };
-        client.active(last_launch.max(client.active_at));
+        self.core.ledger.active(id, last_launch);
+        let Some(client) = self.core.ledger.client(id) else { return };
         // What was called before its Hello may have been called by the program before, which had another page.
         if client.bypass || last_call < client.greeted {
             return;
@@ -491,7 +485,7 @@ impl Conductor {
         let (page, pid) = (view(&paged.page).calls, client.process.pid);
         let looked = paged.bypass.look(counts, &page, self.batches, first_call, || threads(pid));
         let Some(call) = looked else { return };
-        client.bypass = true;
+        self.core.ledger.bypassed(id);
         let call = Call::ALL[call].name();
         tracing::warn!(
             client = id.0,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Conductor;
 use crate::keep::{FILE, Keeper, Kept, MOST, Remembered};
-use crate::ledger::Client;
+use crate::ledger::{Client, Orders, Past};
 use crate::moment::Moment;
 use crate::observation::Process;
 
@@ -57,9 +57,8 @@ impl Conductor {
     /// A client that is new to this agent gets back what an earlier one knew of it.
     pub(super) fn recall(&mut self, process: Process, now: Moment) {
         let Some(known) = self.memory.before.remove(&process) else { return };
-        let id = self.core.ledger.client_of(process);
-        let Some(client) = id.and_then(|id| self.core.ledger.client_mut(id)) else { return };
-        client.recall(&known, now);
+        let Some(client) = self.core.ledger.client_of(process) else { return };
+        self.core.ledger.recall(client, &past(&known, now));
         self.owners.recall(process, known.annotations);
     }
 
@@ -103,5 +102,22 @@ impl Conductor {
             stalls: client.stalls,
             totals: [client.stops_total, client.stalls_total, client.swap_failures_total],
         }
+    }
+}
+
+/// What the ledger takes over of it: whoever was held out is so from now on.
+fn past(known: &Remembered, now: Moment) -> Past {
+    Past {
+        bypass: known.bypass,
+        orders: Orders {
+            priority: known.priority,
+            weight: known.weight,
+            pinned: known.pinned,
+            held_out: known.held_out.then_some(now),
+            limit: known.limit,
+        },
+        runtime: Duration::try_from_secs_f64(known.runtime).ok(),
+        stalls: known.stalls,
+        totals: known.totals,
     }
 }

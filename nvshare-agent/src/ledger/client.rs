@@ -10,7 +10,6 @@ use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId, Ticket};
 use super::heat::Heat;
 use super::holding::{Doubt, Holding, MOST, Outgoing, Plausible, Proof};
 use super::orders::Orders;
-use crate::keep::Remembered;
 use crate::moment::Moment;
 use crate::observation::{Counts, Process};
 use crate::settings::Settings;
@@ -85,6 +84,21 @@ pub struct Page {
     pub waiting: u64,
     /// What it holds.
     pub holdings: Vec<(DeviceId, Holdings)>,
+}
+
+/// What an earlier agent learned of a client.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Past {
+    /// Driver work was seen that its shim did not pass.
+    pub bypass: bool,
+    /// What was ordered for it.
+    pub orders: Orders,
+    /// How long it had run, divided by its weight, if that is known.
+    pub runtime: Option<Duration>,
+    /// Drains in a row that stalled.
+    pub stalls: u32,
+    /// How often it was stopped, its drains stalled, its swap outs failed.
+    pub totals: [u64; 3],
 }
 
 /// Whether what a process says of its grants can be checked.
@@ -355,7 +369,7 @@ impl Client {
 
     /// The holding on `device`, begun if there is none yet; `None` where it runs as without an agent, or uses too many
     /// devices already. Every way to a new holding leads through here.
-    pub fn holding(&mut self, device: DeviceId) -> Option<&mut Holding> {
+    pub(super) fn holding(&mut self, device: DeviceId) -> Option<&mut Holding> {
         let many = self.devices.len() + self.unmanaged.len() >= MAX_DEVICES;
         if self.unmanaged.contains_key(&device) || (many && !self.devices.contains_key(&device)) {
             return None;
@@ -377,22 +391,16 @@ impl Client {
     }
 
     /// What an earlier agent learned of it.
-    pub fn recall(&mut self, known: &Remembered, now: Moment) {
-        self.bypass |= known.bypass;
-        self.orders = Orders {
-            priority: known.priority,
-            weight: known.weight,
-            pinned: known.pinned,
-            held_out: known.held_out.then_some(now),
-            limit: known.limit,
-        };
-        self.runtime = Duration::try_from_secs_f64(known.runtime).unwrap_or(self.runtime);
-        self.stalls = known.stalls;
-        [self.stops_total, self.stalls_total, self.swap_failures_total] = known.totals;
+    pub(super) fn recall(&mut self, past: &Past) {
+        self.bypass |= past.bypass;
+        self.orders = past.orders;
+        self.runtime = past.runtime.unwrap_or(self.runtime);
+        self.stalls = past.stalls;
+        [self.stops_total, self.stalls_total, self.swap_failures_total] = past.totals;
     }
 
     /// What it says is not believed from now on: it is booked at what NVML shows.
-    pub fn distrust(&mut self, why: String) {
+    pub(super) fn distrust(&mut self, why: String) {
         self.untrusted = Some(why);
         for holding in self.devices.values_mut() {
             holding.disbelieved = true;
@@ -400,7 +408,7 @@ impl Client {
     }
 
     /// It said what it needs on `device`.
-    pub fn needs(&mut self, device: DeviceId, total: Bytes) {
+    pub(super) fn needs(&mut self, device: DeviceId, total: Bytes) {
         if let Some(holding) = self.holding(device) {
             holding.need(total);
             holding.page_total = None;
@@ -411,7 +419,7 @@ impl Client {
     }
 
     /// It said what it cannot move. The reason becomes a metric's label: it is cut to what may be one.
-    pub fn unswappable(&mut self, device: DeviceId, reason: &str, bytes: Bytes) {
+    pub(super) fn unswappable(&mut self, device: DeviceId, reason: &str, bytes: Bytes) {
         let reason: String =
             reason.chars().filter(|c| c.is_ascii_lowercase() || *c == '_').take(24).collect();
         if let Some(holding) = self.holding(device)
@@ -422,7 +430,7 @@ impl Client {
     }
 
     /// `Run` was sent.
-    pub fn run(&mut self, cap: Option<Moment>, now: Moment) {
+    pub(super) fn run(&mut self, cap: Option<Moment>, now: Moment) {
         let began = self.complete().then_some(now);
         self.lease = Some(Lease::given(now, began, cap));
         self.accounted = now;
@@ -432,14 +440,14 @@ impl Client {
     }
 
     /// `Stop` was sent. Who wants to run from now on says so anew.
-    pub fn stopping(&mut self, ticket: Ticket, now: Moment) {
+    pub(super) fn stopping(&mut self, ticket: Ticket, now: Moment) {
         self.stop = Some(Stop { ticket, at: now - self.stop_waited });
         self.wants = None;
         self.stops_total += 1;
     }
 
     /// It has stopped. `false` when nobody asked for that.
-    pub fn stopped(&mut self, ticket: Ticket) -> bool {
+    pub(super) fn stopped(&mut self, ticket: Ticket) -> bool {
         let asked = self.stop.take_if(|stop| stop.ticket == ticket).is_some();
         if asked {
             self.stop_waited = Duration::ZERO;
@@ -451,7 +459,7 @@ impl Client {
     }
 
     /// Its drain stalled: it runs on, and is left alone for a while, longer each time.
-    pub fn stalled(&mut self, ticket: Ticket, settings: &Settings, now: Moment) -> bool {
+    pub(super) fn stalled(&mut self, ticket: Ticket, settings: &Settings, now: Moment) -> bool {
         let asked = self.stop.take_if(|stop| stop.ticket == ticket).is_some();
         if asked {
             self.stop_waited = Duration::ZERO;
@@ -467,7 +475,7 @@ impl Client {
     }
 
     /// All of `device` is resident. Says since when memory was granted for it.
-    pub fn resident(&mut self, device: DeviceId, now: Moment) -> Option<Moment> {
+    pub(super) fn resident(&mut self, device: DeviceId, now: Moment) -> Option<Moment> {
         let holding = self.devices.get_mut(&device)?;
         if holding.granted >= holding.needed {
             holding.complete = true;
@@ -478,7 +486,7 @@ impl Client {
     }
 
     /// The lease counts from the moment when everything is resident. Says whether that is now.
-    pub fn begin_lease(&mut self, now: Moment) -> bool {
+    pub(super) fn begin_lease(&mut self, now: Moment) -> bool {
         // Who is being stopped and wants to run wants to run again.
         if !self.complete() || self.stop.is_some() {
             return false;
@@ -500,7 +508,7 @@ impl Client {
     }
 
     /// A swap out ended, well or not: it was this one.
-    pub fn swap_out_done(&mut self, ticket: Ticket, now: Moment) -> Option<Outgoing> {
+    pub(super) fn swap_out_done(&mut self, ticket: Ticket, now: Moment) -> Option<Outgoing> {
         for holding in self.devices.values_mut() {
             if holding.reclaiming.take_if(|reclaiming| reclaiming.ticket == ticket).is_some() {
                 holding.reclaimed(now);
@@ -513,13 +521,13 @@ impl Client {
     }
 
     /// A swap out brought all that was asked for.
-    pub fn swapped_out(&mut self) {
+    pub(super) fn swapped_out(&mut self) {
         self.swap_failures = 0;
     }
 
     /// A swap out could not do all: it is tried again later.
     /// One that goes on failing is served around, like one that cannot be stopped.
-    pub fn swap_failed(&mut self, why: &str, now: Moment) {
+    pub(super) fn swap_failed(&mut self, why: &str, now: Moment) {
         self.swap_failures = self.swap_failures.saturating_add(1);
         self.swap_failures_total += 1;
         let pause = Duration::from_millis(250) * 2_u32.saturating_pow(self.swap_failures.min(7));
@@ -528,7 +536,7 @@ impl Client {
     }
 
     /// Its counter page was looked at. Says what it no longer holds of what was booked beyond its grants.
-    pub fn sample(&mut self, page: &Page, now: Moment) -> Vec<(DeviceId, Bytes)> {
+    pub(super) fn sample(&mut self, page: &Page, now: Moment) -> Vec<(DeviceId, Bytes)> {
         self.paged = true;
         if page.waiting > 0 || page.calls.application != self.calls.application {
             self.active(now);
@@ -548,7 +556,7 @@ impl Client {
     }
 
     /// It showed a sign of work.
-    pub fn active(&mut self, at: Moment) {
+    pub(super) fn active(&mut self, at: Moment) {
         let pause = at.since(self.active_at);
         if pause > PAUSE && self.active_at != Moment::NEVER {
             if self.pauses.len() == PAUSES {

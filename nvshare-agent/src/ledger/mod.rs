@@ -3,12 +3,14 @@
 //! and keep the invariants of DESIGN section 4 (see `check`).
 
 mod admission;
+mod book;
 mod check;
 mod client;
 mod device;
 mod heat;
 mod holding;
 mod limits;
+mod news;
 mod observed;
 mod orders;
 mod seen;
@@ -23,11 +25,13 @@ use client::Word;
 use holding::Plausible;
 
 pub use admission::Incumbents;
-pub use client::{Arena, Client, GangId, Lease, Page, SessionId, Stop};
+pub use book::Booked;
+pub use client::{Arena, Client, GangId, Lease, Page, Past, SessionId, Stop};
 pub use device::{Device, Room};
 pub use heat::Heat;
 pub use holding::{Holding, Outgoing, Reclaiming};
 pub use limits::Told;
+pub use news::{Arrived, Begun};
 pub use observed::Observed;
 pub use orders::Orders;
 
@@ -94,11 +98,6 @@ impl Ledger {
         self.clients.get(&client)
     }
 
-    /// To change one of them in what concerns nobody else.
-    pub fn client_mut(&mut self, client: ClientId) -> Option<&mut Client> {
-        self.clients.get_mut(&client)
-    }
-
     /// The client that is this process.
     pub fn client_of(&self, process: Process) -> Option<ClientId> {
         self.by_process.get(&process).copied()
@@ -119,24 +118,6 @@ impl Ledger {
         self.favoured_at
     }
 
-    /// `Run` was sent to `client`. Says since when it had wanted that, if it runs at once.
-    pub fn run(&mut self, client: ClientId, cap: Option<Moment>, now: Moment) -> Option<Moment> {
-        let runs = self.clients.get_mut(&client)?;
-        let wanted = runs.wants;
-        runs.run(cap, now);
-        wanted.filter(|_| runs.wants.is_none())
-    }
-
-    /// The lease of `client` is given out of turn, now.
-    pub fn favour(&mut self, client: ClientId, now: Moment) {
-        self.favoured_at = now;
-        let Some(client) = self.clients.get_mut(&client) else { return };
-        let began = client.complete().then_some(now);
-        if let Some(lease) = &mut client.lease {
-            (lease.given, lease.began, lease.favoured) = (now, began, true);
-        }
-    }
-
     /// Books an order that can be done. It holds for the client's gang.
     pub fn order(&mut self, order: Order, now: Moment) {
         let Some(gang) = self.client(order.client).map(|client| client.gang) else { return };
@@ -154,12 +135,6 @@ impl Ledger {
                 client.runtime = client.runtime.max(least.of(after.priority));
             }
         }
-    }
-
-    /// A number for a command.
-    pub fn ticket(&mut self) -> Ticket {
-        self.last_ticket += 1;
-        Ticket(self.last_ticket)
     }
 
     /// The sum of all grants on `device`, those of the dead too, and of what is held beyond them.
@@ -241,20 +216,6 @@ impl Ledger {
         self.no_rooms(client);
     }
 
-    /// The grant of `client` grows. The caller sends it: whatever is sent is booked first.
-    pub fn grant(&mut self, client: ClientId, device: DeviceId, bytes: Bytes, now: Moment) {
-        debug_assert!(
-            self.grantable(device, now).is_some_and(|free| free >= bytes.0 as i64),
-            "a grant of {bytes} exceeds what is seen to be free on {device}"
-        );
-        if let Some(client) = self.clients.get_mut(&client) {
-            let holding = client.devices.entry(device).or_default();
-            holding.granted += bytes;
-            holding.granting_since.get_or_insert(now);
-        }
-        debug_assert_eq!(self.check(), Ok(()));
-    }
-
     /// The shim gave back a part of its grant. Says how much was plausible: no more than it had.
     pub fn released(
         &mut self,
@@ -273,13 +234,6 @@ impl Ledger {
             device.given_back(believed, now);
         }
         believed
-    }
-
-    /// So much is no longer booked on `device`, by a client's word: no reading shows yet that it is free.
-    pub fn unbooked(&mut self, device: DeviceId, bytes: Bytes, now: Moment) {
-        if let Some(device) = self.devices.get_mut(&device) {
-            device.given_back(bytes, now);
-        }
     }
 
     /// What may be granted on `device` right now: NVML was read lately, and what was given back since does not count.
@@ -462,34 +416,9 @@ impl Ledger {
         }
     }
 
-    /// The request was answered: room that was made is kept free until a reading shows what became of it.
-    pub fn room_answered(&mut self, client: ClientId, ticket: Ticket, made: bool, now: Moment) {
-        for device in self.devices.values_mut() {
-            if let Some(at) =
-                device.rooms.iter().position(|room| room.client == client && room.ticket == ticket)
-            {
-                if made {
-                    device.rooms[at].made = Some(now);
-                    if device.rooms[at].large
-                        && let Some(client) = self.clients.get_mut(&client)
-                    {
-                        client.large_room = Some(now);
-                    }
-                } else {
-                    device.rooms.remove(at);
-                }
-            }
-        }
-    }
-
     /// What a switch costs, as an earlier agent measured it.
     pub fn switches_cost(&mut self, cost: Duration) {
         self.switch_cost = cost;
-    }
-
-    /// A switch took this long.
-    pub fn switched(&mut self, cost: Duration) {
-        self.switch_cost = if self.switch_cost.is_zero() { cost } else { (self.switch_cost * 3 + cost) / 4 };
     }
 
     /// Charges the time since the last call to those who ran. Nobody's runtime is left so far behind, or so far ahead,

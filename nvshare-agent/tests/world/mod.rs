@@ -127,7 +127,7 @@ impl World {
             world.allocate(client, (number % 8) as u8, (1 + number % 7) * GIB);
             world.shims[client].works = number % 3 == 0;
             let id = world.shims[client].id;
-            world.core.ledger.client_mut(id).unwrap().cgroup = format!("/kubepods/pod{number}");
+            world.core.ledger.named(id, String::new(), format!("/kubepods/pod{number}"));
             let process = world.shims[client].process;
             for piece in 0..1000_u64 {
                 // With a gap behind each, or they would be one.
@@ -262,7 +262,7 @@ impl World {
         let hello = Hello { release: "test".into(), running: shim.lease, devices, arenas: 0, bypass: false };
         let process = shim.process;
         let id = self.core.hello(process, session, &hello, self.moment());
-        self.core.arena(id, ArenaId(0), Bytes(self.arena), true);
+        self.core.ledger.arena(id, ArenaId(0), Bytes(self.arena), true);
         self.shims[index].id = id;
     }
 
