@@ -167,14 +167,14 @@ impl World {
             if !shim.known {
                 events.push(Event::Hello(number));
             } else if let Some(holding) =
-                self.client(number).map(|id| &self.ledger.clients()[&id].devices[&CARD])
+                self.client(number).map(|id| &self.ledger.clients()[&id].devices()[&CARD])
             {
-                let idle = holding.outgoing.is_none() && shim.inbox.len() < self.bounds.queue;
-                if all_known && grantable && idle && holding.granted < pieces(self.bounds.wanted) {
+                let idle = holding.outgoing().is_none() && shim.inbox.len() < self.bounds.queue;
+                if all_known && grantable && idle && holding.granted() < pieces(self.bounds.wanted) {
                     events.push(Event::Grant(number));
                 }
                 if idle {
-                    let granted = holding.granted.0 / PIECE;
+                    let granted = holding.granted().0 / PIECE;
                     events.extend((1..=granted).map(|amount| Event::SwapOut(number, amount)));
                 }
             }
@@ -302,7 +302,7 @@ impl World {
         let now = self.now();
         let booked = self.ledger.book(decision, &Settings::default(), now);
         let Booked { client, message, .. } = booked.expect("the client is told");
-        let process = self.ledger.client(client).expect("a client").process;
+        let process = self.ledger.client(client).expect("a client").process();
         let number = (0..CLIENTS).find(|number| World::process(*number) == process).expect("a shim");
         let (message, ticket) = ToShim::read(&message);
         let shim = &mut self.shims[number];
@@ -366,11 +366,11 @@ impl World {
                 let id = self.client(number).or_else(|| self.buried_late(number));
                 let booked = id.and_then(|id| self.ledger.client(id)).map(|client| {
                     let fresh_death = client
-                        .exited
+                        .exited()
                         .map(|exited| self.reading.as_ref().is_some_and(|reading| reading.at > exited));
-                    let holding = client.devices.get(&CARD).map(|holding| {
-                        let left = holding.outgoing.map(|outgoing| outgoing.left);
-                        (holding.granted, holding.needed, left, holding.complete, holding.measured)
+                    let holding = client.devices().get(&CARD).map(|holding| {
+                        let left = holding.outgoing().map(|outgoing| outgoing.left);
+                        (holding.granted(), holding.needed(), left, holding.complete(), holding.measured())
                     });
                     (fresh_death, holding)
                 });
@@ -383,10 +383,10 @@ impl World {
         let device = self.ledger.device(CARD).map(|device| {
             let unseen = |after: bool| -> Bytes {
                 let since = began.unwrap_or(self.now());
-                let given = device.unconfirmed.iter();
+                let given = device.unconfirmed().iter();
                 given.filter(|(at, _)| (*at >= since) == after).map(|(_, bytes)| *bytes).sum()
             };
-            (device.foreign, unseen(false), unseen(true), self.ledger.grantable(CARD, self.now()).is_some())
+            (device.foreign(), unseen(false), unseen(true), self.ledger.grantable(CARD, self.now()).is_some())
         });
         digest(&(clients, device, self.reading.is_some(), self.bounds.kills, self.bounds.restarts))
     }
@@ -394,7 +394,9 @@ impl World {
     /// A client that ended and is still on the books.
     fn buried_late(&self, number: usize) -> Option<ClientId> {
         let mut clients = self.ledger.clients().values();
-        clients.find(|client| client.process == World::process(number)).map(|client| client.id)
+        clients
+            .find(|client| client.process() == World::process(number))
+            .map(nvshare_agent::ledger::Client::id)
     }
 }
 

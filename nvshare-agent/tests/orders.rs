@@ -60,7 +60,7 @@ fn a_high_priority_ends_a_lower_lease_after_its_floor_and_not_before() {
     world.run(30_000);
     // One of the two has just begun a lease of 20 s.
     let begun = |world: &World, client: usize| {
-        let lease = world.core.ledger.client(world.shims[client].id)?.lease?;
+        let lease = world.core.ledger.client(world.shims[client].id)?.lease()?;
         lease.began.map(|began| world.moment().since(began))
     };
     world.until(60_000, |world| {
@@ -224,9 +224,9 @@ fn who_is_swapped_out_by_order_gives_all_and_comes_back_whole() {
     }
     // Nothing is granted either: all of it can be given to others.
     let gone = |world: &World, client: usize| {
-        let devices = &world.core.ledger.client(world.shims[client].id).unwrap().devices;
+        let devices = &world.core.ledger.client(world.shims[client].id).unwrap().devices();
         world.resident(client, 0) + world.resident(client, 1) == 0
-            && devices.values().all(|holding| holding.granted == Bytes::ZERO)
+            && devices.values().all(|holding| holding.granted() == Bytes::ZERO)
     };
     world.until(3000, |world| gone(world, out) && gone(world, idle));
     // It wants to run, there is all the room, and it does not.
@@ -250,7 +250,7 @@ fn who_waits_by_order_keeps_nobody_elses_work_short_and_owes_no_time() {
     world.run(200_000);
     let client =
         |world: &World, index: usize| world.core.ledger.client(world.shims[index].id).unwrap().clone();
-    assert!(client(&world, out).wants.is_some() && !client(&world, works).paced);
+    assert!(client(&world, out).wants().is_some() && !client(&world, works).paced());
     world.order(out, What::SwapIn).unwrap();
     // It begins level, not with 200 s to its credit.
     let ran = ran(&mut world, &[out, works], 120_000);

@@ -84,7 +84,7 @@ impl Core {
     /// A session begins.
     pub fn hello(&mut self, process: Process, session: SessionId, hello: &Hello, now: Moment) -> ClientId {
         let client = self.ledger.hello(process, session, hello, now);
-        let booked = |device| Some(self.ledger.client(client)?.devices.get(&device)?.granted);
+        let booked = |device| Some(self.ledger.client(client)?.devices().get(&device)?.granted());
         let boast = |held: &&Held| booked(held.device).is_some_and(|booked| booked < held.granted);
         if let Some(Held { device, granted, .. }) = hello.devices.iter().find(boast) {
             self.distrust(client, format!("says that it was granted {granted} on {device}"));
@@ -100,7 +100,7 @@ impl Core {
         message: ToAgent,
         now: Moment,
     ) -> Vec<Command> {
-        let current = self.ledger.client(client).is_some_and(|client| client.session == Some(session));
+        let current = self.ledger.client(client).is_some_and(|client| client.session() == Some(session));
         if !current {
             return Vec::new();
         }
@@ -159,7 +159,7 @@ impl Core {
                 let was_stopping = self.ledger.stalled(client, ticket, &self.settings, now);
                 if was_stopping {
                     if let Some(sender) = self.ledger.client(client) {
-                        let (pid, stalls) = (sender.process.pid, sender.stalls);
+                        let (pid, stalls) = (sender.process().pid, sender.stalls());
                         tracing::info!(client = client.0, pid, stalls, "drain stalled");
                     }
                     self.switches.drained(ticket, now);
@@ -170,8 +170,8 @@ impl Core {
                 if self.ledger.swap_failed(client, ticket, &why, now)
                     && let Some(sender) = self.ledger.client(client)
                 {
-                    let why = sender.swap_problem.as_deref();
-                    tracing::warn!(client = client.0, pid = sender.process.pid, why, "swap out failed");
+                    let why = sender.swap_problem();
+                    tracing::warn!(client = client.0, pid = sender.process().pid, why, "swap out failed");
                 }
             }
             ToAgent::Unswappable { device, bytes, reason } => {
@@ -185,8 +185,8 @@ impl Core {
                 {
                     tracing::warn!(
                         client = client.0,
-                        pid = sender.process.pid,
-                        why = sender.dead.as_deref(),
+                        pid = sender.process().pid,
+                        why = sender.dead(),
                         "device error: its memory stays until it exits"
                     );
                 }
@@ -226,8 +226,13 @@ impl Core {
         if self.ledger.distrust(client, why)
             && let Some(client) = self.ledger.client(client)
         {
-            let why = client.untrusted.as_deref();
-            tracing::warn!(client = client.id.0, pid = client.process.pid, why, "said what cannot be true");
+            let why = client.untrusted();
+            tracing::warn!(
+                client = client.id().0,
+                pid = client.process().pid,
+                why,
+                "said what cannot be true"
+            );
         }
     }
 
@@ -265,12 +270,12 @@ impl Core {
     pub fn bury(&mut self, now: Moment) -> Vec<Client> {
         let buried = self.ledger.bury(&self.settings, now);
         for client in &buried {
-            self.hindered.remove(&client.id);
-            self.told.forget(client.id);
-            self.switches.forget(client.id);
-            if client.overdue {
+            self.hindered.remove(&client.id());
+            self.told.forget(client.id());
+            self.switches.forget(client.id());
+            if client.overdue() {
                 tracing::warn!(
-                    pid = client.process.pid,
+                    pid = client.process().pid,
                     "its memory is still in use after its end: counted as foreign"
                 );
             }
@@ -327,8 +332,8 @@ impl Core {
         if let Decision::Stop { client, gains } = decision
             && let Some(stops) = self.ledger.client(*client)
         {
-            let (gains, quiet) = (gains.map(|gains| gains.0), now.since(stops.active_at));
-            tracing::debug!(client = client.0, gains, lease = ?stops.lease, ?quiet, "stop");
+            let (gains, quiet) = (gains.map(|gains| gains.0), now.since(stops.active_at()));
+            tracing::debug!(client = client.0, gains, lease = ?stops.lease(), ?quiet, "stop");
         }
         let booked = self.ledger.book(decision, &self.settings, now)?;
         if let Some(wanted) = booked.wanted {
@@ -348,16 +353,17 @@ impl Core {
 
     /// Who runs keeps its work short while somebody else waits.
     fn paces(&mut self) -> Vec<Command> {
-        let waits = |client: &&Client| client.wants.is_some() && client.lease.is_none() && !client.held_out();
+        let waits =
+            |client: &&Client| client.wants().is_some() && client.lease().is_none() && !client.held_out();
         let waiting = self.ledger.clients().values().filter(waits);
-        let waiting: Vec<ClientId> = waiting.map(|client| client.id).collect();
+        let waiting: Vec<ClientId> = waiting.map(Client::id).collect();
         let changed: Vec<(ClientId, bool)> = self
             .ledger
             .clients()
             .values()
             .filter(|client| client.commandable())
-            .map(|client| (client.id, waiting.iter().any(|id| *id != client.id)))
-            .filter(|(id, on)| self.ledger.client(*id).is_some_and(|client| client.paced != *on))
+            .map(|client| (client.id(), waiting.iter().any(|id| *id != client.id())))
+            .filter(|(id, on)| self.ledger.client(*id).is_some_and(|client| client.paced() != *on))
             .collect();
         changed
             .into_iter()
@@ -369,7 +375,7 @@ impl Core {
     }
 
     pub(super) fn command(&self, client: ClientId, message: ToShim) -> Option<Command> {
-        let session = self.ledger.client(client)?.session?;
+        let session = self.ledger.client(client)?.session()?;
         Some(Command { client, session, message })
     }
 

@@ -69,7 +69,7 @@ impl Conductor {
             return;
         }
         self.memory.at = now;
-        let living = self.core.ledger.clients().values().filter(|client| client.exited.is_none());
+        let living = self.core.ledger.clients().values().filter(|client| client.exited().is_none());
         let mut clients: Vec<Remembered> = living.map(|client| self.remembered(client)).collect();
         // Those that have not come yet may still come; once granting has begun, only if they live.
         self.memory.before.retain(|process, _| Process::of(process.pid) == Some(*process));
@@ -90,17 +90,17 @@ impl Conductor {
 
     fn remembered(&self, client: &Client) -> Remembered {
         Remembered {
-            process: client.process,
-            bypass: client.bypass,
-            priority: client.orders.priority,
-            weight: client.orders.weight,
-            pinned: client.orders.pinned,
+            process: client.process(),
+            bypass: client.bypass(),
+            priority: client.orders().priority,
+            weight: client.orders().weight,
+            pinned: client.orders().pinned,
             held_out: client.held_out(),
-            limit: client.orders.limit,
-            annotations: self.owners.ordered(client.process),
-            runtime: client.runtime.as_secs_f64(),
-            stalls: client.stalls,
-            totals: [client.stops_total, client.stalls_total, client.swap_failures_total],
+            limit: client.orders().limit,
+            annotations: self.owners.ordered(client.process()),
+            runtime: client.runtime().as_secs_f64(),
+            stalls: client.stalls(),
+            totals: [client.stops_total(), client.stalls_total(), client.swap_failures_total()],
         }
     }
 }

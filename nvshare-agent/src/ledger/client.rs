@@ -10,6 +10,7 @@ use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId, Ticket};
 use super::heat::Heat;
 use super::holding::{Doubt, Holding, MOST, Outgoing, Plausible, Proof};
 use super::orders::Orders;
+use super::readers::readers;
 use crate::moment::Moment;
 use crate::observation::{Counts, Process};
 use crate::settings::Settings;
@@ -115,97 +116,140 @@ pub(super) enum Word {
 /// A client.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// The agent's number for it.
-    pub id: ClientId,
-    /// Its process.
-    pub process: Process,
-    /// The process's name.
-    pub name: String,
-    /// The process's cgroup.
-    pub cgroup: String,
-    /// The shim's release.
-    pub shim: String,
-    /// With whom it runs.
-    pub gang: GangId,
-    /// What was ordered for it.
-    pub orders: Orders,
-    /// Its session, while there is one.
-    pub session: Option<SessionId>,
-    /// When its session began.
-    pub greeted: Moment,
+    pub(super) id: ClientId,
+    pub(super) process: Process,
+    pub(super) name: String,
+    pub(super) cgroup: String,
+    pub(super) shim: String,
+    pub(super) gang: GangId,
+    pub(super) orders: Orders,
+    pub(super) session: Option<SessionId>,
+    pub(super) greeted: Moment,
     /// When it lost its session.
-    pub disconnected: Option<Moment>,
-    /// When its process ended.
-    pub exited: Option<Moment>,
-    /// NVML showed its memory for too long after that.
-    pub overdue: bool,
-    /// The device error that ended it.
-    pub dead: Option<String>,
-    /// Driver work was seen that its shim did not pass: it is never moved.
-    pub bypass: bool,
-    /// What it holds, on devices that are managed or may still turn out to be.
-    pub devices: BTreeMap<DeviceId, Holding>,
+    pub(super) disconnected: Option<Moment>,
+    pub(super) exited: Option<Moment>,
+    pub(super) overdue: bool,
+    pub(super) dead: Option<String>,
+    pub(super) bypass: bool,
+    pub(super) devices: BTreeMap<DeviceId, Holding>,
     /// When it began to use a device, in this session: a limit that counts its context comes from a later reading.
-    pub met: BTreeMap<DeviceId, Moment>,
-    /// Where it was told that it runs as without an agent, and why. Nothing is booked there until its next `Hello`.
-    pub unmanaged: BTreeMap<DeviceId, String>,
-    /// The limits it was told.
-    pub limits: BTreeMap<DeviceId, Bytes>,
+    pub(super) met: BTreeMap<DeviceId, Moment>,
+    pub(super) unmanaged: BTreeMap<DeviceId, String>,
+    pub(super) limits: BTreeMap<DeviceId, Bytes>,
     /// What it asked whether it may have, where the answer was yes.
-    pub(crate) promised: BTreeMap<DeviceId, Bytes>,
-    /// The sizes it was told.
-    pub(crate) sizes: BTreeMap<DeviceId, Bytes>,
+    pub(super) promised: BTreeMap<DeviceId, Bytes>,
+    pub(super) sizes: BTreeMap<DeviceId, Bytes>,
     /// It has a counter page.
-    pub paged: bool,
-    /// Threads wait to run, since then.
-    pub wants: Option<Moment>,
-    /// The right to run.
-    pub lease: Option<Lease>,
-    /// It was told to keep its work in flight short.
-    pub paced: bool,
-    /// It is being stopped.
-    pub stop: Option<Stop>,
+    pub(super) paged: bool,
+    pub(super) wants: Option<Moment>,
+    pub(super) lease: Option<Lease>,
+    pub(super) paced: bool,
+    pub(super) stop: Option<Stop>,
     /// How long earlier sessions left a `Stop` without an answer.
     stop_waited: Duration,
-    /// It is not to be stopped before: its last drain stalled.
-    pub retry_at: Moment,
-    /// Drains in a row that stalled.
-    pub stalls: u32,
-    /// It cannot be stopped; since then.
-    pub unyielding: Option<Moment>,
-    /// It is not asked to swap out before: its last swap out failed.
-    pub swap_retry_at: Moment,
-    /// Swap outs in a row that failed.
-    pub swap_failures: u32,
-    /// Why the last one failed.
-    pub swap_problem: Option<String>,
-    /// Its last sign of work.
-    pub active_at: Moment,
+    pub(super) retry_at: Moment,
+    pub(super) stalls: u32,
+    pub(super) unyielding: Option<Moment>,
+    pub(super) swap_retry_at: Moment,
+    pub(super) swap_failures: u32,
+    pub(super) swap_problem: Option<String>,
+    pub(super) active_at: Moment,
     /// Its latest pauses.
     pauses: VecDeque<Duration>,
-    /// How long it has run, divided by its weight.
-    pub runtime: Duration,
+    pub(super) runtime: Duration,
     accounted: Moment,
-    /// What it needed when everything was last resident.
-    pub accustomed: Bytes,
-    /// Its arenas.
-    pub arenas: BTreeMap<ArenaId, Arena>,
-    /// No more host memory can be had for it.
-    pub host_exhausted: bool,
+    pub(super) accustomed: Bytes,
+    pub(super) arenas: BTreeMap<ArenaId, Arena>,
+    pub(super) host_exhausted: bool,
     /// When its driver last got much room at once.
-    pub large_room: Option<Moment>,
-    /// Its calls by its counter page.
-    pub calls: Counts,
-    /// What its kernels used.
-    pub heat: Heat,
-    /// Something it said cannot be true.
-    pub untrusted: Option<String>,
-    /// How often it was stopped.
-    pub stops_total: u64,
-    /// How many of its drains stalled.
-    pub stalls_total: u64,
-    /// How many of its swap outs failed.
-    pub swap_failures_total: u64,
+    pub(super) large_room: Option<Moment>,
+    pub(super) calls: Counts,
+    pub(super) heat: Heat,
+    pub(super) untrusted: Option<String>,
+    pub(super) stops_total: u64,
+    pub(super) stalls_total: u64,
+    pub(super) swap_failures_total: u64,
+}
+
+impl Client {
+    readers! {
+        /// The agent's number for it.
+        id: ClientId,
+        /// Its process.
+        process: Process,
+        /// The process's name.
+        name: &str,
+        /// The process's cgroup.
+        cgroup: &str,
+        /// The shim's release.
+        shim: &str,
+        /// With whom it runs.
+        gang: GangId,
+        /// What was ordered for it.
+        orders: Orders,
+        /// Its session, while there is one.
+        session: Option<SessionId>,
+        /// When its session began.
+        greeted: Moment,
+        /// When its process ended.
+        exited: Option<Moment>,
+        /// NVML showed its memory for too long after that.
+        overdue: bool,
+        /// The device error that ended it.
+        dead: Option<&str>,
+        /// Driver work was seen that its shim did not pass: it is never moved.
+        bypass: bool,
+        /// What it holds, on devices that are managed or may still turn out to be.
+        devices: &BTreeMap<DeviceId, Holding>,
+        /// Where it was told that it runs as without an agent, and why. Nothing is booked there until its next `Hello`.
+        unmanaged: &BTreeMap<DeviceId, String>,
+        /// The limits it was told.
+        limits: &BTreeMap<DeviceId, Bytes>,
+        /// The sizes it was told.
+        sizes: &BTreeMap<DeviceId, Bytes>,
+        /// Threads wait to run, since then.
+        wants: Option<Moment>,
+        /// The right to run.
+        lease: Option<Lease>,
+        /// It was told to keep its work in flight short.
+        paced: bool,
+        /// It is being stopped.
+        stop: Option<Stop>,
+        /// It is not to be stopped before: its last drain stalled.
+        retry_at: Moment,
+        /// Drains in a row that stalled.
+        stalls: u32,
+        /// It cannot be stopped; since then.
+        unyielding: Option<Moment>,
+        /// It is not asked to swap out before: its last swap out failed.
+        swap_retry_at: Moment,
+        /// Swap outs in a row that failed.
+        swap_failures: u32,
+        /// Why the last one failed.
+        swap_problem: Option<&str>,
+        /// Its last sign of work.
+        active_at: Moment,
+        /// How long it has run, divided by its weight.
+        runtime: Duration,
+        /// What it needed when everything was last resident.
+        accustomed: Bytes,
+        /// Its arenas.
+        arenas: &BTreeMap<ArenaId, Arena>,
+        /// No more host memory can be had for it.
+        host_exhausted: bool,
+        /// Its calls by its counter page.
+        calls: &Counts,
+        /// What its kernels used.
+        heat: &Heat,
+        /// Something it said cannot be true.
+        untrusted: Option<&str>,
+        /// How often it was stopped.
+        stops_total: u64,
+        /// How many of its drains stalled.
+        stalls_total: u64,
+        /// How many of its swap outs failed.
+        swap_failures_total: u64,
+    }
 }
 
 impl Client {
@@ -588,7 +632,7 @@ impl Client {
     }
 
     /// A command has been without an answer for too long: it is served around until it answers. Says what it failed to do.
-    pub(super) fn overdue(&mut self, settings: &Settings, now: Moment) -> Option<&'static str> {
+    pub(super) fn late(&mut self, settings: &Settings, now: Moment) -> Option<&'static str> {
         let late = |at: Moment| now.since(at) > settings.command_deadline;
         let stop =
             self.stop.is_some_and(|stop| now.since(stop.at) > settings.stall + settings.command_deadline);

@@ -13,6 +13,7 @@ mod limits;
 mod news;
 mod observed;
 mod orders;
+mod readers;
 mod seen;
 
 use std::collections::{BTreeMap, HashMap};
@@ -436,7 +437,7 @@ impl Ledger {
 
     /// Looks for commands without an answer. Says who is served around from now on, and why.
     pub fn overdue(&mut self, settings: &Settings, now: Moment) -> Vec<(ClientId, &'static str)> {
-        let late = |client: &mut Client| Some((client.id, client.overdue(settings, now)?));
+        let late = |client: &mut Client| Some((client.id, client.late(settings, now)?));
         self.clients.values_mut().filter_map(late).collect()
     }
 
