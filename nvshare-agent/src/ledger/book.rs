@@ -73,9 +73,9 @@ impl Ledger {
     /// `Run` is sent to `client`. Says since when it had wanted that, if it runs at once.
     fn run(&mut self, client: ClientId, cap: Option<Moment>, now: Moment) -> Option<Moment> {
         let runs = self.clients.get_mut(&client)?;
-        let wanted = runs.wants;
+        let wanted = runs.wants();
         runs.run(cap, now);
-        wanted.filter(|_| runs.wants.is_none())
+        wanted.filter(|_| runs.wants().is_none())
     }
 
     /// The lease of `client` is given out of turn, now.
@@ -83,7 +83,7 @@ impl Ledger {
         self.favoured_at = now;
         let Some(client) = self.clients.get_mut(&client) else { return };
         let began = client.complete().then_some(now);
-        if let Some(lease) = &mut client.lease {
+        if let Some(lease) = client.turns.turn.lease_mut() {
             (lease.given, lease.began, lease.favoured) = (now, began, true);
         }
     }
@@ -91,8 +91,7 @@ impl Ledger {
     /// `Stop` is sent to `client`, with this number.
     fn begin_stop(&mut self, client: ClientId, now: Moment) -> Option<Ticket> {
         let ticket = self.ticket();
-        self.client_mut(client)?.stopping(ticket, now);
-        Some(ticket)
+        self.client_mut(client)?.stopping(ticket, now).then_some(ticket)
     }
 
     /// The grant of `client` grows.

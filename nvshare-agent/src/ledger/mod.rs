@@ -2,6 +2,7 @@
 //! conductor tells it what happened and when, and [`crate::policy`] reads it. Its methods are the only way to change it,
 //! and keep the invariants of DESIGN section 4 (see `check`).
 
+mod activity;
 mod admission;
 mod book;
 mod check;
@@ -9,12 +10,16 @@ mod client;
 mod device;
 mod heat;
 mod holding;
+mod lease;
 mod limits;
+mod moves;
 mod news;
 mod observed;
 mod orders;
 mod readers;
 mod seen;
+mod session;
+mod turn;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -22,19 +27,22 @@ use std::time::Duration;
 use nvshare_common::protocol::Hello;
 use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
 
-use client::Word;
 use holding::Plausible;
+use session::Word;
 
 pub use admission::Incumbents;
 pub use book::Booked;
-pub use client::{Arena, Client, GangId, Lease, Page, Past, SessionId, Stop};
+pub use client::{Client, GangId, Page};
 pub use device::{Device, Room};
 pub use heat::Heat;
 pub use holding::{Holding, Outgoing, Reclaiming};
+pub use lease::{Lease, Stop};
 pub use limits::Told;
+pub use moves::Arena;
 pub use news::{Arrived, Begun};
 pub use observed::Observed;
 pub use orders::Orders;
+pub use session::{Past, SessionId};
 
 use crate::device::Reading;
 use crate::moment::Moment;
@@ -129,11 +137,11 @@ impl Ledger {
             let after = client.orders;
             // It was kept from running: that was no waiting for its turn.
             if before.held_out.is_some() && after.held_out.is_none() {
-                client.wants = client.wants.map(|_| now);
-                client.runtime = client.runtime.max(least.of(after.priority));
+                client.turns.wants = client.turns.wants.map(|_| now);
+                client.turns.runtime = client.turns.runtime.max(least.of(after.priority));
             }
             if before.priority != after.priority {
-                client.runtime = client.runtime.max(least.of(after.priority));
+                client.turns.runtime = client.turns.runtime.max(least.of(after.priority));
             }
         }
     }
@@ -398,7 +406,7 @@ impl Ledger {
             return;
         }
         // Whether anybody else contends is asked for each request: the sum does not depend on who asks.
-        let contends = |client: &Client| client.lease.is_some() || client.wants.is_some();
+        let contends = |client: &Client| client.lease().is_some() || client.wants().is_some();
         let contenders = clients.values().filter(|client| contends(client)).count();
         for device in self.devices.values_mut() {
             let mut asked: BTreeMap<ClientId, (Bytes, bool)> = BTreeMap::new();
@@ -411,7 +419,7 @@ impl Ledger {
                 let (Some(client), None) = (clients.get(&room.client), room.made) else { continue };
                 let recently = client.large_room.is_some_and(|made| now.since(made) < pause);
                 let others = contenders - usize::from(contends(client));
-                let turn = client.lease.is_some() || others == 0;
+                let turn = client.lease().is_some() || others == 0;
                 room.presses = !room.large || (turn && !recently && !std::mem::replace(large, true));
             }
         }
@@ -431,7 +439,7 @@ impl Ledger {
         let least = self.least_runtimes(now);
         for client in self.clients.values_mut() {
             let ahead = (2 * settings.lease_ceiling).div_f64(client.orders.weight.value());
-            client.runtime = client.runtime.min(least.of(client.orders.priority) + ahead);
+            client.turns.runtime = client.turns.runtime.min(least.of(client.orders.priority) + ahead);
         }
     }
 
@@ -445,9 +453,9 @@ impl Ledger {
     pub fn wants(&mut self, client: ClientId, now: Moment) {
         let least = self.least_runtimes(now);
         if let Some(client) = self.clients.get_mut(&client) {
-            if client.wants.is_none() {
-                client.wants = Some(now);
-                client.runtime = client.runtime.max(least.of(client.orders.priority));
+            if client.wants().is_none() {
+                client.turns.wants = Some(now);
+                client.turns.runtime = client.turns.runtime.max(least.of(client.orders.priority));
             }
             client.active(now);
         }
@@ -458,11 +466,11 @@ impl Ledger {
         let (mut least, mut most) = ([None; 3], [Duration::ZERO; 3]);
         for client in self.clients.values() {
             let class = client.orders.priority as usize;
-            most[class] = most[class].max(client.runtime);
-            let contends = client.wants.is_some() || (client.lease.is_some() && client.busy(now));
+            most[class] = most[class].max(client.runtime());
+            let contends = client.wants().is_some() || (client.lease().is_some() && client.busy(now));
             if client.commandable() && !client.held_out() && contends {
-                let smallest = least[class].get_or_insert(client.runtime);
-                *smallest = client.runtime.min(*smallest);
+                let smallest = least[class].get_or_insert(client.runtime());
+                *smallest = client.runtime().min(*smallest);
             }
         }
         LeastRuntimes(std::array::from_fn(|class| least[class].unwrap_or(most[class])))

@@ -85,16 +85,16 @@ impl Ledger {
     /// All of `device` is resident, it says.
     pub fn resident(&mut self, client: ClientId, device: DeviceId, now: Moment) -> Option<Arrived> {
         let client = self.client_mut(client)?;
-        let wanted = client.wants;
+        let wanted = client.wants();
         let granting_since = client.resident(device, now);
-        let wanted = wanted.filter(|_| client.wants.is_none());
+        let wanted = wanted.filter(|_| client.wants().is_none());
         Some(Arrived { granting_since, wanted, complete: client.complete() })
     }
 
     /// Its counter page was looked at. Says whether its lease begins with that.
     pub fn sample(&mut self, client: ClientId, page: &Page, now: Moment) -> Option<Begun> {
         let sampled = self.client_mut(client).filter(|client| client.exited.is_none())?;
-        let wanted = sampled.wants;
+        let wanted = sampled.wants();
         let less = sampled.sample(page, now);
         let begins = sampled.begin_lease(now);
         for (device, bytes) in less {
@@ -159,14 +159,14 @@ impl Ledger {
     /// It is told to keep its work in flight short, or need not any more.
     pub fn pace(&mut self, client: ClientId, on: bool) {
         if let Some(client) = self.client_mut(client) {
-            client.paced = on;
+            client.turns.paced = on;
         }
     }
 
     /// A switch to it took this long: its lease lasts the longer, and so do those of others from now on.
     pub fn switched(&mut self, client: ClientId, took: Duration) {
         self.switch_cost = if self.switch_cost.is_zero() { took } else { (self.switch_cost * 3 + took) / 4 };
-        if let Some(lease) = self.client_mut(client).and_then(|client| client.lease.as_mut()) {
+        if let Some(lease) = self.client_mut(client).and_then(|client| client.turns.turn.lease_mut()) {
             lease.cost = lease.cost.max(took);
         }
     }
@@ -174,13 +174,13 @@ impl Ledger {
     /// It has this arena, from this session or an earlier one.
     pub fn arena(&mut self, client: ClientId, arena: ArenaId, bytes: Bytes, ready: bool) {
         if let Some(client) = self.client_mut(client) {
-            client.arenas.insert(arena, Arena { bytes, ready });
+            client.moves.arenas.insert(arena, Arena { bytes, ready });
         }
     }
 
     /// It has mapped and registered the arena.
     pub fn arena_ready(&mut self, client: ClientId, arena: ArenaId) {
-        if let Some(arena) = self.client_mut(client).and_then(|client| client.arenas.get_mut(&arena)) {
+        if let Some(arena) = self.client_mut(client).and_then(|client| client.moves.arenas.get_mut(&arena)) {
             arena.ready = true;
         }
     }
@@ -188,14 +188,14 @@ impl Ledger {
     /// It gave the arena back.
     pub fn arena_returned(&mut self, client: ClientId, arena: ArenaId) {
         if let Some(client) = self.client_mut(client) {
-            client.arenas.remove(&arena);
+            client.moves.arenas.remove(&arena);
         }
     }
 
     /// Whether no more host memory can be had for it.
     pub fn host_exhausted(&mut self, client: ClientId, exhausted: bool) {
         if let Some(client) = self.client_mut(client) {
-            client.host_exhausted = exhausted;
+            client.moves.host_exhausted = exhausted;
         }
     }
 
