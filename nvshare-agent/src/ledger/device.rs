@@ -7,8 +7,8 @@ use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
 
 use super::holding::{Plausible, STEP};
 use super::readers::readers;
-use crate::device::Reading;
 use crate::moment::Moment;
+use crate::reading::Reading;
 use crate::settings::Settings;
 
 /// How old a reading may be that a grant relies on.

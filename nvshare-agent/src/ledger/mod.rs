@@ -1,6 +1,7 @@
 //! What every client and process holds and does, per device: pure data. Nothing here knows sockets, clocks or CUDA; the
-//! conductor tells it what happened and when, and [`crate::policy`] reads it. Its methods are the only way to change it,
-//! and keep the invariants of DESIGN section 4 (see `check`).
+//! conductor tells it what happened and when, and [`crate::policy`] reads it. Its methods are the only way to change it:
+//! decisions are booked in `book`, what is learned in `news`, and no field can be written from outside. They keep the
+//! invariants of DESIGN section 4 (see `check`); that the files use nothing but plain data, tests/pure.rs makes sure.
 
 mod activity;
 mod admission;
@@ -44,10 +45,10 @@ pub use observed::Observed;
 pub use orders::Orders;
 pub use session::{Past, SessionId};
 
-use crate::device::Reading;
 use crate::moment::Moment;
 use crate::observation::Process;
 use crate::order::{Order, Priority};
+use crate::reading::Reading;
 use crate::settings::Settings;
 
 /// All of it.
