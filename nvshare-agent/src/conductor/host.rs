@@ -13,7 +13,7 @@ use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 use super::core::{Command, Core};
 use super::lack::Lack;
 use crate::hostmem::{self, Made, Maker, Order};
-use crate::ledger::Client;
+use crate::ledger::{Client, Device};
 use crate::moment::Moment;
 use crate::snapshot;
 
@@ -153,11 +153,8 @@ impl HostMemory {
                 return Vec::new();
             }
         };
-        let session = core
-            .ledger
-            .client(client)
-            .filter(|client| client.commandable())
-            .and_then(|client| client.session());
+        let session =
+            core.ledger.client(client).filter(|client| client.commandable()).and_then(Client::session);
         let Some(session) = session else { return Vec::new() };
         core.ledger.arena(client, arena, bytes, false);
         self.unmapped.insert((client, arena), Arc::clone(&descriptor));
@@ -254,7 +251,7 @@ fn target(core: &Core, client: &Client, contended: &[DeviceId]) -> Bytes {
         return Bytes::ZERO;
     }
     let movable = client.devices().iter().filter(|(id, _)| contended.contains(id) || client.held_out());
-    let most = |id: &DeviceId| core.ledger.device(*id).map(|device| device.capacity()).unwrap_or_default();
+    let most = |id: &DeviceId| core.ledger.device(*id).map(Device::capacity).unwrap_or_default();
     let moves =
         movable.map(|(id, holding)| holding.needed().min(most(id)).saturating_sub(holding.immovable()).0);
     let bytes: u64 = moves.sum();
@@ -268,8 +265,7 @@ fn target(core: &Core, client: &Client, contended: &[DeviceId]) -> Bytes {
 /// The most host memory that the client could use with all of its memory swapped out.
 fn most(core: &Core, client: &Client) -> Bytes {
     let needed = client.devices().iter().map(|(id, holding)| {
-        let capacity =
-            core.ledger.device(*id).map(|device| device.capacity()).filter(|bytes| *bytes > Bytes::ZERO);
+        let capacity = core.ledger.device(*id).map(Device::capacity).filter(|bytes| *bytes > Bytes::ZERO);
         // Nothing is known of a device before it is read.
         holding.needed().min(capacity.unwrap_or(holding.needed())).0
     });

@@ -336,7 +336,7 @@ impl Conductor {
     /// A shim that is to move nothing any more knows that, and says so to the next agent.
     fn tell_bypass(&mut self, client: ClientId) {
         let known = self.core.ledger.client(client).filter(|client| client.bypass());
-        if let Some(session) = known.and_then(|client| client.session()) {
+        if let Some(session) = known.and_then(Client::session) {
             self.send(Command { client, session, message: ToShim::Bypassed }, None);
         }
     }
@@ -464,7 +464,7 @@ impl Conductor {
         if process.start != 0 {
             return process;
         }
-        self.core.ledger.latest_of(process.pid).map_or(process, |client| client.process())
+        self.core.ledger.latest_of(process.pid).map_or(process, Client::process)
     }
 
     /// The uprobes counted a client's calls. They were read before the page is: see [`bypass`].

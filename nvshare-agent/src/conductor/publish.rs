@@ -177,15 +177,15 @@ impl Conductor {
             engine_calls: Totals::named(&calls.engine),
             application_seen: Totals::named(&seen.application),
             engine_seen: Totals::named(&seen.engine),
-            lost: observed.map_or(0, |observed| observed.lost()),
+            lost: observed.map_or(0, Observed::lost),
             copied_out: sum(|holdings| holdings.copied_out),
             copied_in: sum(|holdings| holdings.copied_in),
             clean: sum(|holdings| holdings.clean),
             stops: client.stops_total(),
             stalls: client.stalls_total(),
             swap_failures: client.swap_failures_total(),
-            uvm_faults: observed.map_or(0, |observed| observed.uvm_faults()),
-            uvm_bytes: observed.map_or(Bytes::ZERO, |observed| observed.uvm_bytes()),
+            uvm_faults: observed.map_or(0, Observed::uvm_faults),
+            uvm_bytes: observed.map_or(Bytes::ZERO, Observed::uvm_bytes),
         }
     }
 
