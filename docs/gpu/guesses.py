@@ -88,6 +88,12 @@ def arrays():
                        "AtoA": call("MemcpyAtoA_v2", where, S(0), where, S(128), S(64)), "cut": call("MemcpyHtoA_v2", where, S(2), host, S(7)),
                        "over": call("MemcpyHtoA_v2", where, S(128), host, S(256)), "HtoAAsync": call("MemcpyHtoAAsync_v2", where, S(0), host, S(64), None)}
     say("copies into arrays", got=facts, sync=call("CtxSynchronize"))
+    facts = {}
+    for name, offset, bytes in ("across the end of a row", 200, 100), ("the second row", 256, 64), ("behind the last row", 64 * 256, 4), ("the last bytes", 64 * 256 - 4, 4):
+        c.memset(host, 0, 4096)
+        must(call("MemsetD8_v2", plain, c.c_ubyte(5), S(512)))
+        facts[name] = [call("MemcpyDtoA_v2", flat, S(offset), plain, S(bytes)), call("MemcpyAtoH_v2", host, flat, S(offset), S(bytes)), host.raw.count(5)]
+    say("rows of an array of 64 rows of 256 bytes: in, out, bytes that arrived", got=facts)
     other = good(V, "CtxCreate_v2", 0, 0)
     theirs, before = stream(), free()
     facts = {"into another context's array, own stream": to_array(flat, at, 64, 0, theirs), "synchronous": to_array(flat, at, 64)}
@@ -185,6 +191,21 @@ def graph_memory():
     step("graph and executable destroyed", [call("GraphExecDestroy", run), call("GraphDestroy", graph), call("MemcpyDtoH_v2", word, U(at), S(8))])
     step("freed", [call("MemFree_v2", U(at)), call("DeviceGraphMemTrim", 0)])
     say("memory of graphs: step, answer, [used, high, reserved, high] in KiB, KiB of the card", steps=steps)
+    steps = []
+    must(call("DeviceGraphMemTrim", 0))
+    graphs = {mib: graph_of(mib * MIB, True)[0] for mib in (64, 32, 100)}
+    twin = graph_of(64 * MIB, True)[0]
+    runs = {**{mib: ready(graph)[1] for mib, graph in graphs.items()}, "twin": ready(twin)[1]}
+    step("nothing", 0)
+    for name, order in {"twins in one stream, not waited for": (64, "twin"), "of 32 after 64": (64, 32), "of 100 after 64": (64, 100), "of 64 after 100": (100, 64)}.items():
+        must(launch(found["spin"], where, 50_000_000))
+        for one in order:
+            must(call("GraphLaunch", runs[one], where))
+            if not name.startswith("twins"):
+                must(call("StreamSynchronize", where))
+        step(name, call("StreamSynchronize", where))
+        step("trimmed", call("DeviceGraphMemTrim", 0))
+    say("memory of graphs of several sizes", steps=steps)
     graph, _, at = graph_of(64 * MIB, False)
     _, run = ready(graph)
     must(call("GraphLaunch", run, where)), must(call("CtxSynchronize"))
@@ -192,6 +213,7 @@ def graph_memory():
     facts = {"held": held, "release": call("DevicePrimaryCtxRelease_v2", 0), "account": [call("DeviceGetGraphMemAttribute", 0, 2, c.byref(U()))]}
     current(good(V, "DevicePrimaryCtxRetain", 0))
     facts["with a context again"] = account()
+    facts["trimmed"] = call("DeviceGraphMemTrim", 0), account()
     say("memory of graphs and the end of the last context", **facts)
 
 
@@ -226,6 +248,7 @@ def pools():
     facts = {"before": held(), "release": call("DevicePrimaryCtxRelease_v2", 0)}
     facts["without a context"] = held()
     current(good(V, "DevicePrimaryCtxRetain", 0))
+    facts["KiB that a trim brings"] = -taken(lambda: call("MemPoolTrimTo", pool, S(0)))[0]
     value = U()
     must(call("MemPoolGetAttribute", pool, 4, c.byref(value)))
     say("a pool and the end of the last context", **facts, after=held(), threshold_kept=value.value == 1 << 60)
@@ -281,14 +304,44 @@ def gone():
     """Calls while the current context is the primary one after its reset."""
     context, _ = start()
     mine = memory()
+    other = good(V, "CtxCreate_v2", 0, 0)
+    theirs = memory()
+    current(context)
     facts = {"reset": call("DevicePrimaryCtxReset_v2", 0)}
-    for name, at in (("what was its memory", mine.value), ("nothing", 0), ("no memory", 0x123456000)):
+    for name in ("CtxGetDevice", "CtxGetCurrent", "CtxGetFlags"):
+        facts[name] = out(V, name)[0]
+    facts["CtxGetApiVersion"], facts["StreamQuery"] = call("CtxGetApiVersion", None, c.byref(c.c_uint())), call("StreamQuery", None)
+    for name, at in (("memory of another context", theirs.value), ("what was its memory", mine.value), ("nothing", 0), ("no memory", 0x123456000)):
         facts["free of " + name] = call("MemFree_v2", U(at))
     facts["alloc"] = out(U, "MemAlloc_v2", S(4096))[0]
     facts["info"] = call("MemGetInfo_v2", c.byref(S()), c.byref(S()))
     facts["copy"] = call("MemcpyDtoH_v2", c.create_string_buffer(8), mine, S(8))
+    facts["set"], facts["host"] = call("MemsetD8_v2", theirs, c.c_ubyte(1), S(8)), out(V, "MemHostAlloc", S(4096), 0)[0]
+    facts["managed"], facts["stream"] = out(U, "MemAllocManaged", S(4096), 1)[0], out(V, "StreamCreate", 1)[0]
+    facts["free in a stream"] = call("MemFreeAsync", theirs, None)
+    facts["questions about memory"] = [out(U, "PointerGetAttribute", which, theirs)[0] for which in (1, 2, 9, 11)], call("MemGetAddressRange_v2", c.byref(U()), c.byref(S()), theirs)
     facts["set current"] = call("CtxSetCurrent", context)
+    current(None)
+    facts["without any: attribute, range, info, alloc, set"] = [
+        out(U, "PointerGetAttribute", 2, theirs)[0], call("MemGetAddressRange_v2", c.byref(U()), c.byref(S()), theirs),
+        call("MemGetInfo_v2", c.byref(S()), c.byref(S())), out(U, "MemAlloc_v2", S(4096))[0], call("MemsetD8_v2", theirs, c.c_ubyte(1), S(8))]
+    current(other)
+    facts["the other's memory is still there"] = out(U, "PointerGetAttribute", 2, theirs)[0]
     say("under a context that was reset", **facts)
+
+
+def broken_apart():
+    """An illegal address on one card, and contexts of another one."""
+    must(call("Init", 0))
+    theirs = good(V, "CtxCreate_v2", 0, 1)
+    found, kept = kernels(), memory()
+    good(V, "CtxCreate_v2", 0, 0)
+    launch(kernels()["fill"], None, 8, 1, 1)
+    facts = {"there": call("CtxSynchronize")}
+    current(theirs)
+    facts["on the other card: synchronize, launch, copy"] = [call("CtxSynchronize"), launch(found["spin"], None, 1000), call("MemcpyDtoH_v2", c.create_string_buffer(8), kept, S(8))]
+    facts["a new context there"] = out(V, "CtxCreate_v2", 0, 1)[0]
+    say("an illegal address and another card", **facts)
 
 
 def end_of_all():
@@ -499,7 +552,7 @@ def waits():
 
 ONE = {"arrays": arrays, "graph_memory": graph_memory, "pools": pools, "green": green, "gone": gone, "end_of_all": end_of_all, "full": full,
        **{what: error(what) for what in MORE}}
-TWO = {"across": across, "nodes": nodes, "waits": waits}
+TWO = {"broken_apart": broken_apart, "across": across, "nodes": nodes, "waits": waits}
 
 
 def main():

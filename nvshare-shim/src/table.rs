@@ -480,6 +480,7 @@ functions! {
     cuCtxSetCurrent(ctx: CUcontext);
     cuCtxPushCurrent_v2(ctx: CUcontext);
     cuCtxPopCurrent_v2(pctx: *mut CUcontext);
+    cuCtxGetApiVersion(ctx: CUcontext, version: *mut u32);
     cuCtxGetDevice(device: *mut CUdevice);
     cuCtxGetId(ctx: CUcontext, ctxId: *mut u64);
     cuStreamGetCtx(hStream: CUstream, pctx: *mut CUcontext);

@@ -146,19 +146,17 @@ const fn mix(seed: u64, n: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Checks that the kernel may touch the memory; where it may not, the context has failed.
+/// Checks that the kernel may touch the memory; where it may not, the error is for good.
 fn reach(launch: &Launch, timeline: &Timeline<'_>, touch: &Touch) -> Outcome {
     if touch.bytes == 0 {
         return Ok(());
     }
     let name = &launch.function.name;
-    let illegal = |why: &str| {
+    let complaint = |why: &str| {
         let verb = if touch.write { "writes" } else { "reads" };
-        strict::illegal(
-            timeline.context,
-            &format!("kernel `{name}` {verb} {:#x}+{}: {why}", touch.start, touch.bytes),
-        )
+        format!("kernel `{name}` {verb} {:#x}+{}: {why}", touch.start, touch.bytes)
     };
+    let illegal = |why: &str| strict::illegal(&complaint(why));
     if memory::needs_peer_access(touch.start, timeline.context) {
         return Err(illegal("memory of another device, and no peer access was enabled"));
     }
@@ -166,7 +164,7 @@ fn reach(launch: &Launch, timeline: &Timeline<'_>, touch: &Touch) -> Outcome {
         return Err(illegal("not memory that a device can reach"));
     }
     if !touch.start.is_multiple_of(touch.bytes.min(8)) {
-        illegal("the address is not aligned");
+        strict::report(&complaint("the address is not aligned"));
         return Err(CUresult::CUDA_ERROR_MISALIGNED_ADDRESS);
     }
     memory::access(touch.start, touch.bytes, touch.write, timeline.context.device)
@@ -219,10 +217,7 @@ fn fingerprints(timeline: &mut Timeline<'_>, [base, blocks, block_bytes, key, ou
     // SAFETY: `reach` found the four words accessible and aligned.
     let words = unsafe { (key as *const [u64; 4]).read() };
     let Some(key) = Key::from_words(words) else {
-        strict::illegal(
-            timeline.context,
-            "kernel `nvshare_fingerprint`: a word of the key is not less than 2^61-1",
-        );
+        strict::report("kernel `nvshare_fingerprint`: a word of the key is not less than 2^61-1");
         return Err(CUresult::CUDA_ERROR_LAUNCH_FAILED);
     };
     let device = timeline.context.device;

@@ -1,7 +1,6 @@
 //! Stream capture: which streams are being captured into which graph, and what is forbidden meanwhile. The rules are those
 //! of the driver API's description of `cuThreadExchangeStreamCaptureMode` and of the programming guide.
 
-use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -9,42 +8,12 @@ use std::thread::ThreadId;
 
 use cudarc::driver::sys::CUresult;
 
+pub(crate) use crate::capture_mode::{Mode, exchange_mode};
 use crate::context::Context;
 use crate::export::Outcome;
 use crate::graph::{Graph, Node};
 use crate::stream::{Kind, Stream};
 use crate::work::Work;
-
-/// How a capture and other threads' calls get along; the values are the driver's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub(crate) enum Mode {
-    /// Nobody makes potentially unsafe calls meanwhile.
-    Global = 0,
-    /// The capturing thread makes none.
-    ThreadLocal = 1,
-    /// Everybody may.
-    Relaxed = 2,
-}
-
-impl Mode {
-    /// The mode with this value.
-    pub(crate) fn from_value(value: u32) -> Outcome<Mode> {
-        [Mode::Global, Mode::ThreadLocal, Mode::Relaxed]
-            .into_iter()
-            .find(|mode| *mode as u32 == value)
-            .ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)
-    }
-}
-
-thread_local! {
-    static MODE: Cell<Mode> = const { Cell::new(Mode::Global) };
-}
-
-/// Sets the calling thread's mode and returns the one before.
-pub(crate) fn exchange_mode(mode: Mode) -> Mode {
-    MODE.replace(mode)
-}
 
 /// A place in a capture, as an event remembers it.
 #[derive(Clone)]
@@ -297,7 +266,7 @@ pub(crate) fn forbid_waiting_for(context: &Context) -> Outcome {
 /// calling thread's mode allows it.
 pub(crate) fn unsafe_call() -> Outcome {
     let Some(mut state) = state() else { return Ok(()) };
-    let (mode, thread) = (MODE.get(), std::thread::current().id());
+    let (mode, thread) = (crate::capture_mode::current(), std::thread::current().id());
     let endangered = |_: u64, capture: &Capture| match mode {
         Mode::Relaxed => false,
         Mode::ThreadLocal => capture.thread == thread && capture.mode != Mode::Relaxed,
@@ -358,8 +327,8 @@ pub(crate) fn wait_for(stream: &Arc<Stream>, mark: &Mark) -> Outcome {
     }
 }
 
-/// A stream that is being captured would wait for work outside of the capture.
-pub(crate) fn forbid_outside(stream: &Arc<Stream>) -> Outcome {
+/// What a stream that is being captured cannot do: it ends in `error`, and spoils the capture.
+pub(crate) fn forbid(stream: &Arc<Stream>, error: CUresult) -> Outcome {
     if let Some(mut state) = state()
         && let Some(capture) = state.capture_of(stream)
     {
@@ -367,7 +336,7 @@ pub(crate) fn forbid_outside(stream: &Arc<Stream>) -> Outcome {
             return Err(CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
         }
         capture.invalid = true;
-        return Err(CUresult::CUDA_ERROR_STREAM_CAPTURE_ISOLATION);
+        return Err(error);
     }
     Ok(())
 }

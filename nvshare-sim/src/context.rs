@@ -1,4 +1,4 @@
-//! Contexts: what belongs to one, which one a thread works in, and the error that one never recovers from.
+//! Contexts: what belongs to one, and which one a thread works in.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -35,7 +35,6 @@ pub(crate) struct Context {
     pub(crate) flags: AtomicU32,
     limits: Mutex<HashMap<u32, usize>>,
     peers: Mutex<HashSet<u64>>,
-    failure: AtomicU32,
     destroyed: AtomicBool,
     /// Threads that are blocked in submissions to its streams.
     pub(crate) jam: Jam,
@@ -90,6 +89,7 @@ impl Context {
     /// Makes a context and gives it its place on the card.
     pub(crate) fn create(device: usize, flags: u32, anchor: Option<Anchor>) -> Outcome<Arc<Context>> {
         static NUMBERS: AtomicU64 = AtomicU64::new(1);
+        crate::failure::check()?;
         crate::faults::at_call(crate::faults::Point::Context)?;
         crate::memory::context_opened(device)?;
         let context = Arc::new(Context {
@@ -99,28 +99,31 @@ impl Context {
             flags: AtomicU32::new(flags),
             limits: Mutex::default(),
             peers: Mutex::default(),
-            failure: AtomicU32::new(0),
             destroyed: AtomicBool::new(false),
             jam: Jam::default(),
             streams: Mutex::new(Streams { legacy: None, per_thread: HashMap::new(), made: Vec::new() }),
         });
         let legacy = Stream::new(&context, Kind::Legacy, 0, 0);
         context.streams().legacy = Some(legacy);
-        // An illegal address concerns those that are made later, too.
-        CONTEXTS.for_each(|other| {
-            if other.device == device && other.failure() == Some(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS) {
-                context.fail(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
-            }
-        });
         CONTEXTS.insert_as(context.handle(), Arc::clone(&context));
         Ok(context)
     }
 
-    /// Ends the context: its work is abandoned or done, what belongs to it is gone.
+    /// Ends the context as `cuCtxDestroy` does: once nothing runs in any other context of the process, on other cards too (an
+    /// idle one waited for the 2 s of a kernel on another card of an H200's host).
     pub(crate) fn destroy(self: &Arc<Context>) {
-        // The driver waits for what runs in the other contexts of the card too (1.55 s for an idle context, on an H200).
+        self.end(|_| true);
+    }
+
+    /// Ends a primary context, which does not wait for other cards.
+    pub(crate) fn destroy_primary(self: &Arc<Context>) {
+        self.end(|other| other.device == self.device);
+    }
+
+    /// Its work is abandoned or done after that of the others that are `waited_for`, what belongs to it is gone.
+    fn end(self: &Arc<Context>, waited_for: impl Fn(&Context) -> bool) {
         CONTEXTS.for_each(|other| {
-            if other.device == self.device && other.id != self.id {
+            if other.id != self.id && waited_for(other) {
                 for completion in other.unfinished() {
                     completion.wait();
                 }
@@ -142,6 +145,7 @@ impl Context {
             all
         };
         for stream in streams {
+            crate::capture::forget(&stream);
             stream.close();
         }
         crate::stream::STREAMS.retain(|stream| !Arc::ptr_eq(&stream.context, self));
@@ -181,21 +185,6 @@ impl Context {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The error that ended this context's use, if any.
-    pub(crate) fn failure(&self) -> Option<CUresult> {
-        match self.failure.load(Ordering::Acquire) {
-            0 => None,
-            700 => Some(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS),
-            716 => Some(CUresult::CUDA_ERROR_MISALIGNED_ADDRESS),
-            _ => Some(CUresult::CUDA_ERROR_LAUNCH_FAILED),
-        }
-    }
-
-    /// From now on every call that uses this context answers `error`.
-    pub(crate) fn fail(&self, error: CUresult) {
-        let _ = self.failure.compare_exchange(0, error as u32, Ordering::AcqRel, Ordering::Relaxed);
-    }
-
     /// Whether it was destroyed.
     pub(crate) fn is_destroyed(&self) -> bool {
         self.destroyed.load(Ordering::Acquire)
@@ -206,16 +195,16 @@ impl Context {
         if self.is_destroyed() {
             return Err(CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED);
         }
-        self.failure().map_or(Ok(()), Err)
+        crate::failure::check()
     }
 
-    /// Waits for all work that was submitted; the error is the context's.
+    /// Waits for all work that was submitted; the answer is the error for good, if there was one.
     pub(crate) fn synchronize(&self) -> Outcome {
         for completion in self.unfinished() {
             completion.wait();
         }
         crate::memory::pool::synchronised(self.device);
-        self.failure().map_or(Ok(()), Err)
+        crate::failure::check()
     }
 }
 
@@ -227,6 +216,16 @@ impl Call {
         context.usable()?;
         Ok(context)
     }
+}
+
+/// The calling thread's context for a question about itself, which is answered also when it was reset or there was an error
+/// for good.
+pub(crate) fn asked() -> Outcome<Arc<Context>> {
+    let context = current().ok_or(CUresult::CUDA_ERROR_INVALID_CONTEXT)?;
+    if context.is_destroyed() && !context.is_primary() {
+        return Err(CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED);
+    }
+    Ok(context)
 }
 
 /// The calling thread's context, usable or not.
@@ -242,6 +241,11 @@ pub(crate) fn current() -> Option<Arc<Context>> {
 /// What the calling thread made current.
 pub(crate) fn current_handle() -> CUcontext {
     CURRENT.with_borrow(|stack| stack.last().map_or(std::ptr::null_mut(), Current::handle))
+}
+
+/// The part of a device that the calling thread works in.
+pub(crate) fn current_green() -> Option<Arc<Green>> {
+    CURRENT.with_borrow(|stack| stack.last().and_then(|current| current.green.clone()))
 }
 
 /// Makes `current` the calling thread's, above the present one.
@@ -267,10 +271,11 @@ pub(crate) fn by_handle(handle: CUcontext) -> Outcome<Arc<Context>> {
     CONTEXTS.get(handle).ok_or(CUresult::CUDA_ERROR_INVALID_CONTEXT)
 }
 
-/// What can be made current: a context, or a green one.
+/// What can be made current: a context, a green one, or a primary one that was reset.
 pub(crate) fn to_work_in(handle: CUcontext) -> Outcome<Current> {
     if let Some(green) = GREENS.get(handle) {
         return Ok(Current { context: Arc::clone(&green.primary), green: Some(green) });
     }
-    Ok(Current { context: by_handle(handle)?, green: None })
+    let context = by_handle(handle).or_else(|error| crate::primary::ended(handle).ok_or(error))?;
+    Ok(Current { context, green: None })
 }

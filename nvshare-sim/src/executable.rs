@@ -8,7 +8,7 @@ use crate::completion::Completion;
 use crate::export::Outcome;
 use crate::graph::{Graph, NodeKind};
 use crate::handles::Registry;
-use crate::memory::graph::Hold;
+use crate::memory::graph::{Backed, Hold};
 use crate::stream::Stream;
 use crate::work::{self, Submitted, Work};
 
@@ -49,7 +49,9 @@ impl Executable {
             graph.without_memory()?;
         }
         let executable = graph.instantiated(|| {
-            Ok(Arc::new(Executable::of(Arc::new(Self::take(graph)?), flags & AUTO_FREE != 0)))
+            let works = Self::take(graph)?;
+            works.iter().try_for_each(|(_, work)| work.check())?;
+            Ok(Arc::new(Executable::of(Arc::new(works), flags & AUTO_FREE != 0)))
         })?;
         EXECUTABLES.insert::<()>(Arc::clone(&executable));
         Ok(executable)
@@ -84,16 +86,18 @@ impl Executable {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let works = self.all();
         let memory = Memory::of(&works);
-        if !memory.is_none() && crate::capture::graph_of(stream)?.is_some() {
-            return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED);
+        if !memory.is_none() {
+            // A graph with memory cannot be a child of another, which is what it would be in a capture.
+            crate::capture::forbid(stream, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)?;
         }
-        memory.prepare(self.frees_first)?;
+        let backed = memory.prepare(self.frees_first)?;
         let work = Work::Graph(Arc::new(Executable::of(works, false)));
         let before: Vec<_> = last.iter().cloned().collect();
         if let Submitted::Running(done) = work::submit_after(stream, work, &before)? {
             memory.launched(stream, &done);
             *last = Some(done);
         }
+        drop(backed);
         Ok(())
     }
 
@@ -103,9 +107,11 @@ impl Executable {
         let mut changed = works.to_vec();
         let place = changed.iter_mut().find(|(handle, _)| *handle == node as usize);
         let (_, before) = place.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+        let work = work.in_place_of(before);
         if !NodeKind::can_become(before, &work) {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
+        work.check()?;
         *before = work;
         *works = Arc::new(changed);
         Ok(())
@@ -116,13 +122,25 @@ impl Executable {
         let new = Self::take(graph)?;
         let mut works = self.works.write().unwrap_or_else(PoisonError::into_inner);
         let same = new.len() == works.len()
-            && new.iter().zip(works.iter()).all(|((_, new), (_, old))| NodeKind::can_become(old, new));
+            && new
+                .iter()
+                .zip(works.iter())
+                .all(|((_, new), (_, old))| can_take_over(old, new) && new.check().is_ok());
         if !same {
             return Err(CUresult::CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE);
         }
         let handles = works.iter().map(|(handle, _)| *handle);
         *works = Arc::new(handles.zip(new).map(|(handle, (_, work))| (handle, work)).collect());
         Ok(())
+    }
+}
+
+/// Whether an update lets a node that does the one do the other: memory is that of a twin then, as large and as near.
+fn can_take_over(before: &Work, after: &Work) -> bool {
+    match (before, after) {
+        (Work::Allocate(old), Work::Allocate(new)) => (old.bytes, old.device) == (new.bytes, new.device),
+        (Work::Free(_), Work::Free(_)) => true,
+        _ => NodeKind::can_become(before, after),
     }
 }
 
@@ -150,12 +168,12 @@ impl Memory {
 
     /// Puts memory behind what is going to be allocated. An error if the last launch's is still allocated, unless it is freed
     /// first, or if what is to be freed is not.
-    fn prepare(&self, frees_first: bool) -> Outcome {
+    fn prepare(&self, frees_first: bool) -> Outcome<Vec<Backed>> {
         let again = self.allocates.iter().any(|(hold, _)| hold.is_unfreed());
         if (again && !frees_first) || self.frees.iter().any(|hold| !hold.is_unfreed()) {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
-        self.allocates.iter().try_for_each(|(hold, _)| hold.back())
+        self.allocates.iter().map(|(hold, _)| hold.back()).collect()
     }
 
     fn launched(&self, stream: &Arc<Stream>, done: &Arc<Completion>) {

@@ -1,6 +1,7 @@
 //! A jam: a thread is blocked in a launch or copy into a full stream. On an H200 with driver 580 these then wait until the
 //! head of that stream moves: asking it, recording or waiting for an event in it, and, anywhere in the context, making an
-//! event, allocating and freeing memory, destroying a stream. Everything else goes on.
+//! event or a stream, allocating, pinning and freeing memory, destroying a stream. Everything else goes on, and everything
+//! in other contexts.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

@@ -6,20 +6,22 @@
 //!   application holds of all these.
 //! - `stream`, `event`, `completion`, `jam`: queues of work, their threads, and waiting. `work`: everything that a stream
 //!   executes, and what of it is in flight. `timeline`: the card's time that it takes.
-//! - `module`, `ptx`, `kernel`, `builtin`: code. `graph`, `executable`, `capture`: graphs.
+//! - `module`, `ptx`, `kernel`, `builtin`: code. `graph`, `executable`, `capture`, `capture_mode`: graphs.
 //! - `memory`: addresses and what is behind them. `array`: memory with a form. `texture`: views of both.
-//! - `strict`, `faults`: what the simulator punishes, and what it breaks on demand.
+//! - `failure`: the error for good. `strict`, `faults`: what the simulator punishes, and what it breaks on demand.
 
 mod api;
 mod array;
 mod builtin;
 mod capture;
+mod capture_mode;
 mod completion;
 mod context;
 mod device;
 mod event;
 mod executable;
 mod export;
+mod failure;
 mod faults;
 mod graph;
 mod green;

@@ -22,6 +22,8 @@ impl Anchor {
 struct Primary {
     anchor: Anchor,
     context: Option<Arc<Context>>,
+    /// What a reset ended, until the next one is made or nobody has it any more: it can still be made current.
+    ended: Option<Arc<Context>>,
     retained: usize,
     greens: usize,
     flags: u32,
@@ -31,6 +33,7 @@ static PRIMARIES: LazyLock<Mutex<Vec<Primary>>> = LazyLock::new(|| {
     let primary = |device: usize| Primary {
         anchor: Anchor(Box::leak(Box::new(device as u64))),
         context: None,
+        ended: None,
         retained: 0,
         greens: 0,
         flags: 0,
@@ -46,17 +49,23 @@ fn with<T>(device: usize, act: impl FnOnce(&mut Primary) -> T) -> T {
 impl Primary {
     /// The context, made if it is not there.
     fn context(&mut self, device: usize) -> Outcome<Arc<Context>> {
+        crate::failure::check()?;
         if let Some(context) = &self.context {
             return Ok(Arc::clone(context));
         }
         let context = Context::create(device, self.flags, Some(self.anchor))?;
         self.context = Some(Arc::clone(&context));
+        self.ended = None;
         Ok(context)
     }
 
     /// The context, if nobody needs it any more.
     fn unneeded(&mut self) -> Option<Arc<Context>> {
-        if self.retained == 0 && self.greens == 0 { self.context.take() } else { None }
+        if self.retained > 0 || self.greens > 0 {
+            return None;
+        }
+        self.ended = None;
+        self.context.take()
     }
 }
 
@@ -79,7 +88,7 @@ pub(crate) fn release(device: usize) -> Outcome {
         Ok(primary.unneeded())
     })?;
     if let Some(context) = ended {
-        context.destroy();
+        context.destroy_primary();
     }
     Ok(())
 }
@@ -100,15 +109,26 @@ pub(crate) fn let_go(device: usize) {
         primary.unneeded()
     });
     if let Some(context) = ended {
-        context.destroy();
+        context.destroy_primary();
     }
 }
 
 /// Ends the primary context, whoever has retained it; they still have.
 pub(crate) fn reset(device: usize) {
-    if let Some(context) = with(device, |primary| primary.context.take()) {
-        context.destroy();
+    let ended = with(device, |primary| {
+        let context = primary.context.take()?;
+        primary.ended = Some(Arc::clone(&context)).filter(|_| primary.retained > 0 || primary.greens > 0);
+        Some(context)
+    });
+    if let Some(context) = ended {
+        context.destroy_primary();
     }
+}
+
+/// The primary context that a handle named until a reset ended it.
+pub(crate) fn ended(handle: CUcontext) -> Option<Arc<Context>> {
+    let primaries = PRIMARIES.lock().unwrap_or_else(PoisonError::into_inner);
+    primaries.iter().find(|primary| primary.anchor.handle() == handle)?.ended.clone()
 }
 
 /// Its flags, and whether it is there.

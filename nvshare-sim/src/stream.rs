@@ -150,7 +150,7 @@ impl Stream {
             completion.wait();
         }
         crate::memory::pool::synchronised(self.context.device);
-        self.context.failure().map_or(Ok(()), Err)
+        crate::failure::check()
     }
 
     /// Appends `work`, to begin when `after` is over too. With `here`, the calling thread executes it itself if nothing
@@ -241,7 +241,7 @@ impl Stream {
         if let Err(error) = started {
             // As good as a device that fell off the bus: nothing can be executed any more.
             eprintln!("nvshare-sim: cannot start the thread of stream {}: {error}", self.id);
-            self.context.fail(CUresult::CUDA_ERROR_LAUNCH_FAILED);
+            crate::failure::set(CUresult::CUDA_ERROR_LAUNCH_FAILED);
             let jobs = std::mem::take(&mut self.lock().jobs);
             for job in jobs {
                 self.release(job.run());

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use cudarc::driver::sys::CUresult;
 
-use crate::context::{CONTEXTS, Context};
+use crate::failure;
 
 /// Whether `NVSHARE_SIM_STRICT` asks for the checks (the default).
 pub(crate) static STRICT: LazyLock<bool> =
@@ -18,21 +18,14 @@ pub(crate) fn report(text: &str) {
     crate::device::card().violation(text);
 }
 
-/// Work touched what it must not: reports it and returns the error that every context of the process on that card keeps from
-/// now on (seen on an H200).
-pub(crate) fn illegal(context: &Context, text: &str) -> CUresult {
-    report(text);
-    context.fail(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
-    CONTEXTS.for_each(|other| {
-        if other.device == context.device {
-            other.fail(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
-        }
-    });
+/// Work touched what it must not: reports it and returns the error, which is for good.
+pub(crate) fn illegal(text: &str) -> CUresult {
+    violation(text);
     CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
 }
 
-/// Something was taken away from work in flight: reports it, and every context of the process keeps the error.
+/// Something was taken away from work in flight: reports it, and the error is for good.
 pub(crate) fn violation(text: &str) {
     report(text);
-    CONTEXTS.for_each(|context| context.fail(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS));
+    failure::set(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
 }

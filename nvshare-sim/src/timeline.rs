@@ -23,7 +23,7 @@ pub(crate) const PIECE: u64 = 4 << 20;
 
 /// Where a piece of work is in time.
 pub(crate) struct Timeline<'a> {
-    /// Whose work it is: where the context has failed or is gone, the work ends.
+    /// Whose work it is: where it is gone, or there was an error for good, the work ends.
     pub(crate) context: &'a Context,
     /// The (virtual) time up to which it is done.
     pub(crate) at: u64,
@@ -73,9 +73,9 @@ impl Timeline<'_> {
         Ok(())
     }
 
-    /// Work of a context that failed or is gone does not go on.
+    /// Work of a context that is gone, or after an error for good, does not go on.
     pub(crate) fn check(&self) -> Outcome {
-        match self.context.failure() {
+        match crate::failure::get() {
             Some(error) => Err(error),
             None if self.context.is_destroyed() => Err(CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED),
             None => Ok(()),

@@ -161,7 +161,7 @@ fn boxes_go_in_and_come_out_by_host_device_and_array() {
 }
 
 #[test]
-fn copies_over_the_edge_through_an_element_or_of_another_context_are_refused() {
+fn copies_over_the_edge_are_refused_and_those_through_an_element_or_of_another_context_are_not() {
     let context = Context::new();
     let one = made(PLANE);
     let bytes = [0_u8; 256 * 17];
@@ -170,13 +170,19 @@ fn copies_over_the_edge_through_an_element_or_of_another_context_are_refused() {
     assert_eq!(goes([4, 0, 0], [256, 16, 1]), INVALID_VALUE);
     assert_eq!(goes([0, 1, 0], [256, 16, 1]), INVALID_VALUE);
     assert_eq!(goes([0, 0, 1], [4, 1, 1]), INVALID_VALUE);
-    assert_eq!(goes([2, 0, 0], [4, 1, 1]), INVALID_VALUE);
-    assert_eq!(goes([0, 0, 0], [6, 1, 1]), INVALID_VALUE);
+    assert_eq!(goes([256, 0, 0], [4, 1, 1]), INVALID_VALUE);
+    assert_eq!(goes([2, 0, 0], [8, 1, 1]), 0);
+    assert_eq!(goes([0, 0, 0], [3, 1, 1]), 0);
+    assert_eq!(goes([0, 0, 0], [0, 1, 1]), 0);
     assert_eq!(copy(host(&bytes, 256), array(0x1234, [0; 3]), [4, 1, 1]), INVALID_VALUE);
     let mut other = 0_u64;
     ok!(cuCtxCreate_v2(&raw mut other, 0_u32, 0_i32));
-    assert_eq!(goes([0, 0, 0], [256, 16, 1]), INVALID_VALUE);
-    // The form that names contexts takes it.
+    assert_eq!(goes([0, 0, 0], [256, 16, 1]), 0);
+    let (stream, into) =
+        (context.stream(1), Copy { from: host(&bytes, 256), to: array(one, [0; 3]), extents: [256, 16, 1] });
+    ok!(cuMemcpy3DAsync_v2(&raw const into, stream));
+    ok!(cuStreamSynchronize(stream));
+    // So does the form that names contexts.
     let end = End { context: context.handle, ..array(one, [0; 3]) };
     let across = Copy { from: host(&bytes, 256), to: end, extents: [256, 16, 1] };
     ok!(cuMemcpy3DPeer(&raw const across));
@@ -184,7 +190,7 @@ fn copies_over_the_edge_through_an_element_or_of_another_context_are_refused() {
 }
 
 #[test]
-fn rows_go_to_and_from_arrays_of_one_row_in_stream_order() {
+fn rows_go_to_and_from_the_first_row_of_arrays_in_stream_order() {
     let context = Context::new();
     let row = Form { width: 256, format: BYTE, channels: 1, ..Form::default() };
     let (one, two, plane) = (made(row), made(row), made(PLANE));
@@ -204,7 +210,20 @@ fn rows_go_to_and_from_arrays_of_one_row_in_stream_order() {
     assert_eq!(back, words);
     ok!(cuMemcpyHtoA_v2(two, 0_usize, words.as_ptr(), 256_usize));
     assert_eq!(call!(cuMemcpyHtoA_v2(two, 1_usize, words.as_ptr(), 256_usize)), INVALID_VALUE);
-    assert_eq!(call!(cuMemcpyHtoA_v2(plane, 0_usize, words.as_ptr(), 256_usize)), INVALID_VALUE);
+    ok!(cuMemcpyHtoA_v2(plane, 128_usize, words.as_ptr(), 64_usize));
+    ok!(cuMemcpyHtoAAsync_v2(plane, 2_usize, words.as_ptr(), 7_usize, stream));
+    ok!(cuStreamSynchronize(stream));
+    ok!(cuMemcpyAtoA_v2(plane, 0_usize, plane, 128_usize, 64_usize));
+    ok!(cuMemcpyAtoD_v2(memory, plane, 0_usize, 64_usize));
+    ok!(cuMemcpyDtoA_v2(plane, 64_usize, memory, 64_usize));
+    back.fill(0);
+    ok!(cuMemcpyAtoH_v2(back.as_mut_ptr(), plane, 0_usize, 192_usize));
+    assert_eq!(back[..24], words[..24]);
+    assert_eq!(
+        call!(cuMemcpyHtoA_v2(plane, 128_usize, words.as_ptr(), 256_usize)),
+        INVALID_VALUE,
+        "over the row"
+    );
     assert_eq!(call!(cuMemcpyAtoA_v2(plane, 0_usize, one, 0_usize, 4_usize)), INVALID_VALUE);
 }
 
@@ -251,6 +270,22 @@ fn an_array_takes_memory_of_the_card_until_it_or_its_context_is_gone() {
 }
 
 #[test]
+fn small_arrays_share_blocks_of_the_card_and_large_ones_round_up_to_them() {
+    let _context = Context::new();
+    let takes = |width, height, depth, channels, flags| {
+        let before = free();
+        made(Form { width, height, depth, format: BYTE, channels, flags });
+        (before - free()) >> 20
+    };
+    takes(64, 0, 0, 1, 0);
+    assert_eq!([takes(4096, 4096, 0, 4, 0), takes(4096, 4096, 0, 1, 0)], [64, 16]);
+    assert_eq!([takes(64, 64, 0, 1, 0), takes(100, 100, 0, 4, 0), takes(1 << 17, 0, 0, 1, 0)], [0, 2, 0]);
+    assert_eq!([takes(256, 256, 256, 1, 0), takes(1000, 3, 0, 4, 0), takes(17, 4097, 0, 1, 0)], [16, 0, 0]);
+    assert_eq!(takes(1000, 1000, 8, 1, LAYERED), 8);
+    assert_eq!((0..200).map(|_| takes(64, 64, 0, 1, 0)).sum::<usize>(), 2);
+}
+
+#[test]
 fn a_destroyed_array_waits_for_the_kernels_of_its_context() {
     let context = Context::new();
     let (one, stream) = (made(PLANE), context.stream(1));
@@ -278,7 +313,7 @@ fn levels_are_arrays_that_go_with_the_whole() {
     let mut back = [0_u8; 64];
     assert_eq!(copy(array(level, [0; 3]), into(&mut back, 32), [32, 2, 1]), 0);
     assert_eq!(back, bytes);
-    assert_eq!(call!(cuArrayDestroy(level)), INVALID_HANDLE);
+    ok!(cuArrayDestroy(level));
     ok!(cuMipmappedArrayDestroy(whole));
     assert_eq!(call!(cuMipmappedArrayDestroy(whole)), INVALID_HANDLE);
     assert_eq!(copy(host(&bytes, 32), array(level, [0; 3]), [32, 2, 1]), INVALID_VALUE);

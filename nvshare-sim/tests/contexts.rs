@@ -95,6 +95,40 @@ fn nothing_works_between_a_reset_and_the_next_retain() {
 }
 
 #[test]
+fn a_context_that_was_reset_tells_about_itself_can_be_made_current_and_does_nothing() {
+    let turn = Context::new();
+    let (others, primary) = (turn.device(4096), retain());
+    ok!(cuCtxSetCurrent(primary));
+    let own = written(1);
+    ok!(cuDevicePrimaryCtxReset_v2(0_i32));
+    let (mut device, mut word, mut size) = (9_i32, 9_u32, 0_usize);
+    for _ in 0..2 {
+        ok!(cuCtxGetDevice(&raw mut device));
+        ok!(cuCtxGetFlags(&raw mut word));
+        assert_eq!((device, word), (0, 0));
+        assert_eq!(call!(cuCtxGetApiVersion(0_u64, &raw mut word)), 709);
+        assert_eq!(call!(cuStreamQuery(0_u64)), 709);
+        for memory in [others, own, 0, 0x1234_5600_0000] {
+            assert_eq!(call!(cuMemFree_v2(memory)), 709);
+        }
+        assert_eq!(call!(cuMemGetInfo_v2(&raw mut size, &raw mut size)), 709);
+        assert_eq!(word_at(own), Err(709));
+        let rows = [0_u64; 16];
+        assert_eq!(call!(cuMemcpy2D_v2(rows.as_ptr())), 709);
+        ok!(cuCtxSetCurrent(turn.handle));
+        assert_eq!(word_at(others).map(|_| ()), Ok(()), "another context's memory is still there");
+        ok!(cuCtxSetCurrent(primary));
+        (device, word) = (9, 9);
+    }
+    assert_eq!(retain(), primary);
+    written(2);
+    for _ in 0..2 {
+        ok!(cuDevicePrimaryCtxRelease_v2(0_i32));
+    }
+    ok!(cuCtxSetCurrent(turn.handle));
+}
+
+#[test]
 fn destroying_the_primary_context_is_refused_and_changes_nothing() {
     let _turn = Context::new();
     let primary = retain();
@@ -160,6 +194,15 @@ fn a_green_contexts_stream_is_the_primarys_and_not_covered_by_its_legacy_stream(
     ok!(cuStreamGetCtx_v2(stream, &raw mut found, &raw mut its));
     assert_eq!((found, its), (primary, green));
     ok!(cuCtxFromGreenCtx(&raw mut as_context, green));
+
+    // While it is current the legacy stream is its own, and of a thread's own stream nothing is told.
+    ok!(cuCtxSetCurrent(as_context));
+    ok!(cuStreamGetCtx(1_u64, &raw mut found));
+    assert_eq!(found, green);
+    ok!(cuStreamGetCtx_v2(1_u64, &raw mut found, &raw mut its));
+    assert_eq!((found, its), (primary, green));
+    assert_eq!(call!(cuStreamGetCtx(2_u64, &raw mut found)), 400);
+    assert_eq!(call!(cuStreamGetCtx_v2(2_u64, &raw mut found, &raw mut its)), 400);
 
     // Functions and events of the primary context work there, whichever of the two is current.
     for current in [primary, as_context] {
@@ -284,4 +327,18 @@ fn an_event_in_the_legacy_stream_holds_up_blocking_streams_and_a_question_does_n
     assert!(!held(&|| ok!(cuEventRecord(event, 1_u64)), free));
     assert!(!held(&|| ok!(cuEventRecord(event, b)), b));
     assert!(!held(&|| ok!(cuEventRecord(event, 2_u64)), b));
+}
+
+#[test]
+fn a_capture_ends_with_its_context() {
+    let _turn = Context::new();
+    ok!(cuCtxSetCurrent(retain()));
+    let mut stream: Word = 0;
+    ok!(cuStreamCreate(&raw mut stream, 0_u32));
+    ok!(cuStreamBeginCapture_v2(stream, 0_u32));
+    assert_eq!(call!(cuCtxSynchronize()), 900, "while it is captured in global mode");
+    ok!(cuDevicePrimaryCtxReset_v2(0_i32));
+    ok!(cuCtxSetCurrent(retain()));
+    written(1);
+    ok!(cuCtxSynchronize());
 }

@@ -595,8 +595,8 @@ fn kernels_reach_another_cards_memory_by_peer_access_only_and_mapped_memory_is_n
             ok!(cuMemcpyDtoD_v2(here, there, MIB));
             ok!(cuMemcpyDtoH_v2(&raw mut word, there, 8_usize));
             assert_eq!(word, 0x0707_0707_0707_0707);
-            ok!(cuMemsetD8_v2(there, 9_u8, MIB));
             ok!(cuCtxEnablePeerAccess(other, 0_u32));
+            ok!(cuMemsetD8_v2(there, 9_u8, MIB));
             assert_eq!(context.launch(0, "nvshare_step", &[there, 1, 1]), 0);
             ok!(cuMemcpyDtoH_v2(&raw mut word, there, 8_usize));
             assert_eq!(word, 0x0909_0909_0909_090a);

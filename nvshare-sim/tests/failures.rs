@@ -5,6 +5,7 @@ mod client;
 use client::{Context, DRIVER};
 
 const ILLEGAL_ADDRESS: u32 = 700;
+const MISALIGNED: u32 = 716;
 const LAUNCH_FAILED: u32 = 719;
 
 /// `CUmemAllocationProp`.
@@ -19,10 +20,10 @@ struct Properties {
 }
 
 #[test]
-fn a_kernel_that_touches_what_is_not_mapped_ends_all_contexts_of_the_process_on_its_card() {
+fn a_kernel_that_touches_what_is_not_mapped_ends_all_contexts_of_the_process_for_good() {
     if !client::is_alone() {
         client::alone(
-            "a_kernel_that_touches_what_is_not_mapped_ends_all_contexts_of_the_process_on_its_card",
+            "a_kernel_that_touches_what_is_not_mapped_ends_all_contexts_of_the_process_for_good",
             &[],
         );
         return;
@@ -60,9 +61,43 @@ fn a_kernel_that_touches_what_is_not_mapped_ends_all_contexts_of_the_process_on_
     let violations = DRIVER.violations();
     assert_eq!(violations.len(), 1, "{violations:?}");
     assert!(violations[0].contains("kernel `nvshare_step` writes"), "{violations:?}");
+    let mut made = 0_u64;
+    assert_eq!(call!(cuCtxCreate_v2(&raw mut made, 0_u32, 0_i32)), ILLEGAL_ADDRESS, "beside them");
     ok!(cuCtxDestroy_v2(inner));
     let mut value = 0_u64;
     assert_eq!(call!(cuMemcpyDtoH_v2(&raw mut value, good, 8_usize)), ILLEGAL_ADDRESS);
+    ok!(cuCtxGetDevice(&raw mut value));
+    drop(context);
+    assert_eq!(call!(cuCtxCreate_v2(&raw mut made, 0_u32, 0_i32)), ILLEGAL_ADDRESS, "after all of them");
+    assert_eq!(call!(cuDevicePrimaryCtxRetain(&raw mut made, 0_i32)), ILLEGAL_ADDRESS);
+    ok!(cuDevicePrimaryCtxReset_v2(0_i32));
+    assert_eq!(
+        call!(cuDevicePrimaryCtxRetain(&raw mut made, 0_i32)),
+        ILLEGAL_ADDRESS,
+        "nor does a reset mend it"
+    );
+}
+
+#[test]
+fn every_error_of_a_kernel_is_for_good_and_everywhere() {
+    if !client::is_alone() {
+        let name = "every_error_of_a_kernel_is_for_good_and_everywhere";
+        client::alone(name, &[("PART", "misaligned")]);
+        client::alone(name, &[("PART", "failed"), ("NVSHARE_SIM_FAULTS", "launch:1=fail")]);
+        return;
+    }
+    let context = Context::new();
+    let (device, mut other, mut word) = (context.device(4096), 0_u64, 0_u64);
+    let expected = if std::env::var("PART").as_deref() == Ok("failed") { LAUNCH_FAILED } else { MISALIGNED };
+    ok!(cuCtxCreate_v2(&raw mut other, 0_u32, 0_i32));
+    ok!(cuCtxSetCurrent(context.handle));
+    assert_eq!(context.launch(0, "nvshare_step", &[device + 1, 1, 1]), 0);
+    assert_eq!(call!(cuCtxSynchronize()), expected);
+    ok!(cuCtxSetCurrent(other));
+    assert_eq!(call!(cuCtxSynchronize()), expected);
+    assert_eq!(call!(cuMemcpyDtoH_v2(&raw mut word, device, 8_usize)), expected);
+    ok!(cuCtxDestroy_v2(other));
+    assert_eq!(call!(cuCtxCreate_v2(&raw mut other, 0_u32, 0_i32)), expected);
 }
 
 #[test]

@@ -101,7 +101,7 @@ fn a_graph_takes_memory_when_it_is_launched_and_keeps_it_until_it_is_trimmed() {
     assert_eq!(call!(cuMemFree_v2(address)), INVALID_VALUE, "its own graph frees it");
     ok!(cuGraphExecDestroy(executable));
     ok!(cuGraphDestroy(made));
-    assert_eq!((card_free(), books()), (before - 8, [0, 8, 8, 8]), "the pool keeps it");
+    assert_eq!((card_free(), books()), (before - 8, [8, 8, 8, 8]), "it is kept");
     assert_eq!(fresh_books(), [0; 4]);
     assert_eq!(card_free(), before);
     assert_eq!(DRIVER.violations(), [""; 0]);
@@ -260,9 +260,11 @@ fn captured_allocations_are_nodes_of_the_graph() {
     ok!(cuStreamSynchronize(other));
     assert_eq!(first_byte(outside), (0, 6));
     ok!(cuStreamBeginCapture_v2(stream, 2_u32));
-    assert_eq!(call!(cuGraphLaunch(executable, stream)), NOT_SUPPORTED, "it would be a child graph");
-    ok!(cuMemFreeAsync(outside, stream));
+    assert_eq!(call!(cuGraphLaunch(executable, stream)), 900, "it would be a child graph");
     let mut frees = 0_u64;
+    assert_eq!(call!(cuStreamEndCapture(stream, &raw mut frees)), 901);
+    ok!(cuStreamBeginCapture_v2(stream, 2_u32));
+    ok!(cuMemFreeAsync(outside, stream));
     ok!(cuStreamEndCapture(stream, &raw mut frees));
     ok!(cuGraphLaunch(instantiate(frees, 0), other));
     ok!(cuStreamSynchronize(other));
@@ -313,10 +315,56 @@ fn memory_of_a_graph_that_is_used_outside_its_time_is_a_violation() {
     unsafe { libc::_exit(0) };
 }
 
+/// A graph that allocates, fills and frees.
+fn whole(context: &Context, bytes: usize) -> (u64, u64) {
+    let made = graph();
+    let (node, address) = allocate(made, bytes);
+    let filled = fill(context, made, node, address, bytes);
+    assert_eq!(free_node(made, filled, address), 0);
+    (made, instantiate(made, 0))
+}
+
 #[test]
-fn all_memory_of_graphs_goes_with_the_last_context() {
+fn graphs_launched_one_after_the_other_share_memory_and_at_once_they_do_not() {
+    let context = Context::new();
+    let streams = [context.stream(1), context.stream(1)];
+    assert_eq!(fresh_books(), [0; 4]);
+    let graphs = [whole(&context, 8 * MIB), whole(&context, 8 * MIB)];
+    for (_, executable) in graphs {
+        ok!(cuGraphLaunch(executable, streams[0]));
+        ok!(cuStreamSynchronize(streams[0]));
+        assert_eq!(books(), [8; 4]);
+    }
+    for ((_, executable), stream) in graphs.into_iter().zip(streams) {
+        assert_eq!(context.launch(stream, "nvshare_spin", &[50_000_000]), 0);
+        ok!(cuGraphLaunch(executable, stream));
+    }
+    assert_eq!(books(), [16; 4]);
+    ok!(cuCtxSynchronize());
+    // A twin takes over, with memory of its own.
+    let (twin, unused) = whole(&context, 8 * MIB);
+    let mut told = [9_u64; 3];
+    ok!(cuGraphExecUpdate_v2(graphs[0].1, twin, told.as_mut_ptr()));
+    assert_eq!(told[0], 0);
+    ok!(cuGraphLaunch(graphs[0].1, streams[0]));
+    ok!(cuCtxSynchronize());
+    let (larger, too) = whole(&context, 16 * MIB);
+    assert_eq!(call!(cuGraphExecUpdate_v2(graphs[0].1, larger, told.as_mut_ptr())), 910);
+    for executable in [graphs[0].1, graphs[1].1, unused, too] {
+        ok!(cuGraphExecDestroy(executable));
+    }
+    for graph in [graphs[0].0, graphs[1].0, twin, larger] {
+        ok!(cuGraphDestroy(graph));
+    }
+    assert_eq!(books(), [16; 4], "their end gives nothing back");
+    assert_eq!(fresh_books(), [0; 4]);
+    assert_eq!(DRIVER.violations(), [""; 0]);
+}
+
+#[test]
+fn memory_of_graphs_stays_after_the_last_context_until_it_is_trimmed() {
     if !client::is_alone() {
-        client::alone("all_memory_of_graphs_goes_with_the_last_context", &[]);
+        client::alone("memory_of_graphs_stays_after_the_last_context_until_it_is_trimmed", &[]);
         return;
     }
     let context = Context::new();
@@ -326,5 +374,8 @@ fn all_memory_of_graphs_goes_with_the_last_context() {
     ok!(cuGraphLaunch(executable, context.stream(1)));
     assert_eq!(books()[2], 4);
     drop(context);
-    assert_eq!([books()[0], books()[2]], [0, 0]);
+    assert_eq!(books(), [4; 4]);
+    let _again = Context::new();
+    assert_eq!(books(), [4; 4]);
+    assert_eq!(fresh_books(), [0; 4]);
 }

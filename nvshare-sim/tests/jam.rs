@@ -137,6 +137,7 @@ fn a_thread_blocked_in_a_full_stream_blocks_questions_of_it_and_what_makes_and_e
     let launch_elsewhere = launcher(function, other);
     let free: Vec<(&str, Call)> = vec![
         ("query of another", Box::new(move || call!(cuStreamQuery(idle)))),
+        ("query of the legacy stream", Box::new(|| call!(cuStreamQuery(1_u64)))),
         ("record in another", Box::new(move || call!(cuEventRecord(own, other)))),
         ("launch in another", Box::new(launch_elsewhere)),
         ("copy in another", Box::new(move || call!(cuMemcpyHtoDAsync_v2(device, host, 4096_usize, other)))),
@@ -179,6 +180,22 @@ fn a_thread_blocked_in_a_full_stream_blocks_questions_of_it_and_what_makes_and_e
             Box::new(|| {
                 let mut made = 0_u64;
                 call!(cuMemAlloc_v2(&raw mut made, 4096_usize))
+            }),
+        ),
+        (
+            "a new stream",
+            0,
+            Box::new(|| {
+                let mut made = 0_u64;
+                call!(cuStreamCreate(&raw mut made, 1_u32))
+            }),
+        ),
+        (
+            "pinned memory",
+            0,
+            Box::new(|| {
+                let mut made = 0_u64;
+                call!(cuMemHostAlloc(&raw mut made, 4096_usize, 0_u32))
             }),
         ),
         ("a free", 0, Box::new(move || call!(cuMemFree_v2(kept)))),

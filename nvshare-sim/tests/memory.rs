@@ -318,6 +318,40 @@ fn a_pool_keeps_what_is_below_its_threshold_until_it_is_trimmed() {
 }
 
 #[test]
+fn a_pool_grows_by_whole_multiples_of_32_mib() {
+    let context = Context::new();
+    let (pool, stream) = (default_pool(), context.stream(1));
+    for (asked, reserved) in [(1, 32), (31, 32), (33, 64), (40, 64), (64, 64), (100, 128)] {
+        let piece = in_stream_order(asked * MIB, stream);
+        assert_eq!((pool_mib(pool, 5), pool_mib(pool, 7)), (reserved, asked as u64));
+        ok!(cuMemFreeAsync(piece, stream));
+        ok!(cuStreamSynchronize(stream));
+        assert_eq!((pool_mib(pool, 5), pool_mib(pool, 7)), (0, 0));
+    }
+}
+
+#[test]
+fn a_pool_outlives_the_last_context_with_what_it_holds() {
+    if !client::is_alone() {
+        client::alone("a_pool_outlives_the_last_context_with_what_it_holds", &[]);
+        return;
+    }
+    let context = Context::new();
+    let (pool, stream) = (default_pool(), context.stream(1));
+    set_threshold(pool, 1 << 60);
+    let piece = in_stream_order(100 * MIB, stream);
+    ok!(cuMemFreeAsync(piece, stream));
+    ok!(cuCtxSynchronize());
+    drop(context);
+    assert_eq!((pool_mib(pool, 5), pool_mib(pool, 7)), (128, 0));
+    let _again = Context::new();
+    let before = free_bytes();
+    assert_eq!((pool_mib(pool, 5), pool_mib(pool, 7)), (128, 0));
+    ok!(cuMemPoolTrimTo(pool, 0_usize));
+    assert_eq!((pool_mib(pool, 5), free_bytes()), (0, before + 128 * MIB));
+}
+
+#[test]
 fn a_stream_has_at_once_again_what_was_freed_in_it_and_others_do_not() {
     let context = Context::new();
     let (stream, other) = (context.stream(1), context.stream(1));

@@ -99,7 +99,9 @@ pub(crate) unsafe fn info<F: Fn() -> CUresult>(
 
 /// A context that was made behind our back would be drained by nobody.
 fn note_context() {
-    if let Some(context) = streams::current_context() {
+    if let Some(context) = streams::current_context()
+        && streams::check_current().is_ok()
+    {
         streams::context_seen(context);
     }
 }

@@ -8,7 +8,7 @@ use super::{Bare, between, unswappable, work};
 use crate::cuda::sys::{CUdeviceptr, CUmemGenericAllocationHandle, CUmemLocation, CUstream};
 use crate::cuda::{CEnum, CUresult};
 use crate::driver::driver;
-use crate::{gate, memory, start};
+use crate::{gate, memory, start, streams};
 
 /// `CU_POINTER_ATTRIBUTE_P2P_TOKENS` and `_SYNC_MEMOPS`.
 const P2P_TOKENS: CEnum = 5;
@@ -35,6 +35,9 @@ pub(crate) unsafe fn address_range<F: Fn() -> CUresult>(
         return CUresult::CUDA_ERROR_NOT_FOUND;
     }
     let Some(found) = known(at) else { return bare.call() };
+    if let Err(error) = streams::check_current() {
+        return error;
+    }
     // SAFETY: each is the application's place for its number, or null where it does not want it.
     unsafe {
         if !start.is_null() {

@@ -193,6 +193,7 @@ pub fn current() -> Result<Option<(&'static Device, usize)>, CUresult> {
     if context.is_null() {
         return Err(CUresult::CUDA_ERROR_INVALID_CONTEXT);
     }
+    crate::streams::check_current()?;
     let mut ordinal = 0;
     // SAFETY: `ordinal` is where the answer goes.
     unsafe { driver().cuCtxGetDevice(&raw mut ordinal) }.result()?;

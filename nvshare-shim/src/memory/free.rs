@@ -38,6 +38,9 @@ impl Until {
 
 /// Frees what starts at `pointer`; `None`: it is not ours.
 pub fn free(pointer: u64) -> Option<CUresult> {
+    if let Err(error) = streams::check_current() {
+        return ALLOCATIONS.find(pointer).map(|_| error);
+    }
     let allocation = ALLOCATIONS.remove(pointer)?;
     let device = device::by_index(allocation.device)?;
     let _relaxed = Relaxed::new();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::current::{Current, Relaxed, current_context};
 use super::event::Event;
 use super::look::{capture_status, defaults_used, look_at_defaults, query};
-use super::table::{Context, Refusal, context_of, entry_of, known, primary_of};
+use super::table::{Context, Known, Refusal, context_of, entry_of, known, primary_of};
 use crate::cuda::sys::{CUcontext, CUevent, CUstream};
 use crate::cuda::{CAPTURE_STATUS_NONE, CUresult, STREAM_LEGACY, STREAM_PER_THREAD};
 use crate::driver::driver;
@@ -158,23 +158,29 @@ pub(crate) fn begin(stream: CUstream, call: impl FnOnce() -> CUresult) -> CUresu
         look_at_defaults();
     }
     let result = spread(stream, call);
-    if result.ok() {
+    if result.ok()
+        && let Some(context) = context_in_table(stream)
+    {
         let mut known = known();
-        known.captures.insert(capture_key(stream));
+        known.captures.insert(capture_key(stream), context);
         CAPTURES.store(known.captures.len(), Ordering::Release);
     }
     result
+}
+
+/// The context of a stream, as the table has it.
+fn context_in_table(stream: CUstream) -> Option<Arc<Context>> {
+    match entry_of(stream) {
+        Some(entry) => Some(Arc::clone(&entry.context)),
+        None => current_context().map(|context| known().context(context.expose_provenance())),
+    }
 }
 
 /// Makes a call by which a capture may reach `stream`. While it is made nobody asks this stream, nor the default streams,
 /// which cannot be asked while a blocking stream is captured.
 pub(crate) fn spread(stream: CUstream, call: impl FnOnce() -> CUresult) -> CUresult {
     keep_in_sight(stream);
-    let entry = entry_of(stream);
-    let context = match &entry {
-        Some(entry) => Some(Arc::clone(&entry.context)),
-        None => current_context().map(|context| known().context(context.expose_provenance())),
-    };
+    let (entry, context) = (entry_of(stream), context_in_table(stream));
     let _stream = entry.as_ref().map(|entry| entry.asks.bar());
     let _defaults = context.as_ref().map(|context| context.defaults.bar());
     call()
@@ -182,8 +188,15 @@ pub(crate) fn spread(stream: CUstream, call: impl FnOnce() -> CUresult) -> CUres
 
 /// The capture in `stream` is over.
 pub(crate) fn capture_ended(stream: CUstream) {
-    let mut known = known();
-    if known.captures.remove(&capture_key(stream)) {
+    let over = capture_key(stream);
+    captures_ended(&mut known(), |stream, _| stream == over);
+}
+
+/// So are those in such streams (the key of each, and its context): a context takes them with it, too.
+pub(super) fn captures_ended(known: &mut Known, are_over: impl Fn(usize, &Arc<Context>) -> bool) {
+    let before = known.captures.len();
+    known.captures.retain(|stream, context| !are_over(*stream, context));
+    if known.captures.len() != before {
         CAPTURES.store(known.captures.len(), Ordering::Release);
         if known.captures.is_empty() {
             known.captured.clear();

@@ -1,5 +1,7 @@
 //! What belongs to the calling thread while it calls the driver: its capture mode, and its current context.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::cuda::sys::CUcontext;
 use crate::cuda::{CAPTURE_MODE_RELAXED, CUresult};
 use crate::driver::driver;
@@ -58,4 +60,30 @@ pub fn current_context() -> Option<CUcontext> {
     // SAFETY: `context` is where the driver stores the answer.
     unsafe { driver().cuCtxGetCurrent(&raw mut context) }.result().ok()?;
     (!context.is_null()).then_some(context)
+}
+
+/// Whether any context of the process has ended.
+static ENDED: AtomicBool = AtomicBool::new(false);
+
+/// A context is gone. Its handle may be current still, in this thread or another one.
+pub(super) fn one_ended() {
+    ENDED.store(true, Ordering::Release);
+}
+
+/// The driver's error where the calling thread's current context is gone: a primary one's handle stays current over a reset,
+/// and every call under it is refused until somebody retains it again; `cuCtxGetDevice` is not (seen on an H200). For what is
+/// answered here without a call that the driver would refuse.
+#[inline]
+pub(crate) fn check_current() -> Result<(), CUresult> {
+    if ENDED.load(Ordering::Acquire) { ask_current() } else { Ok(()) }
+}
+
+#[cold]
+fn ask_current() -> Result<(), CUresult> {
+    let mut version = 0;
+    // SAFETY: no handle, for the current context; a place for the answer.
+    match unsafe { driver().cuCtxGetApiVersion(std::ptr::null_mut(), &raw mut version) } {
+        gone @ CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED => Err(gone),
+        _ => Ok(()),
+    }
 }

@@ -20,7 +20,7 @@ static KNOWN: Mutex<Known> = Mutex::new(Known {
     streams: BTreeMap::new(),
     contexts: BTreeMap::new(),
     pending: Vec::new(),
-    captures: BTreeSet::new(),
+    captures: BTreeMap::new(),
     captured: BTreeSet::new(),
 });
 
@@ -30,8 +30,8 @@ pub(super) struct Known {
     pub(super) contexts: BTreeMap<usize, (Arc<Context>, usize)>,
     /// Work that its stream cannot be asked about any more.
     pub(super) pending: Vec<Pending>,
-    /// The streams that captures began in (per-thread default streams by an address of their thread).
-    pub(super) captures: BTreeSet<usize>,
+    /// The streams that captures began in (per-thread default streams by an address of their thread), with their contexts.
+    pub(super) captures: BTreeMap<usize, Arc<Context>>,
     /// Events recorded in captured streams since the first of the captures began: where they are waited for the capture
     /// spreads.
     pub(super) captured: BTreeSet<usize>,
@@ -310,12 +310,14 @@ impl Absent {
     pub(crate) fn ends(self) {
         let Some(gone) = &self.entry else { return };
         gone.gone.store(true, Ordering::Release);
+        super::current::one_ended();
         let mut known = known();
         if known.contexts.get(&gone.handle).is_some_and(|(there, _)| Arc::ptr_eq(there, gone)) {
             known.contexts.remove(&gone.handle);
         }
         let of_it = |stream: &Stream| Arc::ptr_eq(&stream.context, gone) || Arc::ptr_eq(&stream.events, gone);
         known.streams.retain(|_, stream| !of_it(stream));
+        super::capture::captures_ended(&mut known, |_, context| Arc::ptr_eq(context, gone));
         let pending =
             known.pending.extract_if(.., |pending| Arc::ptr_eq(pending.context(), gone)).collect::<Vec<_>>();
         drop(known);

@@ -138,6 +138,7 @@ fn restore() {
         }
         cu!(cuDevicePrimaryCtxGetState(device, &raw mut flags, &raw mut active));
         assert_eq!(active, 0, "the primary context of device {device} stays");
+        cu!(cuDeviceGraphMemTrim(device));
         let mut pool = std::ptr::null_mut();
         cu!(cuDeviceGetDefaultMemPool(&raw mut pool, device));
         let mut none = 0_u64;

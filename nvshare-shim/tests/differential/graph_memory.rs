@@ -42,13 +42,14 @@ impl World {
                 self.settle_all();
                 Some(cu!(cuDeviceGraphMemTrim(arg(0) as i32)).to_string())
             }
+            // Roughly: a launch takes over what another one is done with, which is a matter of time.
             "graph_books" => {
                 self.settle_all();
                 let ask = |attribute| {
                     let mut bytes = 0_u64;
                     let code =
                         cu!(cuDeviceGetGraphMemAttribute(arg(0) as i32, attribute, (&raw mut bytes).cast()));
-                    format!("{code} {bytes}")
+                    format!("{code} ~{bytes}")
                 };
                 let used = ask(Attribute::CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT);
                 Some(used + " " + &ask(Attribute::CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT))

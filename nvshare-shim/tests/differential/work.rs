@@ -23,7 +23,9 @@ const UNSAFE_IN_A_CAPTURE: u32 = 900;
 pub(crate) enum By {
     /// A kernel, of a device.
     Kernel,
-    /// A copy or a memset.
+    /// A memset.
+    Set,
+    /// A copy.
     Copy,
     /// A copy, as an array.
     Array,
@@ -40,7 +42,7 @@ impl World {
                 let element = if op.verb() == "set8" { 1 } else { 4 };
                 let (at, bytes) = (arg(1) / element * element, arg(2) / element * element);
                 let stream = if arg(5) == 0 { 0 } else { arg(4) };
-                let (handle, start) = self.ready(arg(0), at, bytes, stream, By::Copy)?;
+                let (handle, start) = self.ready(arg(0), at, bytes, stream, By::Set)?;
                 let (count, value) = ((bytes / element) as usize, arg(3) as u32);
                 let code = match (element, arg(5)) {
                     (1, 0) => cu!(cuMemsetD8_v2(start, value as u8, count)),
@@ -53,7 +55,7 @@ impl World {
             "set2d" => {
                 let (pitch, width, height) = (arg(2), arg(3).min(arg(2)), arg(4));
                 let stream = if arg(7) == 0 { 0 } else { arg(6) };
-                let (handle, start) = self.ready(arg(0), arg(1), pitch * height, stream, By::Copy)?;
+                let (handle, start) = self.ready(arg(0), arg(1), pitch * height, stream, By::Set)?;
                 let (pitch, value) = (pitch as usize, arg(5) as u8);
                 let (width, height) = (width as usize, height as usize);
                 let code = match arg(7) {
@@ -314,6 +316,11 @@ impl World {
                     && by == By::Kernel
                     && !(memory.kind == Kind::Plain && peers.contains(&memory.context)) =>
             {
+                return None;
+            }
+            // Known to differ: plain memory of another card without peer access, which memsets are refused bare (1), is mapped
+            // for all cards that can reach it by the library.
+            Kind::Plain if memory.device != device && by == By::Set && !peers.contains(&memory.context) => {
                 return None;
             }
             // A copy that names it as memory of the host would be another call.

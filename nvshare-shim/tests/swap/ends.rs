@@ -27,12 +27,17 @@ fn a_reset_takes_the_memory_and_leaves_the_references() {
 }
 
 #[test]
-fn after_an_illegal_address_and_a_reset_memory_moves_and_is_released_again() {
+fn under_a_context_that_was_reset_nothing_is_allocated_freed_or_told() {
+    run_with_swaps("under gone");
+}
+
+#[test]
+fn after_an_illegal_address_a_reset_mends_nothing_and_the_program_ends() {
     if super::is_real() {
         return;
     }
     let node = node();
-    let mut command = client(&node, "revived");
+    let mut command = client(&node, "for good");
     // The illegal address is reported, and meant.
     command.env("NVSHARE_DEBUG_SWAP_EVERY", "15ms").env("NVSHARE_SIM_STRICT", "0");
     let status = nvshare_testbed::Client::start(&mut command).end();
@@ -89,24 +94,57 @@ pub(crate) fn references() {
     assert_eq!(released, 2, "one before the reset, one after");
 }
 
-pub(crate) fn revived() {
+/// As an H200 answers it.
+pub(crate) fn under_gone() {
+    let gpu = Gpu::open();
+    let mut primary = std::ptr::null_mut();
+    cu!(cuCtxGetCurrent(&raw mut primary));
+    let mut other = std::ptr::null_mut();
+    cu!(cuCtxCreate_v2(&raw mut other, 0, 0));
+    let theirs = alloc(BYTES);
+    cu!(cuMemsetD8_v2(theirs, 7, BYTES));
+    cu!(cuCtxSynchronize());
+    cu!(cuCtxSetCurrent(primary));
+    drop(gpu);
+    cu!(cuDevicePrimaryCtxReset_v2(0));
+    let (mut at, mut pitch, mut free_bytes, mut total) = (0, 0, 0, 0);
+    // SAFETY: memory of the program, and places for answers.
+    let refused = unsafe {
+        [
+            sys::cuMemAlloc_v2(&raw mut at, BYTES),
+            sys::cuMemAllocPitch_v2(&raw mut at, &raw mut pitch, 100, 100, 4),
+            sys::cuMemFree_v2(theirs),
+            sys::cuMemFreeAsync(theirs, std::ptr::null_mut()),
+            sys::cuMemGetInfo_v2(&raw mut free_bytes, &raw mut total),
+            sys::cuMemGetAddressRange_v2(&raw mut at, &raw mut pitch, theirs),
+        ]
+    };
+    assert_eq!(refused, [CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED; 6]);
+    cu!(cuCtxSetCurrent(other));
+    let mut first = 0_u8;
+    cu!(cuMemcpyDtoH_v2((&raw mut first).cast(), theirs, 1));
+    assert_eq!(first, 7, "nobody freed it");
+    free(theirs);
+}
+
+pub(crate) fn for_good() {
     let gpu = Gpu::open();
     let kept = alloc(BYTES);
     gpu.launch("nvshare_store", std::ptr::null_mut(), &[0x10, 8, 1]);
-    // SAFETY: a question.
-    assert_ne!(unsafe { sys::cuCtxSynchronize() }, CUresult::CUDA_SUCCESS);
+    let (mut context, mut memory) = (std::ptr::null_mut(), 0);
+    let broken = CUresult::CUDA_ERROR_ILLEGAL_ADDRESS;
+    // SAFETY: memory of the program, and a place for an answer.
+    let refused = unsafe {
+        [sys::cuCtxSynchronize(), sys::cuMemFree_v2(kept), sys::cuMemAlloc_v2(&raw mut memory, BYTES)]
+    };
+    assert_eq!(refused, [broken; 3]);
     cu!(cuDevicePrimaryCtxReset_v2(0));
-    let gpu = Gpu::open();
-    let stream = stream();
-    // Three quarters of the card: only one fits.
-    for value in 1..6 {
-        let bytes = 160 << 20;
-        let memory = alloc(bytes);
-        assert_ne!(memory, kept, "not while it was somebody's");
-        gpu.launch("nvshare_store", stream, &[memory, bytes as u64 / 8, value]);
-        synchronize(stream);
+    for _ in 0..3 {
+        // SAFETY: places for answers.
+        let refused = unsafe {
+            [sys::cuDevicePrimaryCtxRetain(&raw mut context, 0), sys::cuCtxCreate_v2(&raw mut context, 0, 0)]
+        };
+        assert_eq!(refused, [broken; 2]);
         std::thread::sleep(Duration::from_millis(100));
-        assert_eq!(others(memory, bytes, value), 0, "round {value}");
-        free(memory);
     }
 }

@@ -7,7 +7,7 @@ use cudarc::driver::sys::{CUcontext, CUgraph, CUgraphExec, CUgraphNode, CUresult
 use super::described::{Slices, slices};
 use super::graph::{executable_of, graph_of};
 use super::graph_memory::{add_allocation, add_free};
-use super::node::{add, host, kernel, memset, set, working_in};
+use super::node::{Memset, add, host, kernel, memset, set, working_in};
 use crate::executable::Executable;
 use crate::export::{Call, Outcome, export};
 use crate::graph::NodeKind;
@@ -74,6 +74,13 @@ struct CopyNode {
     copy: Slices,
 }
 
+/// `CUDA_MEMSET_NODE_PARAMS_v2`.
+#[repr(C)]
+struct MemsetNode {
+    of_all: Memset,
+    context: CUcontext,
+}
+
 /// # Safety
 /// `made` is null or writable, `after` points to `count` handles, `parameters` is null or what the driver API demands.
 unsafe fn add_any(
@@ -111,10 +118,13 @@ unsafe fn part(cx: &Call, parameters: *const Any) -> Outcome<Work> {
             kind if kind == NodeKind::Kernel as u32 => kernel(cx, of_kind.cast(), true),
             kind if kind == NodeKind::Copy as u32 => {
                 let node = of_kind.cast::<CopyNode>();
-                let context = (&raw const (*node).context).read();
-                Ok(Work::Transfer(slices(&raw const (*node).copy, working_in(context))?))
+                Ok(Work::Transfer(slices(&raw const (*node).copy)?))
             }
-            kind if kind == NodeKind::Set as u32 => memset(of_kind.cast()),
+            kind if kind == NodeKind::Set as u32 => {
+                let node = of_kind.cast::<MemsetNode>();
+                let context = (&raw const (*node).context).read();
+                memset(&raw const (*node).of_all, working_in(context))
+            }
             kind if kind == NodeKind::Host as u32 => host(of_kind.cast()),
             kind if kind == NodeKind::Graph as u32 => {
                 Ok(Work::Graph(Executable::snapshot_of(&graph_of(of_kind.cast::<CUgraph>().read())?)?))

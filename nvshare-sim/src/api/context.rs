@@ -71,12 +71,8 @@ export! {
     }
 
     fn cuCtxGetDevice(of: *mut CUdevice) |cx| {
-        let context = context::current().ok_or(CUresult::CUDA_ERROR_INVALID_CONTEXT)?;
-        if context.is_destroyed() {
-            return Err(CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED);
-        }
         // SAFETY: an out-parameter of the driver API.
-        unsafe { put(of, context.device as CUdevice) }
+        unsafe { put(of, context::asked()?.device as CUdevice) }
     }
 
     fn cuCtxGetId(handle: CUcontext, id: *mut u64) |cx| {
@@ -87,7 +83,7 @@ export! {
 
     fn cuCtxGetFlags(flags: *mut c_uint) |cx| {
         // SAFETY: an out-parameter of the driver API.
-        unsafe { put(flags, cx.context()?.flags.load(Ordering::Relaxed)) }
+        unsafe { put(flags, context::asked()?.flags.load(Ordering::Relaxed)) }
     }
 
     fn cuCtxSetFlags(flags: c_uint) |cx| {
@@ -99,7 +95,9 @@ export! {
     }
 
     fn cuCtxGetApiVersion(handle: CUcontext, version: *mut c_uint) |cx| {
-        if !handle.is_null() {
+        if handle.is_null() {
+            cx.context()?;
+        } else {
             context::by_handle(handle)?;
         }
         // SAFETY: an out-parameter of the driver API.

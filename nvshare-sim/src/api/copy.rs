@@ -9,6 +9,7 @@ use super::described::{Boxes, Rows, Slices, between, boxes, rows, slices};
 use crate::capture;
 use crate::context;
 use crate::export::{Call, Outcome, export, put_if};
+use crate::failure;
 use crate::memory::{self, Location};
 use crate::work::{self, Plane, Transfer, Work, device_end};
 
@@ -65,6 +66,7 @@ export! {
     ) |cx| {
         let by = Some([context::by_handle(from_context)?.device, context::by_handle(to_context)?.device]);
         let transfer = Transfer { by, ..device_to_device(cx, to, from, bytes)? };
+        not_captured(cx, std::ptr::null_mut())?;
         synchronous(cx, transfer)
     }
 
@@ -74,6 +76,7 @@ export! {
     ) |cx| {
         let by = Some([context::by_handle(from_context)?.device, context::by_handle(to_context)?.device]);
         let transfer = Transfer { by, ..device_to_device(cx, to, from, bytes)? };
+        not_captured(cx, stream)?;
         asynchronous(cx, transfer, stream)
     }
 
@@ -110,7 +113,7 @@ export! {
             // SAFETY: the caller's array of that many, and an optional out-parameter.
             let copied = unsafe {
                 put_if(failed, index);
-                boxes(&*list.add(index), of(cx, stream)?).and_then(|transfer| asynchronous(cx, transfer, stream))
+                boxes(&*list.add(index)).and_then(|transfer| asynchronous(cx, transfer, stream))
             };
             copied?;
         }
@@ -132,55 +135,62 @@ export! {
     ) |cx| {
         // SAFETY: a description as the driver API demands it.
         let copy = unsafe { copy.as_ref() }.filter(|_| flags == 0).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
-        ordered(cx, boxes(copy, of(cx, stream)?)?, stream, copy.order)
+        ordered(cx, boxes(copy)?, stream, copy.order)
     }
 
     fn cuMemcpy2D_v2 / cuMemcpy2D_v2_ptds(copy: *const Rows) |cx| {
+        cx.context()?;
         // SAFETY: a description as the driver API demands it.
-        let transfer = unsafe { rows(copy, Some(cx.context()?.id)) }?;
+        let transfer = unsafe { rows(copy) }?;
         synchronous(cx, transfer)
     }
 
     fn cuMemcpy2DUnaligned_v2 / cuMemcpy2DUnaligned_v2_ptds(copy: *const Rows) |cx| {
+        cx.context()?;
         // SAFETY: a description as the driver API demands it.
-        let transfer = unsafe { rows(copy, Some(cx.context()?.id)) }?;
+        let transfer = unsafe { rows(copy) }?;
         synchronous(cx, transfer)
     }
 
     fn cuMemcpy2DAsync_v2 / cuMemcpy2DAsync_v2_ptsz(copy: *const Rows, stream: CUstream) |cx| {
+        cx.stream(stream)?;
         // SAFETY: a description as the driver API demands it.
-        let transfer = unsafe { rows(copy, of(cx, stream)?) }?;
+        let transfer = unsafe { rows(copy) }?;
         asynchronous(cx, transfer, stream)
     }
 
     fn cuMemcpy3D_v2 / cuMemcpy3D_v2_ptds(copy: *const Slices) |cx| {
+        cx.context()?;
         // SAFETY: a description as the driver API demands it.
-        let transfer = unsafe { slices(copy, Some(cx.context()?.id)) }?;
+        let transfer = unsafe { slices(copy) }?;
         synchronous(cx, transfer)
     }
 
     fn cuMemcpy3DAsync_v2 / cuMemcpy3DAsync_v2_ptsz(copy: *const Slices, stream: CUstream) |cx| {
+        cx.stream(stream)?;
         // SAFETY: a description as the driver API demands it.
-        let transfer = unsafe { slices(copy, of(cx, stream)?) }?;
+        let transfer = unsafe { slices(copy) }?;
         asynchronous(cx, transfer, stream)
     }
 
     fn cuMemcpy3DPeer / cuMemcpy3DPeer_ptds(copy: *const Slices) |cx| {
         // SAFETY: a description as the driver API demands it; contexts stand where the others have reserved words.
         let transfer = unsafe { between(copy) }?;
+        not_captured(cx, std::ptr::null_mut())?;
         synchronous(cx, transfer)
     }
 
     fn cuMemcpy3DPeerAsync / cuMemcpy3DPeerAsync_ptsz(copy: *const Slices, stream: CUstream) |cx| {
         // SAFETY: as above.
         let transfer = unsafe { between(copy) }?;
+        not_captured(cx, stream)?;
         asynchronous(cx, transfer, stream)
     }
 }
 
-/// The context that a copy in a stream is made in.
-fn of(cx: &Call, stream: CUstream) -> Outcome<Option<u64>> {
-    Ok(Some(cx.stream(stream)?.context.id))
+/// The forms that name a context for each end cannot be captured, whatever memory they are about.
+fn not_captured(cx: &Call, stream: CUstream) -> Outcome {
+    capture::forbid(&cx.stream(stream)?, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)
 }
 
 fn host_to_device(cx: &Call, to: CUdeviceptr, from: *const c_void, bytes: usize) -> Outcome<Transfer> {
@@ -266,7 +276,7 @@ pub(super) fn asynchronous(cx: &Call, mut transfer: Transfer, stream: CUstream) 
             transfer.bytes()
         ));
     }
-    stream.context.failure().map_or(Ok(()), Err)
+    failure::check()
 }
 
 /// `CU_MEMCPY_SRC_ACCESS_ORDER_DURING_API_CALL`.

@@ -118,8 +118,8 @@ fn transfer(to: Plane, from: Plane, extents: [usize; 3]) -> Transfer {
     Transfer { to, from, width, height, depth, by: None, staged: None }
 }
 
-/// One copy of a batch, in this context. Where an end is an array, lengths are in its elements.
-pub(super) fn boxes(copy: &Boxes, context: Option<u64>) -> Outcome<Transfer> {
+/// One copy of a batch. Where an end is an array, lengths are in its elements.
+pub(super) fn boxes(copy: &Boxes) -> Outcome<Transfer> {
     let arrays = [copy.from.array()?, copy.to.array()?];
     let mut sizes = arrays.iter().flatten().map(|array| array.form.element() as usize);
     let element = sizes.next().unwrap_or(1);
@@ -132,7 +132,7 @@ pub(super) fn boxes(copy: &Boxes, context: Option<u64>) -> Outcome<Transfer> {
         let [a, b, c] = end.words;
         if let Some(array) = array {
             let x = a.checked_mul(element).ok_or(INVALID)?;
-            return array.plane([x, b, c], extents, context);
+            return array.plane([x, b, c], extents);
         }
         let row = if a == 0 { copy.width } else { a };
         let rows = if b == 0 { copy.height } else { b };
@@ -147,17 +147,17 @@ pub(super) fn boxes(copy: &Boxes, context: Option<u64>) -> Outcome<Transfer> {
     Ok(transfer(to, from, extents))
 }
 
-/// Rows; their arrays must be of `context`, if one is named.
+/// Rows.
 ///
 /// # Safety
 /// `copy` is null or a description whose ends are memory as it says.
-pub(super) unsafe fn rows(copy: *const Rows, context: Option<u64>) -> Outcome<Transfer> {
+pub(super) unsafe fn rows(copy: *const Rows) -> Outcome<Transfer> {
     // SAFETY: the caller's.
     let copy = unsafe { copy.as_ref() }.ok_or(INVALID)?;
     let extents = [copy.width, copy.height, 1];
     let end = |end: &RowEnd| {
         let base = match place(end.kind, end.host, end.device, end.array)? {
-            Place::Array(array) => return array.plane([end.x, end.y, 0], extents, context),
+            Place::Array(array) => return array.plane([end.x, end.y, 0], extents),
             Place::Memory(base) => base,
         };
         let pitch = if end.pitch == 0 { copy.width } else { end.pitch };
@@ -171,25 +171,24 @@ pub(super) unsafe fn rows(copy: *const Rows, context: Option<u64>) -> Outcome<Tr
     Ok(transfer(to, from, extents))
 }
 
-/// Slices; their arrays must be of `context`, if one is named.
+/// Slices.
 ///
 /// # Safety
 /// As [`rows`].
-pub(super) unsafe fn slices(copy: *const Slices, context: Option<u64>) -> Outcome<Transfer> {
+pub(super) unsafe fn slices(copy: *const Slices) -> Outcome<Transfer> {
     // SAFETY: the caller's.
     let copy = unsafe { copy.as_ref() }.ok_or(INVALID)?;
-    slices_in(copy, [context; 2])
+    within(copy)
 }
 
-/// As [`slices`], with a context for the arrays of each end.
-fn slices_in(copy: &Slices, contexts: [Option<u64>; 2]) -> Outcome<Transfer> {
+fn within(copy: &Slices) -> Outcome<Transfer> {
     let extents = [copy.width, copy.height, copy.depth];
-    let end = |end: &SliceEnd, context: Option<u64>| {
+    let end = |end: &SliceEnd| {
         if end.lod != 0 {
             return Err(INVALID);
         }
         let base = match place(end.kind, end.host, end.device, end.array)? {
-            Place::Array(array) => return array.plane([end.x, end.y, end.z], extents, context),
+            Place::Array(array) => return array.plane([end.x, end.y, end.z], extents),
             Place::Memory(base) => base,
         };
         let pitch = if end.pitch == 0 { copy.width } else { end.pitch };
@@ -201,7 +200,7 @@ fn slices_in(copy: &Slices, contexts: [Option<u64>; 2]) -> Outcome<Transfer> {
         let address = base + (end.z * slice + end.y * pitch + end.x) as u64;
         Ok(Plane { address, pitch: pitch as u64, slice: slice as u64 })
     };
-    let (from, to) = (end(&copy.from, contexts[0])?, end(&copy.to, contexts[1])?);
+    let (from, to) = (end(&copy.from)?, end(&copy.to)?);
     Ok(transfer(to, from, extents))
 }
 
@@ -218,7 +217,7 @@ pub(super) unsafe fn between(copy: *const Slices) -> Outcome<Transfer> {
         _ => context::by_handle(end.context).map(Some),
     });
     let contexts = [from?, to?];
-    let transfer = slices_in(copy, contexts.each_ref().map(|of| of.as_ref().map(|context| context.id)))?;
+    let transfer = within(copy)?;
     let by = contexts.map(|of| of.map_or(0, |context| context.device));
     Ok(Transfer { by: Some(by), ..transfer })
 }

@@ -7,6 +7,7 @@ use cudarc::driver::sys::{CUevent, CUresult, CUstream};
 use crate::capture;
 use crate::event::{EVENTS, Event, Record};
 use crate::export::{Call, Outcome, export, put};
+use crate::failure;
 use crate::work::Work;
 
 /// `CU_EVENT_DISABLE_TIMING`.
@@ -60,7 +61,7 @@ export! {
                 capture::unsafe_call()?;
                 completion.wait();
                 crate::memory::pool::synchronised(event.context.device);
-                event.context.failure().map_or(Ok(()), Err)
+                failure::check()
             }
         }
     }

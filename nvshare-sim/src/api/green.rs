@@ -134,6 +134,7 @@ export! {
             return Err(INVALID);
         }
         green.usable()?;
+        green.primary.jam.pass();
         let priority = priority.clamp(super::stream::GREATEST_PRIORITY, 0);
         let stream = Stream::of_green(&green, flags, priority);
         green.primary.streams().keep(Arc::downgrade(&stream));

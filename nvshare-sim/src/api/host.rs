@@ -17,6 +17,7 @@ export! {
         if pointer.is_null() {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
+        context.jam.pass();
         let start = host::allocate(&context, bytes as u64, flags)?;
         // SAFETY: an out-parameter of the driver API.
         unsafe { put(pointer, start as *mut c_void) }
@@ -28,6 +29,7 @@ export! {
         if pointer.is_null() {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
+        context.jam.pass();
         let start = host::allocate(&context, bytes as u64, 0)?;
         // SAFETY: an out-parameter of the driver API.
         unsafe { put(pointer, start as *mut c_void) }
@@ -41,6 +43,7 @@ export! {
 
     fn cuMemHostRegister_v2(pointer: *mut c_void, bytes: usize, flags: c_uint) |cx| {
         let context = cx.context()?;
+        context.jam.pass();
         host::register(&context, pointer as u64, bytes as u64, flags)
     }
 

@@ -5,6 +5,7 @@ use std::ffi::{c_uchar, c_uint, c_ushort};
 
 use cudarc::driver::sys::{CUdeviceptr, CUresult, CUstream};
 
+use crate::capture;
 use crate::export::{Call, Outcome, export};
 use crate::work::{self, Fill, Work, device_end};
 
@@ -80,11 +81,13 @@ fn row(to: CUdeviceptr, value: u32, element: u64, count: usize) -> Fill {
         value,
         width: count as u64,
         height: 1,
+        context: 0,
     }
 }
 
 fn rows(to: CUdeviceptr, pitch: usize, (value, element): (u32, u64), width: usize, height: usize) -> Fill {
-    Fill { address: to, pitch: pitch as u64, element, value, width: width as u64, height: height as u64 }
+    let (width, height) = (width as u64, height as u64);
+    Fill { address: to, pitch: pitch as u64, element, value, width, height, context: 0 }
 }
 
 fn set(cx: &Call, fill: Fill, stream: CUstream) -> Outcome {
@@ -92,6 +95,11 @@ fn set(cx: &Call, fill: Fill, stream: CUstream) -> Outcome {
     check(&fill)?;
     if fill.bytes() == 0 {
         return Ok(());
+    }
+    let fill = Fill { context: stream.context.id, ..fill };
+    // Into a graph it comes all the same, which then cannot be instantiated.
+    if fill.is_out_of_reach() && !capture::is_capturing(&stream) {
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
     work::submit(&stream, Work::Fill(fill)).map(|_| ())
 }

@@ -55,19 +55,19 @@ export! {
         context: CUcontext,
     ) |cx| {
         // SAFETY: parameters as the driver API demands them.
-        unsafe { add(made, graph, after, count, Work::Transfer(slices(copy, working_in(context))?)) }
+        unsafe { add(made, graph, after, count, Work::Transfer(slices(copy)?)) }
     }
 
     fn cuGraphMemcpyNodeSetParams(node: CUgraphNode, copy: *const Slices) |cx| {
         // SAFETY: parameters as the driver API demands them.
-        set(node, Work::Transfer(unsafe { slices(copy, None) }?))
+        set(node, Work::Transfer(unsafe { slices(copy) }?))
     }
 
     fn cuGraphExecMemcpyNodeSetParams(
         of: CUgraphExec, node: CUgraphNode, copy: *const Slices, context: CUcontext,
     ) |cx| {
         // SAFETY: parameters as the driver API demands them.
-        executable_of(of)?.set(node, Work::Transfer(unsafe { slices(copy, working_in(context)) }?))
+        executable_of(of)?.set(node, Work::Transfer(unsafe { slices(copy) }?))
     }
 
     fn cuGraphAddMemsetNode(
@@ -75,19 +75,19 @@ export! {
         context: CUcontext,
     ) |cx| {
         // SAFETY: parameters as the driver API demands them.
-        unsafe { add(made, graph, after, count, memset(parameters)?) }
+        unsafe { add(made, graph, after, count, memset(parameters, working_in(context))?) }
     }
 
     fn cuGraphMemsetNodeSetParams(node: CUgraphNode, parameters: *const Memset) |cx| {
         // SAFETY: parameters as the driver API demands them.
-        set(node, unsafe { memset(parameters) }?)
+        set(node, unsafe { memset(parameters, None) }?)
     }
 
     fn cuGraphExecMemsetNodeSetParams(
         of: CUgraphExec, node: CUgraphNode, parameters: *const Memset, context: CUcontext,
     ) |cx| {
         // SAFETY: parameters as the driver API demands them.
-        executable_of(of)?.set(node, unsafe { memset(parameters) }?)
+        executable_of(of)?.set(node, unsafe { memset(parameters, working_in(context)) }?)
     }
 
     fn cuGraphAddHostNode(
@@ -180,7 +180,7 @@ pub(super) unsafe fn kernel(cx: &Call, parameters: *const Kernel, newer: bool) -
 
 /// # Safety
 /// `parameters` is null or what the driver API demands.
-pub(super) unsafe fn memset(parameters: *const Memset) -> Outcome<Work> {
+pub(super) unsafe fn memset(parameters: *const Memset, context: Option<u64>) -> Outcome<Work> {
     // SAFETY: the caller's.
     let parameters = unsafe { parameters.as_ref() }.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
     if !matches!(parameters.element, 1 | 2 | 4) {
@@ -193,6 +193,7 @@ pub(super) unsafe fn memset(parameters: *const Memset) -> Outcome<Work> {
         value: parameters.value,
         width: parameters.width as u64,
         height: parameters.height as u64,
+        context: context.unwrap_or(0),
     };
     check(&fill)?;
     Ok(Work::Fill(fill))
@@ -227,6 +228,6 @@ pub(super) fn set(node: CUgraphNode, work: Work) -> Outcome {
     if !NodeKind::can_become(&before, &work) {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
-    *before = work;
+    *before = work.in_place_of(&before);
     Ok(())
 }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUcontext, CUdevice, CUevent, CUgreenCtx, CUresult, CUstream};
 
 use crate::capture;
+use crate::context;
 use crate::event::Record;
 use crate::export::{Call, Outcome, export, put, put_if};
+use crate::failure;
 use crate::green::Green;
 use crate::stream::{Kind, STREAMS, Stream};
 use crate::work::{self, Callback, Work};
@@ -38,7 +40,7 @@ export! {
         STREAMS.remove(handle);
         capture::forget(&stream);
         stream.close();
-        stream.context.failure().map_or(Ok(()), Err)
+        failure::check()
     }
 
     fn cuStreamSynchronize / cuStreamSynchronize_ptsz(handle: CUstream) |cx| {
@@ -64,7 +66,8 @@ export! {
                 capture::take(&stream, &Work::Nothing).map(|_| ())
             }
             Record::Work(completion) => {
-                capture::forbid_outside(&stream)?;
+                // What is outside of the capture it cannot wait for.
+                capture::forbid(&stream, CUresult::CUDA_ERROR_STREAM_CAPTURE_ISOLATION)?;
                 // In the legacy stream this is work like any other.
                 capture::take(&stream, &Work::Nothing)?;
                 stream.enqueue((Work::Nothing, None), &[completion], false);
@@ -90,23 +93,26 @@ export! {
 
     fn cuStreamGetCtx / cuStreamGetCtx_ptsz(handle: CUstream, context: *mut CUcontext) |cx| {
         // SAFETY: an out-parameter of the driver API.
-        unsafe { put(context, place_of(&*cx.stream(handle)?)) }
+        unsafe {
+            let (stream, green) = place_of(cx, handle)?;
+            put(context, green.as_ref().map_or_else(|| stream.context.handle(), Green::context_handle))
+        }
     }
 
     fn cuStreamGetCtx_v2 / cuStreamGetCtx_v2_ptsz(
         handle: CUstream, context: *mut CUcontext, green: *mut CUgreenCtx,
     ) |cx| {
-        let stream = cx.stream(handle)?;
+        let (stream, its) = place_of(cx, handle)?;
         // SAFETY: out-parameters of the driver API.
         unsafe {
-            put_if(green, stream.green.as_ref().map_or(std::ptr::null_mut(), Green::handle));
+            put_if(green, its.as_ref().map_or(std::ptr::null_mut(), Green::handle));
             put(context, stream.context.handle())
         }
     }
 
     fn cuStreamGetGreenCtx(handle: CUstream, green: *mut CUgreenCtx) |cx| {
         // SAFETY: an out-parameter of the driver API.
-        unsafe { put(green, cx.stream(handle)?.green.as_ref().map_or(std::ptr::null_mut(), Green::handle)) }
+        unsafe { put(green, place_of(cx, handle)?.1.as_ref().map_or(std::ptr::null_mut(), Green::handle)) }
     }
 
     fn cuStreamGetDevice / cuStreamGetDevice_ptsz(handle: CUstream, device: *mut CUdevice) |cx| {
@@ -130,9 +136,16 @@ export! {
     }
 }
 
-/// The context that a stream belongs to: the green one of a green context's.
-fn place_of(stream: &Stream) -> CUcontext {
-    stream.green.as_ref().map_or_else(|| stream.context.handle(), Green::context_handle)
+/// A stream, and the green context that it belongs to. Under a green context the legacy stream is that one's, and a thread's own
+/// default stream is nothing to ask about (seen on an H200).
+fn place_of(cx: &Call, handle: CUstream) -> Outcome<(Arc<Stream>, Option<Arc<Green>>)> {
+    let stream = cx.stream(handle)?;
+    let current = context::current_green().filter(|_| matches!(stream.kind, Kind::Legacy | Kind::PerThread));
+    if current.is_some() && stream.kind == Kind::PerThread {
+        return Err(CUresult::CUDA_ERROR_INVALID_HANDLE);
+    }
+    let green = current.or_else(|| stream.green.clone());
+    Ok((stream, green))
 }
 
 /// # Safety
@@ -143,6 +156,7 @@ unsafe fn create(cx: &Call, made: *mut CUstream, flags: c_uint, priority: c_int)
     }
     let context = cx.context()?;
     let kind = if flags & NON_BLOCKING == 0 { Kind::Blocking } else { Kind::NonBlocking };
+    context.jam.pass();
     let stream = Stream::new(&context, kind, flags, priority);
     context.streams().keep(Arc::downgrade(&stream));
     // SAFETY: not null, and the caller vouches for the rest.

@@ -120,7 +120,7 @@ fn submit(
     device_end(start)?;
     let run = move |timeline: &mut Timeline<'_>| {
         memory::access(start, bytes, write, timeline.context.device)
-            .map_err(|why| strict::illegal(timeline.context, &format!("a stream memory operation: {why}")))?;
+            .map_err(|why| strict::illegal(&format!("a stream memory operation: {why}")))?;
         act(timeline)
     };
     let custom = Custom {

@@ -58,28 +58,25 @@ impl Array {
         ARRAYS.get(handle)
     }
 
-    /// Destroys it when the work of its context is over. A level goes with the whole only.
+    /// Destroys it when the work of its context is over. A level goes with the whole only; destroying it is no error.
     pub(crate) fn destroy(handle: CUarray) -> Outcome {
         let gone = CUresult::CUDA_ERROR_INVALID_HANDLE;
-        let memory = ARRAYS.get(handle).and_then(|array| array.own.clone()).ok_or(gone)?;
+        let Some(memory) = ARRAYS.get(handle).ok_or(gone)?.own.clone() else { return Ok(()) };
         plain::wait_for_owner(&memory)?;
         ARRAYS.remove(handle).ok_or(gone)?;
         plain::remove(&memory, "cuArrayDestroy")
     }
 
-    /// Where a box of bytes, rows and slices lies that begins at this byte, row and slice. An error if it is not within
-    /// the array or cuts through an element, or if the array is of another context than the one that is named.
-    pub(crate) fn plane(&self, at: [usize; 3], extents: [usize; 3], context: Option<u64>) -> Outcome<Plane> {
-        let invalid = CUresult::CUDA_ERROR_INVALID_VALUE;
+    /// Where a box of bytes, rows and slices lies that begins at this byte, row and slice, within an element perhaps. An error
+    /// if it leaves the array. Any context may copy it.
+    pub(crate) fn plane(&self, at: [usize; 3], extents: [usize; 3]) -> Outcome<Plane> {
         let [row, rows, _] = self.form.lengths();
         let is_within = |((at, extent), all): ((usize, usize), u64)| {
             at.checked_add(extent).is_some_and(|end| end as u64 <= all)
         };
-        let whole_elements =
-            [at[0], extents[0]].iter().all(|x| (*x as u64).is_multiple_of(self.form.element()));
         let inside = at.into_iter().zip(extents).zip(self.form.lengths()).all(is_within);
-        if !inside || !whole_elements || context.is_some_and(|context| context != self.context) {
-            return Err(invalid);
+        if !inside {
+            return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
         let [x, y, z] = at.map(|length| length as u64);
         Ok(Plane { address: self.start + (z * rows + y) * row + x, pitch: row, slice: row * rows })

@@ -1,5 +1,5 @@
-//! What a pool has taken from the card: blocks of 32 MiB, or larger ones for larger pieces, cut into pieces. A block
-//! goes back as a whole only: one live piece of 4 MiB keeps 32 (seen on an H200).
+//! What a pool has taken from the card: blocks of whole 32 MiB, cut into pieces. A block goes back as a whole only: one live
+//! piece of 4 MiB keeps 32, one of 33 MiB keeps 64 (seen on an H200).
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::export::Outcome;
 
 /// Pieces start at multiples of this.
 const ALIGNMENT: u64 = 512;
-/// A block, unless the piece is larger or the card is small.
+/// Blocks are multiples of this, unless the card is small.
 const BLOCK: u64 = 32 << 20;
 
 struct Block {
@@ -48,7 +48,7 @@ impl Blocks {
         let full = cudarc::driver::sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
         let least = bytes.checked_next_multiple_of(GRANULARITY).ok_or(full)?;
         let usual = (card().config().card_bytes / 16 / GRANULARITY * GRANULARITY).clamp(GRANULARITY, BLOCK);
-        let chunk = match Chunk::allocate(device, least.max(usual)) {
+        let chunk = match Chunk::allocate(device, least.checked_next_multiple_of(usual).ok_or(full)?) {
             Ok(chunk) => chunk,
             Err(_) => Chunk::allocate(device, least)?,
         };

@@ -1,6 +1,7 @@
 //! Memory of graphs. An allocation has its address from the moment that its node is made; what is behind it is taken from the
 //! device's pool ([`super::graph_pool`]) when a graph that allocates it is launched. It is there between the turn of its node
-//! and that of its free, and stays behind the address until it is trimmed, or nobody can launch it any more.
+//! and that of its free, and stays behind the address until it is trimmed, another one needs it, or nobody can launch it any
+//! more: graphs that are launched one after the other share it (as on an H200).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -37,6 +38,8 @@ pub(crate) struct Allocation {
 struct State {
     /// Who can launch it, or a graph that frees it.
     holds: usize,
+    /// Launches of it that are being submitted.
+    launching: usize,
     block: Option<Block>,
     /// A launch allocates it and nothing frees it so far, by the order of calls: the number of the launch's context.
     unfreed: Option<u64>,
@@ -72,6 +75,23 @@ impl Drop for Hold {
     fn drop(&mut self) {
         self.0.state().holds -= 1;
         self.0.settle();
+    }
+}
+
+/// Keeps what is behind an allocation there while a launch of it is being submitted.
+pub(crate) struct Backed(Arc<Allocation>);
+
+impl Drop for Backed {
+    fn drop(&mut self) {
+        self.0.state().launching -= 1;
+    }
+}
+
+impl State {
+    /// Nobody uses what is behind the address, or will without another launch.
+    fn is_idle(&self) -> bool {
+        let running = self.last.as_ref().is_some_and(|last| last.finished().is_none());
+        self.launching == 0 && !running && !self.valid && self.unfreed.is_none()
     }
 }
 
@@ -147,20 +167,46 @@ impl Allocation {
     }
 
     /// Puts memory behind the address, for a launch.
-    pub(crate) fn back(&self) -> Outcome {
+    pub(crate) fn back(self: &Arc<Allocation>) -> Outcome<Backed> {
+        self.state().launching += 1;
+        let backed = Backed(Arc::clone(self));
+        if self.state().block.is_some() {
+            return Ok(backed);
+        }
+        // Others' states are looked at for it, so ours is not locked.
+        let block = block_for(self.device, self.whole())?;
         let mut state = self.state();
         if state.block.is_some() {
-            return Ok(());
+            graph_pool::of_device(self.device).keep(block);
+            return Ok(backed);
         }
-        let block = graph_pool::of_device(self.device).take(self.device, self.bytes)?;
         // SAFETY: our reservation, behind which nothing is.
-        let backed = block.runs().map(|runs| unsafe { address::back(self.start, self.device, &runs) });
+        let done = block.runs().map(|runs| unsafe { address::back(self.start, self.device, &runs) });
         state.block = Some(block);
-        if !matches!(backed, Ok(Ok(()))) {
+        if !matches!(done, Ok(Ok(()))) {
             self.take_away(&mut state);
+            drop(state);
             return Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY);
         }
-        Ok(())
+        drop(state);
+        Ok(backed)
+    }
+
+    /// What is behind the address, if it is of that size and nobody uses it.
+    fn spare(&self, bytes: u64) -> Option<Block> {
+        let mut state = self.state();
+        if self.whole() != bytes || !state.is_idle() {
+            return None;
+        }
+        let block = state.block.take()?;
+        // SAFETY: ours; no launch uses it, and work that does all the same is refused from now on.
+        unsafe { address::unback(self.start, bytes) };
+        Some(block)
+    }
+
+    /// Its size as the card sees it.
+    fn whole(&self) -> u64 {
+        self.bytes.next_multiple_of(GRANULARITY)
     }
 
     /// It was launched in `context`, until `done`; `stays` if that graph does not free it.
@@ -200,7 +246,7 @@ impl Allocation {
     fn take_away(&self, state: &mut State) {
         if let Some(block) = state.block.take() {
             // SAFETY: ours; no launch uses it, and work that does all the same is refused from now on.
-            unsafe { address::unback(self.start, self.bytes.next_multiple_of(GRANULARITY)) };
+            unsafe { address::unback(self.start, self.whole()) };
             graph_pool::of_device(self.device).keep(block);
         }
     }
@@ -219,7 +265,7 @@ impl Allocation {
             let area = space.areas.remove(&self.start);
             drop(space);
             // SAFETY: our reservation, which nobody finds any more.
-            unsafe { address::release(self.start, self.bytes.next_multiple_of(GRANULARITY)) };
+            unsafe { address::release(self.start, self.whole()) };
             drop(area);
         }
     }
@@ -241,22 +287,35 @@ pub(super) fn free(allocation: &Arc<Allocation>, area: &Area) -> Outcome {
 pub(crate) fn trim(device: usize) {
     for allocation in all(device) {
         let mut state = allocation.state();
-        let running = state.last.as_ref().is_some_and(|last| last.finished().is_none());
-        if !running && !state.valid && state.unfreed.is_none() {
+        if state.is_idle() {
             allocation.take_away(&mut state);
         }
     }
     graph_pool::of_device(device).trim();
 }
 
-/// The last context of a device is gone, with all work: nothing of its graphs' memory stays on the card.
+/// The last context of a device is gone, with all work: nothing of its graphs is allocated, and the next trim gives it back.
 pub(super) fn forget_device(device: usize) {
     for allocation in all(device) {
         let mut state = allocation.state();
         (state.unfreed, state.valid) = (None, false);
-        allocation.take_away(&mut state);
         drop(state);
         allocation.settle();
     }
-    graph_pool::of_device(device).trim();
+}
+
+/// Memory of that size: of what is kept, else of an allocation that does not need it, else of the card.
+fn block_for(device: usize, bytes: u64) -> Outcome<Block> {
+    if let Some(kept) = graph_pool::of_device(device).kept(bytes) {
+        return Ok(kept);
+    }
+    if let Some(spare) = all(device).iter().find_map(|other| other.spare(bytes)) {
+        return Ok(spare);
+    }
+    crate::faults::at_call(nvshare_sim_card::Point::Alloc)?;
+    let grown = graph_pool::of_device(device).grow(device, bytes);
+    grown.or_else(|_| {
+        trim(device);
+        graph_pool::of_device(device).grow(device, bytes)
+    })
 }

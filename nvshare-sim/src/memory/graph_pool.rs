@@ -1,5 +1,5 @@
 //! The physical memory that the graphs of this process use on each device: what is behind an allocation's address, and what is
-//! kept for the next one until it is trimmed.
+//! kept for the next one. All of it counts as used and as reserved until it is trimmed (as on an H200).
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -7,7 +7,6 @@ use cudarc::driver::sys::CUresult;
 use nvshare_sim_card::config::MAX_CARDS;
 use nvshare_sim_card::{HandleId, Run};
 
-use super::GRANULARITY;
 use crate::device::card;
 use crate::export::Outcome;
 
@@ -42,7 +41,7 @@ impl Gauge {
 
 /// The pool of a device.
 pub(crate) struct Pool {
-    /// Behind addresses of allocations.
+    /// Behind addresses of allocations, or was since the last trim.
     pub(crate) used: Gauge,
     /// Taken from the card.
     pub(crate) reserved: Gauge,
@@ -58,29 +57,22 @@ pub(crate) fn of_device(device: usize) -> MutexGuard<'static, Pool> {
 }
 
 impl Pool {
-    /// Memory for so many bytes: of what is kept, else of the card.
-    pub(super) fn take(&mut self, device: usize, bytes: u64) -> Outcome<Block> {
-        let full = CUresult::CUDA_ERROR_OUT_OF_MEMORY;
-        let bytes = bytes.checked_next_multiple_of(GRANULARITY).ok_or(full)?;
-        let block = if let Some(kept) = self.free.iter().position(|block| block.bytes == bytes) {
-            self.free.swap_remove(kept)
-        } else {
-            crate::faults::at_call(nvshare_sim_card::Point::Alloc)?;
-            let made = card().create(device, bytes, 0).or_else(|_| {
-                self.trim();
-                card().create(device, bytes, 0)
-            });
-            let handle = made.map_err(|_| full)?;
-            self.reserved.rise(bytes);
-            Block { handle, bytes }
-        };
+    /// What is kept of that size.
+    pub(super) fn kept(&mut self, bytes: u64) -> Option<Block> {
+        let kept = self.free.iter().position(|block| block.bytes == bytes)?;
+        Some(self.free.swap_remove(kept))
+    }
+
+    /// Takes as much of the card.
+    pub(super) fn grow(&mut self, device: usize, bytes: u64) -> Outcome<Block> {
+        let handle = card().create(device, bytes, 0).map_err(|_| CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
+        self.reserved.rise(bytes);
         self.used.rise(bytes);
-        Ok(block)
+        Ok(Block { handle, bytes })
     }
 
     /// It is behind no address any more.
     pub(super) fn keep(&mut self, block: Block) {
-        self.used.now -= block.bytes;
         self.free.push(block);
     }
 
@@ -88,6 +80,7 @@ impl Pool {
     pub(super) fn trim(&mut self) {
         for block in self.free.drain(..) {
             self.reserved.now -= block.bytes;
+            self.used.now -= block.bytes;
             card().let_go(block.handle);
         }
     }

@@ -49,7 +49,8 @@ pub(crate) fn context_opened(device: usize) -> Outcome {
     Ok(())
 }
 
-/// A context is gone, with all work that it had: so is the memory that was allocated in it.
+/// A context is gone, with all work that it had: so is the memory that was allocated in it. What pools and graphs hold stays
+/// on the card, also after the last context.
 pub(crate) fn context_destroyed(context: &Context) {
     for (_, area) in space::write().remove_context(context.id) {
         area.dispose();
@@ -59,7 +60,6 @@ pub(crate) fn context_destroyed(context: &Context) {
     crate::texture::context_destroyed(context.id);
     pool::synchronised(context.device);
     if CONTEXTS[context.device].fetch_sub(1, Ordering::AcqRel) == 1 {
-        pool::forget_device(context.device);
         graph::forget_device(context.device);
         card().release_context(context.device);
     }

@@ -15,6 +15,8 @@ use crate::export::Outcome;
 
 /// Pieces up to this size share blocks.
 const SMALL: u64 = GRANULARITY / 2;
+/// Small arrays share blocks as small pieces do, in slots of these sizes: what an H200 took for arrays of many shapes.
+const ARRAY_SLOTS: [u64; 3] = [16 << 10, 128 << 10, SMALL];
 /// Every allocation starts at a multiple of this.
 const ALIGNMENT: u64 = 512;
 
@@ -82,7 +84,7 @@ pub(crate) fn allocate(context: &Context, bytes: u64, pool: Option<Arc<Pool>>) -
     crate::faults::at_call(Point::Alloc)?;
     let start = match &pool {
         Some(pool) => pool.take(bytes)?,
-        None => take(context, bytes)?,
+        None => take(context, bytes, slot_bytes(bytes))?,
     };
     Ok(space::write().insert(Area::new(start, bytes, context.id, context.device, Kind::Plain(pool))))
 }
@@ -90,13 +92,13 @@ pub(crate) fn allocate(context: &Context, bytes: u64, pool: Option<Arc<Pool>>) -
 /// Allocates the memory of an array.
 pub(crate) fn allocate_array(context: &Context, bytes: u64) -> Outcome<Arc<Area>> {
     crate::faults::at_call(Point::Alloc)?;
-    let start = take(context, bytes)?;
+    let start = take(context, bytes, array_slot(bytes))?;
     Ok(space::write().insert(Area::new(start, bytes, context.id, context.device, Kind::Array)))
 }
 
-fn take(context: &Context, bytes: u64) -> Outcome<u64> {
-    if bytes <= SMALL {
-        return small(context, bytes);
+fn take(context: &Context, bytes: u64, slot: u64) -> Outcome<u64> {
+    if slot <= SMALL {
+        return small(context, slot);
     }
     let whole = bytes.checked_next_multiple_of(GRANULARITY).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
     let chunk = Chunk::allocate(context.device, whole)?;
@@ -106,11 +108,14 @@ fn take(context: &Context, bytes: u64) -> Outcome<u64> {
 }
 
 fn slot_bytes(bytes: u64) -> u64 {
-    bytes.max(ALIGNMENT).next_power_of_two()
+    bytes.max(ALIGNMENT).checked_next_power_of_two().unwrap_or(u64::MAX)
 }
 
-fn small(context: &Context, bytes: u64) -> Outcome<u64> {
-    let slot = slot_bytes(bytes);
+fn array_slot(bytes: u64) -> u64 {
+    ARRAY_SLOTS.into_iter().find(|slot| bytes <= *slot).unwrap_or(u64::MAX)
+}
+
+fn small(context: &Context, slot: u64) -> Outcome<u64> {
     let mut chunks = chunks();
     let slabs = chunks.small.entry((context.id, slot)).or_default();
     // The newest first: the older ones are usually full.
@@ -143,7 +148,7 @@ pub(super) fn dispose(area: &Area, pool: Option<&Pool>) {
         chunk.release();
         return;
     }
-    let slot = slot_bytes(area.bytes);
+    let slot = if matches!(area.kind, Kind::Array) { array_slot(area.bytes) } else { slot_bytes(area.bytes) };
     let Some(slabs) = chunks.small.get_mut(&(area.context, slot)) else { return };
     let start = area.start / GRANULARITY * GRANULARITY;
     let Some(slab) = slabs.get_mut(&start) else { return };

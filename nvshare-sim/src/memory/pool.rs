@@ -229,15 +229,6 @@ pub(crate) fn synchronised(device: usize) {
     });
 }
 
-/// The last context of a device is gone: nothing of its pools stays on the card.
-pub(super) fn forget_device(device: usize) {
-    POOLS.for_each(|pool| {
-        if pool.device == device {
-            pool.trim(0);
-        }
-    });
-}
-
 /// Frees in stream order. Work of other streams that was submitted before and still uses the memory then is a violation.
 pub(crate) fn free(stream: &Arc<Stream>, start: u64) -> Outcome {
     let invalid = CUresult::CUDA_ERROR_INVALID_VALUE;

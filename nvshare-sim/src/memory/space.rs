@@ -196,7 +196,7 @@ pub(crate) fn access(start: u64, bytes: u64, write: bool, device: usize) -> Resu
     }
 }
 
-/// Whether a kernel of `context` must not touch the memory: `cuMemAlloc` memory of another device, without
+/// Whether kernels and memsets of `context` must not touch the memory: `cuMemAlloc` memory of another device, without
 /// `cuCtxEnablePeerAccess`. Pools are open to all devices here; mappings say themselves who may.
 pub(crate) fn needs_peer_access(address: u64, context: &Context) -> bool {
     let space = read();

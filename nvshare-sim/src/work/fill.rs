@@ -1,8 +1,11 @@
 //! Memsets: elements of one, two or four bytes, in rows.
 
+use std::sync::Arc;
+
 use nvshare_sim_card::Lane;
 
 use super::Touch;
+use crate::context::{CONTEXTS, Context};
 use crate::export::Outcome;
 use crate::memory::{self, Location};
 use crate::strict;
@@ -23,6 +26,8 @@ pub(crate) struct Fill {
     pub(crate) width: u64,
     /// Rows.
     pub(crate) height: u64,
+    /// The number of the context that sets it; 0 for whichever it is launched in.
+    pub(crate) context: u64,
 }
 
 impl Fill {
@@ -39,6 +44,17 @@ impl Fill {
         self.row().saturating_mul(self.height)
     }
 
+    fn in_context(&self) -> Option<Arc<Context>> {
+        CONTEXTS.find(|context| context.id == self.context)
+    }
+
+    /// Whether it is about plain memory of another card without peer access, which an H200 refuses: at the call, and when a
+    /// graph with it is instantiated.
+    pub(crate) fn is_out_of_reach(&self) -> bool {
+        self.bytes() > 0
+            && self.in_context().is_some_and(|context| memory::needs_peer_access(self.address, &context))
+    }
+
     pub(super) fn touch(&self) -> Touch {
         let rows = self.height.saturating_sub(1).saturating_mul(self.pitch);
         let bytes = if self.bytes() == 0 { 0 } else { rows.saturating_add(self.row()) };
@@ -50,9 +66,9 @@ impl Fill {
         if touch.bytes == 0 {
             return Ok(());
         }
-        let device = timeline.context.device;
+        let device = self.in_context().map_or(timeline.context.device, |context| context.device);
         memory::access(touch.start, touch.bytes, true, device)
-            .map_err(|why| strict::illegal(timeline.context, &format!("{}: {why}", self.describe())))?;
+            .map_err(|why| strict::illegal(&format!("{}: {why}", self.describe())))?;
         let managed = memory::classify(self.address) == Location::Managed;
         let row = self.row();
         timeline.occupy(device, Lane::Compute, self.bytes(), 1, |timeline, range| {

@@ -20,6 +20,7 @@ use crate::capture;
 use crate::completion::Completion;
 use crate::executable::Executable;
 use crate::export::Outcome;
+use crate::failure;
 use crate::faults::{self, Effect};
 use crate::kernel::Launch;
 use crate::memory::graph::Hold;
@@ -125,6 +126,25 @@ impl Work {
         }
     }
 
+    /// What a node does instead of `before`, in the context that it had if it names none.
+    pub(crate) fn in_place_of(self, before: &Work) -> Work {
+        match (self, before) {
+            (Work::Fill(new), Work::Fill(old)) if new.context == 0 => {
+                Work::Fill(Fill { context: old.context, ..new })
+            }
+            (new, _) => new,
+        }
+    }
+
+    /// An error for what cannot be part of an executable graph.
+    pub(crate) fn check(&self) -> Outcome {
+        match self {
+            Work::Fill(fill) if fill.is_out_of_reach() => Err(CUresult::CUDA_ERROR_INVALID_VALUE),
+            Work::Graph(graph) => graph.works().iter().try_for_each(Work::check),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether it takes no time at all.
     pub(crate) fn is_instant(&self) -> bool {
         matches!(self, Work::Nothing)
@@ -220,7 +240,7 @@ impl Job {
         match outcome {
             Ok(()) => timeline.sleep(),
             Err(CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED) => {}
-            Err(error) => context.fail(error),
+            Err(error) => failure::set(error),
         }
         self.stream.set_ended(timeline.at);
         flight::leave(self.flight);
@@ -262,5 +282,5 @@ pub(crate) fn submit_and_wait(stream: &Arc<Stream>, work: Work) -> Outcome {
     capture::forbid_waiting(stream)?;
     let effect = faults::at_submission(&work)?;
     stream.enqueue((work, effect), &[], true).wait();
-    stream.context.failure().map_or(Ok(()), Err)
+    failure::check()
 }

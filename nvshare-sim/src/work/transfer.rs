@@ -117,7 +117,7 @@ impl Transfer {
         let [reads, writes] = self.by.unwrap_or([own; 2]);
         for (plane, write, by) in [(&self.from, false, reads), (&self.to, true, writes)] {
             memory::access(plane.address, self.extent(plane), write, by)
-                .map_err(|why| strict::illegal(timeline.context, &format!("{}: {why}", self.describe())))?;
+                .map_err(|why| strict::illegal(&format!("{}: {why}", self.describe())))?;
         }
         let managed = [(&self.from, false), (&self.to, true)]
             .into_iter()

@@ -74,7 +74,7 @@ fn a_free_takes_no_longer_because_the_other_card_works() {
 }
 
 #[test]
-fn the_end_of_a_context_does_not_wait_for_the_other_card() {
+fn the_end_of_a_context_waits_for_the_other_card() {
     as_bare(
         || cards(2, "256M").build(),
         "waits_for_other_device",
