@@ -93,6 +93,7 @@ const QUICK: [(&str, &[&str]); 5] = [
         "nvshare-sim",
         &[
             "arrays",
+            "cards",
             "contexts",
             "execution",
             "exports",
