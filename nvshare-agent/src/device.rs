@@ -5,19 +5,17 @@
 mod cards;
 mod nvml;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nvshare_common::units::{Bytes, DeviceId};
-use serde::{Deserialize, Serialize};
-
 use self::cards::{Answer, Cards};
 use self::nvml::{DeviceError, Library};
 use crate::moment::Moment;
+
+pub use crate::reading::{Reading, Report};
 
 /// How often the devices are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,39 +49,6 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// While a card is lost NVML starts anew this often, because only then it finds that the card is back. That takes long:
 /// the other cards must not wait for it at every reading.
 const RENEWAL: Duration = Duration::from_secs(10);
-
-/// What NVML says about one device at one moment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reading {
-    /// Which device.
-    pub device: DeviceId,
-    /// NVML's number for it: the order in which the driver lists devices.
-    pub index: u32,
-    /// The product's name.
-    pub name: String,
-    /// All of its memory.
-    pub total: Bytes,
-    /// What is not free: processes, and what the driver keeps for itself.
-    pub used: Bytes,
-    /// What its PCIe link can carry each way, in bytes per second; none where NVML cannot tell.
-    #[serde(default)]
-    pub link: Option<u64>,
-    /// What each process holds, by host pid. Processes whose share NVML cannot tell are absent.
-    pub per_process: BTreeMap<u32, Bytes>,
-}
-
-/// The result of one round over all devices.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// When this round began: what was free before it shows in it, what became free later may not.
-    pub began: Moment,
-    /// One entry for each device that answered.
-    pub devices: Vec<Reading>,
-    /// Every card that NVML lists was asked and has answered, well or not: what is not in `devices` cannot be had.
-    pub complete: bool,
-    /// What kept NVML, or one of the devices, from answering, and the remedy.
-    pub problem: Option<String>,
-}
 
 /// Asks the reading thread for more than its calm rhythm. The thread ends when all of these are gone.
 #[derive(Clone, Debug)]
@@ -263,8 +228,11 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc;
+
+    use nvshare_common::units::{Bytes, DeviceId};
 
     use super::*;
 

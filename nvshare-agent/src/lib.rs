@@ -27,6 +27,7 @@ pub mod order;
 pub mod plugin;
 pub mod pods;
 pub mod policy;
+pub mod reading;
 mod roll;
 pub mod settings;
 pub mod snapshot;

@@ -36,10 +36,10 @@ fn a_newcomer_whose_context_fits_into_the_reserve_takes_turns_with_one_that_need
     let more = world.shims[big].ran - ran;
     assert!(more > 20_000, "the first ran for {more} of 120000 ms more");
     assert!(world.shims[small].ran > 20_000, "the second ran for {} ms", world.shims[small].ran);
-    assert!(world.core.ledger.device(card(0)).unwrap().reserve < settings().reserve);
+    assert!(world.core.ledger.device(card(0)).unwrap().reserve() < settings().reserve);
     world.kill(small);
     world.run(15_000);
-    assert_eq!(world.core.ledger.device(card(0)).unwrap().reserve, settings().reserve, "it is given back");
+    assert_eq!(world.core.ledger.device(card(0)).unwrap().reserve(), settings().reserve, "it is given back");
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn a_newcomer_whose_context_leaves_the_first_no_room_gets_no_memory_and_both_are
     world.run(3_000);
     assert_eq!(world.shims[small].limit.get(&card(0)), Some(&0));
     let (first, last) = (world.shims[big].id, world.shims[small].id);
-    assert_eq!(world.core.ledger.device(card(0)).unwrap().latecomers, [last]);
+    assert_eq!(world.core.ledger.device(card(0)).unwrap().latecomers(), [last]);
     if let Some(why) = world.core.hindered.get(&first) {
         assert!(why.contains(&format!("client {} came last", last.0)), "{why}");
     }
@@ -61,7 +61,7 @@ fn a_newcomer_whose_context_leaves_the_first_no_room_gets_no_memory_and_both_are
     let ran = world.shims[big].ran;
     world.run(20_000);
     assert!(world.shims[big].ran - ran > 10_000);
-    assert!(world.core.ledger.device(card(0)).unwrap().latecomers.is_empty());
+    assert!(world.core.ledger.device(card(0)).unwrap().latecomers().is_empty());
 }
 
 /// Two that ran with 12 GiB each of 16, and then hold 5 GiB each that cannot be moved any more: no turn is possible.
@@ -101,7 +101,12 @@ fn of_two_that_make_each_other_impossible_the_youngest_gets_no_more_and_both_are
         world.run(90_000);
         let (older, younger) = (world.shims[first].id, world.shims[second].id);
         let ran = (world.shims[first].ran, world.shims[second].ran);
-        assert_eq!(world.core.ledger.device(card(0)).unwrap().latecomers, [younger], "{}", world.describe());
+        assert_eq!(
+            world.core.ledger.device(card(0)).unwrap().latecomers(),
+            [younger],
+            "{}",
+            world.describe()
+        );
         let said = &world.core.hindered;
         assert!(said[&older].contains(&format!("client {} came last", younger.0)), "{said:?}");
         assert!(said[&younger].contains("beside what cannot be moved"), "{said:?}");
@@ -121,7 +126,7 @@ fn of_two_that_make_each_other_impossible_the_youngest_gets_no_more_and_both_are
         world.run(60_000);
         assert_eq!((world.shims[first].ran, world.shims[second].ran), ran, "neither runs");
         let kept = world.core.ledger.client(younger).unwrap();
-        assert!(kept.wants.is_some() && kept.dead.is_none() && kept.unyielding.is_none(), "{kept:?}");
+        assert!(kept.wants().is_some() && kept.dead().is_none() && kept.unyielding().is_none(), "{kept:?}");
 
         // It fails by that, or is ended, and the first goes on with everything it had.
         world.kill(second);
@@ -140,7 +145,7 @@ fn of_two_that_make_each_other_impossible_both_go_on_when_one_frees_enough() {
     world.shims[second].fixed = GIB;
     world.shims[first].fixed = GIB;
     world.run(120_000);
-    assert!(world.core.ledger.device(card(0)).unwrap().latecomers.is_empty());
+    assert!(world.core.ledger.device(card(0)).unwrap().latecomers().is_empty());
     for (one, before) in [(first, ran.0), (second, ran.1)] {
         assert!(world.shims[one].ran - before > 20_000, "{}", world.describe());
     }
@@ -153,7 +158,7 @@ fn without_host_memory_nobody_is_promised_what_another_cannot_leave() {
     let (first, second) = (world.worker(6 * GIB), world.worker(6 * GIB));
     world.run(2_000);
     for one in [first, second] {
-        world.core.ledger.client_mut(world.shims[one].id).unwrap().host_exhausted = true;
+        world.core.ledger.host_exhausted(world.shims[one].id, true);
     }
     world.run(1_000);
     // Less than the card, and more than is left beside the other: each would wait for the other for ever.
@@ -167,7 +172,7 @@ fn without_host_memory_nobody_is_promised_what_another_cannot_leave() {
     }
     // With host memory it may: one leaves for the other.
     for one in [first, second] {
-        world.core.ledger.client_mut(world.shims[one].id).unwrap().host_exhausted = false;
+        world.core.ledger.host_exhausted(world.shims[one].id, false);
     }
     world.run(1_000);
     assert!(world.shims[first].limit[&card(0)] > 12 * GIB);
@@ -183,7 +188,7 @@ fn nobody_came_too_late_for_one_that_lost_its_connection_or_ended_a_moment_ago()
     world.until(60_000, both);
     world.strict = false;
     world.disconnect(second);
-    let none = |world: &World| world.core.ledger.device(card(0)).unwrap().latecomers.is_empty();
+    let none = |world: &World| world.core.ledger.device(card(0)).unwrap().latecomers().is_empty();
     for _ in 0..300 {
         world.run(10);
         assert!(none(&world), "{}", world.describe());
@@ -207,7 +212,7 @@ fn nobody_came_too_late_for_what_somebody_without_the_library_took() {
     world.foreign.insert(card(0), 6 * GIB);
     world.run(10_000);
     let device = world.core.ledger.device(card(0)).unwrap();
-    assert!(device.latecomers.is_empty(), "without the second the first could not run either");
+    assert!(device.latecomers().is_empty(), "without the second the first could not run either");
     assert!(world.core.hindered.contains_key(&world.shims[first].id));
     assert!(world.running(second));
 }
@@ -258,8 +263,8 @@ fn beside_a_claim_that_can_be_true() -> (World, (ClientId, SessionId), usize) {
     let honest = world.worker(8 * GIB);
     world.run(5_000);
     let of = world.core.ledger.client(liar.0).unwrap();
-    assert_eq!(of.devices[&card(0)].booked(), Bytes(15 * GIB), "it may be true");
-    assert_eq!((world.shims[honest].ran, &of.untrusted), (0, &None));
+    assert_eq!(of.devices()[&card(0)].booked(), Bytes(15 * GIB), "it may be true");
+    assert_eq!((world.shims[honest].ran, &of.untrusted()), (0, &None));
     (world, liar, honest)
 }
 
@@ -291,11 +296,11 @@ fn a_claim_is_not_believed_for_longer_by_whoever_makes_it_again_or_leaves() {
 #[test]
 fn whoever_answers_and_keeps_what_he_does_not_use_is_disbelieved() {
     let (mut world, liar, honest) = beside_a_claim_that_can_be_true();
-    let asked = world.core.ledger.client(liar.0).unwrap().devices[&card(0)].reclaiming.unwrap();
+    let asked = world.core.ledger.client(liar.0).unwrap().devices()[&card(0)].reclaiming().unwrap();
     world.hear(liar, ToAgent::SwapOutDone { ticket: asked.ticket, copied: Bytes(0), clean: Bytes(0) });
     world.run(20_000);
     assert!(world.shims[honest].ran > 10_000, "the honest one ran for {} ms", world.shims[honest].ran);
-    assert!(world.core.ledger.client(liar.0).unwrap().untrusted.is_some());
+    assert!(world.core.ledger.client(liar.0).unwrap().untrusted().is_some());
 }
 
 #[test]
@@ -314,8 +319,8 @@ fn one_that_has_more_granted_than_it_uses_keeps_its_good_name_through_a_takeover
     world.strict = false;
     world.run(3_000);
     let of = world.core.ledger.client(world.shims[client].id).unwrap();
-    assert_eq!(of.untrusted, None);
-    assert_eq!(of.devices[&card(0)].granted, Bytes(world.shims[client].balance[&card(0)]));
+    assert_eq!(of.untrusted(), None);
+    assert_eq!(of.devices()[&card(0)].granted(), Bytes(world.shims[client].balance[&card(0)]));
 }
 
 #[test]
@@ -330,7 +335,7 @@ fn one_that_never_gives_back_what_it_does_not_use_is_booked_at_what_is_seen() {
     let other = world.worker(12 * GIB);
     world.run(120_000);
     let of = world.core.ledger.client(world.shims[client].id).unwrap();
-    assert!(of.devices[&card(0)].booked() < Bytes(2 * GIB), "{:?}", of.devices);
+    assert!(of.devices()[&card(0)].booked() < Bytes(2 * GIB), "{:?}", of.devices());
     assert!(world.shims[other].ran > 30_000, "the other ran for {} ms", world.shims[other].ran);
 }
 
@@ -346,7 +351,7 @@ fn what_no_card_has_nobody_can_need() {
     world.hear(liar, claim);
     world.run(1_000);
     let of = world.core.ledger.client(liar.0).unwrap();
-    assert!(of.devices[&card(0)].needed <= Bytes(16 * GIB));
+    assert!(of.devices()[&card(0)].needed() <= Bytes(16 * GIB));
 }
 
 #[test]
@@ -357,7 +362,7 @@ fn one_container_does_not_fill_the_list_of_requests_for_room() {
     let mut refused = 0;
     for _ in 0..20 {
         let client = world.start();
-        world.core.ledger.client_mut(world.shims[client].id).unwrap().cgroup = "/one".to_owned();
+        world.core.ledger.named(world.shims[client].id, String::new(), "/one".to_owned());
         for ticket in 0..10 {
             let session = world.shims[client].session.unwrap();
             let message =

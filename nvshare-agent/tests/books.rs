@@ -54,7 +54,7 @@ fn told(measured: u64, booked: u64) -> (Vec<Vec<Command>>, Bytes) {
         told.push(core.terms(now(4)));
         told.push(core.decide(now(5)).commands);
     }
-    let foreign = core.ledger.devices()[&card(0)].foreign;
+    let foreign = core.ledger.devices()[&card(0)].foreign();
     (told, foreign)
 }
 

@@ -11,12 +11,13 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
 use nvshare_agent::device::Reading;
-use nvshare_agent::ledger::{Ledger, Outgoing, Page, SessionId};
+use nvshare_agent::ledger::{Booked, Ledger, Page, SessionId};
 use nvshare_agent::moment::Moment;
 use nvshare_agent::observation::Process;
+use nvshare_agent::policy::Decision;
 use nvshare_agent::settings::Settings;
 use nvshare_common::counters::Holdings;
-use nvshare_common::protocol::{Held, Hello};
+use nvshare_common::protocol::{self, Held, Hello};
 use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
 
 const CARD: DeviceId = DeviceId([7; 16]);
@@ -45,8 +46,21 @@ fn pieces(pieces: u64) -> Bytes {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum ToShim {
-    Grant,
+    Grant(u64),
     SwapOut(u64),
+}
+
+impl ToShim {
+    /// A message as the agent sends it; with its number, if it is to be answered.
+    fn read(message: &protocol::ToShim) -> (ToShim, Option<Ticket>) {
+        match *message {
+            protocol::ToShim::Grant { device: CARD, bytes } => (ToShim::Grant(bytes.0 / PIECE), None),
+            protocol::ToShim::SwapOut { ticket, device: CARD, bytes, .. } => {
+                (ToShim::SwapOut(bytes.0 / PIECE), Some(ticket))
+            }
+            ref other => panic!("nobody decided to send {other:?}"),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,6 +76,8 @@ struct Shim {
     resident: u64,
     /// What it was told to give back and has not yet.
     leaving: Option<u64>,
+    /// The number of the last `SwapOut` for it. At most one is open, so that numbers tell no states apart: see `key`.
+    ticket: Option<Ticket>,
     inbox: VecDeque<ToShim>,
     outbox: VecDeque<ToAgent>,
     dead: bool,
@@ -151,14 +167,14 @@ impl World {
             if !shim.known {
                 events.push(Event::Hello(number));
             } else if let Some(holding) =
-                self.client(number).map(|id| &self.ledger.clients()[&id].devices[&CARD])
+                self.client(number).map(|id| &self.ledger.clients()[&id].devices()[&CARD])
             {
-                let idle = holding.outgoing.is_none() && shim.inbox.len() < self.bounds.queue;
-                if all_known && grantable && idle && holding.granted < pieces(self.bounds.wanted) {
+                let idle = holding.outgoing().is_none() && shim.inbox.len() < self.bounds.queue;
+                if all_known && grantable && idle && holding.granted() < pieces(self.bounds.wanted) {
                     events.push(Event::Grant(number));
                 }
                 if idle {
-                    let granted = holding.granted.0 / PIECE;
+                    let granted = holding.granted().0 / PIECE;
                     events.extend((1..=granted).map(|amount| Event::SwapOut(number, amount)));
                 }
             }
@@ -204,35 +220,32 @@ impl World {
         let now = self.now();
         match event {
             Event::Grant(number) => {
-                let id = self.client(number).expect("a client");
-                self.ledger.grant(id, CARD, pieces(1), now);
-                self.shims[number].inbox.push_back(ToShim::Grant);
+                let client = self.client(number).expect("a client");
+                self.decided(&Decision::Grant { client, device: CARD, bytes: pieces(1) });
             }
             Event::SwapOut(number, amount) => {
-                let id = self.client(number).expect("a client");
-                let holding = self.ledger.client_mut(id).and_then(|client| client.devices.get_mut(&CARD));
-                let holding = holding.expect("a holding");
-                holding.outgoing = Some(Outgoing { ticket: Ticket(1), at: now, left: pieces(amount) });
-                holding.complete = false;
-                self.shims[number].inbox.push_back(ToShim::SwapOut(amount));
+                let client = self.client(number).expect("a client");
+                self.decided(&Decision::SwapOut { client, device: CARD, bytes: pieces(amount), gains: None });
             }
             Event::Hear(number) => {
                 let id = self.client(number).expect("a client");
+                let ticket = self.shims[number].ticket;
                 match self.shims[number].outbox.pop_front().expect("a message") {
                     ToAgent::Released => {
-                        let believed = self.ledger.released(id, Some(Ticket(1)), CARD, pieces(1), now);
+                        let believed = self.ledger.released(id, ticket, CARD, pieces(1), now);
                         assert_eq!(believed, pieces(1), "the agent did not know that client {number} had it");
                     }
                     ToAgent::Done => {
-                        let client = self.ledger.client_mut(id).expect("a client");
-                        client.swap_out_done(Ticket(1), now);
+                        let done = self.ledger.swap_out_done(id, ticket.expect("a number"), now);
+                        let left = done.expect("the agent did not know what it had asked for").left;
+                        assert_eq!(left, Bytes::ZERO, "all that client {number} was asked for came");
                     }
                 }
             }
             Event::Obey(number) => {
                 let shim = &mut self.shims[number];
                 match shim.inbox.pop_front().expect("a message") {
-                    ToShim::Grant => shim.balance += 1,
+                    ToShim::Grant(amount) => shim.balance += amount,
                     ToShim::SwapOut(amount) => shim.leaving = Some(amount),
                 }
             }
@@ -284,6 +297,19 @@ impl World {
         }
     }
 
+    /// Books a decision, as the conductor does, and sends what that says.
+    fn decided(&mut self, decision: &Decision) {
+        let now = self.now();
+        let booked = self.ledger.book(decision, &Settings::default(), now);
+        let Booked { client, message, .. } = booked.expect("the client is told");
+        let process = self.ledger.client(client).expect("a client").process();
+        let number = (0..CLIENTS).find(|number| World::process(*number) == process).expect("a shim");
+        let (message, ticket) = ToShim::read(&message);
+        let shim = &mut self.shims[number];
+        shim.inbox.push_back(message);
+        shim.ticket = ticket.or(shim.ticket);
+    }
+
     /// The reading that was begun arrives, after a look at all counters.
     fn read(&mut self) {
         let Begun { at, used } = self.reading.take().expect("a reading");
@@ -304,7 +330,7 @@ impl World {
                 ..Holdings::default()
             };
             let page = Page { holdings: vec![(CARD, held)], ..Page::default() };
-            self.ledger.client_mut(id).expect("a client").sample(&page, now);
+            self.ledger.sample(id, &page, now);
         }
         let per_process = (0..CLIENTS).filter(|number| used[*number] > 0);
         let reading = Reading {
@@ -326,7 +352,8 @@ impl World {
     /// The most that could come to lie on the card without the agent doing anything more.
     fn exposure(&self) -> u64 {
         let could = |shim: &Shim| {
-            let coming = shim.inbox.iter().filter(|message| **message == ToShim::Grant).count() as u64;
+            let grant = |message: &ToShim| if let ToShim::Grant(amount) = message { *amount } else { 0 };
+            let coming: u64 = shim.inbox.iter().map(grant).sum();
             if shim.dead { shim.resident } else { shim.balance + coming }
         };
         self.shims.iter().map(could).sum()
@@ -339,16 +366,16 @@ impl World {
                 let id = self.client(number).or_else(|| self.buried_late(number));
                 let booked = id.and_then(|id| self.ledger.client(id)).map(|client| {
                     let fresh_death = client
-                        .exited
+                        .exited()
                         .map(|exited| self.reading.as_ref().is_some_and(|reading| reading.at > exited));
-                    let holding = client.devices.get(&CARD).map(|holding| {
-                        let left = holding.outgoing.map(|outgoing| outgoing.left);
-                        (holding.granted, holding.needed, left, holding.complete, holding.measured)
+                    let holding = client.devices().get(&CARD).map(|holding| {
+                        let left = holding.outgoing().map(|outgoing| outgoing.left);
+                        (holding.granted(), holding.needed(), left, holding.complete(), holding.measured())
                     });
                     (fresh_death, holding)
                 });
                 let used = self.reading.as_ref().map(|reading| reading.used[number]);
-                (self.shims[number].clone(), booked, used)
+                (Shim { ticket: None, ..self.shims[number].clone() }, booked, used)
             })
             .collect();
         clients.sort();
@@ -356,10 +383,10 @@ impl World {
         let device = self.ledger.device(CARD).map(|device| {
             let unseen = |after: bool| -> Bytes {
                 let since = began.unwrap_or(self.now());
-                let given = device.unconfirmed.iter();
+                let given = device.unconfirmed().iter();
                 given.filter(|(at, _)| (*at >= since) == after).map(|(_, bytes)| *bytes).sum()
             };
-            (device.foreign, unseen(false), unseen(true), self.ledger.grantable(CARD, self.now()).is_some())
+            (device.foreign(), unseen(false), unseen(true), self.ledger.grantable(CARD, self.now()).is_some())
         });
         digest(&(clients, device, self.reading.is_some(), self.bounds.kills, self.bounds.restarts))
     }
@@ -367,7 +394,9 @@ impl World {
     /// A client that ended and is still on the books.
     fn buried_late(&self, number: usize) -> Option<ClientId> {
         let mut clients = self.ledger.clients().values();
-        clients.find(|client| client.process == World::process(number)).map(|client| client.id)
+        clients
+            .find(|client| client.process() == World::process(number))
+            .map(nvshare_agent::ledger::Client::id)
     }
 }
 

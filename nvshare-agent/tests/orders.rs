@@ -60,7 +60,7 @@ fn a_high_priority_ends_a_lower_lease_after_its_floor_and_not_before() {
     world.run(30_000);
     // One of the two has just begun a lease of 20 s.
     let begun = |world: &World, client: usize| {
-        let lease = world.core.ledger.client(world.shims[client].id)?.lease?;
+        let lease = world.core.ledger.client(world.shims[client].id)?.lease()?;
         lease.began.map(|began| world.moment().since(began))
     };
     world.until(60_000, |world| {
@@ -224,9 +224,9 @@ fn who_is_swapped_out_by_order_gives_all_and_comes_back_whole() {
     }
     // Nothing is granted either: all of it can be given to others.
     let gone = |world: &World, client: usize| {
-        let devices = &world.core.ledger.client(world.shims[client].id).unwrap().devices;
+        let devices = &world.core.ledger.client(world.shims[client].id).unwrap().devices();
         world.resident(client, 0) + world.resident(client, 1) == 0
-            && devices.values().all(|holding| holding.granted == Bytes::ZERO)
+            && devices.values().all(|holding| holding.granted() == Bytes::ZERO)
     };
     world.until(3000, |world| gone(world, out) && gone(world, idle));
     // It wants to run, there is all the room, and it does not.
@@ -250,7 +250,7 @@ fn who_waits_by_order_keeps_nobody_elses_work_short_and_owes_no_time() {
     world.run(200_000);
     let client =
         |world: &World, index: usize| world.core.ledger.client(world.shims[index].id).unwrap().clone();
-    assert!(client(&world, out).wants.is_some() && !client(&world, works).paced);
+    assert!(client(&world, out).wants().is_some() && !client(&world, works).paced());
     world.order(out, What::SwapIn).unwrap();
     // It begins level, not with 200 s to its credit.
     let ran = ran(&mut world, &[out, works], 120_000);
@@ -268,7 +268,7 @@ fn a_swap_out_by_order_goes_as_far_as_host_memory_does() {
     world.run(2000);
     // More may still come: nothing is begun that would fail half way.
     assert_eq!(world.resident(client, 0), 6 * GIB);
-    world.core.ledger.client_mut(id).unwrap().host_exhausted = true;
+    world.core.ledger.host_exhausted(id, true);
     world.until(3000, |world| world.resident(client, 0) < 6 * GIB);
     world.run(2000);
     assert!(world.resident(client, 0) >= 4 * GIB);
@@ -310,10 +310,12 @@ fn orders_that_cannot_be_carried_out_are_refused_with_what_to_do() {
     world.order(client, What::SwapOut).unwrap();
     refused(&mut world, What::Pin(true), &["swapped out", &format!("nvshare-agent swap in {id}")]);
     world.order(client, What::SwapIn).unwrap();
-    let now = world.moment();
-    world.core.ledger.client_mut(world.shims[client].id).unwrap().unyielding = Some(now);
+    world.shims[client].ignores_stop = true;
+    world.until(5000, |world| world.running(client));
+    world.order(client, What::SwapOut).unwrap();
+    world.run(60_000);
+    world.order(client, What::SwapIn).unwrap();
     refused(&mut world, What::SwapOut, &["does not yield", "try again"]);
-    world.core.ledger.client_mut(world.shims[client].id).unwrap().unyielding = None;
     world.disconnect(client);
     refused(&mut world, What::SwapOut, &["not connected"]);
 

@@ -101,7 +101,7 @@ fn a_client_that_cannot_be_drained_is_served_around() {
     world.until(60_000, |world| world.shims[stubborn].stops >= 2);
     world.run(5000);
     let client = world.core.ledger.client(world.shims[stubborn].id).unwrap();
-    assert!(client.unyielding.is_some());
+    assert!(client.unyielding().is_some());
     assert!(world.running(stubborn) && world.running(third));
     let why = &world.core.hindered[&world.shims[second].id];
     assert!(why.contains("at most"), "{why}");
@@ -227,7 +227,7 @@ fn a_dead_client_keeps_its_grant_until_its_memory_is_seen_gone() {
     let id = world.shims[first].id;
     world.run(1);
     world.kill(first);
-    assert_eq!(world.core.ledger.client(id).unwrap().devices[&card(0)].granted.0, 12 * GIB);
+    assert_eq!(world.core.ledger.client(id).unwrap().devices()[&card(0)].granted().0, 12 * GIB);
     world.until(5000, |world| world.running(second));
     assert_eq!(world.core.ledger.clients().len(), 1);
 }
@@ -279,7 +279,7 @@ fn host_memory_that_ran_out_keeps_a_client_on_the_card_and_says_so() {
     let first = world.worker(12 * GIB);
     world.until(10_000, |world| world.running(first));
     let id = world.shims[first].id;
-    world.core.ledger.client_mut(id).unwrap().host_exhausted = true;
+    world.core.ledger.host_exhausted(id, true);
     let second = world.worker(12 * GIB);
     world.run(20_000);
     assert!(world.running(first), "{}", world.describe());
@@ -435,7 +435,7 @@ proptest! {
         // Each of the others may have one lease and one switch first; twice, because a turn can be taken in the middle.
         // Who has a low priority is favoured after four ceilings, one after another.
         let leases = 2 * living * (5000 + 2500);
-        let orders = |world: &World, id| world.core.ledger.client(id).map(|client| client.orders).unwrap();
+        let orders = |world: &World, id| world.core.ledger.client(id).map(nvshare_agent::ledger::Client::orders).unwrap();
         let living = world.shims.iter().filter(|shim| shim.alive);
         let priorities: std::collections::BTreeSet<_> = living.map(|shim| orders(&world, shim.id).priority).collect();
         let favours = if priorities.len() > 1 { leases / (2 * 7500) * (4 * 5000 + 7500) } else { 0 };

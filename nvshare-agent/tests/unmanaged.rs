@@ -10,6 +10,7 @@ use nvshare_agent::device::{Reading, Report};
 use nvshare_agent::ledger::SessionId;
 use nvshare_agent::moment::Moment;
 use nvshare_agent::observation::Process;
+use nvshare_agent::policy::Decision;
 use nvshare_common::protocol::{Held, Hello, Purpose, ToAgent, ToShim};
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
 use world::{GIB, card, settings};
@@ -77,13 +78,16 @@ fn without_nvml_a_client_is_told_at_once_and_runs_when_it_wants_to() {
     core.hear(client, SESSION, ToAgent::Met { device: card(0) }, after(11));
     assert_eq!(unmanaged(&core.terms(after(12))), [card(0)]);
     assert!(unmanaged(&core.terms(after(13))).is_empty(), "it is told once");
-    // It lost the lease to an earlier agent, say: nothing on that device keeps it from getting it.
-    core.ledger.client_mut(client).unwrap().lease = None;
+    // It was stopped for the sake of another device, say: nothing on that one keeps it from running again.
+    let stop = Decision::Stop { client, gains: None };
+    let stop = core.ledger.book(&stop, &settings(), after(13)).unwrap().message;
+    let ToShim::Stop { ticket, .. } = stop else { panic!("{stop:?}") };
+    core.hear(client, SESSION, ToAgent::Stopped { ticket }, after(13));
     let want = ToAgent::Want { device: card(0), total: Bytes(GIB), purpose: Purpose::Work };
     core.hear(client, SESSION, want, after(14));
     let decided = core.decide(after(15));
     assert!(decided.commands.iter().any(|command| command.message == ToShim::Run), "{decided:?}");
-    assert!(core.ledger.client(client).unwrap().devices.is_empty());
+    assert!(core.ledger.client(client).unwrap().devices().is_empty());
 }
 
 #[test]
@@ -92,7 +96,7 @@ fn an_nvml_that_says_nothing_is_waited_for_no_longer_than_two_seconds() {
     let client = hello(&mut core, SESSION, &[card(0)], after(0));
     assert!(unmanaged(&core.terms(after(1_900))).is_empty());
     assert_eq!(unmanaged(&core.terms(after(2_100))), [card(0)]);
-    assert!(core.ledger.client(client).unwrap().devices.is_empty(), "nothing is booked there");
+    assert!(core.ledger.client(client).unwrap().devices().is_empty(), "nothing is booked there");
 }
 
 #[test]
@@ -102,7 +106,7 @@ fn a_device_that_nvml_does_not_list_is_not_managed_and_the_others_are() {
     core.hear(client, SESSION, ToAgent::Met { device: card(9) }, after(1));
     core.devices(&report(after(2), &[card(0), card(1)], None), after(3));
     assert_eq!(unmanaged(&core.terms(after(4))), [card(9)]);
-    assert!(core.ledger.client(client).unwrap().devices.contains_key(&card(0)));
+    assert!(core.ledger.client(client).unwrap().devices().contains_key(&card(0)));
 }
 
 #[test]
@@ -132,9 +136,9 @@ fn a_card_that_is_read_no_more_is_given_up_and_taken_up_again_with_a_new_hello()
     let limited =
         |command: &Command| matches!(command.message, ToShim::Limit { device, .. } if device == card(1));
     assert!(core.limits().iter().any(limited));
-    assert!(!core.ledger.client(client).unwrap().devices.contains_key(&card(1)));
+    assert!(!core.ledger.client(client).unwrap().devices().contains_key(&card(1)));
     hello(&mut core, SessionId(2), &[card(0), card(1)], after(20_010));
-    assert_eq!(core.ledger.client(client).unwrap().devices[&card(1)].booked(), Bytes(GIB));
+    assert_eq!(core.ledger.client(client).unwrap().devices()[&card(1)].booked(), Bytes(GIB));
     assert!(unmanaged(&core.terms(after(20_011))).is_empty());
 }
 

@@ -75,8 +75,8 @@ fn state() -> Option<MutexGuard<'static, State>> {
     Some(STATE.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-fn key(stream: &Arc<Stream>) -> usize {
-    Arc::as_ptr(stream) as usize
+fn key(stream: &Stream) -> usize {
+    std::ptr::from_ref(stream).addr()
 }
 
 impl State {
@@ -361,7 +361,7 @@ pub(crate) fn set_tails(stream: &Arc<Stream>, nodes: Vec<Arc<Node>>, add: bool) 
 }
 
 /// The stream is destroyed: a capture it took part in comes to nothing.
-pub(crate) fn forget(stream: &Arc<Stream>) {
+pub(crate) fn forget(stream: &Stream) {
     if let Some(mut state) = state()
         && let Some(joined) = state.streams.remove(&key(stream))
     {

@@ -145,7 +145,6 @@ impl Context {
             all
         };
         for stream in streams {
-            crate::capture::forget(&stream);
             stream.close();
         }
         crate::stream::STREAMS.retain(|stream| !Arc::ptr_eq(&stream.context, self));

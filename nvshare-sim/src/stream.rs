@@ -194,8 +194,9 @@ impl Stream {
         done
     }
 
-    /// No more work will come; what is queued is still done.
+    /// No more work will come; what is queued is still done. A capture that it takes part in comes to nothing.
     pub(crate) fn close(&self) {
+        crate::capture::forget(self);
         self.lock().closed = true;
         self.wake.notify_all();
     }

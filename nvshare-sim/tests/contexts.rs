@@ -341,4 +341,21 @@ fn a_capture_ends_with_its_context() {
     ok!(cuCtxSetCurrent(retain()));
     written(1);
     ok!(cuCtxSynchronize());
+    for _ in 0..2 {
+        ok!(cuDevicePrimaryCtxRelease_v2(0_i32));
+    }
+}
+
+#[test]
+fn a_capture_of_a_threads_own_stream_ends_with_the_thread() {
+    let _turn = Context::new();
+    let mut context: Word = 0;
+    ok!(cuCtxGetCurrent(&raw mut context));
+    std::thread::spawn(move || {
+        ok!(cuCtxSetCurrent(context));
+        ok!(cuStreamBeginCapture_v2(2 as Word, 0_u32));
+    })
+    .join()
+    .expect("a thread that captures");
+    ok!(cuCtxSynchronize());
 }

@@ -60,9 +60,7 @@ impl Asks {
             if made {
                 // Up to the limit it need not ask again for a moment.
                 let most = limit(ledger, ask).max(ask.total);
-                if let Some(client) = ledger.client_mut(ask.client) {
-                    client.promised.insert(ask.device, most);
-                }
+                ledger.promise(ask.client, ask.device, most);
             }
             let message = ToShim::Room { ticket: ask.ticket, made };
             answers.push(Command { client: ask.client, session: ask.session, message });

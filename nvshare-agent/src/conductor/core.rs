@@ -5,21 +5,18 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nvshare_common::protocol::{Held, Hello, Purpose, ToAgent, ToShim};
-use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId};
+use nvshare_common::units::{Bytes, ClientId, DeviceId};
 
 use super::asks::{Ask, Asks};
 use super::hindrance::Said;
 use super::switches::Switchboard;
 use crate::device::Report;
-use crate::ledger::{Arena, Client, Ledger, Outgoing, Page, Reclaiming, Room, SessionId, Told};
+use crate::ledger::{Client, Ledger, Page, Room, SessionId, Told};
 use crate::moment::Moment;
 use crate::observation::Process;
 use crate::policy::{self, Decision};
 use crate::settings::Settings;
 use crate::snapshot::Histogram;
-
-/// How many cold ranges a `SwapOut` names at most.
-const COLDEST: usize = 256;
 
 /// A message to be sent to a client, if its session still stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,7 +84,7 @@ impl Core {
     /// A session begins.
     pub fn hello(&mut self, process: Process, session: SessionId, hello: &Hello, now: Moment) -> ClientId {
         let client = self.ledger.hello(process, session, hello, now);
-        let booked = |device| Some(self.ledger.client(client)?.devices.get(&device)?.granted);
+        let booked = |device| Some(self.ledger.client(client)?.devices().get(&device)?.granted());
         let boast = |held: &&Held| booked(held.device).is_some_and(|booked| booked < held.granted);
         if let Some(Held { device, granted, .. }) = hello.devices.iter().find(boast) {
             self.distrust(client, format!("says that it was granted {granted} on {device}"));
@@ -103,7 +100,7 @@ impl Core {
         message: ToAgent,
         now: Moment,
     ) -> Vec<Command> {
-        let current = self.ledger.client(client).is_some_and(|client| client.session == Some(session));
+        let current = self.ledger.client(client).is_some_and(|client| client.session() == Some(session));
         if !current {
             return Vec::new();
         }
@@ -137,16 +134,7 @@ impl Core {
                 }
             }
             ToAgent::SwapOutDone { ticket, copied, clean } => {
-                let sender = self.ledger.client_mut(client);
-                if let Some(sender) = sender
-                    && let Some(outgoing) = sender.swap_out_done(ticket, now)
-                {
-                    if outgoing.left == Bytes::ZERO {
-                        sender.swapped_out();
-                    } else {
-                        let why = format!("said to be done, without {}", outgoing.left);
-                        sender.swap_failed(&why, now);
-                    }
+                if let Some(outgoing) = self.ledger.swap_out_done(client, ticket, now) {
                     self.swap_out_seconds.record(now.since(outgoing.at).as_secs_f64());
                 }
                 self.switches.swapped_out(ticket, copied, clean);
@@ -160,122 +148,101 @@ impl Core {
 
     /// The messages that concern nobody but their sender.
     fn hear_of_itself(&mut self, client: ClientId, message: ToAgent, now: Moment) {
-        let Some(sender) = self.ledger.client_mut(client) else { return };
         match message {
             ToAgent::Stopped { ticket } => {
-                let was_stopping = sender.stopped(ticket);
+                let was_stopping = self.ledger.stopped(client, ticket);
                 if was_stopping {
                     self.switches.drained(ticket, now);
                 }
             }
             ToAgent::DrainStalled { ticket } => {
-                let was_stopping = sender.stalled(ticket, &self.settings, now);
+                let was_stopping = self.ledger.stalled(client, ticket, &self.settings, now);
                 if was_stopping {
-                    let (pid, stalls) = (sender.process.pid, sender.stalls);
-                    tracing::info!(client = client.0, pid, stalls, "drain stalled");
+                    if let Some(sender) = self.ledger.client(client) {
+                        let (pid, stalls) = (sender.process().pid, sender.stalls());
+                        tracing::info!(client = client.0, pid, stalls, "drain stalled");
+                    }
                     self.switches.drained(ticket, now);
                 }
             }
             ToAgent::SwapFailed { ticket, why } => {
                 // Of a command that there is: whoever invents failures fills no log.
-                let was_asked = sender.swap_out_done(ticket, now).is_some();
-                if was_asked {
-                    sender.swap_failed(&why, now);
-                    let why = sender.swap_problem.as_deref();
-                    tracing::warn!(client = client.0, pid = sender.process.pid, why, "swap out failed");
+                if self.ledger.swap_failed(client, ticket, &why, now)
+                    && let Some(sender) = self.ledger.client(client)
+                {
+                    let why = sender.swap_problem();
+                    tracing::warn!(client = client.0, pid = sender.process().pid, why, "swap out failed");
                 }
             }
-            ToAgent::Unswappable { device, bytes, reason } => sender.unswappable(device, &reason, bytes),
-            ToAgent::ArenaReady { arena } => {
-                if let Some(arena) = sender.arenas.get_mut(&arena) {
-                    arena.ready = true;
+            ToAgent::Unswappable { device, bytes, reason } => {
+                self.ledger.unswappable(client, device, &reason, bytes);
+            }
+            ToAgent::ArenaReady { arena } => self.ledger.arena_ready(client, arena),
+            ToAgent::ArenaReturned { arena } => self.ledger.arena_returned(client, arena),
+            ToAgent::Dead { why } => {
+                if self.ledger.died(client, &why)
+                    && let Some(sender) = self.ledger.client(client)
+                {
+                    tracing::warn!(
+                        client = client.0,
+                        pid = sender.process().pid,
+                        why = sender.dead(),
+                        "device error: its memory stays until it exits"
+                    );
                 }
             }
-            ToAgent::ArenaReturned { arena } => {
-                sender.arenas.remove(&arena);
-            }
-            // It is so for good, and said once.
-            ToAgent::Dead { why } if sender.dead.is_none() => {
-                let why: String = why.chars().filter(|c| !c.is_control()).take(100).collect();
-                tracing::warn!(
-                    client = client.0,
-                    pid = sender.process.pid,
-                    why,
-                    "device error: its memory stays until it exits"
-                );
-                sender.dead = Some(why);
-            }
-            ToAgent::Revived => sender.dead = None,
-            // Its descriptor matters, not its number: see the task.
+            ToAgent::Revived => self.ledger.revived(client),
+            // Of an arena that a client holds, the descriptor matters, which the task has: see `conductor::said`.
             _ => {}
         }
     }
 
-    /// The client has this arena, from this session or an earlier one.
-    pub fn arena(&mut self, client: ClientId, arena: ArenaId, bytes: Bytes, ready: bool) {
-        if let Some(client) = self.ledger.client_mut(client) {
-            client.arenas.insert(arena, Arena { bytes, ready });
-        }
-    }
-
     fn want(&mut self, client: ClientId, device: DeviceId, total: Bytes, purpose: Purpose, now: Moment) {
-        if let Some(sender) = self.ledger.client_mut(client) {
-            sender.needs(device, total);
-        }
+        self.ledger.needs(client, device, total);
         if purpose == Purpose::Work {
             self.ledger.wants(client, now);
         }
     }
 
     fn resident(&mut self, client: ClientId, device: DeviceId, copied: Bytes, now: Moment) {
-        let Some(sender) = self.ledger.client_mut(client) else { return };
-        let wanted = sender.wants;
-        let since = sender.resident(device, now);
-        if let Some(since) = since {
+        let Some(arrived) = self.ledger.resident(client, device, now) else { return };
+        if let Some(since) = arrived.granting_since {
             self.swap_in_seconds.record(now.since(since).as_secs_f64());
         }
-        if sender.wants.is_none()
-            && let Some(wanted) = wanted
-        {
+        if let Some(wanted) = arrived.wanted {
             self.waiting_seconds.record(now.since(wanted).as_secs_f64());
         }
-        let complete = sender.complete();
-        self.switches.swapped_in(client, copied, complete.then_some(now));
+        self.switches.swapped_in(client, copied, arrived.complete.then_some(now));
         self.close_switches(now);
     }
 
     fn close_switches(&mut self, now: Moment) {
         for (client, took) in self.switches.close(&self.ledger, now) {
-            self.ledger.switched(took);
-            if let Some(lease) = self.ledger.client_mut(client).and_then(|client| client.lease.as_mut()) {
-                lease.cost = lease.cost.max(took);
-            }
+            self.ledger.switched(client, took);
         }
     }
 
     fn distrust(&mut self, client: ClientId, why: String) {
-        if let Some(client) = self.ledger.client_mut(client)
-            && client.untrusted.is_none()
+        if self.ledger.distrust(client, why)
+            && let Some(client) = self.ledger.client(client)
         {
-            tracing::warn!(client = client.id.0, pid = client.process.pid, why, "said what cannot be true");
-            client.distrust(why);
+            let why = client.untrusted();
+            tracing::warn!(
+                client = client.id().0,
+                pid = client.process().pid,
+                why,
+                "said what cannot be true"
+            );
         }
     }
 
     /// A client's counter page was looked at.
     pub fn sample(&mut self, client: ClientId, page: &Page, now: Moment) {
-        let living = self.ledger.client_mut(client).filter(|client| client.exited.is_none());
-        let Some(sampled) = living else { return };
-        let wanted = sampled.wants;
-        let less = sampled.sample(page, now);
-        if sampled.begin_lease(now) {
-            if let Some(wanted) = wanted {
+        if let Some(begun) = self.ledger.sample(client, page, now) {
+            if let Some(wanted) = begun.wanted {
                 self.waiting_seconds.record(now.since(wanted).as_secs_f64());
             }
             self.switches.looks_arrived(client, now);
-        }
-        for (device, bytes) in less {
-            self.ledger.unbooked(device, bytes, now);
         }
     }
 
@@ -303,12 +270,12 @@ impl Core {
     pub fn bury(&mut self, now: Moment) -> Vec<Client> {
         let buried = self.ledger.bury(&self.settings, now);
         for client in &buried {
-            self.hindered.remove(&client.id);
-            self.told.forget(client.id);
-            self.switches.forget(client.id);
-            if client.overdue {
+            self.hindered.remove(&client.id());
+            self.told.forget(client.id());
+            self.switches.forget(client.id());
+            if client.overdue() {
                 tracing::warn!(
-                    pid = client.process.pid,
+                    pid = client.process().pid,
                     "its memory is still in use after its end: counted as foreign"
                 );
             }
@@ -326,7 +293,7 @@ impl Core {
         for (client, device) in self.ledger.doubted(now) {
             outcome
                 .commands
-                .extend(self.book(Decision::Reclaim { client, device, expected: Bytes::ZERO }, now));
+                .extend(self.book(&Decision::Reclaim { client, device, expected: Bytes::ZERO }, now));
         }
         for (client, what) in self.ledger.overdue(&self.settings, now) {
             tracing::warn!(client = client.0, what, "unyielding: others are served around it");
@@ -339,7 +306,7 @@ impl Core {
         self.ledger.weigh_rooms(pause, now);
         // Before anything is decided: for what cannot be, nobody is stopped.
         for refusal in policy::impossible_rooms(&self.ledger, now) {
-            outcome.commands.extend(self.book(refusal, now));
+            outcome.commands.extend(self.book(&refusal, now));
         }
         let (answers, waits) = self.asks.answer(&mut self.ledger, now);
         outcome.commands.extend(answers);
@@ -349,7 +316,7 @@ impl Core {
         for decision in decisions.todo {
             match decision {
                 Decision::Read => outcome.read = true,
-                other => outcome.commands.extend(self.book(other, now)),
+                other => outcome.commands.extend(self.book(&other, now)),
             }
         }
         outcome.commands.extend(self.paces());
@@ -360,81 +327,55 @@ impl Core {
         outcome
     }
 
-    fn book(&mut self, decision: Decision, now: Moment) -> Option<Command> {
-        let (client, message) = match decision {
-            Decision::Run { client, cap } => {
-                if let Some(wanted) = self.ledger.run(client, cap, now) {
-                    self.waiting_seconds.record(now.since(wanted).as_secs_f64());
-                }
-                (client, ToShim::Run)
+    /// Books a decision, and what is measured of it. Says what to send.
+    fn book(&mut self, decision: &Decision, now: Moment) -> Option<Command> {
+        if let Decision::Stop { client, gains } = decision
+            && let Some(stops) = self.ledger.client(*client)
+        {
+            let (gains, quiet) = (gains.map(|gains| gains.0), now.since(stops.active_at()));
+            tracing::debug!(client = client.0, gains, lease = ?stops.lease(), ?quiet, "stop");
+        }
+        let booked = self.ledger.book(decision, &self.settings, now)?;
+        if let Some(wanted) = booked.wanted {
+            self.waiting_seconds.record(now.since(wanted).as_secs_f64());
+        }
+        match (decision, &booked.message) {
+            (Decision::Stop { gains, .. }, ToShim::Stop { ticket, .. }) => {
+                self.switches.stop(*ticket, *gains, now);
             }
-            Decision::Favour { client } => {
-                self.ledger.favour(client, now);
-                return None;
+            (Decision::SwapOut { gains, .. }, ToShim::SwapOut { ticket, .. }) => {
+                self.switches.swap_out(*ticket, *gains, now);
             }
-            Decision::Stop { client, gains } => {
-                let ticket = self.ledger.ticket();
-                let stops = self.ledger.client_mut(client)?;
-                let quiet = now.since(stops.active_at);
-                tracing::debug!(client = client.0, gains = gains.map(|gains| gains.0), lease = ?stops.lease, ?quiet, "stop");
-                stops.stopping(ticket, now);
-                self.switches.stop(ticket, gains, now);
-                let stall_ms = u32::try_from(self.settings.stall.as_millis()).unwrap_or(u32::MAX);
-                (client, ToShim::Stop { ticket, stall_ms })
-            }
-            Decision::Grant { client, device, bytes } => {
-                self.ledger.grant(client, device, bytes, now);
-                (client, ToShim::Grant { device, bytes })
-            }
-            Decision::SwapOut { client, device, bytes, gains } => {
-                let ticket = self.ledger.ticket();
-                let gives = self.ledger.client_mut(client)?;
-                let holding = gives.devices.get_mut(&device)?;
-                holding.outgoing = Some(Outgoing { ticket, at: now, left: bytes });
-                holding.complete = false;
-                let coldest = gives.heat.coldest(COLDEST);
-                self.switches.swap_out(ticket, gains, now);
-                (client, ToShim::SwapOut { ticket, device, bytes, coldest })
-            }
-            Decision::Reclaim { client, device, expected } => {
-                let ticket = self.ledger.ticket();
-                let holding = self.ledger.client_mut(client)?.devices.get_mut(&device)?;
-                holding.reclaiming = Some(Reclaiming { ticket, at: now, expected });
-                (client, ToShim::Reclaim { ticket, device })
-            }
-            Decision::Room { client, ticket, made } => {
-                self.ledger.room_answered(client, ticket, made, now);
-                (client, ToShim::Room { ticket, made })
-            }
-            Decision::Read => return None,
-        };
-        self.command(client, message)
+            _ => {}
+        }
+        self.command(booked.client, booked.message)
     }
 
     /// Who runs keeps its work short while somebody else waits.
     fn paces(&mut self) -> Vec<Command> {
-        let waits = |client: &&Client| client.wants.is_some() && client.lease.is_none() && !client.held_out();
+        let waits =
+            |client: &&Client| client.wants().is_some() && client.lease().is_none() && !client.held_out();
         let waiting = self.ledger.clients().values().filter(waits);
-        let waiting: Vec<ClientId> = waiting.map(|client| client.id).collect();
+        let waiting: Vec<ClientId> = waiting.map(Client::id).collect();
         let changed: Vec<(ClientId, bool)> = self
             .ledger
             .clients()
             .values()
             .filter(|client| client.commandable())
-            .map(|client| (client.id, waiting.iter().any(|id| *id != client.id)))
-            .filter(|(id, on)| self.ledger.client(*id).is_some_and(|client| client.paced != *on))
+            .map(|client| (client.id(), waiting.iter().any(|id| *id != client.id())))
+            .filter(|(id, on)| self.ledger.client(*id).is_some_and(|client| client.paced() != *on))
             .collect();
         changed
             .into_iter()
             .filter_map(|(id, on)| {
-                self.ledger.client_mut(id)?.paced = on;
+                self.ledger.pace(id, on);
                 self.command(id, ToShim::Pace { on })
             })
             .collect()
     }
 
     pub(super) fn command(&self, client: ClientId, message: ToShim) -> Option<Command> {
-        let session = self.ledger.client(client)?.session?;
+        let session = self.ledger.client(client)?.session()?;
         Some(Command { client, session, message })
     }
 

@@ -13,7 +13,7 @@ use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 use super::core::{Command, Core};
 use super::lack::Lack;
 use crate::hostmem::{self, Made, Maker, Order};
-use crate::ledger::Client;
+use crate::ledger::{Client, Device};
 use crate::moment::Moment;
 use crate::snapshot;
 
@@ -112,9 +112,7 @@ impl HostMemory {
                 self.maker.order(order);
                 spent += piece;
             }
-            if let Some(client) = core.ledger.client_mut(*id) {
-                client.host_exhausted = exhausted;
-            }
+            core.ledger.host_exhausted(*id, exhausted);
         }
         if refused {
             self.lack.budget(core.settings.host_memory);
@@ -133,8 +131,8 @@ impl HostMemory {
         self.trimmed = now;
         let excess = |client: &Client| {
             let bytes = client.arena_bytes().saturating_sub(target(core, client, contended));
-            let session = client.session.filter(|_| client.commandable() && bytes >= UNIT)?;
-            Some(Command { client: client.id, session, message: ToShim::Trim { bytes } })
+            let session = client.session().filter(|_| client.commandable() && bytes >= UNIT)?;
+            Some(Command { client: client.id(), session, message: ToShim::Trim { bytes } })
         };
         core.ledger.clients().values().filter_map(excess).collect()
     }
@@ -155,13 +153,10 @@ impl HostMemory {
                 return Vec::new();
             }
         };
-        let session = core
-            .ledger
-            .client(client)
-            .filter(|client| client.commandable())
-            .and_then(|client| client.session);
+        let session =
+            core.ledger.client(client).filter(|client| client.commandable()).and_then(Client::session);
         let Some(session) = session else { return Vec::new() };
-        core.arena(client, arena, bytes, false);
+        core.ledger.arena(client, arena, bytes, false);
         self.unmapped.insert((client, arena), Arc::clone(&descriptor));
         vec![(Command { client, session, message: ToShim::Arena { arena, bytes } }, descriptor)]
     }
@@ -176,7 +171,7 @@ impl HostMemory {
 
     fn comes_with_arenas(&self, id: ClientId, client: &Client, now: Moment) -> bool {
         let expected = self.expected.get(&id);
-        expected.is_some_and(|(arenas, until)| client.arenas.len() < *arenas as usize && now < *until)
+        expected.is_some_and(|(arenas, until)| client.arenas().len() < *arenas as usize && now < *until)
     }
 
     /// The client brought an arena from an earlier session. It counts if it is one of those that it spoke of and nobody has
@@ -190,7 +185,7 @@ impl HostMemory {
     ) -> Result<(), String> {
         let holder = core.ledger.client(client).ok_or("of nobody")?;
         let expected = self.expected.get(&client).map_or(0, |(arenas, _)| *arenas as usize);
-        if holder.arenas.len() >= expected || holder.arenas.contains_key(&arena) {
+        if holder.arenas().len() >= expected || holder.arenas().contains_key(&arena) {
             return Err("one too many".to_owned());
         }
         let (bytes, file) = measure(descriptor.ok_or("no descriptor")?)?;
@@ -198,7 +193,7 @@ impl HostMemory {
             return Err("brought already".to_owned());
         }
         let most = most(core, holder).saturating_sub(holder.arena_bytes());
-        core.arena(client, arena, bytes.min(most), true);
+        core.ledger.arena(client, arena, bytes.min(most), true);
         Ok(())
     }
 
@@ -242,7 +237,7 @@ impl HostMemory {
 pub(super) fn contended(core: &Core) -> Vec<DeviceId> {
     // Who is swapped out by order takes no turns.
     let turns = |id| core.ledger.holdings(id).filter(|(client, _)| !client.held_out());
-    let needs = |id: DeviceId| -> u64 { turns(id).map(|(_, holding)| holding.needed.0).sum() };
+    let needs = |id: DeviceId| -> u64 { turns(id).map(|(_, holding)| holding.needed().0).sum() };
     let devices = core.ledger.devices().iter();
     devices
         .filter(|(id, device)| needs(**id) as i64 + device.room().0 as i64 > device.budget())
@@ -252,13 +247,13 @@ pub(super) fn contended(core: &Core) -> Vec<DeviceId> {
 
 /// How much host memory the client may come to need: no more than the devices have, whatever it says that it needs.
 fn target(core: &Core, client: &Client, contended: &[DeviceId]) -> Bytes {
-    if !client.commandable() || client.bypass {
+    if !client.commandable() || client.bypass() {
         return Bytes::ZERO;
     }
-    let movable = client.devices.iter().filter(|(id, _)| contended.contains(id) || client.held_out());
-    let most = |id: &DeviceId| core.ledger.device(*id).map(|device| device.capacity).unwrap_or_default();
+    let movable = client.devices().iter().filter(|(id, _)| contended.contains(id) || client.held_out());
+    let most = |id: &DeviceId| core.ledger.device(*id).map(Device::capacity).unwrap_or_default();
     let moves =
-        movable.map(|(id, holding)| holding.needed.min(most(id)).saturating_sub(holding.immovable()).0);
+        movable.map(|(id, holding)| holding.needed().min(most(id)).saturating_sub(holding.immovable()).0);
     let bytes: u64 = moves.sum();
     if bytes == 0 {
         return Bytes::ZERO;
@@ -269,11 +264,10 @@ fn target(core: &Core, client: &Client, contended: &[DeviceId]) -> Bytes {
 
 /// The most host memory that the client could use with all of its memory swapped out.
 fn most(core: &Core, client: &Client) -> Bytes {
-    let needed = client.devices.iter().map(|(id, holding)| {
-        let capacity =
-            core.ledger.device(*id).map(|device| device.capacity).filter(|bytes| *bytes > Bytes::ZERO);
+    let needed = client.devices().iter().map(|(id, holding)| {
+        let capacity = core.ledger.device(*id).map(Device::capacity).filter(|bytes| *bytes > Bytes::ZERO);
         // Nothing is known of a device before it is read.
-        holding.needed.min(capacity.unwrap_or(holding.needed)).0
+        holding.needed().min(capacity.unwrap_or(holding.needed())).0
     });
     let bytes: u64 = needed.sum();
     Bytes(bytes + bytes / 16).round_up(LARGEST).unwrap_or(Bytes(bytes))
@@ -380,13 +374,12 @@ mod tests {
         let order = Order { client, arena: arena_id, bytes };
         host.made(&mut core, Made { order, arena: Ok(arena(4096)) }, NOW);
         let ordered = |host: &HostMemory| host.ordered.keys().filter(|(owner, _)| *owner == client).count();
-        let client_mut = core.ledger.client_mut(client).unwrap();
-        client_mut.arenas.remove(&arena_id);
+        core.ledger.arena_returned(client, arena_id);
         host.returned(client, arena_id, NOW);
         let before = ordered(&host);
         host.plan(&mut core, NOW);
         assert!(ordered(&host) <= before);
-        assert!(core.ledger.client(client).unwrap().host_exhausted || before > 0);
+        assert!(core.ledger.client(client).unwrap().host_exhausted() || before > 0);
         host.plan(&mut core, NOW + REFUSED);
         assert!(ordered(&host) > before);
     }

@@ -288,10 +288,7 @@ impl Conductor {
         self.awaited.remove(&peer.process.pid);
         let new = self.core.ledger.client_of(peer.process).is_none();
         let client = self.core.hello(peer.process, session, &hello, now);
-        if let Some(client) = self.core.ledger.client_mut(client) {
-            client.name = peer.name;
-            client.cgroup.clone_from(&peer.cgroup);
-        }
+        self.core.ledger.named(client, peer.name, peer.cgroup.clone());
         if new {
             self.recall(peer.process, now);
         }
@@ -313,9 +310,7 @@ impl Conductor {
             }
             Err(why) => {
                 self.pages.remove(&client);
-                if let Some(client) = self.core.ledger.client_mut(client) {
-                    client.paged = false;
-                }
+                self.core.ledger.unpaged(client);
                 tracing::warn!(client = client.0, pid = peer.process.pid, %why, "no counters");
             }
         }
@@ -340,8 +335,8 @@ impl Conductor {
 
     /// A shim that is to move nothing any more knows that, and says so to the next agent.
     fn tell_bypass(&mut self, client: ClientId) {
-        let known = self.core.ledger.client(client).filter(|client| client.bypass);
-        if let Some(session) = known.and_then(|client| client.session) {
+        let known = self.core.ledger.client(client).filter(|client| client.bypass());
+        if let Some(session) = known.and_then(Client::session) {
             self.send(Command { client, session, message: ToShim::Bypassed }, None);
         }
     }
@@ -427,14 +422,13 @@ impl Conductor {
             | O::Exited { process } => self.known(*process),
         };
         let client = self.core.ledger.client_of(process);
-        if let Some(observed) = self.core.ledger.observe(process, &observation)
-            && observed.name.is_empty()
-        {
+        let observed = self.core.ledger.observe(process, &observation);
+        if observed.is_some_and(|observed| observed.name().is_empty()) {
             let read = |file| std::fs::read_to_string(format!("/proc/{}/{file}", process.pid));
             // A process may have no name; it is asked once all the same.
             let name = read("comm").unwrap_or_default();
             let name = Some(name.trim_end()).filter(|name| !name.is_empty());
-            name.unwrap_or("?").clone_into(&mut observed.name);
+            self.core.ledger.observed_named(process, name.unwrap_or("?"));
             if client.is_none() {
                 self.meet(process, pods::cgroup::path(&read("cgroup").unwrap_or_default()), now);
             }
@@ -449,7 +443,7 @@ impl Conductor {
             (O::Exited { .. }, _) => self.gone(process),
             // The program that had the shim is gone, and what it held with it; the process lives on without.
             (O::Exec { .. }, Some(client))
-                if self.core.ledger.client(client).is_some_and(|client| client.session.is_none()) =>
+                if self.core.ledger.client(client).is_some_and(|client| client.session().is_none()) =>
             {
                 self.exited(process, now);
             }
@@ -460,7 +454,7 @@ impl Conductor {
 
     /// A process ended. A client's counts are kept until it is buried.
     fn gone(&mut self, process: Process) {
-        if self.core.ledger.latest_of(process.pid).is_none_or(|client| client.process != process) {
+        if self.core.ledger.latest_of(process.pid).is_none_or(|client| client.process() != process) {
             self.forget(process);
         }
     }
@@ -470,7 +464,7 @@ impl Conductor {
         if process.start != 0 {
             return process;
         }
-        self.core.ledger.latest_of(process.pid).map_or(process, |client| client.process)
+        self.core.ledger.latest_of(process.pid).map_or(process, Client::process)
     }
 
     /// The uprobes counted a client's calls. They were read before the page is: see [`bypass`].
@@ -482,16 +476,16 @@ impl Conductor {
         last_launch: Moment,
     ) {
         let Some(paged) = self.pages.get_mut(&id) else { return };
-        let Some(client) = self.core.ledger.client_mut(id) else { return };
-        client.active(last_launch.max(client.active_at));
+        self.core.ledger.active(id, last_launch);
+        let Some(client) = self.core.ledger.client(id) else { return };
         // What was called before its Hello may have been called by the program before, which had another page.
-        if client.bypass || last_call < client.greeted {
+        if client.bypass() || last_call < client.greeted() {
             return;
         }
-        let (page, pid) = (view(&paged.page).calls, client.process.pid);
+        let (page, pid) = (view(&paged.page).calls, client.process().pid);
         let looked = paged.bypass.look(counts, &page, self.batches, first_call, || threads(pid));
         let Some(call) = looked else { return };
-        client.bypass = true;
+        self.core.ledger.bypassed(id);
         let call = Call::ALL[call].name();
         tracing::warn!(
             client = id.0,
@@ -609,7 +603,7 @@ impl Conductor {
 
     fn ended(&mut self, client: &Client) {
         let totals = self.totals(client);
-        self.pages.remove(&client.id);
+        self.pages.remove(&client.id());
         self.ended_count += 1;
         if self.ended.len() == crate::snapshot::ENDED
             && let Some(oldest) = self.ended.pop_front()
@@ -617,12 +611,12 @@ impl Conductor {
             self.ended_totals.add(&oldest.totals);
         }
         self.ended.push_back(Ended {
-            client: client.id,
-            process: client.process,
-            name: client.name.clone(),
+            client: client.id(),
+            process: client.process(),
+            name: client.name().to_owned(),
             totals,
         });
-        self.forget(client.process);
+        self.forget(client.process());
     }
 
     /// Files on which clients without an agent take turns: they cannot create them in a read-only mount.

@@ -4,7 +4,7 @@
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
 
 use super::core::Core;
-use crate::ledger::{Client, Ledger};
+use crate::ledger::{Client, Holding, Ledger};
 use crate::moment::Moment;
 use crate::order::{Order, What};
 
@@ -14,7 +14,7 @@ const LISTED: usize = 20;
 impl Core {
     /// Books an order. The error is for whoever gave it.
     pub fn order(&mut self, order: Order, now: Moment) -> Result<(), String> {
-        let Some(client) = self.ledger.client(order.client).filter(|client| client.exited.is_none()) else {
+        let Some(client) = self.ledger.client(order.client).filter(|client| client.exited().is_none()) else {
             return Err(unknown(&self.ledger, order.client));
         };
         match order.what {
@@ -22,7 +22,7 @@ impl Core {
             What::Pin(true) => may_pin(&self.ledger, client),
             _ => Ok(()),
         }?;
-        tracing::info!(client = client.id.0, pid = client.process.pid, what = ?order.what, "order");
+        tracing::info!(client = client.id().0, pid = client.process().pid, what = ?order.what, "order");
         self.ledger.order(order, now);
         Ok(())
     }
@@ -32,8 +32,8 @@ fn unknown(ledger: &Ledger, client: ClientId) -> String {
     let living: Vec<String> = ledger
         .clients()
         .values()
-        .filter(|client| client.exited.is_none())
-        .map(|client| format!("{} (pid {})", client.id.0, client.process.pid))
+        .filter(|client| client.exited().is_none())
+        .map(|client| format!("{} (pid {})", client.id().0, client.process().pid))
         .collect();
     let more =
         if living.len() > LISTED { format!(" and {} more", living.len() - LISTED) } else { String::new() };
@@ -45,27 +45,27 @@ fn unknown(ledger: &Ledger, client: ClientId) -> String {
 }
 
 fn may_swap_out(client: &Client) -> Result<(), String> {
-    let id = client.id.0;
-    if client.orders.pinned {
+    let id = client.id().0;
+    if client.orders().pinned {
         return Err(format!("client {id} is pinned: `nvshare-agent unpin {id}` first"));
     }
-    if let Some(why) = &client.dead {
+    if let Some(why) = client.dead() {
         return Err(format!(
             "client {id} cannot be swapped out: its device failed ({why}); its memory comes back when it ends"
         ));
     }
-    if client.session.is_none() {
+    if client.session().is_none() {
         return Err(format!(
             "client {id} cannot be swapped out: it is not connected; wait until it is, or end it"
         ));
     }
-    if client.bypass {
+    if client.bypass() {
         return Err(format!(
             "client {id} cannot be swapped out: it makes driver calls that its shim does not see, so that its memory is \
              never moved; its memory comes back when it ends"
         ));
     }
-    if client.unyielding.is_some() {
+    if client.unyielding().is_some() {
         return Err(format!(
             "client {id} cannot be swapped out: it does not yield (its work on the device makes no progress, or it does \
              not answer); try again later, or end it"
@@ -75,11 +75,11 @@ fn may_swap_out(client: &Client) -> Result<(), String> {
 }
 
 fn may_pin(ledger: &Ledger, client: &Client) -> Result<(), String> {
-    let id = client.id.0;
+    let id = client.id().0;
     if client.held_out() {
         return Err(format!("client {id} is swapped out by order: `nvshare-agent swap in {id}` first"));
     }
-    for (device, holding) in &client.devices {
+    for (device, holding) in client.devices() {
         if let Some((most, pinned)) = beside_pinned(ledger, *device, id)
             && holding.claimed() > most
         {
@@ -102,10 +102,10 @@ fn may_pin(ledger: &Ledger, client: &Client) -> Result<(), String> {
 fn beside_pinned(ledger: &Ledger, device: DeviceId, but: u64) -> Option<(Bytes, Vec<String>)> {
     let at = ledger.device(device)?;
     let (mut left, mut pinned) = (at.budget(), Vec::new());
-    for (other, holding) in ledger.holdings(device).filter(|(other, _)| other.id.0 != but) {
-        if other.orders.pinned {
+    for (other, holding) in ledger.holdings(device).filter(|(other, _)| other.id().0 != but) {
+        if other.orders().pinned {
             left -= holding.claimed().0 as i64;
-            pinned.push(other.id.0.to_string());
+            pinned.push(other.id().0.to_string());
         } else if other.movable() {
             left -= holding.immovable().0 as i64;
         } else {
@@ -118,16 +118,16 @@ fn beside_pinned(ledger: &Ledger, device: DeviceId, but: u64) -> Option<(Bytes, 
 /// What orders mean for the client now, for people.
 pub(super) fn notes(client: &Client, now: Moment) -> Vec<String> {
     let mut notes = Vec::new();
-    let id = client.id.0;
-    if let Some(since) = client.orders.held_out {
+    let id = client.id().0;
+    if let Some(since) = client.orders().held_out {
         let seconds = now.since(since).as_secs();
-        let waits = if client.wants.is_some() { ", and wants to run" } else { "" };
+        let waits = if client.wants().is_some() { ", and wants to run" } else { "" };
         notes.push(format!(
             "swapped out by the administrator's order {seconds} s ago{waits}: `nvshare-agent swap in {id}` undoes that"
         ));
     }
-    if let Some(limit) = client.orders.limit {
-        let most = client.devices.values().map(|holding| holding.needed).max().unwrap_or_default();
+    if let Some(limit) = client.orders().limit {
+        let most = client.devices().values().map(Holding::needed).max().unwrap_or_default();
         if most > limit {
             notes.push(format!(
                 "uses {most} of a device, more than the {limit} it may have by order: it keeps that, and gets no more; \

@@ -170,7 +170,7 @@ impl Conductor {
 
     /// Does what follows from new owners, of all.
     fn attributed(&mut self, now: Moment) {
-        let clients = self.core.ledger.clients().values().map(|client| (client.process, client.id));
+        let clients = self.core.ledger.clients().values().map(|client| (client.process(), client.id()));
         for (process, client) in clients.collect::<Vec<_>>() {
             self.ordered_by_pod(process, client, now);
         }

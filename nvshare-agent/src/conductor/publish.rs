@@ -57,71 +57,71 @@ impl Conductor {
     fn device(&self, id: DeviceId, device: &Device, contended: bool, now: Moment) -> snapshot::Device {
         let ledger = &self.core.ledger;
         let sum =
-            |of: fn(&Holdings) -> Bytes| ledger.holdings(id).map(|(_, holding)| of(&holding.page)).sum();
+            |of: fn(&Holdings) -> Bytes| ledger.holdings(id).map(|(_, holding)| of(holding.page())).sum();
         let free = ledger.free(id);
         snapshot::Device {
             uuid: snapshot::uuid(id),
-            index: device.index,
-            name: device.name.clone(),
-            total: device.total,
-            link_bytes_per_second: device.link,
-            capacity: device.capacity,
-            used: device.used,
-            reserve: device.reserve,
+            index: device.index(),
+            name: device.name().to_owned(),
+            total: device.total(),
+            link_bytes_per_second: device.link(),
+            capacity: device.capacity(),
+            used: device.used(),
+            reserve: device.reserve(),
             granted: ledger.granted(id),
             resident: sum(|page| page.resident),
             swapped: sum(|page| page.swapped),
             unswappable: ledger.holdings(id).map(|(_, holding)| holding.immovable()).sum(),
-            foreign: device.foreign,
+            foreign: device.foreign(),
             free: Bytes(free.max(0) as u64),
-            needed: ledger.holdings(id).map(|(_, holding)| holding.needed).sum(),
+            needed: ledger.holdings(id).map(|(_, holding)| holding.needed()).sum(),
             contended,
             excess: Bytes((-free).max(0) as u64),
-            reading_age_seconds: now.since(device.read_began).as_secs_f64(),
+            reading_age_seconds: now.since(device.read_began()).as_secs_f64(),
         }
     }
 
     fn client(&self, client: &Client, now: Moment) -> snapshot::Client {
         let settings = &self.core.settings;
-        let lease = client.lease.and_then(|lease| {
+        let lease = client.lease().and_then(|lease| {
             let end = lease.began? + policy::lease_length(settings, lease.cost);
             Some(end.since(now).as_secs_f64() - now.since(end).as_secs_f64())
         });
-        let devices = client.devices.iter().map(|(id, holding)| snapshot::ClientDevice {
+        let devices = client.devices().iter().map(|(id, holding)| snapshot::ClientDevice {
             uuid: snapshot::uuid(*id),
-            granted: holding.granted,
-            needed: holding.needed,
-            limit: client.limits.get(id).copied().unwrap_or_default(),
-            resident: holding.page.resident,
-            swapped: holding.page.swapped,
-            shadow: holding.page.shadow,
+            granted: holding.granted(),
+            needed: holding.needed(),
+            limit: client.limits().get(id).copied().unwrap_or_default(),
+            resident: holding.page().resident,
+            swapped: holding.page().swapped,
+            shadow: holding.page().shadow,
             unswappable: holding.immovable(),
-            unswappable_reasons: holding.unswappable.clone(),
-            measured: holding.measured,
+            unswappable_reasons: holding.unswappable().clone(),
+            measured: holding.measured(),
         });
         snapshot::Client {
-            client: client.id,
-            process: client.process,
-            name: client.name.clone(),
-            cgroup: client.cgroup.clone(),
-            owner: self.owners.owner(client.process),
-            shim: client.shim.clone(),
-            priority: client.orders.priority,
-            weight: client.orders.weight.value(),
-            pinned: client.orders.pinned,
+            client: client.id(),
+            process: client.process(),
+            name: client.name().to_owned(),
+            cgroup: client.cgroup().to_owned(),
+            owner: self.owners.owner(client.process()),
+            shim: client.shim().to_owned(),
+            priority: client.orders().priority,
+            weight: client.orders().weight.value(),
+            pinned: client.orders().pinned,
             held_out: client.held_out(),
-            ordered_limit: client.orders.limit,
+            ordered_limit: client.orders().limit,
             activity: activity(client, now),
-            waiting_seconds: client.wants.map_or(0.0, |since| now.since(since).as_secs_f64()),
-            idle_seconds: now.since(client.active_at).as_secs_f64(),
+            waiting_seconds: client.wants().map_or(0.0, |since| now.since(since).as_secs_f64()),
+            idle_seconds: now.since(client.active_at()).as_secs_f64(),
             lease_seconds: lease,
-            virtual_runtime_seconds: client.runtime.as_secs_f64(),
-            stalls: client.stalls,
-            hindered: self.core.hindered.contains_key(&client.id),
-            latecomer: self.core.ledger.devices().values().any(|at| at.latecomers.contains(&client.id)),
+            virtual_runtime_seconds: client.runtime().as_secs_f64(),
+            stalls: client.stalls(),
+            hindered: self.core.hindered.contains_key(&client.id()),
+            latecomer: self.core.ledger.devices().values().any(|at| at.latecomers().contains(&client.id())),
             notes: self.notes(client, now),
             devices: devices.collect(),
-            arenas: client.arenas.len() as u64,
+            arenas: client.arenas().len() as u64,
             arena_bytes: client.arena_bytes(),
             totals: self.totals(client),
         }
@@ -130,75 +130,73 @@ impl Conductor {
     /// Why it cannot run, be stopped or be moved.
     fn notes(&self, client: &Client, now: Moment) -> Vec<String> {
         let mut notes = super::orders::notes(client, now);
-        notes.extend(self.core.hindered.get(&client.id).cloned());
+        notes.extend(self.core.hindered.get(&client.id()).cloned());
         notes.extend(
-            client
-                .dead
-                .as_ref()
-                .map(|why| format!("its device failed ({why}): its memory stays until it exits")),
+            client.dead().map(|why| format!("its device failed ({why}): its memory stays until it exits")),
         );
-        notes.extend(client.untrusted.as_ref().map(|why| format!("it {why}")));
-        if client.bypass {
+        notes.extend(client.untrusted().map(|why| format!("it {why}")));
+        if client.bypass() {
             notes.push(
                 "it makes driver calls that its shim does not see: its memory is never moved".to_owned(),
             );
         }
         for (device, _) in
-            self.core.ledger.devices().iter().filter(|(_, at)| at.latecomers.contains(&client.id))
+            self.core.ledger.devices().iter().filter(|(_, at)| at.latecomers().contains(&client.id()))
         {
             notes.push(format!(
                 "it came when {device} was full: it gets no more memory there, so that one that came before can go on"
             ));
         }
-        for (device, why) in &client.unmanaged {
+        for (device, why) in client.unmanaged() {
             notes.push(format!("on {device} it runs as without an agent: {why}"));
         }
-        if client.unyielding.is_some() {
+        if client.unyielding().is_some() {
             notes.push("it does not yield: others are served around it".to_owned());
         }
-        if client.host_exhausted {
+        if client.host_exhausted() {
             notes.push("no more host memory for its shadows".to_owned());
         }
-        notes.extend(self.owners.notes(client.process));
-        if client.swap_failures > 0 {
-            notes.extend(client.swap_problem.as_ref().map(|why| format!("its last swap out failed: {why}")));
+        notes.extend(self.owners.notes(client.process()));
+        if client.swap_failures() > 0 {
+            notes.extend(client.swap_problem().map(|why| format!("its last swap out failed: {why}")));
         }
         notes
     }
 
     pub(super) fn totals(&self, client: &Client) -> Totals {
         let sum = |of: fn(&Holdings) -> Bytes| -> Bytes {
-            let last = self.pages.get(&client.id).map(|paged| super::view(&paged.page)).unwrap_or_default();
+            let last = self.pages.get(&client.id()).map(|paged| super::view(&paged.page)).unwrap_or_default();
             last.holdings.iter().map(|(_, holdings)| Bytes(of(holdings).0.min(1 << 56))).sum()
         };
-        let calls = self.pages.get(&client.id).map_or(client.calls, |paged| super::view(&paged.page).calls);
-        let observed = self.core.ledger.observed().get(&client.process);
-        let seen = observed.map(|observed| observed.counts).unwrap_or_default();
+        let calls =
+            self.pages.get(&client.id()).map_or(*client.calls(), |paged| super::view(&paged.page).calls);
+        let observed = self.core.ledger.observed().get(&client.process());
+        let seen = observed.map(|observed| *observed.counts()).unwrap_or_default();
         Totals {
             application_calls: Totals::named(&calls.application),
             engine_calls: Totals::named(&calls.engine),
             application_seen: Totals::named(&seen.application),
             engine_seen: Totals::named(&seen.engine),
-            lost: observed.map_or(0, |observed| observed.lost),
+            lost: observed.map_or(0, Observed::lost),
             copied_out: sum(|holdings| holdings.copied_out),
             copied_in: sum(|holdings| holdings.copied_in),
             clean: sum(|holdings| holdings.clean),
-            stops: client.stops_total,
-            stalls: client.stalls_total,
-            swap_failures: client.swap_failures_total,
-            uvm_faults: observed.map_or(0, |observed| observed.uvm_faults),
-            uvm_bytes: observed.map_or(Bytes::ZERO, |observed| observed.uvm_bytes),
+            stops: client.stops_total(),
+            stalls: client.stalls_total(),
+            swap_failures: client.swap_failures_total(),
+            uvm_faults: observed.map_or(0, Observed::uvm_faults),
+            uvm_bytes: observed.map_or(Bytes::ZERO, Observed::uvm_bytes),
         }
     }
 
     fn foreign(&self, process: Process, observed: &Observed, now: Moment) -> snapshot::Foreign {
         let devices = self.core.ledger.devices().values();
-        let listed = devices.filter_map(|device| device.per_process.get(&process.pid).copied());
+        let listed = devices.filter_map(|device| device.per_process().get(&process.pid).copied());
         let measured = listed.reduce(|sum, bytes| sum + bytes);
         let books = observed.for_people(measured);
         snapshot::Foreign {
             process,
-            name: observed.name.clone(),
+            name: observed.name().to_owned(),
             owner: self.owners.owner(process),
             measured: measured.unwrap_or_default(),
             allocated: books.allocated,
@@ -210,26 +208,26 @@ impl Conductor {
             pooled: books.pooled,
             managed: books.managed,
             inexact: books.inexact,
-            idle_seconds: now.since(observed.last_launch).as_secs_f64(),
-            seen: Totals::named(&observed.counts.application),
+            idle_seconds: now.since(observed.last_launch()).as_secs_f64(),
+            seen: Totals::named(&observed.counts().application),
         }
     }
 }
 
 fn activity(client: &Client, now: Moment) -> Activity {
-    if client.exited.is_some() {
+    if client.exited().is_some() {
         Activity::Exited
-    } else if client.dead.is_some() {
+    } else if client.dead().is_some() {
         Activity::Dead
-    } else if client.session.is_none() {
+    } else if client.session().is_none() {
         Activity::Disconnected
-    } else if client.unyielding.is_some() {
+    } else if client.unyielding().is_some() {
         Activity::Unyielding
-    } else if client.stop.is_some() {
+    } else if client.stop().is_some() {
         Activity::Stopping
-    } else if client.wants.is_some() {
+    } else if client.wants().is_some() {
         Activity::Waiting
-    } else if client.lease.is_none() {
+    } else if client.lease().is_none() {
         Activity::Stopped
     } else if client.busy(now) {
         Activity::Running

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Conductor;
 use crate::keep::{FILE, Keeper, Kept, MOST, Remembered};
-use crate::ledger::Client;
+use crate::ledger::{Client, Orders, Past};
 use crate::moment::Moment;
 use crate::observation::Process;
 
@@ -57,9 +57,8 @@ impl Conductor {
     /// A client that is new to this agent gets back what an earlier one knew of it.
     pub(super) fn recall(&mut self, process: Process, now: Moment) {
         let Some(known) = self.memory.before.remove(&process) else { return };
-        let id = self.core.ledger.client_of(process);
-        let Some(client) = id.and_then(|id| self.core.ledger.client_mut(id)) else { return };
-        client.recall(&known, now);
+        let Some(client) = self.core.ledger.client_of(process) else { return };
+        self.core.ledger.recall(client, &past(&known, now));
         self.owners.recall(process, known.annotations);
     }
 
@@ -70,7 +69,7 @@ impl Conductor {
             return;
         }
         self.memory.at = now;
-        let living = self.core.ledger.clients().values().filter(|client| client.exited.is_none());
+        let living = self.core.ledger.clients().values().filter(|client| client.exited().is_none());
         let mut clients: Vec<Remembered> = living.map(|client| self.remembered(client)).collect();
         // Those that have not come yet may still come; once granting has begun, only if they live.
         self.memory.before.retain(|process, _| Process::of(process.pid) == Some(*process));
@@ -91,17 +90,34 @@ impl Conductor {
 
     fn remembered(&self, client: &Client) -> Remembered {
         Remembered {
-            process: client.process,
-            bypass: client.bypass,
-            priority: client.orders.priority,
-            weight: client.orders.weight,
-            pinned: client.orders.pinned,
+            process: client.process(),
+            bypass: client.bypass(),
+            priority: client.orders().priority,
+            weight: client.orders().weight,
+            pinned: client.orders().pinned,
             held_out: client.held_out(),
-            limit: client.orders.limit,
-            annotations: self.owners.ordered(client.process),
-            runtime: client.runtime.as_secs_f64(),
-            stalls: client.stalls,
-            totals: [client.stops_total, client.stalls_total, client.swap_failures_total],
+            limit: client.orders().limit,
+            annotations: self.owners.ordered(client.process()),
+            runtime: client.runtime().as_secs_f64(),
+            stalls: client.stalls(),
+            totals: [client.stops_total(), client.stalls_total(), client.swap_failures_total()],
         }
+    }
+}
+
+/// What the ledger takes over of it: whoever was held out is so from now on.
+fn past(known: &Remembered, now: Moment) -> Past {
+    Past {
+        bypass: known.bypass,
+        orders: Orders {
+            priority: known.priority,
+            weight: known.weight,
+            pinned: known.pinned,
+            held_out: known.held_out.then_some(now),
+            limit: known.limit,
+        },
+        runtime: Duration::try_from_secs_f64(known.runtime).ok(),
+        stalls: known.stalls,
+        totals: known.totals,
     }
 }

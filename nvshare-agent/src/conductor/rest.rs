@@ -46,13 +46,15 @@ impl Conductor {
             return Rhythm::Fast;
         }
         for client in self.core.ledger.clients().values() {
-            let moves = client.devices.values().any(|holding| {
-                holding.outgoing.is_some() || holding.reclaiming.is_some() || holding.granting_since.is_some()
+            let moves = client.devices().values().any(|holding| {
+                holding.outgoing().is_some()
+                    || holding.reclaiming().is_some()
+                    || holding.granting_since().is_some()
             });
-            if moves || client.exited.is_some() || client.stop.is_some() || client.wants.is_some() {
+            if moves || client.exited().is_some() || client.stop().is_some() || client.wants().is_some() {
                 return Rhythm::Fast;
             }
-            if now.since(client.active_at) < QUIET {
+            if now.since(client.active_at()) < QUIET {
                 rhythm = Rhythm::Calm;
             }
         }

@@ -127,7 +127,7 @@ impl Switchboard {
             let switch = snapshot::Switch {
                 number: self.count,
                 client,
-                pid: ledger.client(client).map_or(0, |client| client.process.pid),
+                pid: ledger.client(client).map_or(0, |client| client.process().pid),
                 up_seconds: 0.0,
                 seconds: whole.as_secs_f64(),
                 drain_seconds: open.drained.since(open.began).as_secs_f64(),

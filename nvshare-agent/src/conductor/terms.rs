@@ -21,16 +21,8 @@ const FIRST_READING: Duration = Duration::from_secs(2);
 impl Core {
     /// A client uses the device from now on; its context is there.
     pub(super) fn met(&mut self, client: ClientId, device: DeviceId, now: Moment) -> Vec<Command> {
-        let Some(user) = self.ledger.client_mut(client) else { return Vec::new() };
-        user.limits.remove(&device);
-        if user.holding(device).is_some() {
-            user.met.insert(device, now);
-            return Vec::new();
-        }
-        let why = "this process uses too many devices".to_owned();
-        let why = user.unmanaged.get(&device).cloned().unwrap_or(why);
-        self.ledger.unmanage(client, device, &why);
-        self.command(client, ToShim::Unmanaged { device, why }).into_iter().collect()
+        let told = self.ledger.met(client, device, now).map(|why| ToShim::Unmanaged { device, why });
+        told.and_then(|message| self.command(client, message)).into_iter().collect()
     }
 
     /// Tells those who use a device that is not managed.

@@ -36,7 +36,7 @@ impl Client {
 
     /// It has work to do.
     fn works(&self, now: Moment) -> bool {
-        self.wants.is_some() || (self.lease.is_some() && self.busy(now))
+        self.wants().is_some() || (self.lease().is_some() && self.busy(now))
     }
 
     /// What stays on the device whatever it is told. What is so only for a moment is no reason to refuse anybody memory:
@@ -45,7 +45,7 @@ impl Client {
         if self.exited.is_some() {
             return Bytes::ZERO;
         }
-        let for_good = self.unyielding.is_some() || self.bypass || self.dead.is_some();
+        let for_good = self.unyielding().is_some() || self.bypass || self.dead.is_some();
         if for_good { holding.booked() } else { holding.immovable() }
     }
 }
@@ -105,7 +105,7 @@ impl Ledger {
         let waits = || {
             short.iter().find(|(short, client)| {
                 let short = short - reserve.0 as i64;
-                client.wants.is_some() && short > 0 && !self.latecomers(id, client.id, short).is_empty()
+                client.wants().is_some() && short > 0 && !self.latecomers(id, client.id, short).is_empty()
             })
         };
         ran.or_else(waits).map_or((0, None), |(short, client)| (*short, Some(client.id)))

@@ -13,9 +13,6 @@ impl Ledger {
                 if holding.granted > Bytes(1 << 49) {
                     return Err(format!("client {} has {} on {device}", client.id.0, holding.granted));
                 }
-                if client.lease.is_none() && client.stop.is_some() {
-                    return Err(format!("client {} is being stopped without a lease", client.id.0));
-                }
                 if client.session.is_none() && (holding.outgoing.is_some() || holding.reclaiming.is_some()) {
                     return Err(format!("client {} has commands and no session", client.id.0));
                 }

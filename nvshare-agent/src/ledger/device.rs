@@ -6,8 +6,9 @@ use std::time::Duration;
 use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
 
 use super::holding::{Plausible, STEP};
-use crate::device::Reading;
+use super::readers::readers;
 use crate::moment::Moment;
+use crate::reading::Reading;
 use crate::settings::Settings;
 
 /// How old a reading may be that a grant relies on.
@@ -20,44 +21,62 @@ const LATE: Duration = Duration::from_secs(1);
 /// A GPU.
 #[derive(Clone, Debug, Default)]
 pub struct Device {
-    /// NVML's number.
-    pub index: u32,
-    /// The product.
-    pub name: String,
-    /// All memory.
-    pub total: Bytes,
-    /// What its link can carry each way, in bytes per second.
-    pub link: Option<u64>,
-    /// What the agent may use: the smaller of `total` and the configured capacity.
-    pub capacity: Bytes,
-    /// Never granted. A part of it may be lent: see `admission`.
-    pub reserve: Bytes,
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) total: Bytes,
+    pub(super) link: Option<u64>,
+    pub(super) capacity: Bytes,
+    pub(super) reserve: Bytes,
     /// Host memory that clients on it have for shadows, at the last decision.
-    pub shadows: Bytes,
+    pub(super) shadows: Bytes,
     /// The part of the whole reserve that is for drivers, and not for pinning.
     for_drivers: Bytes,
-    /// Clients that came last and leave one that ran before no room to run: they get no more.
-    pub latecomers: Vec<ClientId>,
+    pub(super) latecomers: Vec<ClientId>,
     /// Since when there have been some.
     pub(super) late_since: Moment,
-    /// In use, by the last reading.
-    pub used: Bytes,
-    /// By process, by the last reading.
-    pub per_process: BTreeMap<u32, Bytes>,
-    /// Used and held by no client: contexts and other overhead of clients, and everybody else.
-    pub foreign: Bytes,
-    /// When the last reading began.
-    pub read_began: Moment,
-    /// What was given back, and when, since the last reading began: nothing confirms yet that it is free.
-    pub unconfirmed: Vec<(Moment, Bytes)>,
-    /// Room that drivers want.
-    pub rooms: Vec<Room>,
+    pub(super) used: Bytes,
+    pub(super) per_process: BTreeMap<u32, Bytes>,
+    pub(super) foreign: Bytes,
+    pub(super) read_began: Moment,
+    pub(super) unconfirmed: Vec<(Moment, Bytes)>,
+    pub(super) rooms: Vec<Room>,
     /// How much of the reserve is lent.
     pub(super) lent: Bytes,
     /// In use, and ascribed to no process by NVML.
     pub(super) rest: Bytes,
     /// `foreign` is known from a reading that may be relied on.
     pub(super) settled: bool,
+}
+
+impl Device {
+    readers! {
+        /// NVML's number.
+        index: u32,
+        /// The product.
+        name: &str,
+        /// All memory.
+        total: Bytes,
+        /// What its link can carry each way, in bytes per second.
+        link: Option<u64>,
+        /// What the agent may use: the smaller of `total` and the configured capacity.
+        capacity: Bytes,
+        /// Never granted. A part of it may be lent: see `admission`.
+        reserve: Bytes,
+        /// Clients that came last and leave one that ran before no room to run: they get no more.
+        latecomers: &[ClientId],
+        /// In use, by the last reading.
+        used: Bytes,
+        /// By process, by the last reading.
+        per_process: &BTreeMap<u32, Bytes>,
+        /// Used and held by no client: contexts and other overhead of clients, and everybody else.
+        foreign: Bytes,
+        /// When the last reading began.
+        read_began: Moment,
+        /// What was given back, and when, since the last reading began: nothing confirms yet that it is free.
+        unconfirmed: &[(Moment, Bytes)],
+        /// Room that drivers want.
+        rooms: &[Room],
+    }
 }
 
 /// What a client's driver wants for itself.

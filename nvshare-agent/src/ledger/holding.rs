@@ -6,6 +6,7 @@ use std::time::Duration;
 use nvshare_common::counters::Holdings;
 use nvshare_common::units::{Bytes, Ticket};
 
+use super::readers::readers;
 use crate::moment::Moment;
 
 /// No device is larger: what a client says is cut to this, so that sums cannot overflow.
@@ -42,30 +43,20 @@ pub struct Reclaiming {
 /// What a client holds on one device.
 #[derive(Clone, Debug, Default)]
 pub struct Holding {
-    /// What it may have resident.
-    pub granted: Bytes,
-    /// What must be resident for it to run.
-    pub needed: Bytes,
-    /// What cannot be moved, by reason, as it reported.
-    pub unswappable: BTreeMap<String, Bytes>,
-    /// The last look at its counters.
-    pub page: Holdings,
-    /// Everything is resident, as far as messages tell.
-    pub complete: bool,
-    /// The swap out under way.
-    pub outgoing: Option<Outgoing>,
-    /// The reclaim under way.
-    pub reclaiming: Option<Reclaiming>,
-    /// When the last reclaim ended.
-    pub reclaimed_at: Moment,
-    /// Since when it has been granted memory without having become resident.
-    pub granting_since: Option<Moment>,
+    pub(super) granted: Bytes,
+    pub(super) needed: Bytes,
+    pub(super) unswappable: BTreeMap<String, Bytes>,
+    pub(super) page: Holdings,
+    pub(super) complete: bool,
+    pub(super) outgoing: Option<Outgoing>,
+    pub(super) reclaiming: Option<Reclaiming>,
+    pub(super) reclaimed_at: Moment,
+    pub(super) granting_since: Option<Moment>,
     /// All it has, by its last counters, resident or not.
     pub(super) page_total: Option<Bytes>,
     /// What it held, by its counters, at moments.
     pub(super) samples: VecDeque<(Moment, Bytes)>,
-    /// What NVML says of its process.
-    pub measured: Option<Bytes>,
+    pub(super) measured: Option<Bytes>,
     /// What it is taken to hold, where there are no counters.
     pub(super) assumed: Option<Bytes>,
     /// The most it can hold beyond its grant, by NVML.
@@ -78,6 +69,31 @@ pub struct Holding {
     pub(super) boasts_since: Option<Moment>,
     /// It is booked at what NVML shows, whatever it was granted: it said what cannot be, or does not give back.
     pub(super) disbelieved: bool,
+}
+
+impl Holding {
+    readers! {
+        /// What it may have resident.
+        granted: Bytes,
+        /// What must be resident for it to run.
+        needed: Bytes,
+        /// What cannot be moved, by reason, as it reported.
+        unswappable: &BTreeMap<String, Bytes>,
+        /// The last look at its counters.
+        page: &Holdings,
+        /// Everything is resident, as far as messages tell.
+        complete: bool,
+        /// The swap out under way.
+        outgoing: Option<Outgoing>,
+        /// The reclaim under way.
+        reclaiming: Option<Reclaiming>,
+        /// When the last reclaim ended.
+        reclaimed_at: Moment,
+        /// Since when it has been granted memory without having become resident.
+        granting_since: Option<Moment>,
+        /// What NVML says of its process.
+        measured: Option<Bytes>,
+    }
 }
 
 /// What must be seen before the grant that a `Hello` claims is believed.

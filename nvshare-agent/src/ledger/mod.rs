@@ -1,17 +1,26 @@
 //! What every client and process holds and does, per device: pure data. Nothing here knows sockets, clocks or CUDA; the
-//! conductor tells it what happened and when, and [`crate::policy`] reads it. Its methods are the only way to change it,
-//! and keep the invariants of docs/architecture.md (see `check`).
+//! conductor tells it what happened and when, and [`crate::policy`] reads it. Its methods are the only way to change it:
+//! decisions are booked in `book`, what is learned in `news`, and no field can be written from outside. They keep the
+//! invariants of docs/architecture.md (see `check`); that the files use nothing but plain data, tests/pure.rs makes sure.
 
+mod activity;
 mod admission;
+mod book;
 mod check;
 mod client;
 mod device;
 mod heat;
 mod holding;
+mod lease;
 mod limits;
+mod moves;
+mod news;
 mod observed;
 mod orders;
+mod readers;
 mod seen;
+mod session;
+mod turn;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -19,22 +28,27 @@ use std::time::Duration;
 use nvshare_common::protocol::Hello;
 use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
 
-use client::Word;
 use holding::Plausible;
+use session::Word;
 
 pub use admission::Incumbents;
-pub use client::{Arena, Client, GangId, Lease, Page, SessionId, Stop};
+pub use book::Booked;
+pub use client::{Client, GangId, Page};
 pub use device::{Device, Room};
 pub use heat::Heat;
 pub use holding::{Holding, Outgoing, Reclaiming};
+pub use lease::{Lease, Stop};
 pub use limits::Told;
+pub use moves::Arena;
+pub use news::{Arrived, Begun};
 pub use observed::Observed;
 pub use orders::Orders;
+pub use session::{Past, SessionId};
 
-use crate::device::Reading;
 use crate::moment::Moment;
 use crate::observation::Process;
 use crate::order::{Order, Priority};
+use crate::reading::Reading;
 use crate::settings::Settings;
 
 /// All of it.
@@ -94,11 +108,6 @@ impl Ledger {
         self.clients.get(&client)
     }
 
-    /// To change one of them in what concerns nobody else.
-    pub fn client_mut(&mut self, client: ClientId) -> Option<&mut Client> {
-        self.clients.get_mut(&client)
-    }
-
     /// The client that is this process.
     pub fn client_of(&self, process: Process) -> Option<ClientId> {
         self.by_process.get(&process).copied()
@@ -119,24 +128,6 @@ impl Ledger {
         self.favoured_at
     }
 
-    /// `Run` was sent to `client`. Says since when it had wanted that, if it runs at once.
-    pub fn run(&mut self, client: ClientId, cap: Option<Moment>, now: Moment) -> Option<Moment> {
-        let runs = self.clients.get_mut(&client)?;
-        let wanted = runs.wants;
-        runs.run(cap, now);
-        wanted.filter(|_| runs.wants.is_none())
-    }
-
-    /// The lease of `client` is given out of turn, now.
-    pub fn favour(&mut self, client: ClientId, now: Moment) {
-        self.favoured_at = now;
-        let Some(client) = self.clients.get_mut(&client) else { return };
-        let began = client.complete().then_some(now);
-        if let Some(lease) = &mut client.lease {
-            (lease.given, lease.began, lease.favoured) = (now, began, true);
-        }
-    }
-
     /// Books an order that can be done. It holds for the client's gang.
     pub fn order(&mut self, order: Order, now: Moment) {
         let Some(gang) = self.client(order.client).map(|client| client.gang) else { return };
@@ -147,19 +138,13 @@ impl Ledger {
             let after = client.orders;
             // It was kept from running: that was no waiting for its turn.
             if before.held_out.is_some() && after.held_out.is_none() {
-                client.wants = client.wants.map(|_| now);
-                client.runtime = client.runtime.max(least.of(after.priority));
+                client.turns.wants = client.turns.wants.map(|_| now);
+                client.turns.runtime = client.turns.runtime.max(least.of(after.priority));
             }
             if before.priority != after.priority {
-                client.runtime = client.runtime.max(least.of(after.priority));
+                client.turns.runtime = client.turns.runtime.max(least.of(after.priority));
             }
         }
-    }
-
-    /// A number for a command.
-    pub fn ticket(&mut self) -> Ticket {
-        self.last_ticket += 1;
-        Ticket(self.last_ticket)
     }
 
     /// The sum of all grants on `device`, those of the dead too, and of what is held beyond them.
@@ -241,20 +226,6 @@ impl Ledger {
         self.no_rooms(client);
     }
 
-    /// The grant of `client` grows. The caller sends it: whatever is sent is booked first.
-    pub fn grant(&mut self, client: ClientId, device: DeviceId, bytes: Bytes, now: Moment) {
-        debug_assert!(
-            self.grantable(device, now).is_some_and(|free| free >= bytes.0 as i64),
-            "a grant of {bytes} exceeds what is seen to be free on {device}"
-        );
-        if let Some(client) = self.clients.get_mut(&client) {
-            let holding = client.devices.entry(device).or_default();
-            holding.granted += bytes;
-            holding.granting_since.get_or_insert(now);
-        }
-        debug_assert_eq!(self.check(), Ok(()));
-    }
-
     /// The shim gave back a part of its grant. Says how much was plausible: no more than it had.
     pub fn released(
         &mut self,
@@ -273,13 +244,6 @@ impl Ledger {
             device.given_back(believed, now);
         }
         believed
-    }
-
-    /// So much is no longer booked on `device`, by a client's word: no reading shows yet that it is free.
-    pub fn unbooked(&mut self, device: DeviceId, bytes: Bytes, now: Moment) {
-        if let Some(device) = self.devices.get_mut(&device) {
-            device.given_back(bytes, now);
-        }
     }
 
     /// What may be granted on `device` right now: NVML was read lately, and what was given back since does not count.
@@ -443,7 +407,7 @@ impl Ledger {
             return;
         }
         // Whether anybody else contends is asked for each request: the sum does not depend on who asks.
-        let contends = |client: &Client| client.lease.is_some() || client.wants.is_some();
+        let contends = |client: &Client| client.lease().is_some() || client.wants().is_some();
         let contenders = clients.values().filter(|client| contends(client)).count();
         for device in self.devices.values_mut() {
             let mut asked: BTreeMap<ClientId, (Bytes, bool)> = BTreeMap::new();
@@ -456,28 +420,8 @@ impl Ledger {
                 let (Some(client), None) = (clients.get(&room.client), room.made) else { continue };
                 let recently = client.large_room.is_some_and(|made| now.since(made) < pause);
                 let others = contenders - usize::from(contends(client));
-                let turn = client.lease.is_some() || others == 0;
+                let turn = client.lease().is_some() || others == 0;
                 room.presses = !room.large || (turn && !recently && !std::mem::replace(large, true));
-            }
-        }
-    }
-
-    /// The request was answered: room that was made is kept free until a reading shows what became of it.
-    pub fn room_answered(&mut self, client: ClientId, ticket: Ticket, made: bool, now: Moment) {
-        for device in self.devices.values_mut() {
-            if let Some(at) =
-                device.rooms.iter().position(|room| room.client == client && room.ticket == ticket)
-            {
-                if made {
-                    device.rooms[at].made = Some(now);
-                    if device.rooms[at].large
-                        && let Some(client) = self.clients.get_mut(&client)
-                    {
-                        client.large_room = Some(now);
-                    }
-                } else {
-                    device.rooms.remove(at);
-                }
             }
         }
     }
@@ -485,11 +429,6 @@ impl Ledger {
     /// What a switch costs, as an earlier agent measured it.
     pub fn switches_cost(&mut self, cost: Duration) {
         self.switch_cost = cost;
-    }
-
-    /// A switch took this long.
-    pub fn switched(&mut self, cost: Duration) {
-        self.switch_cost = if self.switch_cost.is_zero() { cost } else { (self.switch_cost * 3 + cost) / 4 };
     }
 
     /// Charges the time since the last call to those who ran. Nobody's runtime is left so far behind, or so far ahead,
@@ -501,13 +440,13 @@ impl Ledger {
         let least = self.least_runtimes(now);
         for client in self.clients.values_mut() {
             let ahead = (2 * settings.lease_ceiling).div_f64(client.orders.weight.value());
-            client.runtime = client.runtime.min(least.of(client.orders.priority) + ahead);
+            client.turns.runtime = client.turns.runtime.min(least.of(client.orders.priority) + ahead);
         }
     }
 
     /// Looks for commands without an answer. Says who is served around from now on, and why.
     pub fn overdue(&mut self, settings: &Settings, now: Moment) -> Vec<(ClientId, &'static str)> {
-        let late = |client: &mut Client| Some((client.id, client.overdue(settings, now)?));
+        let late = |client: &mut Client| Some((client.id, client.late(settings, now)?));
         self.clients.values_mut().filter_map(late).collect()
     }
 
@@ -515,9 +454,9 @@ impl Ledger {
     pub fn wants(&mut self, client: ClientId, now: Moment) {
         let least = self.least_runtimes(now);
         if let Some(client) = self.clients.get_mut(&client) {
-            if client.wants.is_none() {
-                client.wants = Some(now);
-                client.runtime = client.runtime.max(least.of(client.orders.priority));
+            if client.wants().is_none() {
+                client.turns.wants = Some(now);
+                client.turns.runtime = client.turns.runtime.max(least.of(client.orders.priority));
             }
             client.active(now);
         }
@@ -528,11 +467,11 @@ impl Ledger {
         let (mut least, mut most) = ([None; 3], [Duration::ZERO; 3]);
         for client in self.clients.values() {
             let class = client.orders.priority as usize;
-            most[class] = most[class].max(client.runtime);
-            let contends = client.wants.is_some() || (client.lease.is_some() && client.busy(now));
+            most[class] = most[class].max(client.runtime());
+            let contends = client.wants().is_some() || (client.lease().is_some() && client.busy(now));
             if client.commandable() && !client.held_out() && contends {
-                let smallest = least[class].get_or_insert(client.runtime);
-                *smallest = client.runtime.min(*smallest);
+                let smallest = least[class].get_or_insert(client.runtime());
+                *smallest = client.runtime().min(*smallest);
             }
         }
         LeastRuntimes(std::array::from_fn(|class| least[class].unwrap_or(most[class])))

@@ -15,6 +15,7 @@ use nvshare_common::event::Loss;
 use nvshare_common::probe::Call;
 use nvshare_common::units::{Bytes, DevicePtr, DeviceRange};
 
+use super::readers::readers;
 use crate::moment::Moment;
 use crate::observation::{Context, Counts, Observation};
 
@@ -41,26 +42,20 @@ struct Handle {
 /// A process as it was observed.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
-    /// Its name.
-    pub name: String,
-    /// All its calls.
-    pub counts: Counts,
+    pub(super) name: String,
+    pub(super) counts: Counts,
     /// Its last call.
-    pub last_call: Moment,
-    /// Its last launch.
-    pub last_launch: Moment,
-    /// Records about it that were lost.
-    pub lost: u64,
+    pub(super) last_call: Moment,
+    pub(super) last_launch: Moment,
+    pub(super) lost: u64,
     allocated: Bytes,
     by_device: BTreeMap<Option<u32>, Bytes>,
     pooled: Bytes,
     managed: Bytes,
     /// Calls that asked for managed memory to be moved, and their bytes.
-    pub prefetched: Bytes,
-    /// Faults of managed memory.
-    pub uvm_faults: u64,
-    /// Managed bytes that moved, both ways.
-    pub uvm_bytes: Bytes,
+    pub(super) prefetched: Bytes,
+    pub(super) uvm_faults: u64,
+    pub(super) uvm_bytes: Bytes,
     /// Lost records that do not matter any more: all memory was gone since.
     settled: u64,
     /// It was observed from its beginning on, and in full.
@@ -75,6 +70,23 @@ pub struct Observed {
     /// References to primary contexts, by device.
     primary: BTreeMap<u32, u64>,
     contexts: BTreeSet<u64>,
+}
+
+impl Observed {
+    readers! {
+        /// Its name.
+        name: &str,
+        /// All its calls.
+        counts: &Counts,
+        /// Its last launch.
+        last_launch: Moment,
+        /// Records about it that were lost.
+        lost: u64,
+        /// Faults of managed memory.
+        uvm_faults: u64,
+        /// Managed bytes that moved, both ways.
+        uvm_bytes: Bytes,
+    }
 }
 
 /// The memory of a process, to be shown.

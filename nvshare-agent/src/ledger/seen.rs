@@ -17,7 +17,7 @@ const RANGE: usize = 40;
 
 impl Ledger {
     /// Books one observation about a process; what is known of it then. At most [`Observed::PROCESSES`] are known at a time.
-    pub fn observe(&mut self, process: Process, observation: &Observation) -> Option<&mut Observed> {
+    pub fn observe(&mut self, process: Process, observation: &Observation) -> Option<&Observed> {
         if self.observed.len() >= Observed::PROCESSES && !self.observed.contains_key(&process) {
             return None;
         }
@@ -26,6 +26,13 @@ impl Ledger {
         observed.book(observation, ALL.saturating_sub(self.remembered) / ENTRY);
         self.remembered += ENTRY * observed.entries();
         Some(observed)
+    }
+
+    /// The name of a process that is known.
+    pub fn observed_named(&mut self, process: Process, name: &str) {
+        if let Some(observed) = self.observed.get_mut(&process) {
+            name.clone_into(&mut observed.name);
+        }
     }
 
     /// What an observation says of which memory of a client is in use.

@@ -22,7 +22,7 @@ use nvshare_common::units::{Bytes, ClientId, DeviceId};
 use super::Hindrance;
 use super::rooms::ROOM_WAITS;
 use super::units::{Rank, Role, Unit};
-use crate::ledger::{Client, Ledger};
+use crate::ledger::{Client, Device, Ledger};
 use crate::moment::Moment;
 use crate::order::Priority;
 use crate::settings::Settings;
@@ -103,12 +103,13 @@ struct Field {
 
 impl Field {
     fn new(ledger: &Ledger, settings: &Settings, units: &[Unit], now: Moment) -> Field {
-        let rooms = ledger.devices().values().flat_map(|device| &device.rooms);
+        let rooms = ledger.devices().values().flat_map(Device::rooms);
         let asks: BTreeSet<_> = rooms.filter(|room| room.presses).map(|room| room.client).collect();
         // Whoever asks without end does not keep the lease for ever by that.
         let longest = settings.lease_ceiling + ROOM_WAITS;
         let asks = |client: &&Client| {
-            asks.contains(&client.id) && client.lease.is_some_and(|lease| now.since(lease.given) < longest)
+            asks.contains(&client.id())
+                && client.lease().is_some_and(|lease| now.since(lease.given) < longest)
         };
         let mut field = Field::default();
         for (index, unit) in units.iter().enumerate() {
@@ -262,8 +263,8 @@ struct Most {
 impl Most {
     fn new(ledger: &Ledger, units: &[Unit]) -> Most {
         let left = ledger.devices().iter().map(|(id, device)| (*id, device.budget())).collect();
-        let late = ledger.devices().iter().filter(|(_, device)| !device.latecomers.is_empty());
-        let late = late.map(|(id, device)| (*id, device.latecomers.clone())).collect();
+        let late = ledger.devices().iter().filter(|(_, device)| !device.latecomers().is_empty());
+        let late = late.map(|(id, device)| (*id, device.latecomers().to_vec())).collect();
         let mut most = Most { left, pinned: BTreeMap::new(), who: Vec::new(), late };
         // Whoever waits for the memory of the dead, which is about to be seen gone, has not to wait for ever.
         for unit in units.iter().filter(|unit| !unit.dying()) {

@@ -124,17 +124,17 @@ impl Plan<'_> {
             if missing <= 0 {
                 break;
             }
-            let Some(holding) = client.devices.get(&device) else { continue };
-            if let Some(reclaiming) = holding.reclaiming {
+            let Some(holding) = client.devices().get(&device) else { continue };
+            if let Some(reclaiming) = holding.reclaiming() {
                 missing -= reclaiming.expected.0 as i64;
                 continue;
             }
-            let idle_grant = holding.granted.saturating_sub(holding.held().max(holding.needed));
+            let idle_grant = holding.granted().saturating_sub(holding.held().max(holding.needed()));
             if idle_grant >= SLACK
                 && client.commandable()
-                && self.now.since(holding.reclaimed_at) > RECLAIM_AGAIN
+                && self.now.since(holding.reclaimed_at()) > RECLAIM_AGAIN
             {
-                self.out.todo.push(Decision::Reclaim { client: client.id, device, expected: idle_grant });
+                self.out.todo.push(Decision::Reclaim { client: client.id(), device, expected: idle_grant });
                 missing -= idle_grant.0 as i64;
             }
         }
@@ -145,7 +145,7 @@ impl Plan<'_> {
     fn hold_out(&mut self) {
         let units = self.units;
         for unit in units.iter().filter(|unit| unit.role == Role::HeldOut) {
-            let leased = unit.members.iter().any(|client| client.lease.is_some());
+            let leased = unit.members.iter().any(|client| client.lease().is_some());
             if leased {
                 self.stop(unit, None);
             }
@@ -176,9 +176,9 @@ impl Plan<'_> {
             if !client.movable() {
                 continue;
             }
-            if let Some(outgoing) = holding.outgoing {
+            if let Some(outgoing) = holding.outgoing() {
                 missing -= outgoing.left.0 as i64;
-            } else if client.stop.is_some() {
+            } else if client.stop().is_some() {
                 missing -= takeable(client, device).0 as i64;
             }
         }
@@ -191,7 +191,7 @@ impl Plan<'_> {
             if gives == Bytes::ZERO || unit.role == Role::Leaving || !self.willing(unit, device, missing) {
                 continue;
             }
-            if unit.members.iter().any(|client| client.lease.is_some()) {
+            if unit.members.iter().any(|client| client.lease().is_some()) {
                 self.stop(unit, gains);
                 missing -= gives.0 as i64;
                 continue;
@@ -205,33 +205,33 @@ impl Plan<'_> {
     /// Whether the unit can give now: its last attempt did not just fail, and host memory for it is there.
     fn willing(&self, unit: &Unit, device: DeviceId, missing: i64) -> bool {
         unit.members.iter().all(|client| {
-            let Some(holding) = client.devices.get(&device) else { return true };
+            let Some(holding) = client.devices().get(&device) else { return true };
             let moves =
                 Bytes(missing.max(0) as u64).min(takeable(client, device)).saturating_sub(holding.unused());
-            let shadowed = client.host_exhausted || client.shadow_room() >= moves;
-            client.swap_retry_at <= self.now && shadowed
+            let shadowed = client.host_exhausted() || client.shadow_room() >= moves;
+            client.swap_retry_at() <= self.now && shadowed
         })
     }
 
     fn stop(&mut self, unit: &Unit, gains: Option<ClientId>) {
         for client in &unit.members {
-            if client.lease.is_some() && client.stop.is_none() && self.stopping.insert(client.id) {
-                self.out.todo.push(Decision::Stop { client: client.id, gains });
+            if client.lease().is_some() && client.stop().is_none() && self.stopping.insert(client.id()) {
+                self.out.todo.push(Decision::Stop { client: client.id(), gains });
             }
         }
     }
 
     fn swap_out(&mut self, client: &Client, device: DeviceId, missing: i64, gains: Option<ClientId>) -> i64 {
-        let Some(holding) = client.devices.get(&device) else { return 0 };
-        if missing <= 0 || holding.outgoing.is_some() {
+        let Some(holding) = client.devices().get(&device) else { return 0 };
+        if missing <= 0 || holding.outgoing().is_some() {
             return 0;
         }
         let whole = (missing as u64).next_multiple_of(PIECE);
-        let bytes = Bytes(whole).min(takeable(client, device)).min(holding.granted);
+        let bytes = Bytes(whole).min(takeable(client, device)).min(holding.granted());
         if bytes == Bytes::ZERO {
             return 0;
         }
-        self.out.todo.push(Decision::SwapOut { client: client.id, device, bytes, gains });
+        self.out.todo.push(Decision::SwapOut { client: client.id(), device, bytes, gains });
         bytes.0 as i64
     }
 
@@ -239,10 +239,11 @@ impl Plan<'_> {
     fn rooms(&mut self, id: DeviceId, device: &Device, grantable: Option<i64>) -> bool {
         let mut open = false;
         // What drivers want may come from the reserve: it is there for that.
-        let reserve = device.reserve.0 as i64;
-        let made: Bytes = device.rooms.iter().filter(|room| room.made.is_some()).map(|room| room.bytes).sum();
+        let reserve = device.reserve().0 as i64;
+        let made: Bytes =
+            device.rooms().iter().filter(|room| room.made.is_some()).map(|room| room.bytes).sum();
         let mut left = grantable.map(|left| left + reserve - made.0 as i64);
-        let mut waiting = device.rooms.iter().filter(|room| room.made.is_none()).peekable();
+        let mut waiting = device.rooms().iter().filter(|room| room.made.is_none()).peekable();
         if waiting.peek().is_none() {
             return false;
         }
@@ -283,11 +284,11 @@ impl Plan<'_> {
     fn run(&mut self, chosen: &Chosen, spare: &BTreeMap<DeviceId, (Option<i64>, bool)>) {
         for (index, cap) in &chosen.running {
             for client in &self.units[*index].members {
-                if client.lease.is_none() {
-                    self.out.todo.push(Decision::Run { client: client.id, cap: *cap });
+                if client.lease().is_none() {
+                    self.out.todo.push(Decision::Run { client: client.id(), cap: *cap });
                 }
                 if chosen.favoured == Some(*index) {
-                    self.out.todo.push(Decision::Favour { client: client.id });
+                    self.out.todo.push(Decision::Favour { client: client.id() });
                 }
             }
         }
@@ -306,8 +307,8 @@ impl Plan<'_> {
             for device in unit.devices() {
                 *left.entry(*device).or_default() -= lack(device);
             }
-            for client in unit.members.iter().filter(|client| client.lease.is_none()) {
-                self.out.todo.push(Decision::Run { client: client.id, cap: None });
+            for client in unit.members.iter().filter(|client| client.lease().is_none()) {
+                self.out.todo.push(Decision::Run { client: client.id(), cap: None });
             }
         }
     }
@@ -336,16 +337,16 @@ impl Plan<'_> {
 }
 
 fn takes_from(decision: &Decision, unit: &Unit) -> bool {
-    matches!(decision, Decision::SwapOut { client, .. } if unit.members.iter().any(|member| member.id == *client))
+    matches!(decision, Decision::SwapOut { client, .. } if unit.members.iter().any(|member| member.id() == *client))
 }
 
 /// What the unit's members lack on `device`.
 fn lacks(unit: &Unit, device: DeviceId) -> Vec<Lack> {
     let lack = |client: &&Client| {
-        let holding = client.devices.get(&device)?;
-        let bytes = holding.needed.saturating_sub(holding.granted);
-        (client.commandable() && bytes > Bytes::ZERO && holding.outgoing.is_none())
-            .then_some(Lack { client: client.id, bytes })
+        let holding = client.devices().get(&device)?;
+        let bytes = holding.needed().saturating_sub(holding.granted());
+        (client.commandable() && bytes > Bytes::ZERO && holding.outgoing().is_none())
+            .then_some(Lack { client: client.id(), bytes })
     };
     unit.members.iter().filter_map(lack).collect()
 }

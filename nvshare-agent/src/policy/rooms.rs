@@ -31,17 +31,18 @@ impl<'a> MostRoom<'a> {
             .holdings(id)
             .map(|(holder, holding)| holding.booked().saturating_sub(takeable(holder, id)))
             .sum();
-        let most = device.budget() + device.reserve.0 as i64 - stays.0 as i64;
+        let most = device.budget() + device.reserve().0 as i64 - stays.0 as i64;
         MostRoom { ledger, id, device, now, most, incumbents: ledger.incumbents(id, now) }
     }
 
     pub(super) fn of(&self, client: ClientId) -> i64 {
         let Some(client) = self.ledger.client(client) else { return self.most };
-        if self.device.refuses(client.id, self.now) {
+        if self.device.refuses(client.id(), self.now) {
             return 0;
         }
         // What could be taken from it stays there while it runs.
-        let own = client.devices.get(&self.id).map(|holding| takeable(client, self.id).min(holding.booked()));
+        let own =
+            client.devices().get(&self.id).map(|holding| takeable(client, self.id).min(holding.booked()));
         let most = self.most - own.unwrap_or_default().0 as i64;
         most.min(self.incumbents.leave(client, self.id).unwrap_or(i64::MAX))
     }
@@ -51,7 +52,7 @@ impl<'a> MostRoom<'a> {
 pub(super) fn impossible(ledger: &Ledger, now: Moment) -> Vec<Decision> {
     let mut refused = Vec::new();
     for (id, device) in ledger.devices() {
-        let mut waiting = device.rooms.iter().filter(|room| room.made.is_none()).peekable();
+        let mut waiting = device.rooms().iter().filter(|room| room.made.is_none()).peekable();
         if waiting.peek().is_none() {
             continue;
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
 
 use super::lease_length;
-use crate::ledger::{Client, Ledger};
+use crate::ledger::{Client, Holding, Ledger};
 use crate::moment::Moment;
 use crate::order::Priority;
 use crate::settings::Settings;
@@ -78,7 +78,7 @@ impl Need {
 
 impl Unit<'_> {
     pub(super) fn id(&self) -> ClientId {
-        self.members[0].id
+        self.members[0].id()
     }
 
     /// Choosing it begins something: it has no lease, or had it before it wanted more memory than it has (a new process
@@ -104,21 +104,21 @@ impl Unit<'_> {
     /// It wants to grow by more than it ever ran with, under a lease that was not given for that.
     pub(super) fn outgrew(&self) -> bool {
         self.members.iter().any(|client| {
-            let needed: Bytes = client.devices.values().map(|holding| holding.needed).sum();
+            let needed: Bytes = client.devices().values().map(Holding::needed).sum();
             !client.complete()
-                && client.lease.is_some_and(|lease| lease.began.is_some())
-                && needed.saturating_sub(client.accustomed) > client.accustomed
+                && client.lease().is_some_and(|lease| lease.began.is_some())
+                && needed.saturating_sub(client.accustomed()) > client.accustomed()
         })
     }
 
     /// Its processes ended, and what they hold goes.
     pub(super) fn dying(&self) -> bool {
-        self.members.iter().all(|client| client.exited.is_some() && !client.overdue)
+        self.members.iter().all(|client| client.exited().is_some() && !client.overdue())
     }
 
     /// When the longest-waiting of it began to wait.
     pub(super) fn waits_since(&self) -> Moment {
-        self.members.iter().filter_map(|client| client.wants).min().unwrap_or(Moment(u64::MAX))
+        self.members.iter().filter_map(|client| client.wants()).min().unwrap_or(Moment(u64::MAX))
     }
 }
 
@@ -126,15 +126,15 @@ impl Unit<'_> {
 pub(super) fn units<'a>(ledger: &'a Ledger, settings: &Settings, now: Moment) -> Vec<Unit<'a>> {
     let mut clients: Vec<&Client> = ledger.clients().values().collect();
     // Stable: the members of a gang stay in the order of their numbers.
-    clients.sort_by_key(|client| client.gang);
-    let gangs = clients.chunk_by(|one, next| one.gang == next.gang);
+    clients.sort_by_key(|client| client.gang());
+    let gangs = clients.chunk_by(|one, next| one.gang() == next.gang());
     gangs.map(|members| unit(ledger, settings, members.to_vec(), now)).collect()
 }
 
 fn unit<'a>(ledger: &Ledger, settings: &Settings, members: Vec<&'a Client>, now: Moment) -> Unit<'a> {
-    let mut needs: Vec<(DeviceId, Need)> = Vec::with_capacity(members[0].devices.len());
+    let mut needs: Vec<(DeviceId, Need)> = Vec::with_capacity(members[0].devices().len());
     for client in &members {
-        for (device, holding) in &client.devices {
+        for (device, holding) in client.devices() {
             let at = needs.iter().position(|(known, _)| known == device).unwrap_or_else(|| {
                 needs.push((*device, Need::default()));
                 needs.len() - 1
@@ -143,12 +143,12 @@ fn unit<'a>(ledger: &Ledger, settings: &Settings, members: Vec<&'a Client>, now:
             need.granted += holding.booked();
             let stays = holding.booked().saturating_sub(takeable(client, *device));
             // What a pinned one does not use can be asked back while it runs.
-            need.floor += if client.commandable() && client.orders.pinned {
+            need.floor += if client.commandable() && client.orders().pinned {
                 stays.min(holding.claimed())
             } else {
                 stays
             };
-            need.needed += if client.commandable() { holding.needed } else { holding.booked() };
+            need.needed += if client.commandable() { holding.needed() } else { holding.booked() };
         }
     }
     needs.sort_unstable_by_key(|(device, _)| *device);
@@ -159,9 +159,9 @@ fn unit<'a>(ledger: &Ledger, settings: &Settings, members: Vec<&'a Client>, now:
     Unit {
         role,
         rank: rank(&members, role),
-        wants: members.iter().filter_map(|client| client.wants).min(),
-        runtime: members.iter().map(|client| client.runtime).max().unwrap_or_default(),
-        active_at: members.iter().map(|client| client.active_at).max().unwrap_or_default(),
+        wants: members.iter().filter_map(|client| client.wants()).min(),
+        runtime: members.iter().map(|client| client.runtime()).max().unwrap_or_default(),
+        active_at: members.iter().map(|client| client.active_at()).max().unwrap_or_default(),
         needs,
         members,
     }
@@ -170,44 +170,44 @@ fn unit<'a>(ledger: &Ledger, settings: &Settings, members: Vec<&'a Client>, now:
 /// What `client` could be made to give back on `device`: nothing while it cannot or must not be stopped or moved; as much
 /// as its host memory takes.
 pub(super) fn takeable(client: &Client, device: DeviceId) -> Bytes {
-    let Some(holding) = client.devices.get(&device) else { return Bytes::ZERO };
-    if !client.movable() || client.orders.pinned {
+    let Some(holding) = client.devices().get(&device) else { return Bytes::ZERO };
+    if !client.movable() || client.orders().pinned {
         return Bytes::ZERO;
     }
     holding.booked().saturating_sub(holding.immovable() + client.homeless(holding))
 }
 
 fn rank(members: &[&Client], role: Role) -> Rank {
-    if members.iter().any(|client| client.orders.pinned) {
+    if members.iter().any(|client| client.orders().pinned) {
         return Rank::Pinned;
     }
-    let favoured = members.iter().any(|client| client.lease.is_some_and(|lease| lease.favoured));
+    let favoured = members.iter().any(|client| client.lease().is_some_and(|lease| lease.favoured));
     if favoured && matches!(role, Role::Protected { .. }) {
         return Rank::Priority(Priority::High);
     }
-    Rank::Priority(members.iter().map(|client| client.orders.priority).max().unwrap_or_default())
+    Rank::Priority(members.iter().map(|client| client.orders().priority).max().unwrap_or_default())
 }
 
 fn role(ledger: &Ledger, settings: &Settings, members: &[&Client], now: Moment) -> Role {
     if !members.iter().all(|client| client.commandable()) {
         return Role::Fixed;
     }
-    if members.iter().any(|client| client.stop.is_some()) {
+    if members.iter().any(|client| client.stop().is_some()) {
         return Role::Leaving;
     }
-    let wants = members.iter().any(|client| client.wants.is_some());
+    let wants = members.iter().any(|client| client.wants().is_some());
     let held_out = members.iter().any(|client| client.held_out());
-    if members.iter().all(|client| client.lease.is_none()) && held_out {
+    if members.iter().all(|client| client.lease().is_none()) && held_out {
         return Role::HeldOut;
     }
-    if members.iter().any(|client| client.lease.is_none()) && !held_out {
+    if members.iter().any(|client| client.lease().is_none()) && !held_out {
         return if wants { Role::Waiting } else { Role::Resting };
     }
-    if members.iter().any(|client| client.unyielding.is_some() || client.bypass) {
+    if members.iter().any(|client| client.unyielding().is_some() || client.bypass()) {
         let never = Moment(u64::MAX);
         return Role::Protected { floor: never, until: never };
     }
-    let retry = members.iter().map(|client| client.retry_at).max().unwrap_or_default();
+    let retry = members.iter().map(|client| client.retry_at()).max().unwrap_or_default();
     if retry > now {
         return Role::Protected { floor: retry, until: retry };
     }
@@ -225,12 +225,12 @@ fn role(ledger: &Ledger, settings: &Settings, members: &[&Client], now: Moment) 
 
 /// It was told to run and its memory is on the way.
 fn arriving(client: &Client) -> bool {
-    client.lease.is_some_and(|lease| lease.began.is_none())
+    client.lease().is_some_and(|lease| lease.began.is_none())
 }
 
 /// When nobody has to respect its lease any more.
 fn lease_end(settings: &Settings, client: &Client) -> Moment {
-    let Some(lease) = client.lease else { return Moment::NEVER };
+    let Some(lease) = client.lease() else { return Moment::NEVER };
     let end = match lease.began {
         Some(began) => began + lease_length(settings, lease.cost),
         None => lease.given + settings.lease_ceiling + ARRIVAL,
@@ -241,13 +241,13 @@ fn lease_end(settings: &Settings, client: &Client) -> Moment {
 
 /// When somebody of a higher rank may take its place.
 fn lease_floor(settings: &Settings, client: &Client) -> Moment {
-    let Some(lease) = client.lease else { return Moment::NEVER };
+    let Some(lease) = client.lease() else { return Moment::NEVER };
     lease.began.unwrap_or(lease.given + ARRIVAL) + settings.lease_floor
 }
 
 /// Idle for as long as switching away and back would cost; at once if it usually pauses for longer than twice that.
 fn idle(ledger: &Ledger, client: &Client, now: Moment) -> bool {
-    let quiet = now.since(client.active_at);
+    let quiet = now.since(client.active_at());
     if quiet < SHORTEST_IDLE {
         return false;
     }

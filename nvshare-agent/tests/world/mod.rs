@@ -127,7 +127,7 @@ impl World {
             world.allocate(client, (number % 8) as u8, (1 + number % 7) * GIB);
             world.shims[client].works = number % 3 == 0;
             let id = world.shims[client].id;
-            world.core.ledger.client_mut(id).unwrap().cgroup = format!("/kubepods/pod{number}");
+            world.core.ledger.named(id, String::new(), format!("/kubepods/pod{number}"));
             let process = world.shims[client].process;
             for piece in 0..1000_u64 {
                 // With a gap behind each, or they would be one.
@@ -262,7 +262,7 @@ impl World {
         let hello = Hello { release: "test".into(), running: shim.lease, devices, arenas: 0, bypass: false };
         let process = shim.process;
         let id = self.core.hello(process, session, &hello, self.moment());
-        self.core.arena(id, ArenaId(0), Bytes(self.arena), true);
+        self.core.ledger.arena(id, ArenaId(0), Bytes(self.arena), true);
         self.shims[index].id = id;
     }
 
@@ -385,16 +385,16 @@ impl World {
             .clients()
             .values()
             .map(|client| {
-                let holding = client.devices.values().next();
+                let holding = client.devices().values().next();
                 format!(
                     "\n  {:?}: lease {} wants {} stop {} runtime {:.2?} granted {:?} needed {:?} complete {}",
-                    client.id,
-                    client.lease.is_some(),
-                    client.wants.is_some(),
-                    client.stop.is_some(),
-                    client.runtime,
-                    holding.map(|holding| holding.granted),
-                    holding.map(|holding| holding.needed),
+                    client.id(),
+                    client.lease().is_some(),
+                    client.wants().is_some(),
+                    client.stop().is_some(),
+                    client.runtime(),
+                    holding.map(nvshare_agent::ledger::Holding::granted),
+                    holding.map(nvshare_agent::ledger::Holding::needed),
                     client.complete()
                 )
             })
@@ -679,13 +679,14 @@ impl World {
     /// From the moment when nothing is under way any more, a pinned client loses nothing.
     fn check_pinned(&mut self) {
         for (index, shim) in self.shims.iter().enumerate() {
-            let client = self.core.ledger.client(shim.id).filter(|client| shim.alive && client.orders.pinned);
+            let client =
+                self.core.ledger.client(shim.id).filter(|client| shim.alive && client.orders().pinned);
             let Some(client) = client else {
                 self.pinned.remove(&index);
                 continue;
             };
-            let under_way =
-                !shim.outs.is_empty() || client.devices.values().any(|holding| holding.outgoing.is_some());
+            let under_way = !shim.outs.is_empty()
+                || client.devices().values().any(|holding| holding.outgoing().is_some());
             if let Some(before) = self.pinned.get(&index) {
                 assert_eq!(shim.moved_out, *before, "client {index} is pinned and was swapped out");
             } else if !under_way {
@@ -702,7 +703,7 @@ impl World {
                 if let Some(client) = self.core.ledger.client(shim.id)
                     && shim.alive
                 {
-                    let booked = client.devices.get(device).map_or(0, |holding| holding.granted.0);
+                    let booked = client.devices().get(device).map_or(0, |holding| holding.granted().0);
                     assert!(booked >= balance, "client {index} has {balance}, booked are {booked}");
                 }
             }

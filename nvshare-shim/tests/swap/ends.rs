@@ -96,7 +96,7 @@ pub(crate) fn references() {
 
 /// As an H200 answers it.
 pub(crate) fn under_gone() {
-    let gpu = Gpu::open();
+    Gpu::open();
     let mut primary = std::ptr::null_mut();
     cu!(cuCtxGetCurrent(&raw mut primary));
     let mut other = std::ptr::null_mut();
@@ -105,7 +105,6 @@ pub(crate) fn under_gone() {
     cu!(cuMemsetD8_v2(theirs, 7, BYTES));
     cu!(cuCtxSynchronize());
     cu!(cuCtxSetCurrent(primary));
-    drop(gpu);
     cu!(cuDevicePrimaryCtxReset_v2(0));
     let (mut at, mut pitch, mut free_bytes, mut total) = (0, 0, 0, 0);
     // SAFETY: memory of the program, and places for answers.

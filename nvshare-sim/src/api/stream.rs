@@ -38,7 +38,6 @@ export! {
         let stream = STREAMS.get(handle).ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?;
         stream.context.jam.pass();
         STREAMS.remove(handle);
-        capture::forget(&stream);
         stream.close();
         failure::check()
     }
