@@ -86,7 +86,7 @@ const QUICK: [(&str, &[&str]); 5] = [
     ("nvshare-common", &[]),
     (
         "nvshare-agent",
-        &["admission", "books", "grants", "hostile", "orders", "promises", "turns", "unmanaged"],
+        &["admission", "books", "grants", "hostile", "orders", "promises", "pure", "turns", "unmanaged"],
     ),
     ("nvshare-shim", &["gate_model", "asks_model"]),
     (
