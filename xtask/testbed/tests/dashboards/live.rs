@@ -11,8 +11,12 @@ use crate::{RULES, expected, pages};
 
 /// A card of 96 MiB behind a link on which a switch lasts a fifth of a second.
 fn node() -> Node {
+    node_with("96M")
+}
+
+fn node_with(card: &str) -> Node {
     Node::builder()
-        .env("NVSHARE_SIM_CARD_BYTES", "96M")
+        .env("NVSHARE_SIM_CARD_BYTES", card)
         .env("NVSHARE_SIM_LINK_BYTES_PER_SECOND", "400000000")
         .env("NVSHARE_EXTENT_BYTES", "4M")
         .build()
@@ -126,16 +130,17 @@ fn alerts_hold_where_memory_cannot_be_moved_and_where_the_agent_is_gone() {
     if !prometheus::is_installed("alerts_hold_where_memory_cannot_be_moved_and_where_the_agent_is_gone") {
         return;
     }
-    let node = node();
+    let node = node_with("144M");
     let mut agent = node.agent(["--lease-ceiling", "1s", "--reserve", "2M", "--host-memory", "16M"]);
     let start =
         |flags: &str| Client::start(&mut node.workload(&format!("{flags} --seconds 100")).with_shim());
-    // A third of the card for good, and then two who want a third of it each, at once, with nowhere to go.
+    // Two fifths of the card for good (a pool takes 32 MiB at a time), and then two who want a third of it each, at once, with
+    // nowhere to go.
     let _stays = start("--bytes 32M --buffers 4 --memory stream-ordered");
     wait_for("memory that stays", Duration::from_mins(1), || {
         (agent.state()["devices"][0]["unswappable"].as_u64()? >= 32 << 20).then_some(())
     });
-    let _clients = ["--bytes 32M --buffers 1 --seed 2", "--bytes 32M --buffers 1 --seed 3"].map(start);
+    let _clients = ["--bytes 48M --buffers 1 --seed 2", "--bytes 48M --buffers 1 --seed 3"].map(start);
     let prometheus = Prometheus::start(&node, &agent, &path(RULES));
     let rules = prometheus.rules();
     wait_until_it_holds(&prometheus, &rules, "NvshareUnswappableMemory");
