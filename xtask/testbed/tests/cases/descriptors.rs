@@ -36,6 +36,10 @@ fn what_a_program_prints_into_a_closed_descriptor_is_nowhere_and_not_in_our_memo
     run(swapped(&node, "descriptors", "stops_printing", "50ms")).assert_well("without an agent");
     let agent = agent(&node, &TURNS);
     let neighbour = Running::start(&mut node.workload("--bytes 224M --buffers 4 --seconds 6").with_shim());
+    // First its memory: of two that come at the same time and do not fit, one may be refused.
+    nvshare_testbed::wait_for("the neighbour has its memory", LIMIT, || {
+        (agent.try_state().ok()?["devices"][0]["needed"].as_u64()? >= 224 << 20).then_some(())
+    });
     run(hooked(&node, "descriptors", "stops_printing")).assert_well("beside an agent");
     neighbour.end(LIMIT).assert_well("its neighbour");
     drop(agent);
