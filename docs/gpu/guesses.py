@@ -435,12 +435,18 @@ def full():
         "event": lambda: out(V, "EventCreate", 2)[0],
     }.items():
         ask("another context: " + name, other, act)
+    ask("version of the context", context, lambda: call("CtxGetApiVersion", None, c.byref(c.c_uint())))
     ask("legacy stream: query", context, lambda: call("StreamQuery", LEGACY))
     ask("another stream: query", context, lambda: call("StreamQuery", idle))
     ask("stream", context, lambda: out(V, "StreamCreate", 1)[0])
     filler.join()
     time.sleep(0.3)
     say("beside a thread stuck in a full stream for 1.4 s more: answer, ms", seen=answers)
+    captured = stream()
+    current(context)
+    must(call("StreamBeginCapture_v2", captured, 0))
+    rc = call("CtxGetApiVersion", None, c.byref(c.c_uint()))
+    say("the version of the context, asked by who captures", answer=rc, end=call("StreamEndCapture", captured, c.byref(V())))
 
 
 # Two cards
