@@ -6,16 +6,17 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nvshare_agent_core::arena::Order;
+use nvshare_agent_core::conductor::lack::Lack;
+use nvshare_agent_core::conductor::{Command, Core};
+use nvshare_agent_core::ledger::{Client, Device};
+use nvshare_agent_core::moment::Moment;
+use nvshare_agent_core::snapshot;
 use nvshare_common::protocol::ToShim;
 use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId};
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 
-use super::core::{Command, Core};
-use super::lack::Lack;
-use crate::hostmem::{self, Made, Maker, Order};
-use crate::ledger::{Client, Device};
-use crate::moment::Moment;
-use crate::snapshot;
+use crate::hostmem::{self, Made, Maker};
 
 /// Arenas are at most this large: the first is there soon, and whole ones can be given back.
 const LARGEST: Bytes = Bytes(1 << 30);
@@ -288,14 +289,18 @@ fn measure(descriptor: impl AsFd) -> Result<(Bytes, (u64, u64)), String> {
 
 #[cfg(test)]
 mod tests {
+    use nvshare_agent_core::arena::HostError;
+    use nvshare_agent_core::ledger::SessionId;
+    use nvshare_agent_core::process::Process;
+    use nvshare_agent_core::reading::{Reading, Report};
+    use nvshare_agent_core::settings::Settings;
+
+    use crate::health::{Health, Part};
+    use crate::log::tests::written;
     use nvshare_common::protocol::{Held, Hello};
     use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create};
 
     use super::*;
-    use crate::device::{Reading, Report};
-    use crate::ledger::SessionId;
-    use crate::observation::Process;
-    use crate::settings::Settings;
 
     const CARD: DeviceId = DeviceId([7; 16]);
     const NOW: Moment = Moment(1_000_000_000);
@@ -382,5 +387,30 @@ mod tests {
         assert!(core.ledger.client(client).unwrap().host_exhausted() || before > 0);
         host.plan(&mut core, NOW + REFUSED);
         assert!(ordered(&host) > before);
+    }
+
+    fn no_room(free: Bytes) -> HostError {
+        HostError::NoRoom { bytes: Bytes::GIB, free, margin: Bytes::GIB, whose: "the node's" }
+    }
+
+    #[test]
+    fn a_lack_of_another_sum_is_not_another_line_in_the_log_and_another_cause_is() {
+        let log = written(|| {
+            let (mut lack, health) = (Lack::default(), Health::new());
+            let tell = |lack: &Lack| health.missing(Part::HostMemory, &lack.why().unwrap());
+            for free in 1..5 {
+                assert_eq!(lack.node(&no_room(Bytes(free << 20))), free == 1);
+                tell(&lack);
+            }
+            lack.budget(Bytes(64 << 30));
+            tell(&lack);
+            lack.over();
+            assert_eq!(lack.why(), None);
+        });
+        assert_eq!(log.matches("running without a part").count(), 2, "{log}");
+        assert!(
+            log.contains("1 MiB of host memory are available") && log.contains("(64 GiB) is used up"),
+            "{log}"
+        );
     }
 }

@@ -1,22 +1,15 @@
 //! The one task that owns ledger and policy: it takes observations, requests and readings, and sends commands. What it
-//! does with them is in `core`; here are its inputs, its rhythm, and what it holds for each client.
+//! does with them is in the core; here are its inputs, its rhythm, and what it holds for each client.
 
-mod asks;
 mod bypass;
-pub mod core;
-mod hindrance;
 mod host;
-mod lack;
 mod lines;
-mod orders;
 mod owners;
 mod publish;
 mod remember;
 mod rest;
 mod story;
-pub mod switches;
 mod takeover;
-mod terms;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
@@ -24,30 +17,34 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nvshare_agent_core::change::Change;
+use nvshare_agent_core::conductor::{Command, Core};
+use nvshare_agent_core::ledger::{Client, Page, SessionId};
+use nvshare_agent_core::moment::Moment;
+use nvshare_agent_core::observation::{Counts, Health, Observation};
+use nvshare_agent_core::order::Order;
+use nvshare_agent_core::process::Process;
+use nvshare_agent_core::reading::{Reading, Report};
+use nvshare_agent_core::settings::{Settings, SettingsError};
+use nvshare_agent_core::snapshot::{Ended, State, Totals};
 use nvshare_common::probe::Call;
 use nvshare_common::protocol::{Answer, ToAgent, ToShim};
 use nvshare_common::units::{ClientId, DeviceId};
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use self::core::{Command, Core};
 use self::host::HostMemory;
 use self::lines::{Line, Lines};
 use self::owners::Owners;
 use self::remember::Memory;
 use self::rest::digest;
 use self::story::Story;
-use crate::change::Change;
+use crate::clock;
 use crate::control::{Counted, CounterPage, Event, Opened, wait_for};
-use crate::device::{Poll, Reading, Report, Rhythm};
+use crate::device::{Poll, Rhythm};
 use crate::hostmem::Made;
-use crate::ledger::{Client, Page, SessionId};
-use crate::moment::Moment;
-use crate::observation::{Counts, Health, Observation, Process};
-use crate::order::Order;
 use crate::pods;
-use crate::settings::{Settings, SettingsError};
-use crate::snapshot::{Ended, State, Totals};
+use crate::proc;
 
 /// How many inputs may wait for the conductor; then whoever sends waits too.
 pub const INPUTS: usize = 4096;
@@ -118,7 +115,7 @@ pub struct Conductor {
     state: watch::Sender<Arc<State>>,
     lines: Lines,
     pages: BTreeMap<ClientId, Paged>,
-    sessions: crate::snapshot::Sessions,
+    sessions: nvshare_agent_core::snapshot::Sessions,
     observer: Health,
     owners: Owners,
     ended: VecDeque<Ended>,
@@ -152,7 +149,7 @@ impl Conductor {
         socket: Option<PathBuf>,
     ) -> std::io::Result<(Conductor, watch::Receiver<Arc<State>>)> {
         let (state, watched) = watch::channel(Arc::new(State::default()));
-        let now = Moment::now();
+        let now = clock::now();
         let made = inputs.clone().downgrade();
         let host = HostMemory::start(now, move |arena| {
             // The conductor may be gone: then nobody wants it.
@@ -160,17 +157,19 @@ impl Conductor {
                 let _ = inputs.blocking_send(Input::Arena(arena));
             }
         })?;
+        let mut core = Core::new(settings);
+        core.held_back = true;
         let conductor = Conductor {
-            core: Core { held_back: true, ..Core::new(settings) },
+            core,
             host,
             poll,
             inputs: inputs.downgrade(),
             state,
             lines: Lines::default(),
             pages: BTreeMap::new(),
-            sessions: crate::snapshot::Sessions {
+            sessions: nvshare_agent_core::snapshot::Sessions {
                 closed: crate::control::End::LABELS.map(|reason| (reason.to_owned(), 0)).into(),
-                ..crate::snapshot::Sessions::default()
+                ..nvshare_agent_core::snapshot::Sessions::default()
             },
             observer: Health::default(),
             owners: Owners::default(),
@@ -200,21 +199,21 @@ impl Conductor {
         mut inputs: mpsc::Receiver<Input>,
         mut observations: mpsc::Receiver<Vec<Observation>>,
     ) {
-        let mut pressing = self.turn(Moment::now());
+        let mut pressing = self.turn(clock::now());
         loop {
             let pause = self.pause(pressing);
             tokio::select! {
                 biased;
                 input = inputs.recv() => {
                     let Some(input) = input else { return };
-                    self.changed |= self.hear(input, Moment::now());
+                    self.changed |= self.hear(input, clock::now());
                     for _ in 1..BATCH {
                         let Ok(input) = inputs.try_recv() else { break };
-                        self.changed |= self.hear(input, Moment::now());
+                        self.changed |= self.hear(input, clock::now());
                     }
                 }
                 Some(all) = observations.recv() => {
-                    let now = Moment::now();
+                    let now = clock::now();
                     self.batches += 1;
                     for observation in all {
                         self.observed(observation, now);
@@ -223,10 +222,10 @@ impl Conductor {
                 }
                 () = tokio::time::sleep(pause) => {}
             }
-            if self.nothing_happens(Moment::now()) {
+            if self.nothing_happens(clock::now()) {
                 continue;
             }
-            pressing = self.turn(Moment::now());
+            pressing = self.turn(clock::now());
         }
     }
 
@@ -305,7 +304,7 @@ impl Conductor {
         match page {
             Ok(page) => {
                 let calls = view(&page).calls;
-                let bypass = bypass::Watch::since(&calls, Moment::now(), threads(peer.process.pid));
+                let bypass = bypass::Watch::since(&calls, clock::now(), threads(peer.process.pid));
                 self.pages.insert(client, Paged { page, digest: 0, bypass });
             }
             Err(why) => {
@@ -350,7 +349,7 @@ impl Conductor {
                 // Without it the process is looked for now and then.
                 Err(error) => {
                     tracing::warn!(pid = process.pid, %error, "cannot watch a process");
-                    while Process::of(process.pid) == Some(process) {
+                    while proc::process(process.pid) == Some(process) {
                         tokio::time::sleep(Duration::from_secs(1)).await;
                     }
                 }
@@ -597,7 +596,7 @@ impl Conductor {
             line.outbox.dismiss();
             self.lines.close(command.session);
             *self.sessions.closed.entry("deaf".to_owned()).or_default() += 1;
-            self.core.ledger.disconnected(command.client, command.session, Moment::now());
+            self.core.ledger.disconnected(command.client, command.session, clock::now());
         }
     }
 
@@ -605,7 +604,7 @@ impl Conductor {
         let totals = self.totals(client);
         self.pages.remove(&client.id());
         self.ended_count += 1;
-        if self.ended.len() == crate::snapshot::ENDED
+        if self.ended.len() == nvshare_agent_core::snapshot::ENDED
             && let Some(oldest) = self.ended.pop_front()
         {
             self.ended_totals.add(&oldest.totals);

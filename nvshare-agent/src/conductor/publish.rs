@@ -1,15 +1,16 @@
 //! The state that others may see, made from everything the conductor holds.
 
+use nvshare_agent_core::conductor::orders;
+use nvshare_agent_core::ledger::{Client, Device, Observed};
+use nvshare_agent_core::moment::Moment;
+use nvshare_agent_core::policy;
+use nvshare_agent_core::process::Process;
+use nvshare_agent_core::snapshot::{self, Activity, State, Totals};
 use nvshare_common::counters::Holdings;
 use nvshare_common::protocol;
 use nvshare_common::units::{Bytes, DeviceId};
 
 use super::{Conductor, host};
-use crate::ledger::{Client, Device, Observed};
-use crate::moment::Moment;
-use crate::observation::Process;
-use crate::policy;
-use crate::snapshot::{self, Activity, State, Totals};
 
 impl Conductor {
     pub(super) fn state(&self, now: Moment) -> State {
@@ -129,7 +130,7 @@ impl Conductor {
 
     /// Why it cannot run, be stopped or be moved.
     fn notes(&self, client: &Client, now: Moment) -> Vec<String> {
-        let mut notes = super::orders::notes(client, now);
+        let mut notes = orders::notes(client, now);
         notes.extend(self.core.hindered.get(&client.id()).cloned());
         notes.extend(
             client.dead().map(|why| format!("its device failed ({why}): its memory stays until it exits")),

@@ -40,7 +40,6 @@ use nvshare_common::event::{Loss, RING_BYTES, Record};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use crate::config::Config;
-use crate::observation::{self, Health, Observation};
 use attachments::Attachments;
 use kernel_log::KernelLog;
 use mappings::{Mapped, Mappings};
@@ -50,6 +49,7 @@ use uvm::Uvm;
 use watch::Watch;
 
 pub use library::{Library, LibraryError, Point};
+use nvshare_agent_core::observation::{self, Health, Observation};
 pub use programs::{AttachError, LoadError};
 pub use site::{Site, choose as choose_site};
 
