@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc;
 use std::thread;
 
-use nvshare_agent_core::arena::{HostError, Order};
+use nvshare_agent_core::arena::{HostError, Wanted};
 use nvshare_common::units::Bytes;
 use rustix::fs::{
     FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
@@ -124,11 +124,11 @@ fn cgroup() -> Option<Room> {
     Some(Room { whose: "below the limit of the agent's cgroup", limit, free, least: Bytes::ZERO })
 }
 
-/// What became of an order.
+/// What became of a wanted arena.
 #[derive(Debug)]
 pub struct Made {
-    /// The order.
-    pub order: Order,
+    /// Which.
+    pub wanted: Wanted,
     /// The arena.
     pub arena: Result<OwnedFd, HostError>,
 }
@@ -136,24 +136,24 @@ pub struct Made {
 /// Makes arenas on a thread of its own: filling one takes about 0.2 s per GiB. The thread ends when all of these are
 /// gone.
 #[derive(Clone, Debug)]
-pub struct Maker(mpsc::Sender<Order>);
+pub struct Maker(mpsc::Sender<Wanted>);
 
 impl Maker {
     /// Starts the thread; it gives every arena, or the reason why there is none, to `tell`.
     pub fn start(mut tell: impl FnMut(Made) + Send + 'static) -> std::io::Result<Maker> {
-        let (orders, ordered) = mpsc::channel::<Order>();
+        let (orders, ordered) = mpsc::channel::<Wanted>();
         thread::Builder::new().name("host-memory".to_owned()).spawn(move || {
-            for order in ordered {
-                tell(Made { order, arena: make(order.bytes) });
+            for wanted in ordered {
+                tell(Made { wanted, arena: make(wanted.bytes) });
             }
         })?;
         Ok(Maker(orders))
     }
 
     /// Orders an arena.
-    pub fn order(&self, order: Order) {
+    pub fn order(&self, wanted: Wanted) {
         // The thread ends only with the last of these.
-        let _ = self.0.send(order);
+        let _ = self.0.send(wanted);
     }
 }
 
@@ -217,11 +217,11 @@ mod tests {
         let (answers, answered) = mpsc::channel();
         let maker = Maker::start(move |made| answers.send(made).unwrap()).unwrap();
         for (number, bytes) in [(1, UNIT), (2, Bytes(1 << 50))] {
-            maker.order(Order { client: ClientId(1), arena: ArenaId(number), bytes });
+            maker.order(Wanted { client: ClientId(1), arena: ArenaId(number), bytes });
         }
         let limit = Duration::from_secs(30);
         let first = answered.recv_timeout(limit).unwrap();
-        assert!(first.order.arena == ArenaId(1) && first.arena.is_ok());
+        assert!(first.wanted.arena == ArenaId(1) && first.arena.is_ok());
         assert!(answered.recv_timeout(limit).unwrap().arena.is_err());
     }
 

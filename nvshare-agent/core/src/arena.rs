@@ -4,13 +4,22 @@ use nvshare_common::units::{ArenaId, Bytes, ClientId};
 
 /// An arena that is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Order {
+pub struct Wanted {
     /// For whom.
     pub client: ClientId,
     /// Its number.
     pub arena: ArenaId,
     /// Its size.
     pub bytes: Bytes,
+}
+
+/// The memory behind an arena that a client has kept from an earlier session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// How much of it is there: holes cost nobody anything.
+    pub bytes: Bytes,
+    /// Which file it is, by device and inode.
+    pub file: (u64, u64),
 }
 
 /// Why there is no arena.

@@ -152,12 +152,11 @@ fn of_two_that_make_each_other_impossible_both_go_on_when_one_frees_enough() {
 #[test]
 fn without_host_memory_nobody_is_promised_what_another_cannot_leave() {
     let mut world = World::new(&[16 * GIB]);
-    world.arena = 0;
+    world.host_memory = 0;
     let (first, second) = (world.worker(6 * GIB), world.worker(6 * GIB));
     world.run(2_000);
-    for one in [first, second] {
-        world.core.ledger.host_exhausted(world.shims[one].id, true);
-    }
+    // Together with this one they need more than there is, and host memory, of which there is none.
+    let third = world.worker(6 * GIB);
     world.run(1_000);
     // Less than the card, and more than is left beside the other: each would wait for the other for ever.
     for one in [first, second] {
@@ -169,10 +168,9 @@ fn without_host_memory_nobody_is_promised_what_another_cannot_leave() {
         assert!(world.shims[one].limit[&card(0)] < 11 * GIB && world.running(one));
     }
     // With host memory it may: one leaves for the other.
-    for one in [first, second] {
-        world.core.ledger.host_exhausted(world.shims[one].id, false);
-    }
-    world.run(1_000);
+    world.kill(third);
+    world.host_memory = 1 << 40;
+    world.run(3_000);
     assert!(world.shims[first].limit[&card(0)] > 12 * GIB);
 }
 
@@ -366,7 +364,7 @@ fn one_container_does_not_fill_the_list_of_requests_for_room() {
             let message =
                 ToAgent::WantRoom { ticket: Ticket(ticket), device: card(0), bytes: Bytes(8 * GIB) };
             let now = world.moment();
-            refused += world.core.hear(world.shims[client].id, session, message, now).len();
+            refused += world.core.hear(world.shims[client].id, session, message, now).commands.len();
         }
     }
     assert_eq!(refused, 200 - 128);

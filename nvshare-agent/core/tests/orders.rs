@@ -258,15 +258,13 @@ fn who_waits_by_order_keeps_nobody_elses_work_short_and_owes_no_time() {
 #[test]
 fn a_swap_out_by_order_goes_as_far_as_host_memory_does() {
     let mut world = World::new(&[16 * GIB]);
-    world.arena = 2 * GIB;
+    (world.host_memory, world.making) = (2 * GIB, 1500);
     let client = world.worker(6 * GIB);
     world.run(3000);
-    let id = world.shims[client].id;
     world.order(client, What::SwapOut).unwrap();
     world.run(2000);
     // More may still come: nothing is begun that would fail half way.
     assert_eq!(world.resident(client, 0), 6 * GIB);
-    world.core.ledger.host_exhausted(id, true);
     world.until(3000, |world| world.resident(client, 0) < 6 * GIB);
     world.run(2000);
     assert!(world.resident(client, 0) >= 4 * GIB);

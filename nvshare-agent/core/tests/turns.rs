@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use nvshare_agent_core::order::{Priority, Weight, What};
 use nvshare_agent_world::{GIB, MIB, World, card};
+use nvshare_common::protocol::{Purpose, ToAgent};
+use nvshare_common::units::Bytes;
 use proptest::prelude::*;
 
 #[test]
@@ -273,16 +275,45 @@ fn a_gang_is_stopped_and_resumed_as_one() {
 #[test]
 fn host_memory_that_ran_out_keeps_a_client_on_the_card_and_says_so() {
     let mut world = World::new(&[16 * GIB]);
-    world.arena = 2 * GIB;
+    world.host_memory = 2 * GIB;
     let first = world.worker(12 * GIB);
     world.until(10_000, |world| world.running(first));
-    let id = world.shims[first].id;
-    world.core.ledger.host_exhausted(id, true);
     let second = world.worker(12 * GIB);
     world.run(20_000);
     assert!(world.running(first), "{}", world.describe());
     assert_eq!(world.shims[first].stops, 0);
     assert!(world.core.hindered[&world.shims[second].id].contains("--host-memory"));
+}
+
+#[test]
+fn short_host_memory_is_shared_and_asked_back_from_who_comes_to_need_less() {
+    let mut world = World::new(&[16 * GIB]);
+    (world.host_memory, world.making) = (12 * GIB, 200);
+    let first = world.worker(14 * GIB);
+    world.until(10_000, |world| world.running(first));
+    let second = world.worker(14 * GIB);
+    let arenas = |world: &World, one: usize| world.shims[one].arenas.values().sum::<u64>() / GIB;
+    world.run(30_000);
+    // Twelve would have to leave for the other, and there is place for six.
+    assert_eq!((arenas(&world, first), arenas(&world, second)), (6, 6));
+    let host = world.core.host();
+    assert_eq!(host.handed_out, Bytes(12 * GIB));
+    assert!(host.missing > Bytes(16 * GIB) && host.problem.unwrap().contains("--host-memory"));
+    assert!(world.running(first) && world.shims[first].stops == 0, "{}", world.describe());
+    assert!(world.core.hindered[&world.shims[second].id].contains("--host-memory"));
+    // It keeps what it may still need, and both take turns.
+    world.free(first, 0, 11 * GIB);
+    world.hear_from(
+        first,
+        ToAgent::Want { device: card(0), total: Bytes(3 * GIB), purpose: Purpose::Allocation },
+    );
+    world.until(60_000, |world| arenas(world, second) == 8);
+    assert_eq!(arenas(&world, first), 4);
+    let before = [first, second].map(|one| world.shims[one].ran);
+    world.run(120_000);
+    for (one, before) in [first, second].into_iter().zip(before) {
+        assert!(world.shims[one].ran - before > 20_000, "{}", world.describe());
+    }
 }
 
 #[test]

@@ -163,7 +163,9 @@ fn a_client_may_use_as_many_devices_as_its_page_has_room_for_and_more_without_th
     let client = hello(&mut core, SESSION, &[], after(2));
     let mut told = Vec::new();
     for device in &all {
-        told.extend(unmanaged(&core.hear(client, SESSION, ToAgent::Met { device: *device }, after(3))));
+        told.extend(unmanaged(
+            &core.hear(client, SESSION, ToAgent::Met { device: *device }, after(3)).commands,
+        ));
     }
     assert_eq!(told, [card(32)]);
 }

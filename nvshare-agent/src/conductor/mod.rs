@@ -151,7 +151,7 @@ impl Conductor {
         let (state, watched) = watch::channel(Arc::new(State::default()));
         let now = clock::now();
         let made = inputs.clone().downgrade();
-        let host = HostMemory::start(now, move |arena| {
+        let host = HostMemory::start(move |arena| {
             // The conductor may be gone: then nobody wants it.
             if let Some(inputs) = made.upgrade() {
                 let _ = inputs.blocking_send(Input::Arena(arena));
@@ -239,8 +239,7 @@ impl Conductor {
             Input::Session(session, Event::Closed(end)) => {
                 *self.sessions.closed.entry(end.label().to_owned()).or_default() += 1;
                 if let Some(line) = self.lines.close(session) {
-                    self.core.ledger.disconnected(line.client, session, now);
-                    self.host.left(line.client);
+                    self.disconnected(line.client, session, now);
                 }
             }
             Input::Session(_, Event::Refused(why)) => {
@@ -257,7 +256,7 @@ impl Conductor {
                 return self.is_news(report);
             }
             Input::Arena(made) => {
-                for (command, descriptor) in self.host.made(&mut self.core, made, now) {
+                if let Some((command, descriptor)) = self.host.made(&mut self.core, made, now) {
                     self.send(command, Some(descriptor));
                 }
             }
@@ -314,7 +313,7 @@ impl Conductor {
             }
         }
         self.lines.dismiss(client);
-        self.host.opened(client, hello.arenas, now);
+        self.host.left(client);
         self.sessions.opened += 1;
         let [limits, sizes] = self.core.first_limits(client);
         if outbox.answer(&Answer::Welcome { client, limits, sizes }).is_ok() {
@@ -322,7 +321,7 @@ impl Conductor {
             self.tell_bypass(client);
         } else {
             // It is over already, and that it was closed finds no line.
-            self.core.ledger.disconnected(client, session, now);
+            self.disconnected(client, session, now);
         }
         if new {
             self.watch(peer.process, peer.pidfd, counted);
@@ -363,22 +362,24 @@ impl Conductor {
 
     fn said(&mut self, session: SessionId, message: ToAgent, descriptor: Option<OwnedFd>, now: Moment) {
         let Some(client) = self.lines.get(session).map(|line| line.client) else { return };
-        match &message {
-            ToAgent::ArenaHeld { arena } => {
-                let brought = self.host.brought(&mut self.core, client, *arena, descriptor.as_ref());
-                if let Err(why) = brought {
-                    tracing::debug!(client = client.0, arena = arena.0, why, "no arena");
-                }
-            }
-            ToAgent::ArenaReady { arena } => self.host.ready(client, *arena),
-            ToAgent::ArenaReturned { arena } => self.host.returned(client, *arena, now),
-            // A reading that began before is no answer, so it is asked for again until there is one: see `turn`.
-            ToAgent::Met { .. } => self.ask(now),
-            _ => {}
+        let measure = || host::measure(descriptor.ok_or("no descriptor")?);
+        let heard = self.core.hear_with(client, session, message, measure, now);
+        if let Some((arena, fate)) = heard.arena {
+            self.host.follow(client, arena, fate);
         }
-        for command in self.core.hear(client, session, message, now) {
+        if heard.read {
+            // Until there is an answer it is asked for again: see `turn`.
+            self.ask(now);
+        }
+        for command in heard.commands {
             self.send(command, None);
         }
+    }
+
+    /// A client's session is over.
+    fn disconnected(&mut self, client: ClientId, session: SessionId, now: Moment) {
+        self.core.disconnected(client, session, now);
+        self.host.left(client);
     }
 
     fn exited(&mut self, process: Process, now: Moment) {
@@ -389,7 +390,7 @@ impl Conductor {
         if let Some(paged) = self.pages.get(&client) {
             self.core.sample(client, &view(&paged.page), now);
         }
-        self.core.ledger.exited(client, now);
+        self.core.exited(client, now);
         self.host.left(client);
         self.lines.dismiss(client);
         self.ask(now);
@@ -539,7 +540,11 @@ impl Conductor {
         for command in outcome.commands {
             self.send(command, None);
         }
-        for command in self.host.plan(&mut self.core, now) {
+        let arenas = self.core.plan_arenas(now);
+        for wanted in arenas.wanted {
+            self.host.make(wanted);
+        }
+        for command in arenas.commands {
             self.send(command, None);
         }
         if outcome.read {
@@ -596,7 +601,7 @@ impl Conductor {
             line.outbox.dismiss();
             self.lines.close(command.session);
             *self.sessions.closed.entry("deaf".to_owned()).or_default() += 1;
-            self.core.ledger.disconnected(command.client, command.session, clock::now());
+            self.disconnected(command.client, command.session, clock::now());
         }
     }
 

@@ -10,7 +10,7 @@ use nvshare_common::counters::Holdings;
 use nvshare_common::protocol;
 use nvshare_common::units::{Bytes, DeviceId};
 
-use super::{Conductor, host};
+use super::Conductor;
 
 impl Conductor {
     pub(super) fn state(&self, now: Moment) -> State {
@@ -19,7 +19,7 @@ impl Conductor {
         for ended in &self.ended {
             ended_totals.add(&ended.totals);
         }
-        let contended = host::contended(core);
+        let contended = core.contended();
         State {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: protocol::VERSION,
@@ -45,7 +45,7 @@ impl Conductor {
             ended: self.ended.iter().cloned().collect(),
             ended_totals,
             ended_count: self.ended_count,
-            host: self.host.snapshot(core),
+            host: core.host(),
             observer: self.observer.clone(),
             switches: core.switches.snapshot_since(self.began),
             waiting_seconds: core.waiting_seconds.clone(),

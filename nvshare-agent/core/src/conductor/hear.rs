@@ -1,19 +1,41 @@
 //! What comes: sessions, messages, looks at counter pages, readings of devices. Each is booked in the ledger.
 
 use nvshare_common::protocol::{Held, Hello, Purpose, ToAgent, ToShim};
-use nvshare_common::units::{Bytes, ClientId, DeviceId};
+use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId, Ticket};
 
 use super::asks::Ask;
 use super::{Command, Core};
+use crate::arena::Memory;
 use crate::ledger::{Page, Room, SessionId};
 use crate::moment::Moment;
 use crate::process::Process;
 use crate::reading::Report;
 
+/// What comes of a message.
+#[derive(Debug, Default)]
+pub struct Heard {
+    /// To be sent, in this order.
+    pub commands: Vec<Command>,
+    /// NVML should be read now.
+    pub read: bool,
+    /// What becomes of the descriptor that an arena was sent with.
+    pub arena: Option<(ArenaId, Fate)>,
+}
+
+/// What a client did with an arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It has mapped it: from now on nobody else can.
+    Mapped,
+    /// It gave it back.
+    Returned,
+}
+
 impl Core {
     /// A session begins.
     pub fn hello(&mut self, process: Process, session: SessionId, hello: &Hello, now: Moment) -> ClientId {
         let client = self.ledger.hello(process, session, hello, now);
+        self.host.opened(client, hello.arenas, now);
         let booked = |device| Some(self.ledger.client(client)?.devices().get(&device)?.granted());
         let boast = |held: &&Held| booked(held.device).is_some_and(|booked| booked < held.granted);
         if let Some(Held { device, granted, .. }) = hello.devices.iter().find(boast) {
@@ -22,41 +44,60 @@ impl Core {
         client
     }
 
-    /// A message came on `session`. One of an older session of the client is void: `Hello` has said how things stand.
-    pub fn hear(
+    /// A session is over; the client may come again.
+    pub fn disconnected(&mut self, client: ClientId, session: SessionId, now: Moment) {
+        self.ledger.disconnected(client, session, now);
+        self.host.left(client);
+    }
+
+    /// A client's process is over.
+    pub fn exited(&mut self, client: ClientId, now: Moment) {
+        self.ledger.exited(client, now);
+        self.host.left(client);
+    }
+
+    /// A message came, with no descriptor. See [`Core::hear_with`].
+    pub fn hear(&mut self, client: ClientId, session: SessionId, message: ToAgent, now: Moment) -> Heard {
+        self.hear_with(client, session, message, || Err("no descriptor".to_owned()), now)
+    }
+
+    /// A message came on `session`, with a descriptor that `measure` looks at if it is one of an arena. One of an older session
+    /// of the client is void: `Hello` has said how things stand.
+    pub fn hear_with(
         &mut self,
         client: ClientId,
         session: SessionId,
         message: ToAgent,
+        measure: impl FnOnce() -> Result<Memory, String>,
         now: Moment,
-    ) -> Vec<Command> {
+    ) -> Heard {
+        let mut heard = Heard::default();
         let current = self.ledger.client(client).is_some_and(|client| client.session() == Some(session));
         if !current {
-            return Vec::new();
+            return heard;
         }
         match message {
-            ToAgent::Met { device } => return self.met(client, device, now),
+            // A reading that began before is no answer.
+            ToAgent::Met { device } => {
+                heard.read = true;
+                heard.commands = self.met(client, device, now);
+            }
             ToAgent::Want { device, total, purpose } => self.want(client, device, total, purpose, now),
             ToAgent::WantRoom { ticket, device, bytes } => {
-                let bytes = bytes.min(Bytes(1 << 48));
-                let room = Room {
-                    client,
-                    ticket,
-                    device,
-                    bytes,
-                    since: now,
-                    made: None,
-                    large: false,
-                    presses: false,
-                };
-                if !self.ledger.room_wanted(room) {
+                if !self.want_room(client, ticket, device, bytes, now) {
                     let message = ToShim::Room { ticket, made: false };
-                    return vec![Command { client, session, message }];
+                    heard.commands.push(Command { client, session, message });
                 }
             }
             ToAgent::MayHave { ticket, device, total } => {
                 self.asks.open(Ask { client, session, ticket, device, total, since: now });
             }
+            ToAgent::Stopped { ticket } => {
+                if self.ledger.stopped(client, ticket) {
+                    self.switches.drained(ticket, now);
+                }
+            }
+            ToAgent::DrainStalled { ticket } => self.stalled(client, ticket, now),
             ToAgent::Released { ticket, device, bytes } => {
                 let believed = self.ledger.released(client, ticket, device, bytes, now);
                 if believed < bytes {
@@ -70,67 +111,92 @@ impl Core {
                 self.switches.swapped_out(ticket, copied, clean);
                 self.close_switches(now);
             }
+            ToAgent::SwapFailed { ticket, why } => self.swap_failed(client, ticket, &why, now),
             ToAgent::Resident { device, copied } => self.resident(client, device, copied, now),
-            other => self.hear_of_itself(client, other, now),
-        }
-        Vec::new()
-    }
-
-    /// The messages that concern nobody but their sender.
-    fn hear_of_itself(&mut self, client: ClientId, message: ToAgent, now: Moment) {
-        match message {
-            ToAgent::Stopped { ticket } => {
-                let was_stopping = self.ledger.stopped(client, ticket);
-                if was_stopping {
-                    self.switches.drained(ticket, now);
-                }
-            }
-            ToAgent::DrainStalled { ticket } => {
-                let was_stopping = self.ledger.stalled(client, ticket, &self.settings, now);
-                if was_stopping {
-                    if let Some(sender) = self.ledger.client(client) {
-                        let (pid, stalls) = (sender.process().pid, sender.stalls());
-                        tracing::info!(client = client.0, pid, stalls, "drain stalled");
-                    }
-                    self.switches.drained(ticket, now);
-                }
-            }
-            ToAgent::SwapFailed { ticket, why } => {
-                // Of a command that there is: whoever invents failures fills no log.
-                if self.ledger.swap_failed(client, ticket, &why, now)
-                    && let Some(sender) = self.ledger.client(client)
-                {
-                    let why = sender.swap_problem();
-                    tracing::warn!(client = client.0, pid = sender.process().pid, why, "swap out failed");
-                }
-            }
             ToAgent::Unswappable { device, bytes, reason } => {
                 self.ledger.unswappable(client, device, &reason, bytes);
             }
-            ToAgent::ArenaReady { arena } => self.ledger.arena_ready(client, arena),
-            ToAgent::ArenaReturned { arena } => self.ledger.arena_returned(client, arena),
-            ToAgent::Dead { why } => {
-                if self.ledger.died(client, &why)
-                    && let Some(sender) = self.ledger.client(client)
-                {
-                    tracing::warn!(
-                        client = client.0,
-                        pid = sender.process().pid,
-                        why = sender.dead(),
-                        "device error: its memory stays until it exits"
-                    );
+            ToAgent::ArenaHeld { arena } => {
+                if let Err(why) = self.host.brought(&mut self.ledger, client, arena, measure) {
+                    tracing::debug!(client = client.0, arena = arena.0, why, "no arena");
                 }
             }
+            ToAgent::ArenaReady { arena } => {
+                heard.arena = self.host.ready(client, arena).then_some((arena, Fate::Mapped));
+                self.ledger.arena_ready(client, arena);
+            }
+            ToAgent::ArenaReturned { arena } => {
+                self.host.returned(client, arena, now);
+                heard.arena = Some((arena, Fate::Returned));
+                self.ledger.arena_returned(client, arena);
+            }
+            ToAgent::Dead { why } => self.died(client, &why),
             ToAgent::Revived => self.ledger.revived(client),
-            // Of an arena that a client holds, the descriptor matters, which the task has: see `conductor::said`.
-            _ => {}
         }
+        heard
     }
 
     fn want(&mut self, client: ClientId, device: DeviceId, total: Bytes, purpose: Purpose, now: Moment) {
         self.ledger.needs(client, device, total);
         if purpose == Purpose::Work {
             self.ledger.wants(client, now);
+        }
+    }
+
+    /// Whether it is heard at all: nobody has any number of requests open.
+    fn want_room(
+        &mut self,
+        client: ClientId,
+        ticket: Ticket,
+        device: DeviceId,
+        bytes: Bytes,
+        now: Moment,
+    ) -> bool {
+        let bytes = bytes.min(Bytes(1 << 48));
+        let (large, presses) = (false, false);
+        self.ledger.room_wanted(Room {
+            client,
+            ticket,
+            device,
+            bytes,
+            since: now,
+            made: None,
+            large,
+            presses,
+        })
+    }
+
+    fn stalled(&mut self, client: ClientId, ticket: Ticket, now: Moment) {
+        if !self.ledger.stalled(client, ticket, &self.settings, now) {
+            return;
+        }
+        if let Some(sender) = self.ledger.client(client) {
+            let (pid, stalls) = (sender.process().pid, sender.stalls());
+            tracing::info!(client = client.0, pid, stalls, "drain stalled");
+        }
+        self.switches.drained(ticket, now);
+    }
+
+    fn swap_failed(&mut self, client: ClientId, ticket: Ticket, why: &str, now: Moment) {
+        // Of a command that there is: whoever invents failures fills no log.
+        if self.ledger.swap_failed(client, ticket, why, now)
+            && let Some(sender) = self.ledger.client(client)
+        {
+            let why = sender.swap_problem();
+            tracing::warn!(client = client.0, pid = sender.process().pid, why, "swap out failed");
+        }
+    }
+
+    fn died(&mut self, client: ClientId, why: &str) {
+        if self.ledger.died(client, why)
+            && let Some(sender) = self.ledger.client(client)
+        {
+            tracing::warn!(
+                client = client.0,
+                pid = sender.process().pid,
+                why = sender.dead(),
+                "device error: its memory stays until it exits"
+            );
         }
     }
 

@@ -5,8 +5,9 @@ mod asks;
 mod decide;
 mod hear;
 mod hindrance;
-pub mod lack;
+mod host;
 pub mod orders;
+pub mod shortage;
 pub mod switches;
 mod terms;
 
@@ -16,7 +17,10 @@ use nvshare_common::protocol::ToShim;
 use nvshare_common::units::ClientId;
 
 use self::asks::Asks;
+pub use self::hear::{Fate, Heard};
 use self::hindrance::Said;
+pub use self::host::Arenas;
+use self::host::HostMemory;
 use self::switches::Switchboard;
 use crate::ledger::{Ledger, SessionId};
 use crate::moment::Moment;
@@ -70,6 +74,8 @@ pub struct Core {
     reported: Moment,
     /// Clients that ask before they promise.
     asks: Asks,
+    /// Arenas on their way.
+    host: HostMemory,
     /// What the log has of those that cannot run.
     told: Said,
 }

@@ -6,12 +6,14 @@
 
 mod check;
 mod crowd;
+mod host;
 mod shim;
 mod steps;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use nvshare_agent_core::arena::Wanted;
 use nvshare_agent_core::conductor::Core;
 use nvshare_agent_core::ledger::SessionId;
 use nvshare_agent_core::moment::Moment;
@@ -61,8 +63,13 @@ pub struct World {
     readings: VecDeque<(u64, Report)>,
     /// A create that the card had no memory for: the agent granted too much.
     pub refused_by_card: u64,
-    /// Every client has as much host memory as this says.
-    pub arena: u64,
+    /// How much host memory there is for shadows. Pinned, it takes nothing of a card here.
+    pub host_memory: u64,
+    /// How long a GiB of it takes to be made, in milliseconds; about 200 on a real node.
+    pub making: u64,
+    /// Arenas that are being made, one after another, and when the first of them is there.
+    ordered: VecDeque<Wanted>,
+    made_at: u64,
     sessions: u64,
     next_decision: u64,
     /// What pinned clients had moved out when they were pinned: never more.
@@ -85,7 +92,10 @@ impl World {
             now: 1_000_000_000,
             readings: VecDeque::new(),
             refused_by_card: 0,
-            arena: 1 << 40,
+            host_memory: 1 << 40,
+            making: 0,
+            ordered: VecDeque::new(),
+            made_at: 0,
             sessions: 0,
             next_decision: 0,
             pinned: BTreeMap::new(),
@@ -124,8 +134,8 @@ impl World {
     /// ... and sends this.
     pub fn hear(&mut self, (client, session): (ClientId, SessionId), message: ToAgent) {
         let now = self.moment();
-        let commands = self.core.hear(client, session, message, now);
-        self.deliver(commands);
+        let heard = self.core.hear(client, session, message, now);
+        self.deliver(heard.commands);
     }
 
     /// A client says this, whatever it does.
@@ -163,18 +173,22 @@ impl World {
                 total: Bytes(*total),
             })
             .collect();
-        let hello = Hello { release: "test".into(), running: shim.lease, devices, arenas: 0, bypass: false };
+        let arenas = shim.arenas.len() as u32;
+        let hello = Hello { release: "test".into(), running: shim.lease, devices, arenas, bypass: false };
         let process = shim.process;
         let id = self.core.hello(process, session, &hello, self.moment());
-        self.core.ledger.arena(id, ArenaId(0), Bytes(self.arena), true);
         self.shims[index].id = id;
+        let kept: Vec<ArenaId> = self.shims[index].arenas.keys().copied().collect();
+        for arena in kept {
+            self.say(index, ToAgent::ArenaHeld { arena });
+        }
     }
 
     /// Its session ends.
     pub fn disconnect(&mut self, index: usize) {
         if let Some(session) = self.shims[index].session.take() {
             let now = self.moment();
-            self.core.ledger.disconnected(self.shims[index].id, session, now);
+            self.core.disconnected(self.shims[index].id, session, now);
         }
         let shim = &mut self.shims[index];
         shim.inbox.clear();
@@ -194,7 +208,7 @@ impl World {
         shim.overhead = 0;
         shim.inbox.clear();
         shim.outbox.clear();
-        self.core.ledger.exited(self.shims[index].id, now);
+        self.core.exited(self.shims[index].id, now);
     }
 
     /// It needs more.
@@ -219,6 +233,8 @@ impl World {
         *total = total.saturating_sub(bytes);
         let resident = shim.resident.entry(card(device)).or_default();
         *resident = (*resident).min(*total);
+        let (most, shadow) = (*total - *resident, shim.shadow.entry(card(device)).or_default());
+        *shadow = (*shadow).min(most);
     }
 
     /// It asks for room on the first card.

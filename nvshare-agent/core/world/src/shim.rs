@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use nvshare_agent_core::ledger::SessionId;
 use nvshare_agent_core::process::Process;
 use nvshare_common::protocol::{Purpose, ToAgent, ToShim};
-use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
+use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId, Ticket};
 
 use crate::{LINK, World};
 
@@ -26,6 +26,10 @@ pub struct Shim {
     pub total: BTreeMap<DeviceId, u64>,
     /// By card: what it holds.
     pub resident: BTreeMap<DeviceId, u64>,
+    /// By card: what went to its arenas and has not come back.
+    pub(crate) shadow: BTreeMap<DeviceId, u64>,
+    /// Its host memory for shadows.
+    pub arenas: BTreeMap<ArenaId, u64>,
     /// What it holds beside its memory, on the first card.
     pub overhead: u64,
     /// So much of what it holds on each card can not be moved (any more).
@@ -81,6 +85,8 @@ impl Shim {
             balance: BTreeMap::new(),
             total: BTreeMap::new(),
             resident: BTreeMap::new(),
+            shadow: BTreeMap::new(),
+            arenas: BTreeMap::new(),
             overhead: 0,
             fixed: 0,
             lease: true,
@@ -201,25 +207,24 @@ impl World {
             }
             // The programs of this world do not ask how large a card is; who is told to run as without an agent is run by
             // the test that is about it.
-            ToShim::Size { .. }
-            | ToShim::Unmanaged { .. }
-            | ToShim::Bypassed
-            | ToShim::Arena { .. }
-            | ToShim::Trim { .. }
-            | ToShim::Pace { .. } => {}
+            ToShim::Size { .. } | ToShim::Unmanaged { .. } | ToShim::Bypassed | ToShim::Pace { .. } => {}
+            ToShim::Arena { arena, bytes } => self.take_arena(index, arena, bytes.0),
+            ToShim::Trim { bytes } => self.trim(index, bytes.0),
         }
     }
 
     fn move_out(&mut self, index: usize) {
         let Some((ticket, device, left, copied)) = self.shims[index].outs.first().copied() else { return };
         let shim = &mut self.shims[index];
+        let place = shim.place();
         let balance = shim.balance.entry(device).or_default();
         let resident = shim.resident.entry(device).or_default();
         let unused = (*balance - *resident).min(left);
-        let moved = (left - unused).min(LINK).min(resident.saturating_sub(shim.fixed));
+        let moved = (left - unused).min(LINK).min(resident.saturating_sub(shim.fixed)).min(place);
         *resident -= moved;
         *balance -= unused + moved;
         shim.moved_out += moved;
+        *shim.shadow.entry(device).or_default() += moved;
         let rest = left - unused - moved;
         let stuck = unused + moved == 0;
         shim.outs[0] = (ticket, device, rest, copied + moved);
@@ -250,6 +255,8 @@ impl World {
                 continue;
             }
             *resident += lacks;
+            let shadow = shim.shadow.entry(device).or_default();
+            *shadow = shadow.saturating_sub(lacks);
             shim.moved_in += lacks;
             shim.brought += lacks;
             if *resident == total && shim.said_resident.get(&device) == Some(&false) {

@@ -30,9 +30,11 @@ impl World {
                 news = true;
                 let now = self.moment();
                 let began = Instant::now();
-                let commands = self.core.hear(self.shims[index].id, session, message, now);
+                let kept = self.kept(index, &message);
+                let client = self.shims[index].id;
+                let heard = self.core.hear_with(client, session, message, || kept, now);
                 self.spent += began.elapsed();
-                self.deliver(commands);
+                self.deliver(heard.commands);
             }
         }
         while self.readings.front().is_some_and(|(at, _)| *at <= self.now) {
@@ -45,6 +47,7 @@ impl World {
             self.spent += began.elapsed();
             news = true;
         }
+        news |= self.make_arenas();
         if news || self.now >= self.next_decision {
             let began = Instant::now();
             self.sample();
@@ -54,6 +57,8 @@ impl World {
             self.turns.push(std::mem::take(&mut self.spent) + began.elapsed());
             self.deliver(limits);
             self.deliver(outcome.commands);
+            let arenas = self.plan_arenas();
+            self.deliver(arenas);
             read = outcome.read;
             self.next_decision = self.now + pause(outcome.pressing);
         }
@@ -103,7 +108,7 @@ impl World {
                     resident: Bytes(resident - fixed),
                     unswappable: Bytes(fixed),
                     swapped: Bytes(total - resident),
-                    shadow: Bytes(total - resident),
+                    shadow: Bytes(shim.shadow.get(device).copied().unwrap_or_default()),
                     ..Holdings::default()
                 };
                 page.holdings.push((*device, held));

@@ -9,7 +9,7 @@ use crate::arena::HostError;
 
 /// The cause and its text, if there is one.
 #[derive(Debug, Default)]
-pub struct Lack(Option<(Cause, String)>);
+pub struct Shortage(Option<(Cause, String)>);
 
 #[derive(Debug, PartialEq)]
 enum Cause {
@@ -17,7 +17,7 @@ enum Cause {
     Node(Discriminant<HostError>),
 }
 
-impl Lack {
+impl Shortage {
     /// All of `budget` is handed out.
     pub fn budget(&mut self, budget: Bytes) {
         let why = format!(
