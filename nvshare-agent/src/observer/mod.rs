@@ -37,6 +37,7 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
+use nvshare_agent_core::observation::{self, Health, Observation};
 use nvshare_common::event::{Loss, RING_BYTES, Record};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
@@ -50,7 +51,6 @@ use uvm::Uvm;
 use watch::Watch;
 
 pub use library::{Library, LibraryError, Point};
-use nvshare_agent_core::observation::{self, Health, Observation};
 pub use part::{Part, PartError};
 pub use programs::{AttachError, LoadError};
 pub use site::{Site, choose as choose_site};

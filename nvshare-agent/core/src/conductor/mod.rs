@@ -17,15 +17,16 @@ use nvshare_common::protocol::ToShim;
 use nvshare_common::units::ClientId;
 
 use self::asks::Asks;
-pub use self::hear::{Fate, Heard};
 use self::hindrance::Said;
-pub use self::host::Arenas;
 use self::host::HostMemory;
 use self::switches::Switchboard;
 use crate::ledger::{Ledger, SessionId};
 use crate::moment::Moment;
 use crate::settings::Settings;
 use crate::snapshot::Histogram;
+
+pub use self::hear::{Fate, Heard};
+pub use self::host::Arenas;
 
 /// A message to be sent to a client, if its session still stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
