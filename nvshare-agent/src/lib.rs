@@ -25,3 +25,4 @@ pub mod plugin;
 pub mod pods;
 pub mod proc;
 mod roll;
+mod tasks;
