@@ -166,11 +166,14 @@ impl Conductor {
 
     pub(super) fn totals(&self, client: &Client) -> Totals {
         let sum = |of: fn(&Holdings) -> Bytes| -> Bytes {
-            let last = self.pages.get(&client.id()).map(|paged| super::view(&paged.page)).unwrap_or_default();
+            let last =
+                self.pages.get(&client.id()).map(|paged| super::seen::view(&paged.page)).unwrap_or_default();
             last.holdings.iter().map(|(_, holdings)| Bytes(of(holdings).0.min(1 << 56))).sum()
         };
-        let calls =
-            self.pages.get(&client.id()).map_or(*client.calls(), |paged| super::view(&paged.page).calls);
+        let calls = self
+            .pages
+            .get(&client.id())
+            .map_or(*client.calls(), |paged| super::seen::view(&paged.page).calls);
         let observed = self.core.ledger.observed().get(&client.process());
         let seen = observed.map(|observed| *observed.counts()).unwrap_or_default();
         Totals {
