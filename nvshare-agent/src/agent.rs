@@ -27,10 +27,10 @@ use crate::device::{self, Poll};
 use crate::health::{Health, Part};
 use crate::http;
 use crate::log;
+use crate::lost_cards::LostCards;
 use crate::observer::{self, Observer};
 use crate::plugin;
 use crate::pods::{self, directory::Directory};
-use crate::roll::Roll;
 use crate::tasks::Tasks;
 
 /// NVML takes a second at most; one that takes longer hangs.
@@ -154,12 +154,12 @@ fn readings(
     health: Health,
     read: Arc<AtomicU64>,
 ) -> impl FnMut(Report) + Send + 'static {
-    let mut roll = Roll::default();
+    let mut lost = LostCards::default();
     let mut answered = Moment::NEVER;
     move |report| {
         let now = clock::now();
         read.store(now.0, Ordering::Relaxed);
-        roll.call(&report);
+        lost.call(&report);
         // One device of several that does not answer keeps nobody from sharing the others, which may be late this time.
         match &report.problem {
             _ if !report.devices.is_empty() => {

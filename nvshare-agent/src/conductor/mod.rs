@@ -3,6 +3,7 @@
 
 mod bypass;
 mod host;
+mod info_log;
 mod lines;
 mod owners;
 mod publish;
@@ -10,7 +11,6 @@ mod remember;
 mod rest;
 mod seen;
 mod sessions;
-mod story;
 mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -32,11 +32,11 @@ use nvshare_common::units::{ClientId, DeviceId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::host::HostMemory;
+use self::info_log::InfoLog;
 use self::lines::Lines;
 use self::owners::Owners;
 use self::remember::Memory;
 use self::seen::Paged;
-use self::story::Story;
 use crate::clock;
 use crate::control::{End, Event};
 use crate::device::{Poll, Rhythm};
@@ -123,7 +123,7 @@ pub struct Conductor {
     memory: Memory,
     published: Moment,
     changed: bool,
-    story: Story,
+    log: InfoLog,
 }
 
 impl Conductor {
@@ -175,7 +175,7 @@ impl Conductor {
             memory: Memory::default(),
             published: Moment::NEVER,
             changed: true,
-            story: Story::default(),
+            log: InfoLog::default(),
         };
         Ok((conductor, watched))
     }
@@ -307,7 +307,7 @@ impl Conductor {
             self.published = now;
             self.changed = false;
             let state = self.state(now);
-            self.story.tell(&state);
+            self.log.tell(&state);
             self.state.send_replace(Arc::new(state));
         }
         pressing

@@ -1,6 +1,6 @@
 //! The state that others may see, made from everything the conductor holds.
 
-use nvshare_agent_core::conductor::orders;
+use nvshare_agent_core::conductor::refusals;
 use nvshare_agent_core::ledger::{Client, Device, Observed};
 use nvshare_agent_core::moment::Moment;
 use nvshare_agent_core::policy;
@@ -130,7 +130,7 @@ impl Conductor {
 
     /// Why it cannot run, be stopped or be moved.
     fn notes(&self, client: &Client, now: Moment) -> Vec<String> {
-        let mut notes = orders::notes(client, now);
+        let mut notes = refusals::notes(client, now);
         notes.extend(self.core.hindered.get(&client.id()).cloned());
         notes.extend(
             client.dead().map(|why| format!("its device failed ({why}): its memory stays until it exits")),

@@ -37,7 +37,7 @@ pub use peer::{Peer, PeerError};
 use self::connections::Connections;
 use self::door::Doors;
 use crate::conductor::Input;
-use crate::full;
+use crate::no_space;
 
 /// How often it is looked whether the socket is still where it was made, and knocked at back doors.
 const LOOK_AT_PATH: std::time::Duration = std::time::Duration::from_secs(1);
@@ -171,7 +171,7 @@ const ROOT: &str = "run as root, or choose another path with --socket";
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// No directory.
-    #[error("cannot create {}, the directory of the clients' socket: {}", path.display(), full::cause(source, path, ROOT))]
+    #[error("cannot create {}, the directory of the clients' socket: {}", path.display(), no_space::cause(source, path, ROOT))]
     Directory {
         /// Which.
         path: PathBuf,
@@ -185,7 +185,7 @@ pub enum BindError {
         path: PathBuf,
     },
     /// No socket.
-    #[error("cannot listen on {} for clients: {}", path.display(), full::cause(source, path, ROOT))]
+    #[error("cannot listen on {} for clients: {}", path.display(), no_space::cause(source, path, ROOT))]
     Socket {
         /// Where.
         path: PathBuf,

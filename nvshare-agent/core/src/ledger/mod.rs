@@ -9,7 +9,6 @@ mod book;
 mod check;
 mod client;
 mod device;
-mod heat;
 mod holding;
 mod lease;
 mod limits;
@@ -18,6 +17,7 @@ mod news;
 mod observed;
 mod orders;
 mod readers;
+mod recency;
 mod seen;
 mod session;
 mod turn;
@@ -35,7 +35,6 @@ pub use admission::Incumbents;
 pub use book::Booked;
 pub use client::{Client, GangId, Page};
 pub use device::{Device, Room};
-pub use heat::Heat;
 pub use holding::{Holding, Outgoing, Reclaiming};
 pub use lease::{Lease, Stop};
 pub use limits::Told;
@@ -43,6 +42,7 @@ pub use moves::Arena;
 pub use news::{Arrived, Begun};
 pub use observed::Observed;
 pub use orders::Orders;
+pub use recency::Recency;
 pub use session::{Past, SessionId};
 
 use crate::moment::Moment;
@@ -60,7 +60,7 @@ pub struct Ledger {
     /// The latest client of a pid, until it is buried.
     by_pid: HashMap<u32, ClientId>,
     observed: HashMap<Process, Observed>,
-    /// What all of that and the heat of clients take: see `seen`.
+    /// What all of that and the recency of clients take: see `seen`.
     remembered: usize,
     last_client: u64,
     last_ticket: u64,
@@ -308,7 +308,7 @@ impl Ledger {
         let buried: Vec<Client> =
             self.clients.extract_if(.., |_, client| done(client)).map(|(_, client)| client).collect();
         for client in &buried {
-            self.cooled(&client.heat);
+            self.cooled(&client.recency);
             if self.by_pid.get(&client.process.pid) == Some(&client.id) {
                 self.by_pid.remove(&client.process.pid);
             }
