@@ -1,6 +1,8 @@
 //! The kernels that the simulator can run, known by name. They do their work for real, in the compute clock's time. All
 //! parameters are numbers of 64 bits; the launch's dimensions do not matter.
 
+#![expect(unsafe_code, reason = "the device's memory, found accessible")]
+
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use cudarc::driver::sys::CUresult;

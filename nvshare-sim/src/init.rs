@@ -1,6 +1,8 @@
 //! The driver's life in a process: not initialised, initialised, gone. A forked child never becomes initialised, as with
 //! the real driver; a process that is exiting is answered `CUDA_ERROR_DEINITIALIZED`.
 
+#![expect(unsafe_code, reason = "handlers for the end of the process and for its child")]
+
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 

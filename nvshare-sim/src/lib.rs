@@ -1,7 +1,7 @@
 //! libcuda.so.1 for machines without a GPU: a strict simulator of the CUDA driver API.
 //!
-//! - `export`: how functions are exported; `api`: the functions, a file per family, thin. A caller's pointers end
-//!   there. What is not simulated answers `CUDA_ERROR_NOT_SUPPORTED`.
+//! - `export`: how functions are exported; `parameters`: what they are called with, typed; `api`: the functions, a file per
+//!   family, thin. A caller's pointers end there. What is not simulated answers `CUDA_ERROR_NOT_SUPPORTED`.
 //! - `init`, `device`: the process and its cards. `context`, `primary`, `green`: contexts. `handles`: what the
 //!   application holds of all these.
 //! - `stream`, `event`, `completion`, `jam`: queues of work, their threads, and waiting. `work`: everything that a stream
@@ -9,6 +9,8 @@
 //! - `module`, `ptx`, `kernel`, `builtin`: code. `graph`, `executable`, `capture`, `capture_mode`: graphs.
 //! - `memory`: addresses and what is behind them. `array`: memory with a form. `texture`: views of both.
 //! - `failure`: the error for good. `strict`, `faults`: what the simulator punishes, and what it breaks on demand.
+
+#![deny(unsafe_code)]
 
 mod api;
 mod array;
@@ -32,6 +34,7 @@ mod jit;
 mod kernel;
 mod memory;
 mod module;
+mod parameters;
 mod primary;
 mod ptx;
 mod stream;

@@ -1,5 +1,7 @@
 //! Stream memory operations: a stream writes a word, or waits for one.
 
+#![expect(unsafe_code, reason = "a word of the device's memory, found accessible")]
+
 use std::ffi::c_uint;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

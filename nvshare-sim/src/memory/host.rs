@@ -1,5 +1,7 @@
 //! Host memory that the device can reach: allocated by the driver, or the program's own, registered.
 
+#![expect(unsafe_code, reason = "mappings that are its own")]
+
 use cudarc::driver::sys::CUresult;
 use nvshare_sim_card::Point;
 

@@ -1,5 +1,7 @@
 //! Physical memory behind reserved addresses: `cuMemAddressReserve`, `cuMemMap`, `cuMemSetAccess` and back.
 
+#![expect(unsafe_code, reason = "mappings that are its own")]
+
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -1,5 +1,7 @@
 //! `cuMemAlloc`: whole blocks for large pieces, slots of a shared block for small ones.
 
+#![expect(unsafe_code, reason = "mappings that are its own")]
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -1,5 +1,7 @@
 //! Memsets: elements of one, two or four bytes, in rows.
 
+#![expect(unsafe_code, reason = "the device's memory, found accessible")]
+
 use std::sync::Arc;
 
 use nvshare_sim_card::Lane;

@@ -1,6 +1,8 @@
 //! Work: everything that a stream executes. It is submitted here, either to a stream or, where that is being captured, to
 //! a graph; while it is in flight it is known what memory it may touch.
 
+#![expect(unsafe_code, reason = "the application's functions")]
+
 mod fill;
 mod flight;
 mod transfer;

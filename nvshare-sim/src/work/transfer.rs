@@ -1,5 +1,7 @@
 //! Copies of one, two or three dimensions, over the link or within the device.
 
+#![expect(unsafe_code, reason = "memory that a copy is about, found accessible or vouched for")]
+
 use std::ops::Range;
 use std::sync::Arc;
 
