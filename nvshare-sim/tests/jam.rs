@@ -64,23 +64,7 @@ fn fill(
 }
 
 fn launcher(function: Word, stream: Word) -> impl Fn() -> u32 + Send + 'static {
-    move || {
-        let nanoseconds = 0_u64;
-        let parameters = [&raw const nanoseconds];
-        call!(cuLaunchKernel(
-            function,
-            1_u32,
-            1_u32,
-            1_u32,
-            1_u32,
-            1_u32,
-            1_u32,
-            0_u32,
-            stream,
-            parameters.as_ptr(),
-            0_u64
-        ))
-    }
+    move || client::launch(function, stream, &[0])
 }
 
 #[test]
