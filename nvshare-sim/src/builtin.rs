@@ -9,7 +9,7 @@ use cudarc::driver::sys::CUresult;
 use nvshare_common::fingerprint::{Fingerprint, Key, fingerprint};
 use nvshare_sim_card::{Lane, now};
 
-use crate::export::Outcome;
+use crate::call::Outcome;
 use crate::kernel::Launch;
 use crate::memory::{self, Location};
 use crate::strict;

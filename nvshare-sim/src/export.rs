@@ -7,20 +7,11 @@
 #![expect(unsafe_code, reason = "a table of addresses, for all threads")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicU32;
 
 use cudarc::driver::sys::CUresult;
 
+use crate::call::{Call, Outcome};
 use crate::{faults, init};
-
-/// Result of a driver function's body.
-pub(crate) type Outcome<T = ()> = Result<T, CUresult>;
-
-/// What the first instruction of every export compares with [`DEINITIALIZED`].
-pub(crate) static STATE_WORD: AtomicU32 = AtomicU32::new(0);
-
-/// The value of [`STATE_WORD`] once the process is exiting: every function then returns `CUDA_ERROR_DEINITIALIZED`.
-pub(crate) const DEINITIALIZED: u32 = 0x321c_ba00;
 
 /// One exported function.
 pub(crate) struct Export {
@@ -45,14 +36,6 @@ pub(crate) struct Name {
 
 /// All names of the driver API.
 pub(crate) const NAMES: &[Name] = include!(concat!(env!("OUT_DIR"), "/names.rs"));
-
-/// The call that is being served: what its body may ask about it.
-pub(crate) struct Call {
-    /// The symbol that was called.
-    pub(crate) name: &'static str,
-    /// Whether the null stream means the thread's own default stream (the `_ptsz`/`_ptds` twins).
-    pub(crate) per_thread: bool,
-}
 
 /// Runs the body of an export: no panic leaves it, and it is refused where the driver is not initialised.
 pub(crate) fn serve(
@@ -133,7 +116,7 @@ macro_rules! export {
                     "2:",
                     "mov eax, 4",
                     "ret",
-                    word = sym $crate::export::STATE_WORD,
+                    word = sym $crate::init::STATE_WORD,
                     work = sym work,
                 )
             }

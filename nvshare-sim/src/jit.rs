@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::sys::CUresult;
 
-use crate::export::Outcome;
+use crate::call::Outcome;
 use crate::handles::Registry;
 use crate::ptx::{self, Entry};
 

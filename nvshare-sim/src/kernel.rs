@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicI32;
 use cudarc::driver::sys::{CUfunction, CUresult};
 
 use crate::builtin::Builtin;
+use crate::call::Outcome;
 use crate::context::Context;
-use crate::export::Outcome;
 use crate::handles::{Registry, handle_of};
 use crate::parameters::{Arguments, Extra};
 use crate::ptx::Parameter;

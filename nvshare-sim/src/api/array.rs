@@ -5,8 +5,9 @@ use std::ffi::c_uint;
 use cudarc::driver::sys::{CUarray, CUdevice, CUmipmappedArray, CUresult};
 
 use crate::array::{Array, Form, Levelled};
+use crate::call::{Call, Outcome};
 use crate::device;
-use crate::export::{Call, Outcome, export};
+use crate::export::export;
 use crate::parameters::{In, Out};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUgraph, CUgraphNode, CUstream};
 
 use super::graph::{graph_of, nodes_of};
+use crate::call::{Call, Outcome};
 use crate::capture::{self, Mode, Status};
-use crate::export::{Call, Outcome, export};
+use crate::export::export;
 use crate::graph::{Graph, Node};
 use crate::parameters::{Count, InOut, List, Maybe, Out};
 

@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 
 use cudarc::driver::sys::{CUcontext, CUdevice, CUresult};
 
+use crate::call::Outcome;
 use crate::context::{self, Context, Current};
-use crate::export::{Outcome, export};
+use crate::export::export;
 use crate::parameters::{Maybe, Out};
 use crate::{capture, device, primary};
 

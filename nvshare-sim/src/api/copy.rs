@@ -8,9 +8,10 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUcontext, CUdeviceptr, CUresult, CUstream};
 
 use super::described::{Boxes, Rows, Slices, between, boxes, rows, slices};
+use crate::call::{Call, Outcome};
 use crate::capture;
 use crate::context;
-use crate::export::{Call, Outcome, export};
+use crate::export::export;
 use crate::failure;
 use crate::memory::{self, Location};
 use crate::parameters::{Count, In, List, Maybe};

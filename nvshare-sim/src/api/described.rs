@@ -4,8 +4,8 @@ use cudarc::driver::sys::{CUarray, CUcontext, CUresult};
 
 use super::copy::not_null;
 use crate::array::Array;
+use crate::call::Outcome;
 use crate::context;
-use crate::export::Outcome;
 use crate::work::{Plane, Transfer, device_end};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;

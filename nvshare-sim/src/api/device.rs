@@ -5,8 +5,9 @@ use std::ffi::{c_char, c_int, c_uint};
 use cudarc::driver::sys::{CUdevice, CUresult, CUuuid};
 use nvshare_sim_card::DEVICE_NAME;
 
+use crate::call::Outcome;
 use crate::device;
-use crate::export::{Outcome, export};
+use crate::export::export;
 use crate::parameters::{Count, Out, Places, Text};
 
 export! {

@@ -4,9 +4,10 @@ use std::ffi::c_uint;
 
 use cudarc::driver::sys::{CUevent, CUresult, CUstream};
 
+use crate::call::{Call, Outcome};
 use crate::capture;
 use crate::event::{EVENTS, Event, Record};
-use crate::export::{Call, Outcome, export};
+use crate::export::export;
 use crate::failure;
 use crate::parameters::Out;
 use crate::work::Work;

@@ -7,8 +7,9 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use cudarc::driver::sys::{CUdevice, CUfunction, CUkernel, CUresult};
 
 use super::launch::function_of;
+use crate::call::Outcome;
 use crate::device::MULTIPROCESSORS;
-use crate::export::{Outcome, export};
+use crate::export::export;
 use crate::kernel::{Function, MAX_SHARED};
 use crate::parameters::{Maybe, Out};
 

@@ -8,8 +8,9 @@ use cudarc::driver::sys::{CUdevice, CUdeviceptr, CUgraph, CUgraphNode, CUresult}
 
 use super::graph::{graph_of, node_of, nodes_of};
 use super::vmm::{Grant, Location, ON_DEVICE};
+use crate::call::Outcome;
 use crate::device;
-use crate::export::{Outcome, export};
+use crate::export::export;
 use crate::memory::graph::{self, Allocation};
 use crate::memory::graph_pool;
 use crate::parameters::{Count, In, InOut, List, Out};

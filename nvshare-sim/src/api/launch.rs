@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::sys::{CUfunction, CUresult, CUstream};
 
-use crate::export::{Call, Outcome, export};
+use crate::call::{Call, Outcome};
+use crate::export::export;
 use crate::kernel::{FUNCTIONS, Function, Launch, Shape};
 use crate::module::KERNELS;
 use crate::parameters::{Arguments, Extra, In};

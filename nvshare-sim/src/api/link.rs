@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{CUlinkState, CUresult};
 
-use crate::export::{Outcome, export};
+use crate::call::Outcome;
+use crate::export::export;
 use crate::jit::{LINKERS, Linker};
 use crate::parameters::{Count, List, Maybe, Out};
 

@@ -9,8 +9,9 @@ use std::sync::atomic::Ordering;
 use cudarc::driver::sys::{CUdevice, CUdeviceptr, CUresult, CUstream};
 
 use super::vmm::{Location, ON_DEVICE, ON_HOST, ON_HOST_NODE, ON_NEAREST_NODE};
+use crate::call::{Call, Outcome};
 use crate::device;
-use crate::export::{Call, Outcome, export};
+use crate::export::export;
 use crate::memory::managed::{self, HOST, NOWHERE};
 use crate::parameters::{Count, List, Out};
 use crate::work::{Custom, Work};

@@ -4,8 +4,9 @@ use std::ffi::c_uint;
 
 use cudarc::driver::sys::{CUdeviceptr, CUresult};
 
+use crate::call::Outcome;
 use crate::device::card;
-use crate::export::{Outcome, export};
+use crate::export::export;
 use crate::memory::space::{self, Kind};
 use crate::memory::{mapping, plain};
 use crate::parameters::{Maybe, Out};

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{CUdeviceptr, CUfunction, CUkernel, CUlibrary, CUmodule, CUresult};
 
-use crate::export::{Outcome, export};
+use crate::call::Outcome;
+use crate::export::export;
 use crate::handles::handle_of;
 use crate::module::{KERNELS, LIBRARIES, Library, MODULES, Module};
 use crate::parameters::{Count, Out, Places, Text};

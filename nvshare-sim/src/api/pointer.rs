@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering;
 
 use cudarc::driver::sys::{CUdeviceptr, CUresult};
 
+use crate::call::Outcome;
 use crate::context::CONTEXTS;
-use crate::export::{Outcome, export};
+use crate::export::export;
 use crate::memory::space::{self, Area, Kind};
 use crate::memory::{GRANULARITY, mapping, physical};
 use crate::parameters::{Count, In, List};

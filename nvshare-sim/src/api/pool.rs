@@ -8,8 +8,9 @@ use std::sync::atomic::Ordering;
 use cudarc::driver::sys::{CUdevice, CUdeviceptr, CUmemoryPool, CUresult, CUstream};
 
 use super::vmm::{Location, ON_DEVICE};
+use crate::call::Outcome;
 use crate::device;
-use crate::export::{Outcome, export};
+use crate::export::export;
 use crate::memory::pool::{self, POOLS, Pool};
 use crate::parameters::{In, Out};
 

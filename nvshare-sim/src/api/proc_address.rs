@@ -6,7 +6,8 @@ use std::sync::LazyLock;
 
 use cudarc::driver::sys::{CUdriverProcAddressQueryResult as Query, CUresult};
 
-use crate::export::{NAMES, Outcome, export};
+use crate::call::Outcome;
+use crate::export::{NAMES, export};
 use crate::init::DRIVER_VERSION;
 use crate::parameters::{Maybe, Out, Text};
 

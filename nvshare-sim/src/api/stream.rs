@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{CUcontext, CUdevice, CUevent, CUgreenCtx, CUresult, CUstream};
 
+use crate::call::{Call, Outcome};
 use crate::capture;
 use crate::context;
 use crate::event::Record;
-use crate::export::{Call, Outcome, export};
+use crate::export::export;
 use crate::failure;
 use crate::green::Green;
 use crate::parameters::{Maybe, Out};

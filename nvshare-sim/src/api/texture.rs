@@ -3,8 +3,9 @@
 use cudarc::driver::sys::{CUarray, CUmipmappedArray, CUresult};
 
 use crate::array::{Array, Levelled, component};
+use crate::call::Outcome;
 use crate::device;
-use crate::export::{Outcome, export};
+use crate::export::export;
 use crate::parameters::{In, Out};
 use crate::texture::{self, Part, Reading, Resource, View};
 

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use cudarc::driver::sys::{CUdeviceptr, CUresult, CUstream};
 use nvshare_sim_card::now;
 
-use crate::export::{Call, Outcome, export};
+use crate::call::{Call, Outcome};
+use crate::export::export;
 use crate::memory;
 use crate::strict;
 use crate::timeline::Timeline;

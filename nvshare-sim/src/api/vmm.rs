@@ -8,8 +8,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 use cudarc::driver::sys::{CUdeviceptr, CUresult};
 use nvshare_sim_card::{HandleId, Point};
 
+use crate::call::Outcome;
 use crate::device;
-use crate::export::{Outcome, export};
+use crate::export::export;
 use crate::memory::space::Kind;
 use crate::memory::{GRANULARITY, mapping, physical};
 use crate::parameters::{Count, In, List, Out};

@@ -14,9 +14,9 @@ use super::graph_pool::{self, Block};
 use super::space::{self, Area, Kind};
 use super::{GRANULARITY, address, plain};
 use crate::api::vmm::Grant;
+use crate::call::Outcome;
 use crate::completion::Completion;
 use crate::context::{CONTEXTS, Context};
-use crate::export::Outcome;
 use crate::graph::Graph;
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;

@@ -7,8 +7,8 @@ use nvshare_sim_card::Point;
 
 use super::space::{self, Area, Kind};
 use super::{address, piece, pins, plain};
+use crate::call::Outcome;
 use crate::context::Context;
-use crate::export::Outcome;
 
 const PAGE: u64 = 4096;
 

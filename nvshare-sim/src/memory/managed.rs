@@ -13,9 +13,9 @@ use nvshare_sim_card::managed::PAGE_BYTES;
 
 use super::address;
 use super::space::{self, Area, Kind};
+use crate::call::Outcome;
 use crate::context::Context;
 use crate::device::card;
-use crate::export::Outcome;
 
 /// `CU_DEVICE_CPU`: the host, where a device is named.
 pub(crate) const HOST: i32 = -1;

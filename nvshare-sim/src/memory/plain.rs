@@ -11,9 +11,9 @@ use nvshare_sim_card::{HandleId, Point};
 use super::pool::Pool;
 use super::space::{self, Area, Kind};
 use super::{GRANULARITY, address, piece};
+use crate::call::Outcome;
 use crate::context::{CONTEXTS, Context};
 use crate::device::card;
-use crate::export::Outcome;
 
 /// Pieces up to this size share blocks.
 const SMALL: u64 = GRANULARITY / 2;

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use super::INVALID;
-use crate::export::Outcome;
+use crate::call::Outcome;
 
 /// The arguments of a launch: a pointer for each parameter of the function that the same call names, to as many bytes.
 #[derive(Clone, Copy)]
@@ -72,5 +72,32 @@ impl Extra {
             (false, Some(size)) => Ok(unsafe { std::slice::from_raw_parts(pointer, size) }),
             _ => Err(INVALID),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::null;
+
+    use super::*;
+
+    #[test]
+    fn arguments_are_found_by_their_index_or_in_one_buffer() {
+        let (one, two) = (0x0102_u16, 5_u8);
+        let pointers = [(&raw const one).cast(), (&raw const two).cast(), null()];
+        let each = Arguments(pointers.as_ptr());
+        assert_eq!(each.get(0, 2), Ok(&[2, 1][..]));
+        assert_eq!(each.get(1, 1), Ok(&[5][..]));
+        assert_eq!(each.get(2, 1), Err(INVALID), "one that is missing");
+        assert_eq!(Arguments(null()).get(0, 2), Err(INVALID));
+
+        let (buffer, bytes) = ([1_u8, 2, 3], 2_usize);
+        let at = |key: usize| key as *const c_void;
+        let (pointer, size) = ((&raw const buffer).cast(), (&raw const bytes).cast());
+        let told = |list: &[*const c_void]| Extra(list.as_ptr()).buffer().map(<[u8]>::to_vec);
+        assert_eq!(told(&[at(1), pointer, at(2), size, null()]), Ok(vec![1, 2]));
+        assert_eq!(told(&[at(2), size, at(1), pointer, null()]), Ok(vec![1, 2]), "in any order");
+        assert_eq!(told(&[at(1), pointer, null()]), Err(INVALID), "without its size");
+        assert_eq!(told(&[at(9), pointer, null()]), Err(INVALID), "an unknown key");
     }
 }

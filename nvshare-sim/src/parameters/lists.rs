@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_uint};
 
 use super::{INVALID, Out};
-use crate::export::Outcome;
+use crate::call::Outcome;
 
 /// How long the lists of the same call are.
 #[derive(Clone, Copy)]
@@ -94,5 +94,48 @@ impl<T> Places<T> {
             unsafe { self.0.add(index).write(value) };
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::{null, null_mut};
+
+    use cudarc::driver::sys::CUresult;
+
+    use super::*;
+
+    /// A list of the caller's, and how long it says it is.
+    fn list<T>(elements: &[T]) -> (List<T>, Count) {
+        (List(elements.as_ptr()), Count(elements.len()))
+    }
+
+    #[test]
+    fn a_list_must_be_there_unless_it_is_empty() {
+        let (given, count) = list(&[3_u64, 4]);
+        assert_eq!(given.of(count), Ok(&[3, 4][..]));
+        let missing: List<u64> = List(null());
+        assert_eq!(missing.of(count), Err(INVALID));
+        assert_eq!(missing.of(Count(0_usize)), Ok(&[][..]));
+        assert_eq!(missing.needed(), Err(INVALID));
+        assert_eq!(given.of(Count(-1 as c_int)), Ok(&[][..]));
+    }
+
+    #[test]
+    fn a_list_is_filled_as_far_as_there_is_room_and_up_to_an_error() {
+        let (mut places, mut room) = ([0_u32; 4], 3_usize);
+        let to = Places(places.as_mut_ptr());
+        let room_at = Room(&raw mut room);
+        let count = room_at.count().expect("a room");
+        assert_eq!(to.fill(count, (1..).map(Ok)), Ok(()));
+        assert_eq!(
+            to.fill(count, [Ok(9), Err(CUresult::CUDA_ERROR_NOT_FOUND)]),
+            Err(CUresult::CUDA_ERROR_NOT_FOUND)
+        );
+        assert_eq!(room_at.set(5), Ok(()));
+        assert_eq!((places, room), ([9, 2, 3, 0], 5));
+        let missing: Places<u32> = Places(null_mut());
+        assert_eq!(missing.fill(count, [Ok(1)]), Err(INVALID));
+        assert_eq!(missing.fill(count, []), Ok(()), "nothing to tell needs no place");
     }
 }

@@ -18,7 +18,7 @@ use cudarc::driver::sys::CUresult;
 
 pub(crate) use self::arguments::{Arguments, Extra};
 pub(crate) use self::lists::{Count, List, Places, Room};
-use crate::export::Outcome;
+use crate::call::Outcome;
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 
@@ -109,5 +109,25 @@ impl Text {
         }
         // SAFETY: not null, so a C string, by the contract of the driver API.
         Ok(unsafe { CStr::from_ptr(self.0) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::null_mut;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_goes_where_the_caller_wants_it_and_one_that_must_be_told_is_refused_where_it_cannot() {
+        let (mut needed, mut wanted) = (0, 0);
+        assert_eq!(Out(&raw mut needed).set(7), Ok(()));
+        Maybe(&raw mut wanted).set(8);
+        assert_eq!((needed, wanted), (7, 8));
+        let missing: Out<i32> = Out(null_mut());
+        assert!(missing.is_null());
+        assert_eq!(missing.needed(), Err(INVALID));
+        assert_eq!(missing.set(7), Err(INVALID));
+        Maybe::NONE.set(8);
     }
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use nvshare_sim_card::Lane;
 
 use super::Touch;
+use crate::call::Outcome;
 use crate::context::{CONTEXTS, Context};
-use crate::export::Outcome;
 use crate::memory::{self, Location};
 use crate::strict;
 use crate::timeline::Timeline;

@@ -9,7 +9,7 @@ use cudarc::driver::sys::CUresult;
 use nvshare_sim_card::Lane;
 
 use super::Touch;
-use crate::export::Outcome;
+use crate::call::Outcome;
 use crate::memory::{self, Location};
 use crate::strict;
 use crate::timeline::{PIECE, Timeline};
