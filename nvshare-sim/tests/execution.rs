@@ -1,5 +1,7 @@
 //! Contexts, streams and events, through the library as a program uses it.
 
+#![expect(unsafe_code, reason = "a host function, and the word that it is about")]
+
 mod client;
 
 use std::time::{Duration, Instant};

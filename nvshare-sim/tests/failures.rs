@@ -1,5 +1,7 @@
 //! What goes wrong: by mistakes that a GPU punishes, and on demand.
 
+#![expect(unsafe_code, reason = "the end of a process, as a program may have it")]
+
 mod client;
 
 use client::{Context, DRIVER};

@@ -1,5 +1,7 @@
 //! Managed memory: what faults, what leaves the card, and what is advised.
 
+#![expect(unsafe_code, reason = "managed memory, which is the host's too")]
+
 mod client;
 
 use std::time::{Duration, Instant};

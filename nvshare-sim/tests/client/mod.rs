@@ -1,4 +1,6 @@
 //! A client of the simulated driver for tests: the library, loaded as programs load it, and calls of its functions.
+
+#![expect(unsafe_code, reason = "functions of a library that is loaded, and the memory they give")]
 #![allow(
     dead_code,
     clippy::unused_self,
@@ -78,9 +80,9 @@ impl Driver {
         text.lines().map(str::to_owned).collect()
     }
 
-    /// A function of the driver.
+    /// A function of the driver, as a type of function pointer.
     pub(crate) fn function<F: Copy>(&self, name: &str) -> F {
-        // SAFETY: the caller's arguments are those of the function's declaration.
+        // SAFETY: tests call it with the arguments of its declaration, and with live pointers.
         *unsafe { self.library.get::<F>(name.as_bytes()) }.unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 }
@@ -89,12 +91,9 @@ impl Driver {
 #[macro_export]
 macro_rules! call {
     ($name:ident($($argument:expr),* $(,)?)) => {{
-        let function: unsafe extern "C" fn($($crate::call!(@infer $argument)),*) -> u32 =
+        let function: extern "C" fn($($crate::call!(@infer $argument)),*) -> u32 =
             $crate::client::DRIVER.function(stringify!($name));
-        // SAFETY: a call of the driver API with live pointers.
-        #[allow(clippy::macro_metavars_in_unsafe, reason = "the arguments are words and pointers")]
-        let result = unsafe { function($($argument),*) };
-        result
+        function($($argument),*)
     }};
     (@infer $argument:expr) => { _ };
 }
@@ -165,19 +164,8 @@ impl Context {
 }
 
 /// `cuLaunchKernel`.
-type Launch = unsafe extern "C" fn(
-    Word,
-    u32,
-    u32,
-    u32,
-    u32,
-    u32,
-    u32,
-    u32,
-    Word,
-    *const *const Word,
-    *const Word,
-) -> u32;
+type Launch =
+    extern "C" fn(Word, u32, u32, u32, u32, u32, u32, u32, Word, *const *const Word, *const Word) -> u32;
 
 /// Launches a kernel of words; the value is the call's result.
 pub(crate) fn launch(function: Word, stream: Word, words: &[Word]) -> u32 {
@@ -211,8 +199,7 @@ fn launch_by(
     extra: *const Word,
 ) -> u32 {
     let launch: Launch = DRIVER.function(name);
-    // SAFETY: a call of the driver API; the arguments are those of the function, or missing where it has to find out.
-    unsafe { launch(function, blocks, 1, 1, threads, 1, 1, shared, stream, parameters, extra) }
+    launch(function, blocks, 1, 1, threads, 1, 1, shared, stream, parameters, extra)
 }
 
 /// Lets a kernel end that waits for the first word of this memory.
