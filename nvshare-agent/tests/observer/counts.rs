@@ -1,6 +1,6 @@
 //! Seen calls are the calls made: exactly, by every thread, of every process.
 
-use nvshare_agent::observation::Observation;
+use nvshare_agent_core::observation::Observation;
 use nvshare_common::event::Loss;
 use nvshare_common::probe::{Call, PROBES};
 use nvshare_common::units::{Bytes, DevicePtr, DeviceRange};

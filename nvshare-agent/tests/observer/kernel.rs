@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use nvshare_agent::observation::Observation;
 use nvshare_agent::observer::{Library, Observer, Options, SCAN_EVERY};
+use nvshare_agent_core::observation::Observation;
 use nvshare_common::probe::{Call, PROBES};
 
 use crate::client::Client;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use nvshare_agent::observation::{Counts, Health, Observation};
 use nvshare_agent::observer::{Observer, Options};
+use nvshare_agent_core::observation::{Counts, Health, Observation};
 use nvshare_common::probe::Call;
 
 /// No test waits longer for anything.
