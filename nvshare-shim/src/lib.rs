@@ -2,16 +2,42 @@
 //!
 //! The way of a call: the application finds a hook instead of the driver's function ([`resolve`], or our export); the
 //! hook ([`hooks`], listed in [`table`]) passes the [`gate`] and calls the real function ([`driver`]), or answers from
-//! the records of [`memory`].
+//! the records of [`memory`]. Nothing happens before the first `cuInit` ([`start`]).
 //!
-//! - [`start`]: first use, forks, the shim's own threads. Nothing happens before the first `cuInit`.
-//! - [`cuda`]: the driver's types. [`counters`]: the calls made, as the agent sees them.
-//! - [`gate`], [`streams`], [`drain`], [`pace`]: who may submit work, what was submitted, and when it is finished.
-//! - [`memory`], [`swap`], [`link`]: what the process holds, how it moves, and what the agent says about it.
-//! - `nvml`: what NVML says of memory. `object`: what is loaded.
-//! - [`descriptors`], `uncancelled`: the application may fork, close what it likes, and end its threads. `proc`: what the kernel
-//!   says of the process.
-//! - [`config`], [`log`]: what the environment says, and what is said on stderr.
+//! # Floors
+//!
+//! A module may use those below it, never one above; of two on one floor the one that is named first is below. Within a folder
+//! anything goes. `tests/floors` compares this table with every path in the sources.
+//!
+//! | floor | modules | what lives there |
+//! | --- | --- | --- |
+//! | 14 | `table` + `resolve` + `pass_through` + `hooks/lookup` | what programs find instead of the driver's functions |
+//! | 13 | `start`, `hooks` + `nvml` | first use; what a call does, a file per family |
+//! | 12 | `link` | the control thread: connect, reconnect, obey |
+//! | 11 | `swap` | the engine: what copies, and who else may use the memory |
+//! | 10 | `memory` | allocations, the accounts of what cannot be moved, what is promised |
+//! | 9 | `swap/shadow` + `swap/arena` + `swap/lending` + `swap/spare` | shadows: pinned host memory |
+//! | 8 | `swap/standing` + `drain` + `pace` + `swap/calm` | whether the application may run: the run state, stopping it, draining |
+//! | 7 | `memory/device` + `memory/vmm` + `link/sizes` + `link/terms` + `swap/image` | the devices in use, and what is held on each |
+//! | 6 | `streams` | what the application submitted, and whether it is finished |
+//! | 5 | `driver` + `object` | the real driver's entry points |
+//! | 4 | `counters` | the calls made, as the agent sees them |
+//! | 3 | `memory/extent` + `memory/space` + `memory/space_tests` + `memory/ranges` + `memory/map` + `memory/held` + `memory/physical` | pure: addresses, extents, accounts |
+//! | 2 | `gate` | who may submit work; it knows neither agent nor streams |
+//! | 1 | `cuda`, `uncancelled`, `config`, `log`, `descriptors`, `proc` | the driver's types; what the environment says, and what is said on stderr; the process: it may fork, close what it likes, and end its threads |
+//!
+//! # Locks
+//!
+//! A lock is taken only with locks of rows above it held; it is not the order of the floors.
+//!
+//! 1. turns of whole procedures: `RETURNING`, `TURN`, `MEETING`, then `STOPPING`
+//! 2. the session (`SHARED`): what is booked and what is said are one step
+//! 3. the terms (`TERMS`)
+//! 4. the run state (`STANDING`), and with it the gate
+//! 5. a device's state, one at a time
+//! 6. leaves: `SHADOWS`, the list of devices, the address map, the tables of streams, the gate's own
+//!
+//! None of rows 2 to 6 is held during a driver call, nor while a thread waits for the agent.
 
 // Standard error is not ours: `log` knows how to use it.
 #![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout))]
