@@ -17,11 +17,11 @@
 //! | 11 | `swap` | the engine: what copies, and who else may use the memory |
 //! | 10 | `memory` | allocations, the accounts of what cannot be moved, what is promised |
 //! | 9 | `swap/shadow` + `swap/arena` + `swap/lending` + `swap/spare` | shadows: pinned host memory |
-//! | 8 | `swap/standing` + `drain` + `pace` + `swap/calm` | whether the application may run: the run state, stopping it, draining |
+//! | 8 | `turn` + `swap/standing` + `drain` + `pace` + `swap/calm` | whether the application may run: the run state, stopping it, draining |
 //! | 7 | `memory/device` + `memory/vmm` + `link/sizes` + `link/terms` + `swap/image` | the devices in use, and what is held on each |
 //! | 6 | `streams` | what the application submitted, and whether it is finished |
 //! | 5 | `driver` + `object` | the real driver's entry points |
-//! | 4 | `counters` | the calls made, as the agent sees them |
+//! | 4 | `counters`, `line` | the calls made, as the agent sees them; what any thread may say to the agent |
 //! | 3 | `memory/extent` + `memory/space` + `memory/space_tests` + `memory/ranges` + `memory/map` + `memory/held` + `memory/physical` | pure: addresses, extents, accounts |
 //! | 2 | `gate` | who may submit work; it knows neither agent nor streams |
 //! | 1 | `cuda`, `uncancelled`, `config`, `log`, `descriptors`, `proc` | the driver's types; what the environment says, and what is said on stderr; the process: it may fork, close what it likes, and end its threads |
@@ -31,7 +31,7 @@
 //! A lock is taken only with locks of rows above it held; it is not the order of the floors.
 //!
 //! 1. turns of whole procedures: `RETURNING`, `TURN`, `MEETING`, then `STOPPING`
-//! 2. the session (`SHARED`): what is booked and what is said are one step
+//! 2. the line (`SHARED`): what is booked and what is said are one step
 //! 3. the terms (`TERMS`)
 //! 4. the run state (`STANDING`), and with it the gate
 //! 5. a device's state, one at a time
@@ -51,6 +51,7 @@ pub mod drain;
 pub mod driver;
 pub mod gate;
 mod hooks;
+mod line;
 pub mod link;
 pub mod log;
 pub mod memory;
@@ -65,4 +66,5 @@ pub mod start;
 pub mod streams;
 pub mod swap;
 mod table;
+mod turn;
 mod uncancelled;

@@ -1,22 +1,20 @@
 //! The control thread: connects to the agent, says what the process holds, obeys, and connects again every second. With
 //! no agent the application runs bare; [`alone`] is about an agent that went away and left the client without its memory.
 //!
-//! Lock order: the session's before a device's, never the other way round.
+//! Lock order: see the head of the library.
 
-pub(crate) mod alone;
+mod alone;
 mod door;
 mod forced;
 mod last;
 mod session;
 pub(crate) mod sizes;
-mod terms;
+pub(crate) mod terms;
 
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nvshare_common::protocol::{Purpose, ToAgent, ToShim};
@@ -30,9 +28,10 @@ use crate::cuda::sys;
 use crate::descriptors::Own;
 use crate::driver::driver;
 use crate::memory::books;
-use crate::memory::device::{self, Device};
-use crate::swap::{self, Order, shadow, standing};
-use crate::{config, log, pace, start as threads};
+use crate::memory::device;
+use crate::swap::{Order, shadow, standing};
+use crate::turn::want;
+use crate::{config, line, log, pace, start as threads};
 
 /// How long `cuInit` waits for the agent's first answer.
 const FIRST_ANSWER: Duration = Duration::from_secs(1);
@@ -43,20 +42,12 @@ const KNOCK: Duration = Duration::from_millis(100);
 /// How long a driver call that failed for lack of memory waits for room, all in all: somebody may have to be stopped and swapped
 /// out. The agent gives up a little earlier.
 pub(crate) const ROOM_LIMIT: Duration = Duration::from_secs(35);
-/// How long the agent may take to say whether more can be needed: a reading of the device.
-const MAY_HAVE_LIMIT: Duration = Duration::from_secs(2);
 /// How often it looks whether a new agent is there.
 const ROOM_PAUSE: Duration = Duration::from_millis(100);
 
-/// Threads wait at the gate and the agent should know.
-static WAITING: AtomicBool = AtomicBool::new(false);
-/// One of them found nothing to ask for as it came: see [`is_missed`].
-static UNASKED: AtomicBool = AtomicBool::new(false);
 /// An agent found driver work that did not pass the shim: nothing of this process is moved any more (see
 /// [`ToShim::Bypassed`]).
 static BYPASSED: AtomicBool = AtomicBool::new(false);
-/// Who waits for an answer of the agent, by ticket.
-static ASKING: Mutex<Option<HashMap<u64, Sender<bool>>>> = Mutex::new(None);
 
 /// Starts what may have to work while the gate is shut; before it can be.
 pub(crate) fn prepare() {
@@ -80,51 +71,6 @@ pub fn start() {
     forced::start();
 }
 
-/// Sends a message if there is a session; otherwise the next `Hello` will say all.
-pub fn send(message: &ToAgent) {
-    session::send(message);
-}
-
-/// Sends what `act` says, as it stands when it is sent: of two that speak of the same thing the later one has the last word.
-pub fn tell(act: impl FnOnce() -> Option<ToAgent>) {
-    session::tell(act);
-}
-
-/// Gives back a part of the grant: `change` books it and says how much, and the agent is told, with no `Hello` in between
-/// (which would tell of the new grant, and `Released` would count twice). Without a ticket nobody is told.
-pub fn release(ticket: Option<Ticket>, device: DeviceId, change: impl FnOnce() -> u64) -> u64 {
-    let mut bytes = 0;
-    session::tell(|| {
-        bytes = change();
-        (bytes > 0 && ticket.is_some()).then_some(ToAgent::Released { ticket, device, bytes: Bytes(bytes) })
-    });
-    bytes
-}
-
-/// Called by a thread that is about to wait at the gate.
-pub fn want_to_run() {
-    // The agent knows clients by their devices: meet the one this thread uses. And where the engine has lost its context,
-    // this one does.
-    if let Ok(Some((device, context))) = device::current() {
-        swap::adopt(device, context);
-    }
-    WAITING.store(true, Ordering::Release);
-    want_work();
-}
-
-/// The gate opened.
-pub fn runs() {
-    WAITING.store(false, Ordering::Release);
-}
-
-/// Memory is missing since just now. Who waits at the gate for the end of a drain, and found nothing to ask for as it came,
-/// waits for that memory from now on: there may be no opening between, after which it would ask itself.
-pub fn is_missed() {
-    if UNASKED.load(Ordering::SeqCst) && WAITING.load(Ordering::Acquire) {
-        want_work();
-    }
-}
-
 /// A driver call failed for lack of memory. Asks the agent for room for `bytes` on the device of that number, or of the current
 /// context, waits for the answer until `deadline`, and says whether trying again is worth it.
 pub fn want_room(ordinal: Option<sys::CUdevice>, bytes: u64, deadline: Instant) -> bool {
@@ -135,89 +81,21 @@ pub fn want_room(ordinal: Option<sys::CUdevice>, bytes: u64, deadline: Instant) 
     });
     let Some(device) = ordinal.and_then(device::of_ordinal) else { return false };
     loop {
-        while !session::is_open() {
+        while !line::is_open() {
             // An agent that is being replaced is back soon, and nobody else can make room.
-            if !(session::is_managed() || alone::is_orphan()) || Instant::now() > deadline {
+            if !(line::is_managed() || line::is_orphan()) || Instant::now() > deadline {
                 return false;
             }
             std::thread::sleep(ROOM_PAUSE);
         }
         let limit = deadline.saturating_duration_since(Instant::now());
         let ask = |ticket| ToAgent::WantRoom { ticket, device: device.id, bytes: Bytes(bytes) };
-        match answered(ask, limit) {
+        match line::answered(ask, limit) {
             Ok(made) => return made,
             Err(RecvTimeoutError::Timeout) => return false,
             // The agent went away: another one is asked.
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(ROOM_PAUSE),
         }
-    }
-}
-
-/// Whether there is an agent to be asked.
-pub fn has_agent() -> bool {
-    session::is_open()
-}
-
-/// Whether this client may come to need `total` on the device, by a look that the agent takes now; the limit that follows is
-/// known here before the answer is. `None`: nobody can say.
-pub fn may_have(device: DeviceId, total: u64) -> Option<bool> {
-    if !session::is_open() || !sizes::is_limited(device) {
-        return None;
-    }
-    answered(|ticket| ToAgent::MayHave { ticket, device, total: Bytes(total) }, MAY_HAVE_LIMIT).ok()
-}
-
-/// A context was made on the device of that number: what it costs is known to the agent before anything is promised.
-pub fn context_made(ordinal: sys::CUdevice) {
-    if session::is_open()
-        && let Ok(id) = device::id_of(ordinal)
-    {
-        let _ = may_have(id, 0);
-        sizes::is_settled(id);
-    }
-}
-
-/// Sends a question and waits for its answer; disconnected when the session ends.
-fn answered(ask: impl FnOnce(Ticket) -> ToAgent, limit: Duration) -> Result<bool, RecvTimeoutError> {
-    static TICKETS: AtomicU64 = AtomicU64::new(1);
-    let ticket = TICKETS.fetch_add(1, Ordering::Relaxed);
-    let (answer, told) = channel();
-    asking().get_or_insert_default().insert(ticket, answer);
-    send(&ask(Ticket(ticket)));
-    // Where the session ended before, nobody is there to tell.
-    let made =
-        if session::is_open() { told.recv_timeout(limit) } else { Err(RecvTimeoutError::Disconnected) };
-    asking().get_or_insert_default().remove(&ticket);
-    made
-}
-
-/// Nobody answers any more what was asked.
-fn nobody_answers() {
-    asking().take();
-}
-
-fn asking() -> MutexGuard<'static, Option<HashMap<u64, Sender<bool>>>> {
-    ASKING.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A device is used for the first time: `known` makes it known to everybody, under the terms that hold. In a session the
-/// agent is asked for them, and this waits a moment for the answer.
-pub fn device_met(device: &Device, known: impl FnOnce()) {
-    let mut asks = false;
-    session::while_managed(|managed| {
-        asks = managed && device.is_manageable();
-        if asks {
-            device.state().space.set_terms(|terms| terms.unlimited = false);
-        }
-        known();
-        if asks {
-            // After it is known: what is said of it before is early, what comes later finds it.
-            terms::ask(device);
-        }
-    });
-    if asks && session::is_open() {
-        send(&ToAgent::Met { device: device.id });
-        terms::await_first(device.id);
     }
 }
 
@@ -235,25 +113,6 @@ fn unmanage(id: DeviceId, why: &str) {
     let Some(device) = device::by_id(id) else { return };
     log::warning!("{id} is used as without an agent: {why}");
     alone::without_agent(device);
-}
-
-fn want_work() {
-    // Before the look: if memory is missed only after it, who misses it asks.
-    UNASKED.store(true, Ordering::SeqCst);
-    if standing::holds_lease() && standing::missing() == 0 {
-        // A drain is under way; if it ends with a stop, `stop` asks.
-        return;
-    }
-    UNASKED.store(false, Ordering::SeqCst);
-    for device in device::all() {
-        let total = {
-            let mut state = device.state();
-            let needed = state.space.accounts().needed();
-            state.wanted = needed;
-            needed
-        };
-        send(&ToAgent::Want { device: device.id, total: Bytes(total), purpose: Purpose::Work });
-    }
 }
 
 fn run(tried: &Sender<()>) {
@@ -304,7 +163,7 @@ fn run(tried: &Sender<()>) {
             }
             Err(end) => {
                 // Who never had an agent runs as without nvshare.
-                if end.leaves_orphans() && session::was_managed() {
+                if end.leaves_orphans() && line::was_managed() {
                     Alone::left_behind();
                 }
                 if !std::mem::replace(&mut said, true) {
@@ -338,12 +197,16 @@ fn knocked(back_door: &mut Option<Door>) -> Option<Own> {
 
 /// After a `Hello` the agent knows what there is, but not who waits.
 fn want_what_is_missing() {
-    if WAITING.load(Ordering::Acquire) {
-        want_work();
+    if want::is_waiting() {
+        want::want_work();
     } else if standing::missing() > 0 {
         for device in device::all() {
             let total = device.state().space.accounts().needed();
-            send(&ToAgent::Want { device: device.id, total: Bytes(total), purpose: Purpose::Allocation });
+            line::send(&ToAgent::Want {
+                device: device.id,
+                total: Bytes(total),
+                purpose: Purpose::Allocation,
+            });
         }
     }
 }
@@ -387,14 +250,14 @@ fn obey(message: ToShim, descriptor: Option<OwnedFd>) -> Result<(), End> {
         ToShim::Stop { ticket, stall_ms } => stop(ticket, Duration::from_millis(stall_ms.into())),
         ToShim::Pace { on } => pace::set(on),
         ToShim::SwapOut { ticket, .. } if is_bypassed() => {
-            send(&ToAgent::SwapFailed {
+            line::send(&ToAgent::SwapFailed {
                 ticket,
                 why: "driver calls of this process do not pass nvshare".into(),
             });
         }
         ToShim::SwapOut { ticket, device, bytes, coldest } => match device::by_id(device) {
             Some(device) => device.order(Order::SwapOut { ticket, bytes: bytes.0, coldest }),
-            None => send(&ToAgent::SwapFailed { ticket, why: "nothing is held on that device".into() }),
+            None => line::send(&ToAgent::SwapFailed { ticket, why: "nothing is held on that device".into() }),
         },
         ToShim::Reclaim { ticket, device } => reclaim(ticket, device),
         ToShim::Arena { arena, bytes } => {
@@ -404,7 +267,7 @@ fn obey(message: ToShim, descriptor: Option<OwnedFd>) -> Result<(), End> {
             };
             if let Err(why) = offered {
                 log::warning!("{why}");
-                send(&ToAgent::ArenaReturned { arena });
+                line::send(&ToAgent::ArenaReturned { arena });
             }
         }
         ToShim::Trim { bytes } => {
@@ -412,11 +275,7 @@ fn obey(message: ToShim, descriptor: Option<OwnedFd>) -> Result<(), End> {
                 device.order(Order::Trim { bytes: bytes.0 });
             }
         }
-        ToShim::Room { ticket, made } => {
-            if let Some(waiter) = asking().as_ref().and_then(|asking| asking.get(&ticket.0)) {
-                let _ = waiter.send(made);
-            }
-        }
+        ToShim::Room { ticket, made } => line::answer(ticket, made),
     }
     Ok(())
 }
@@ -438,7 +297,7 @@ fn run_again() {
         let complete = state.space.accounts().missing == 0 && !state.announce;
         drop(state);
         if complete {
-            send(&ToAgent::Resident { device: device.id, copied: Bytes::ZERO });
+            line::send(&ToAgent::Resident { device: device.id, copied: Bytes::ZERO });
         }
     }
 }
@@ -448,21 +307,21 @@ fn stop(ticket: Ticket, stall: Duration) {
     match standing::stop(stall) {
         Ok(()) => {
             log::debug!("stopped within {:?}", began.elapsed());
-            send(&ToAgent::Stopped { ticket });
-            if WAITING.load(Ordering::Acquire) {
-                want_work();
+            line::send(&ToAgent::Stopped { ticket });
+            if want::is_waiting() {
+                want::want_work();
             }
         }
         Err(why) => {
             log::info!("not stopped: {why}");
-            send(&ToAgent::DrainStalled { ticket });
+            line::send(&ToAgent::DrainStalled { ticket });
         }
     }
 }
 
 fn reclaim(ticket: Ticket, id: DeviceId) {
     if let Some(device) = device::by_id(id) {
-        release(Some(ticket), id, || device.state().space.give_up_slack(u64::MAX));
+        line::release(Some(ticket), id, || device.state().space.give_up_slack(u64::MAX));
     }
-    send(&ToAgent::SwapOutDone { ticket, copied: Bytes::ZERO, clean: Bytes::ZERO });
+    line::send(&ToAgent::SwapOutDone { ticket, copied: Bytes::ZERO, clean: Bytes::ZERO });
 }

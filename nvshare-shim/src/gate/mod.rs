@@ -18,8 +18,8 @@ use std::time::Duration;
 pub use self::core::Pass;
 use self::core::{AJAR, FENCED, Gate, Slot};
 use crate::cuda::sys::CUstream;
-use crate::link;
 use crate::streams;
+use crate::turn::want;
 
 static GATE: Gate = Gate::new();
 
@@ -45,20 +45,20 @@ impl Drop for Registered {
 /// Passes the gate; where it is shut the thread waits until it opens. Inside a pass it never waits.
 #[inline]
 pub fn pass() -> Pass {
-    GATE.enter(slot(), is_elsewhere, link::want_to_run)
+    GATE.enter(slot(), is_elsewhere, want::want_to_run)
 }
 
 /// Passes the gate with a call into `stream` (already resolved: never null). While the stream is being captured
 /// such a call executes nothing, and passes a shut gate.
 #[inline]
 pub fn pass_into(stream: CUstream) -> Pass {
-    GATE.enter(slot(), || streams::is_capturing(stream) || is_elsewhere(), link::want_to_run)
+    GATE.enter(slot(), || streams::is_capturing(stream) || is_elsewhere(), want::want_to_run)
 }
 
 /// Passes the gate whether it is shut or not, for a call that submits nothing: as long as the pass lives no drain ends.
 #[inline]
 pub(crate) fn pass_at_once() -> Pass {
-    GATE.enter(slot(), || true, link::want_to_run)
+    GATE.enter(slot(), || true, want::want_to_run)
 }
 
 /// Shuts the gate to new passes and returns at once; threads that are inside stay inside. Idempotent.

@@ -12,7 +12,7 @@ use crate::cuda::CUresult;
 use crate::cuda::sys::{CUdevice, CUstream};
 use crate::driver::driver;
 use crate::memory::promise;
-use crate::{link, start, streams};
+use crate::{line, link, start, streams};
 
 /// What a call takes whose size nobody says. If that was too little, twice as much is asked for.
 const GUESS: u64 = 64 << 20;
@@ -47,7 +47,7 @@ pub(crate) fn retry_on<F: Fn() -> CUresult>(bare: &Bare<F>, device: Option<CUdev
         && start::active()
         && !was_there
     {
-        link::context_made(device);
+        promise::context_made(device);
     }
     result
 }
@@ -81,7 +81,7 @@ pub(crate) fn retry_with<F: Fn() -> CUresult>(
 pub(crate) fn is_granted(device: CUdevice, bytes: u64) -> bool {
     let granted = |device: &crate::memory::device::Device| device.state().space.accounts().slack() >= bytes;
     bytes < LARGE
-        || !link::has_agent()
+        || !line::is_open()
         || crate::memory::device::of_ordinal(device).is_none_or(granted)
         || link::want_room(Some(device), bytes, Instant::now() + link::ROOM_LIMIT)
 }

@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use super::{session, terms};
 use crate::descriptors::Own;
 use crate::memory::device::{self, Device};
 use crate::swap::{Order, standing};
-use crate::{config, log, start as threads};
+use crate::{config, line, log, start as threads};
 
 /// The shortest and longest pause between two tries.
 const PAUSE_MS: (u64, u64) = (100, 900);
@@ -24,17 +23,8 @@ const PAUSE_MS: (u64, u64) = (100, 900);
 /// The stall of a drain before everything is put out.
 const STALL: Duration = Duration::from_secs(2);
 
-/// There was an agent on this node, and it is not there now. Others like this client live beside it: where the device has no
-/// room for an allocation it must wait for them, holding nothing, instead of failing as without nvshare.
-static ORPHAN: AtomicBool = AtomicBool::new(false);
-
 /// Held while memory comes back to a device that the agent does not manage: a `Hello` meanwhile would tell of half of it.
 static RETURNING: Mutex<()> = Mutex::new(());
-
-/// See [`ORPHAN`].
-pub(crate) fn is_orphan() -> bool {
-    ORPHAN.load(Ordering::Acquire)
-}
 
 /// How long the agent has been away, and what was done about it.
 #[derive(Debug)]
@@ -52,12 +42,12 @@ impl Alone {
     /// It is there.
     pub(super) fn forget(&mut self) {
         self.since = None;
-        ORPHAN.store(false, Ordering::Release);
+        line::set_orphan(false);
     }
 
     /// It seems to have died: nobody answers at its socket.
     pub(super) fn left_behind() {
-        ORPHAN.store(true, Ordering::Release);
+        line::set_orphan(true);
     }
 
     /// It went away just now.
@@ -89,7 +79,7 @@ impl Alone {
 
     /// Whether this client needs help: it lost its agent for too long, or lives without it and found no room.
     pub(super) fn needs_help(&self) -> bool {
-        self.is_due() || (ORPHAN.load(Ordering::Acquire) && self.since.is_none() && standing::missing() > 0)
+        self.is_due() || (line::is_orphan() && self.since.is_none() && standing::missing() > 0)
     }
 
     /// One try to bring everything back; says whether the application runs now.
@@ -136,7 +126,7 @@ impl Alone {
         }
         log::info!("the agent stayed away: running without it");
         self.since = None;
-        ORPHAN.store(true, Ordering::Release);
+        line::set_orphan(true);
         session::unmanaged();
         standing::give_lease();
         true

@@ -9,14 +9,13 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use super::{WAITING, session};
 use crate::memory::device;
 use crate::swap::{self, Order, standing};
-use crate::{config, log, start as threads};
+use crate::turn::want;
+use crate::{config, line, log, start as threads};
 
 /// The stall of a drain that nobody asked for.
 const STALL: Duration = Duration::from_secs(2);
@@ -66,7 +65,7 @@ fn obey(mut socket: File) {
         }
         if order[0] == b'o' && done {
             // It waits in the look.
-            while !WAITING.load(Ordering::Acquire) && !is_ordered(&socket) {
+            while !want::is_waiting() && !is_ordered(&socket) {
                 std::hint::spin_loop();
             }
             bring_in();
@@ -125,7 +124,7 @@ fn bring_in() -> bool {
 }
 
 fn hold_back(stall: Duration) -> Option<standing::HeldBack> {
-    if session::is_managed() || standing::is_dead() || super::is_bypassed() || device::all().is_empty() {
+    if line::is_managed() || standing::is_dead() || super::is_bypassed() || device::all().is_empty() {
         return None;
     }
     match standing::hold_back(stall) {

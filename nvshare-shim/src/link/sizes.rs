@@ -94,7 +94,7 @@ pub(super) fn unlimited(device: DeviceId) {
 }
 
 /// Whether the agent has said how much this client can hold there.
-pub(super) fn is_limited(device: DeviceId) -> bool {
+pub(crate) fn is_limited(device: DeviceId) -> bool {
     told().get(&device).is_some_and(|told| told.limit.is_some())
 }
 
@@ -104,7 +104,7 @@ pub(crate) fn total(device: DeviceId, bare: u64) -> u64 {
 }
 
 /// The last limit comes from a look that was taken for a change that is known to be ours: a context.
-pub(super) fn is_settled(device: DeviceId) {
+pub(crate) fn is_settled(device: DeviceId) {
     told().entry(device).or_default().fell = None;
 }
 

@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nvshare_common::protocol::ToAgent;
 use nvshare_common::units::DeviceId;
 
+use crate::line;
 use crate::memory::device::{self, Device};
 
 /// How long the agent may take to say anything of a device.
@@ -66,8 +68,29 @@ pub(super) fn begin(devices: &[&Device]) {
     terms.devices = devices.iter().map(|device| (device.id, Kind::Asked(now))).collect();
 }
 
+/// A device is used for the first time: `known` makes it known to everybody, under the terms that hold. In a session the
+/// agent is asked for them, and this waits a moment for the answer.
+pub(crate) fn met(device: &Device, known: impl FnOnce()) {
+    let mut asks = false;
+    line::while_managed(|managed| {
+        asks = managed && device.is_manageable();
+        if asks {
+            device.state().space.set_terms(|terms| terms.unlimited = false);
+        }
+        known();
+        if asks {
+            // After it is known: what is said of it before is early, what comes later finds it.
+            ask(device);
+        }
+    });
+    if asks && line::is_open() {
+        line::send(&ToAgent::Met { device: device.id });
+        await_first(device.id);
+    }
+}
+
 /// The device is met and known, in a session: something has to be said of it, unless it was said before.
-pub(super) fn ask(device: &Device) {
+fn ask(device: &Device) {
     let mut terms = terms();
     let early: Vec<_> = terms.early.extract_if(.., |(id, _)| *id == device.id).collect();
     let kind = if early.is_empty() { Kind::Asked(Instant::now()) } else { Kind::Managed };
@@ -79,7 +102,7 @@ pub(super) fn ask(device: &Device) {
 }
 
 /// Waits a moment for the first word on a device that was asked for.
-pub(super) fn await_first(id: DeviceId) {
+fn await_first(id: DeviceId) {
     let asked = |terms: &mut Terms| matches!(terms.devices.get(&id), Some(Kind::Asked(_)));
     drop(SAID.wait_timeout_while(terms(), FIRST_LIMIT, asked));
 }

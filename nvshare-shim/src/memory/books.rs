@@ -12,7 +12,7 @@ use super::device::{self, Device};
 use super::held::{self, Held};
 use super::physical::{Physical, Piece};
 use super::{pools, want};
-use crate::link;
+use crate::line;
 
 /// A change of less is said with the next one, or when so much time has passed.
 const PART: u64 = 64;
@@ -87,7 +87,7 @@ fn say(device: &Device) {
     let reasons: Vec<&'static str> = device.state().unswappable.keys().copied().collect();
     for reason in reasons {
         // The figure is looked up as it is sent, so that the last one said is the last one there was.
-        link::tell(|| {
+        line::tell(|| {
             let mut state = device.state();
             let bytes = state.unswappable.get(reason).copied().unwrap_or_default();
             state.said.at = Some(Instant::now());

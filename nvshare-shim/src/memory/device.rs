@@ -18,8 +18,9 @@ use super::vmm::Kind;
 use crate::config::{BLOCK_BYTES, LARGEST_EXTENT};
 use crate::cuda::{CUresult, sys};
 use crate::driver::driver;
+use crate::link::terms;
 use crate::swap::{self, Order};
-use crate::{config, counters, link, log};
+use crate::{config, counters, log};
 
 /// Attributes of a device, as `cuda.h` numbers them.
 const VIRTUAL_MEMORY_SUPPORTED: u32 = 102;
@@ -239,7 +240,7 @@ fn meet(ordinal: sys::CUdevice) -> Known {
         KNOWN.write().unwrap_or_else(PoisonError::into_inner).push((ordinal, known));
     };
     if let Known::Managed(device) = known {
-        link::device_met(device, make_known);
+        terms::met(device, make_known);
     } else {
         make_known();
     }

@@ -36,9 +36,11 @@ use self::map::{AddressMap, Allocation};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::{CUresult, sys};
 use crate::driver::driver;
+use crate::link::sizes;
 use crate::streams::{self, Relaxed};
 use crate::swap::{self, standing};
-use crate::{gate, link};
+use crate::turn;
+use crate::{gate, line};
 
 /// Allocations below this come from slabs.
 pub const SMALL: u64 = 1 << 20;
@@ -150,7 +152,7 @@ pub fn info() -> Option<(usize, usize)> {
     let (device, _) = device::current().ok()??;
     pools::refresh();
     let needed = device.state().space.accounts().needed();
-    let (total, free) = link::sizes::figures(device.id, device.total, needed)?;
+    let (total, free) = sizes::figures(device.id, device.total, needed)?;
     Some((free as usize, total as usize))
 }
 
@@ -176,7 +178,7 @@ pub fn stays(start: sys::CUdeviceptr, bytes: u64) -> bool {
 /// Tells the agent how much stays on the device because others hold it.
 fn report_kept(device: &Device) {
     let bytes = Bytes(device.state().space.kept());
-    link::send(&ToAgent::Unswappable { device: device.id, bytes, reason: "exported".to_owned() });
+    line::send(&ToAgent::Unswappable { device: device.id, bytes, reason: "exported".to_owned() });
 }
 
 /// A context is gone, and so is everything that was allocated in it; with the primary context of the device `primary` also
@@ -187,7 +189,7 @@ pub fn context_ended(context: sys::CUcontext, primary: Option<sys::CUdevice>) {
         free::free_orphans(device);
     }
     books::context_ended(context.addr());
-    link::sizes::own_end();
+    sizes::own_end();
 }
 
 /// A green context is gone. What was allocated in it is the primary context's and stays.
@@ -234,7 +236,7 @@ fn want(device: &Device) {
         state.wanted = needed;
         needed
     };
-    link::send(&ToAgent::Want { device: device.id, total: Bytes(total), purpose: Purpose::Allocation });
+    line::send(&ToAgent::Want { device: device.id, total: Bytes(total), purpose: Purpose::Allocation });
 }
 
 /// Whether what the engine will give back in a moment, because it was freed, is enough for the rest of `bytes`.
@@ -270,7 +272,7 @@ fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64,
     let (extents, unlimited) = {
         let mut state = device.state();
         let mut accounts = *state.space.accounts();
-        let orphan = link::alone::is_orphan();
+        let orphan = line::is_orphan();
         let mut exceeds = orphan && accounts.needed().saturating_add(bytes) > device.total;
         if accounts.unlimited && accounts.missing > 0 && !orphan {
             drop(state);
@@ -303,7 +305,7 @@ fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64,
             Backed::NotMissing => {}
             Backed::Refused(code)
                 if code != CUresult::CUDA_ERROR_OUT_OF_MEMORY
-                    || (unlimited && !link::alone::is_orphan() && !comes_free(device, bytes, done)) =>
+                    || (unlimited && !line::is_orphan() && !comes_free(device, bytes, done)) =>
             {
                 let remains = device.state().space.remove_span(start);
                 bury(device, remains);
@@ -319,7 +321,7 @@ fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64,
         device.publish(&state);
     }
     want(device);
-    link::is_missed();
+    turn::want::is_missed();
     device.wake();
     standing::reconsider();
     Ok(start)

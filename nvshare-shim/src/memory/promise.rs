@@ -5,14 +5,21 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::device::Device;
+use nvshare_common::protocol::ToAgent;
+use nvshare_common::units::{Bytes, DeviceId};
+
+use super::device::{self, Device};
 use super::pools;
-use crate::link;
+use crate::cuda::sys;
+use crate::line;
+use crate::link::sizes;
 
 /// Nearer to the limit than this, or than an eighth of it, the agent is asked.
 const NEAR: u64 = 1 << 30;
 /// How long a yes counts.
 const AGREED: Duration = Duration::from_secs(1);
+/// How long the agent may take to say whether more can be needed: a reading of the device.
+const MAY_HAVE_LIMIT: Duration = Duration::from_secs(2);
 /// How long a no counts.
 const REFUSED: Duration = Duration::from_millis(50);
 
@@ -73,12 +80,31 @@ pub fn may_grow(device: &Device, bytes: u64) -> bool {
         }
         return known;
     }
-    if let Some(may) = link::may_have(device.id, after) {
+    if let Some(may) = may_have(device.id, after) {
         device.state().answered = Some(Answered { at: Instant::now(), total: after, may });
         return may;
     }
     driver_grew();
     after <= limit
+}
+
+/// Whether this client may come to need `total` on the device, by a look that the agent takes now; the limit that follows is
+/// known here before the answer is. `None`: nobody can say.
+fn may_have(device: DeviceId, total: u64) -> Option<bool> {
+    if !line::is_open() || !sizes::is_limited(device) {
+        return None;
+    }
+    line::answered(|ticket| ToAgent::MayHave { ticket, device, total: Bytes(total) }, MAY_HAVE_LIMIT).ok()
+}
+
+/// A context was made on the device of that number: what it costs is known to the agent before anything is promised.
+pub(crate) fn context_made(ordinal: sys::CUdevice) {
+    if line::is_open()
+        && let Ok(id) = device::id_of(ordinal)
+    {
+        let _ = may_have(id, 0);
+        sizes::is_settled(id);
+    }
 }
 
 #[cfg(test)]

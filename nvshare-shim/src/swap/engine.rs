@@ -22,7 +22,8 @@ use crate::memory::device::Device;
 use crate::memory::extent::ExtentId;
 use crate::memory::{free, room};
 use crate::streams::{Current, Relaxed};
-use crate::{counters, gate, link, log};
+use crate::turn::want;
+use crate::{counters, gate, line, log};
 
 /// How long nothing is tried after the device had no room although the grant had.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(20);
@@ -288,7 +289,7 @@ impl Engine {
         };
         log::debug!("everything is resident on {}, {} copied in", self.device.id, Bytes(copied));
         standing::reconsider();
-        link::send(&ToAgent::Resident { device: self.device.id, copied: Bytes(copied) });
+        line::send(&ToAgent::Resident { device: self.device.id, copied: Bytes(copied) });
     }
 
     /// Whether there is something to be made that has to wait until the application rests.
@@ -402,7 +403,7 @@ impl Engine {
     fn swap_out(&mut self, ticket: Ticket, bytes: u64, coldest: &[DeviceRange]) {
         let began = Instant::now();
         let device = self.device;
-        let unused = link::release(Some(ticket), device.id, || device.state().space.give_up_slack(bytes));
+        let unused = line::release(Some(ticket), device.id, || device.state().space.give_up_slack(bytes));
         let need = bytes - unused;
         let outcome = if need > 0 { self.out(need, coldest, Some(ticket)) } else { Outcome::default() };
         log::debug!(
@@ -414,7 +415,7 @@ impl Engine {
             Bytes(outcome.copied),
             Bytes(outcome.clean)
         );
-        link::send(&match outcome.failure {
+        line::send(&match outcome.failure {
             None if outcome.released >= need => {
                 ToAgent::SwapOutDone { ticket, copied: Bytes(outcome.copied), clean: Bytes(outcome.clean) }
             }
@@ -473,7 +474,7 @@ impl Engine {
             for (reason, bytes) in
                 before.map(|reason| (reason, 0)).into_iter().chain(reason.map(|reason| (reason, movable)))
             {
-                link::send(&ToAgent::Unswappable {
+                line::send(&ToAgent::Unswappable {
                     device: self.device.id,
                     bytes: Bytes(bytes),
                     reason: reason.to_owned(),
@@ -496,7 +497,7 @@ impl Engine {
             && before.is_none()
         {
             log::warning!("{}: memory that is swapped out is wanted back, and will stay", user.said);
-            link::want_to_run();
+            want::want_to_run();
         }
     }
 

@@ -13,7 +13,7 @@ use super::workshop::{DEPTH, Workshop};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
 use crate::driver::driver;
-use crate::link;
+use crate::line;
 use crate::memory::back::bury;
 use crate::memory::device::Device;
 use crate::memory::extent::{ExtentId, Shadow, Slot};
@@ -325,7 +325,7 @@ impl<'a> Outward<'a> {
         // A `Hello` comes before both, and the agent hears what was released, or after both, and hears it by that.
         let device = self.device;
         let mut remains = None;
-        let bytes = link::release(self.ticket, device.id, || {
+        let bytes = line::release(self.ticket, device.id, || {
             let mut state = device.state();
             // Under one lock: once the extent has left, whoever frees it takes it out of the records, and its id is another's.
             let span = state.space.extent(job.id).span;

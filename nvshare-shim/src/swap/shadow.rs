@@ -18,7 +18,7 @@ use crate::driver::driver;
 use crate::memory::device::{self, Device};
 use crate::memory::extent::{Presence, Shadow, Slot};
 use crate::memory::ranges::Ranges;
-use crate::{descriptors, link, log};
+use crate::{descriptors, line, log};
 
 /// The least size of arenas of our own.
 const OWN_ARENA: u64 = 64 << 20;
@@ -178,7 +178,7 @@ pub fn pin_one(context: usize) -> bool {
         let id = arena.id;
         drop(shadows);
         if let Some(arena) = id {
-            link::send(&ToAgent::ArenaReady { arena });
+            line::send(&ToAgent::ArenaReady { arena });
         }
     }
     true
@@ -188,7 +188,7 @@ pub fn pin_one(context: usize) -> bool {
 fn returned(arena: Arena) {
     drop(arena.file);
     if let Some(arena) = arena.id {
-        link::send(&ToAgent::ArenaReturned { arena });
+        line::send(&ToAgent::ArenaReturned { arena });
     }
 }
 

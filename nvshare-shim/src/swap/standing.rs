@@ -18,7 +18,8 @@ use crate::driver::driver;
 use crate::hooks::contexts;
 use crate::memory::back;
 use crate::memory::device::{self, Device};
-use crate::{gate, link, log, streams};
+use crate::turn::want;
+use crate::{gate, line, log, streams};
 
 /// See the module.
 #[derive(Debug)]
@@ -82,7 +83,7 @@ fn decide(standing: &mut Standing) {
         standing.drained = None;
         standing.open = true;
         OPENINGS.fetch_add(1, Ordering::AcqRel);
-        link::runs();
+        want::runs();
         gate::open();
     } else if !wanted && standing.open {
         standing.open = false;
@@ -265,7 +266,7 @@ pub fn on_device_error(code: CUresult) {
     if !DEAD.swap(true, Ordering::AcqRel) && code != CUresult::CUDA_ERROR_DEINITIALIZED {
         let name = driver().error_name(code);
         log::warning!("{name}: every further CUDA call on this device will fail; nothing is moved any more");
-        link::send(&ToAgent::Dead { why: name });
+        line::send(&ToAgent::Dead { why: name });
     }
     // Where the process is only ending, there is nobody to tell; but its last calls must not wait at the gate.
     for device in device::all() {
@@ -300,7 +301,7 @@ pub fn context_ended() {
     log::info!("the contexts with the error are gone: memory may move again");
     standing().for_good = false;
     gate::may_shut_again();
-    link::send(&ToAgent::Revived);
+    line::send(&ToAgent::Revived);
     back::bury_what_was_left();
     reconsider();
     for device in device::all() {

@@ -9,18 +9,18 @@ use std::path::Path;
 
 /// One file uses something in another; both by their paths below the folder of the sources.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Arrow {
+pub(crate) struct Arrow {
     pub from: String,
     pub line: usize,
     pub to: String,
 }
 
 /// The sources of a crate: the text of each file, by its path below their folder.
-pub struct Sources(BTreeMap<String, String>);
+pub(crate) struct Sources(BTreeMap<String, String>);
 
 impl Sources {
     /// All files below `folder`.
-    pub fn read(folder: &Path) -> Sources {
+    pub(crate) fn read(folder: &Path) -> Sources {
         let (mut files, mut folders) = (BTreeMap::new(), vec![folder.to_path_buf()]);
         while let Some(at) = folders.pop() {
             for entry in fs::read_dir(&at).expect("a folder of sources") {
@@ -37,17 +37,17 @@ impl Sources {
     }
 
     /// The same from texts.
-    pub fn of(files: &[(&str, &str)]) -> Sources {
+    pub(crate) fn of(files: &[(&str, &str)]) -> Sources {
         Sources(files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect())
     }
 
     /// The names of all files.
-    pub fn files(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn files(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }
 
     /// Every use of one file by another, once for each pair: at its first line.
-    pub fn arrows(&self) -> Vec<Arrow> {
+    pub(crate) fn arrows(&self) -> Vec<Arrow> {
         let modules: BTreeMap<Vec<String>, &str> = self.files().map(|file| (module(file), file)).collect();
         let mut arrows = BTreeMap::new();
         for (file, text) in &self.0 {
