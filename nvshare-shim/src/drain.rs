@@ -16,6 +16,7 @@ use crate::cuda::CUresult;
 use crate::driver::driver;
 use crate::streams::{self, Left, Listener, Survey};
 use crate::swap::standing;
+use crate::turn::dead;
 use crate::{gate, log, start as threads};
 
 /// How often who ordered a drain looks whether it is stuck.
@@ -109,7 +110,7 @@ pub(crate) fn prepare() {
 /// Waits until the application's work is finished. The gate must be shut ([`gate::shut`]) and the caller outside any
 /// pass. Gives up when no call returned and no stream finished for `stall`.
 pub fn drain(stall: Duration) -> Result<Drained, Stalled> {
-    debug_assert!(gate::is_shut() || crate::swap::is_dead(), "a drain with the gate open proves nothing");
+    debug_assert!(gate::is_shut() || dead::is_dead(), "a drain with the gate open proves nothing");
     let attempt = Arc::new(Attempt::default());
     let (answer, answered) = channel();
     {
@@ -174,9 +175,9 @@ fn ask_until_finished(attempt: &Attempt, stall: Duration) -> Result<(Drained, u6
                 return Ok((Drained(()), survey.uses));
             }
             if let Some(unknown) = &left.unknown
-                && crate::swap::is_final(unknown.error)
+                && unknown.error.is_final()
             {
-                standing::on_device_error(unknown.error);
+                dead::on_device_error(unknown.error);
                 return Err(Stalled::Dead(unknown.error));
             }
             if left.busy > 0 || left.unknown.is_some() {

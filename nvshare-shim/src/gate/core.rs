@@ -12,7 +12,7 @@ use super::sync::{AtomicBool, AtomicU32, AtomicU64, Condvar, Mutex, Ordering, fe
 
 /// The gate is shut.
 const SHUT: u32 = 1;
-/// It lets everybody pass all the same (see `standing::ajar`).
+/// It lets everybody pass all the same (see `ajar` of the run state).
 pub(crate) const AJAR: u32 = 2;
 /// There is no `membarrier`: passes take a fence.
 pub(crate) const FENCED: u32 = 4;

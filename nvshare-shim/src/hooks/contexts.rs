@@ -110,7 +110,6 @@ fn end<F: Fn() -> CUresult>(
         (result, [is_gone(result)])
     });
     if gone {
-        swap::standing::context_ended();
         memory::context_ended(context, primary);
     } else {
         streams::context_given_back(context);
@@ -176,7 +175,6 @@ pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: C
         memory::green_context_ended(context, Some(primary));
     }
     if ended {
-        swap::standing::context_ended();
         memory::context_ended(primary, Some(device));
     }
     drop(left);
@@ -193,7 +191,7 @@ pub(crate) unsafe fn enable_peer<F: Fn() -> CUresult>(bare: &Bare<F>, peer: CUco
     let result = bare.call();
     if result.ok()
         && start::active()
-        && let (Some(of), Some(from)) = (device_of(peer), current_device())
+        && let (Some(of), Some(from)) = (device_of(peer), streams::current_device())
     {
         memory::on_peer_access(of, from);
     }
@@ -203,15 +201,7 @@ pub(crate) unsafe fn enable_peer<F: Fn() -> CUresult>(bare: &Bare<F>, peer: CUco
 /// The device of a context that lives.
 pub(crate) fn device_of(context: CUcontext) -> Option<CUdevice> {
     let _current = streams::Current::push(context).ok()?;
-    current_device()
-}
-
-/// The device of the current context.
-pub(crate) fn current_device() -> Option<CUdevice> {
-    let mut device = 0;
-    // SAFETY: the driver stores a number.
-    unsafe { driver().cuCtxGetDevice(&raw mut device) }.result().ok()?;
-    Some(device)
+    streams::current_device()
 }
 
 /// The primary context of each device that was retained. It has the same handle as long as the process runs.

@@ -7,7 +7,7 @@
 
 use std::ffi::c_void;
 
-use super::contexts::{self, current_device, device_of};
+use super::contexts::{self, device_of};
 use super::{Bare, work};
 use crate::cuda::CUresult;
 use crate::cuda::sys::{
@@ -17,6 +17,7 @@ use crate::cuda::sys::{
 use crate::cuda::{STREAM_LEGACY, STREAM_PER_THREAD};
 use crate::driver::driver;
 use crate::memory::{self, device, owner};
+use crate::streams::current_device;
 use crate::table::Symbol;
 use crate::{start, streams};
 

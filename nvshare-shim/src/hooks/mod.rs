@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::cuda::sys::CUstream;
 use crate::cuda::{CUresult, STREAM_LEGACY, STREAM_PER_THREAD};
 use crate::table::Symbol;
+use crate::turn::dead;
 use crate::uncancelled::Uncancelled;
 
 pub(crate) mod arrays;
@@ -102,7 +103,7 @@ fn after_panic<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
 #[cold]
 fn note_error(error: CUresult) {
     if error.is_sticky() && crate::start::active() {
-        crate::swap::on_device_error(error);
+        dead::on_device_error(error);
     }
 }
 

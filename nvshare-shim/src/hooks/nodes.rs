@@ -7,13 +7,14 @@
 
 use std::ffi::c_void;
 
-use super::contexts::{current_device, device_of};
+use super::contexts::device_of;
 use super::copies::{Slices, distant, grant};
 use super::{Bare, work};
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUDA_MEMCPY_NODE_PARAMS, CUcontext, CUdevice, CUgraphNodeParams};
 use crate::memory::{device, owner, pools};
 use crate::start;
+use crate::streams::current_device;
 
 /// `CU_GRAPH_NODE_TYPE_MEMCPY` and `_MEM_ALLOC`.
 const COPY: u32 = 1;

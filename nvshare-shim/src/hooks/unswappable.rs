@@ -4,7 +4,6 @@
 use std::cell::Cell;
 use std::ffi::c_void;
 
-use super::contexts::current_device;
 use super::{Bare, questions, room};
 use crate::cuda::CUresult;
 use crate::cuda::sys::{
@@ -14,6 +13,7 @@ use crate::cuda::sys::{
 use crate::memory::books::{self, Expected, MANAGED, VMM};
 use crate::memory::held::Held;
 use crate::memory::{self, pools};
+use crate::streams::current_device;
 use crate::{gate, start, streams};
 
 /// Whether the client may not have so much more on the current device: its limit holds for what passes by the engine, too.

@@ -15,6 +15,7 @@ use super::{session, terms};
 use crate::descriptors::Own;
 use crate::memory::device::{self, Device};
 use crate::swap::{Order, standing};
+use crate::turn::dead;
 use crate::{config, line, log, start as threads};
 
 /// The shortest and longest pause between two tries.
@@ -84,7 +85,7 @@ impl Alone {
 
     /// One try to bring everything back; says whether the application runs now.
     pub(super) fn help(&mut self) -> bool {
-        if standing::is_dead() {
+        if dead::is_dead() {
             return true;
         }
         // If it does not all fit, it all goes out again: for that nothing may run.
@@ -205,7 +206,7 @@ fn restore(given: &Receiver<&'static Device>) {
 /// One try to bring everything back to one device; says whether there is no need for another.
 fn come_back(device: &'static Device) -> bool {
     let _returning = keep_still();
-    if !terms::is_unmanaged(device.id) || standing::is_dead() {
+    if !terms::is_unmanaged(device.id) || dead::is_dead() {
         return true;
     }
     // For the case that it does not all fit: for that nothing may run.

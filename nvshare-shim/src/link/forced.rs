@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::memory::device;
 use crate::swap::{self, Order, standing};
-use crate::turn::want;
+use crate::turn::{dead, want};
 use crate::{config, line, log, start as threads};
 
 /// The stall of a drain that nobody asked for.
@@ -89,7 +89,7 @@ fn swap_everything(stall: Duration) -> bool {
         match told.recv() {
             Ok(Ok(())) => {}
             // The process ends, most likely.
-            Ok(Err(_)) if standing::is_dead() => return false,
+            Ok(Err(_)) if dead::is_dead() => return false,
             Ok(Err(why)) => log::warning!("a forced swap-out of {} was not complete: {why}", device.id),
             Err(_) => return false,
         }
@@ -124,7 +124,7 @@ fn bring_in() -> bool {
 }
 
 fn hold_back(stall: Duration) -> Option<standing::HeldBack> {
-    if line::is_managed() || standing::is_dead() || super::is_bypassed() || device::all().is_empty() {
+    if line::is_managed() || dead::is_dead() || super::is_bypassed() || device::all().is_empty() {
         return None;
     }
     match standing::hold_back(stall) {

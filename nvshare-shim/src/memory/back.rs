@@ -10,6 +10,7 @@ use crate::cuda::CUresult;
 use crate::driver::driver;
 use crate::log;
 use crate::swap::{shadow, standing};
+use crate::turn::dead;
 
 /// What came of [`back`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +100,7 @@ pub fn bury_what_was_left() {
 /// not take while a device has failed waits until its contexts are gone.
 pub fn bury(device: &Device, remains: Option<Remains>) {
     let Some(mut remains) = remains else { return };
-    if standing::is_over() {
+    if dead::is_over() {
         return;
     }
     let mut resident = 0;
@@ -110,10 +111,10 @@ pub fn bury(device: &Device, remains: Option<Remains>) {
         let unmapped = unsafe { vmm::unmap(start, bytes) };
         if unmapped == Err(CUresult::CUDA_ERROR_DEINITIALIZED) {
             // The process ends, and the driver has taken everything back already.
-            standing::on_device_error(CUresult::CUDA_ERROR_DEINITIALIZED);
+            dead::on_device_error(CUresult::CUDA_ERROR_DEINITIALIZED);
             return;
         }
-        if unmapped.is_err() && standing::has_failed(device) {
+        if unmapped.is_err() && dead::has_failed(device) {
             left().push((device.index, remains));
             given_back(device, resident);
             return;

@@ -9,6 +9,7 @@ use super::map::Allocation;
 use super::{ALLOCATIONS, extent::Presence};
 use crate::cuda::{CUresult, sys};
 use crate::streams::{self, Mark, Relaxed, Unfinished};
+use crate::turn::dead;
 
 /// Freed by the application, perhaps still used by work that was submitted before.
 #[derive(Debug)]
@@ -30,9 +31,17 @@ enum Until {
 impl Until {
     fn is_over(&self) -> bool {
         match self {
-            Until::Marked(mark) => mark.done(),
+            // After an error of the device nothing is known to be complete.
+            Until::Marked(mark) => mark.answer().inspect_err(|error| note(*error)) == Ok(true),
             Until::Finished(unfinished) => unfinished.is_over(),
         }
+    }
+}
+
+/// The driver's answer about work, which may be the first that tells of a device's end.
+fn note(error: CUresult) {
+    if error.is_final() {
+        dead::on_device_error(error);
     }
 }
 
@@ -48,6 +57,7 @@ pub fn free(pointer: u64) -> Option<CUresult> {
     if reachable(&device.state(), pointer, allocation.taken)
         && let Err((code, unfinished)) = streams::finish(owner(device, &allocation))
     {
+        note(code);
         quarantine(device, pointer, allocation, Until::Finished(unfinished));
         return Some(code);
     }

@@ -39,7 +39,7 @@ use crate::driver::driver;
 use crate::link::sizes;
 use crate::streams::{self, Relaxed};
 use crate::swap::{self, standing};
-use crate::turn;
+use crate::turn::{self, dead};
 use crate::{gate, line};
 
 /// Allocations below this come from slabs.
@@ -61,7 +61,7 @@ pub fn allocate(bytes: usize) -> Result<sys::CUdeviceptr, CUresult> {
     };
     let Some((device, context)) = device::current()? else { return bare() };
     // Virtual memory belongs to no context, and may be had where no call of a context succeeds any more.
-    if standing::has_failed(device) {
+    if dead::has_failed(device) {
         return bare();
     }
     if bytes == 0 {
@@ -184,6 +184,13 @@ fn report_kept(device: &Device) {
 /// A context is gone, and so is everything that was allocated in it; with the primary context of the device `primary` also
 /// what was allocated in its green contexts.
 pub fn context_ended(context: sys::CUcontext, primary: Option<sys::CUdevice>) {
+    if dead::context_ended() {
+        back::bury_what_was_left();
+        standing::reconsider();
+        for device in device::all() {
+            device.wake();
+        }
+    }
     free::free_context(context.addr());
     if let Some(device) = primary.and_then(device::of_ordinal) {
         free::free_orphans(device);

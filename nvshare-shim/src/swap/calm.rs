@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::standing::{self, HeldBack};
 use crate::start;
 use crate::table::Symbol;
+use crate::turn::dead;
 
 /// How long the application's work may take to end, where a swap thread wants calm: it tries again later.
 const PATIENCE: Duration = Duration::from_millis(2);
@@ -34,7 +35,7 @@ impl Calm {
     /// While the client is stopped, or where it can be stopped for a moment.
     pub fn now() -> Option<Calm> {
         // Then the gate stays open whoever stops whom.
-        if standing::is_dead() {
+        if dead::is_dead() {
             return None;
         }
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);

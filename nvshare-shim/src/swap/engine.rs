@@ -22,7 +22,7 @@ use crate::memory::device::Device;
 use crate::memory::extent::ExtentId;
 use crate::memory::{free, room};
 use crate::streams::{Current, Relaxed};
-use crate::turn::want;
+use crate::turn::{dead, want};
 use crate::{counters, gate, line, log};
 
 /// How long nothing is tried after the device had no room although the grant had.
@@ -130,7 +130,7 @@ impl Engine {
             self.obey(order);
             return;
         }
-        if standing::has_failed(self.device) {
+        if dead::has_failed(self.device) {
             self.finish_arrivals();
             self.sleep(IDLE_PAUSE);
             return;
@@ -302,7 +302,7 @@ impl Engine {
 
     /// Makes the workshop, and what is lacking in it: in calm, for much of that waits for the application's work.
     fn open_shop(&mut self) {
-        if standing::has_failed(self.device) {
+        if dead::has_failed(self.device) {
             return;
         }
         if self.shop.is_none() && Instant::now() >= self.rest.0 && self.device.state().space.has_swapped() {
@@ -333,8 +333,8 @@ impl Engine {
         match Workshop::open(self.device, home, &calm) {
             Ok(shop) => (self.shop, self.complained) = (Some(shop), false),
             Err(code) => {
-                if standing::is_final(code) {
-                    standing::on_device_error(code);
+                if code.is_final() {
+                    dead::on_device_error(code);
                 }
                 if !std::mem::replace(&mut self.complained, true) {
                     log::warning!(
@@ -423,7 +423,7 @@ impl Engine {
                 ToAgent::SwapFailed { ticket, why: "everything that can be moved is out already".to_owned() }
             }
             // The process ends; the driver has taken everything back.
-            Some(why) if standing::is_dead() => ToAgent::SwapFailed { ticket, why },
+            Some(why) if dead::is_dead() => ToAgent::SwapFailed { ticket, why },
             Some(why) => {
                 log::warning!("a swap-out of {} ended early: {why}", Bytes(need));
                 ToAgent::SwapFailed { ticket, why }
@@ -434,7 +434,7 @@ impl Engine {
     /// Moves at least `need` bytes out, if there are as many.
     fn out(&mut self, need: u64, coldest: &[DeviceRange], ticket: Option<Ticket>) -> Outcome {
         let failed = |why: &str| Outcome { failure: Some(why.to_owned()), ..Outcome::default() };
-        if standing::is_dead() {
+        if dead::is_dead() {
             return failed("the device is dead");
         }
         if !standing::is_drained() {

@@ -16,6 +16,7 @@ use crate::memory::back::{Backed, back, bury};
 use crate::memory::device::Device;
 use crate::memory::extent::{ExtentId, Presence, Shadow, Slot};
 use crate::memory::vmm;
+use crate::turn::dead;
 
 /// What [`Inward::begin_one`] came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +68,8 @@ impl Inward {
             }
             Backed::Refused(code) => {
                 self.missing.push_front(id);
-                if standing::is_final(code) {
-                    standing::on_device_error(code);
+                if code.is_final() {
+                    dead::on_device_error(code);
                 } else if code != CUresult::CUDA_ERROR_OUT_OF_MEMORY {
                     log::warning!("cannot make memory for an extent: {}", driver().error_name(code));
                 }
@@ -186,14 +187,14 @@ impl Inward {
 
     /// Arriving -> missing: the memory goes back, the shadow stays.
     fn undo(device: &Device, id: ExtentId, code: CUresult) {
-        if standing::is_final(code) {
+        if code.is_final() {
             // No call of the application reaches it any more but the one that frees it, which must find it at rest.
             let mut state = device.state();
             state.space.finish_arrival(id, None);
             let span = state.space.extent(id).span;
             let remains = state.space.reap(span);
             drop(state);
-            standing::on_device_error(code);
+            dead::on_device_error(code);
             bury(device, remains);
             return;
         }

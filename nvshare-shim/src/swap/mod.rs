@@ -28,9 +28,9 @@ use std::time::Duration;
 
 use nvshare_common::units::{DeviceRange, Ticket};
 
-pub use self::standing::{is_dead, is_final, on_device_error};
 use crate::memory::ALLOCATIONS;
 use crate::memory::device::{self, Device};
+use crate::turn::dead;
 use crate::{log, proc, start as threads};
 
 /// How long the debugging tool waits for memory to come back.
@@ -205,7 +205,7 @@ impl Drop for Left {
 /// Waits until nothing is missing on any device, or it is clear that this takes too long.
 pub fn wait_until_resident() {
     let began = std::time::Instant::now();
-    while standing::missing() > 0 && !is_dead() && began.elapsed() < RESIDENT_LIMIT {
+    while standing::missing() > 0 && !dead::is_dead() && began.elapsed() < RESIDENT_LIMIT {
         std::thread::sleep(Duration::from_micros(200));
     }
 }

@@ -18,6 +18,7 @@ use crate::memory::back::bury;
 use crate::memory::device::Device;
 use crate::memory::extent::{ExtentId, Shadow, Slot};
 use crate::memory::vmm;
+use crate::turn::dead;
 use nvshare_common::fingerprint::Fingerprint;
 use nvshare_common::units::Ticket;
 
@@ -94,8 +95,8 @@ impl<'a> Outward<'a> {
     }
 
     fn fail(&mut self, what: &str, code: CUresult) {
-        if standing::is_final(code) {
-            standing::on_device_error(code);
+        if code.is_final() {
+            dead::on_device_error(code);
         }
         let why = format!("{what}: {}", driver().error_name(code));
         self.outcome.failure.get_or_insert(why);
@@ -148,7 +149,7 @@ impl<'a> Outward<'a> {
                     // It may have started, and would read what is unmapped soon.
                     let _ = self.shop.inward.synchronize();
                     self.free_results.push(slot);
-                    if standing::is_final(code) {
+                    if code.is_final() {
                         self.fail("cannot take fingerprints", code);
                     }
                 }
@@ -175,7 +176,7 @@ impl<'a> Outward<'a> {
                 job.prints = taken.is_ok().then(|| prints.results(slot, job.dirty.len()));
             }
             if let Err(code) = taken
-                && standing::is_final(code)
+                && code.is_final()
             {
                 self.fail("fingerprints failed", code);
                 self.abandon(job);
@@ -293,7 +294,7 @@ impl<'a> Outward<'a> {
                 return;
             }
         }
-        if standing::is_dead() {
+        if dead::is_dead() {
             self.abandon(job);
             return;
         }

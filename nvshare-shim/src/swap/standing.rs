@@ -4,22 +4,15 @@
 //!
 //! Lock order: this one before a device's.
 
-use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-use nvshare_common::protocol::ToAgent;
-
-use crate::cuda::CUresult;
-use crate::cuda::sys::CUdevice;
 use crate::drain::{self, Drained, Stalled};
 use crate::driver::driver;
-use crate::hooks::contexts;
-use crate::memory::back;
-use crate::memory::device::{self, Device};
-use crate::turn::want;
-use crate::{gate, line, log, streams};
+use crate::gate;
+use crate::memory::device;
+use crate::turn::{dead, want};
 
 /// See the module.
 #[derive(Debug)]
@@ -50,22 +43,8 @@ static STANDING: Mutex<Standing> = Mutex::new(Standing {
 });
 /// How often the gate has opened. Memory that arrived since the last time is untouched.
 static OPENINGS: AtomicU64 = AtomicU64::new(0);
-static DEAD: AtomicBool = AtomicBool::new(false);
-/// The driver has shut down: the process ends.
-static OVER: AtomicBool = AtomicBool::new(false);
-/// The devices that failed. An error for good ends all contexts of the process on its card, those that are made later too
-/// (an illegal address on an H200).
-static FAILED: Mutex<Failed> = Mutex::new(Failed { devices: BTreeSet::new(), unknown: false });
 /// Serialises those who stop the client: the agent's orders and the debugging tool.
 static STOPPING: Mutex<()> = Mutex::new(());
-
-/// See [`FAILED`].
-#[derive(Debug)]
-struct Failed {
-    devices: BTreeSet<CUdevice>,
-    /// There was an error that no context answers with: it may be any.
-    unknown: bool,
-}
 
 fn standing() -> MutexGuard<'static, Standing> {
     STANDING.lock().unwrap_or_else(PoisonError::into_inner)
@@ -78,7 +57,7 @@ pub fn reconsider() {
 
 fn decide(standing: &mut Standing) {
     let complete = missing() == 0;
-    let wanted = is_over() || complete && (is_dead() || standing.lease && !standing.held_back);
+    let wanted = dead::is_over() || complete && (dead::is_dead() || standing.lease && !standing.held_back);
     if wanted && !standing.open {
         standing.drained = None;
         standing.open = true;
@@ -89,7 +68,7 @@ fn decide(standing: &mut Standing) {
         standing.open = false;
         gate::shut();
     }
-    if wanted && is_dead() && !standing.for_good {
+    if wanted && dead::is_dead() && !standing.for_good {
         standing.for_good = true;
         gate::open_for_good();
     }
@@ -103,7 +82,7 @@ fn decide(standing: &mut Standing) {
 
 /// Bytes that are not resident and could be touched, on all devices that live.
 pub fn missing() -> u64 {
-    let living = device::all().into_iter().filter(|device| !has_failed(device));
+    let living = device::all().into_iter().filter(|device| !dead::has_failed(device));
     living.map(|device| device.state().space.accounts().missing).sum()
 }
 
@@ -128,6 +107,12 @@ pub fn give_lease() {
 /// Whether the client holds the lease.
 pub fn holds_lease() -> bool {
     standing().lease
+}
+
+/// The device that was dead is not any more: the gate may be shut again.
+pub(crate) fn may_stop_again() {
+    standing().for_good = false;
+    gate::may_shut_again();
 }
 
 /// Whether everything submitted is finished and nothing can be submitted (S2). Stays true for the engine's work on
@@ -198,7 +183,7 @@ fn hold_back_with(stopping: MutexGuard<'static, ()>, stall: Duration) -> Result<
         !standing.open && standing.drained.is_some()
     };
     let held = HeldBack { _stopping: stopping };
-    if already || is_dead() {
+    if already || dead::is_dead() {
         return Ok(held);
     }
     match drain::drain(stall) {
@@ -222,89 +207,5 @@ impl Drop for HeldBack {
         let mut standing = standing();
         standing.held_back = false;
         decide(&mut standing);
-    }
-}
-
-/// Whether the driver has shut down, and taken everything back.
-pub fn is_over() -> bool {
-    OVER.load(Ordering::Acquire)
-}
-
-/// Whether a device failed in a way that no call in its contexts survives.
-pub fn is_dead() -> bool {
-    DEAD.load(Ordering::Acquire)
-}
-
-/// Whether it was this device, as far as is known.
-pub fn has_failed(device: &Device) -> bool {
-    if !is_dead() {
-        return false;
-    }
-    let failed = failed();
-    is_over() || failed.unknown || failed.devices.contains(&device.kind.ordinal)
-}
-
-/// Whether after this error no call of this process succeeds any more.
-pub const fn is_final(code: CUresult) -> bool {
-    code.is_sticky() || code.0 == CUresult::CUDA_ERROR_DEINITIALIZED.0
-}
-
-/// A call returned a sticky error: the gate opens for good, so that the application sees its own error, as soon as the devices
-/// that live have all of their memory; nothing is moved out any more, until the contexts with that error are gone.
-pub fn on_device_error(code: CUresult) {
-    if code == CUresult::CUDA_ERROR_DEINITIALIZED {
-        OVER.store(true, Ordering::Release);
-    } else {
-        if is_dead() && contexts::current_device().is_some_and(|here| failed().devices.contains(&here)) {
-            return;
-        }
-        let (broken, unknown) = streams::broken();
-        let mut failed = failed();
-        failed.unknown |= unknown || (broken.is_empty() && failed.devices.is_empty());
-        failed.devices.extend(broken);
-    }
-    if !DEAD.swap(true, Ordering::AcqRel) && code != CUresult::CUDA_ERROR_DEINITIALIZED {
-        let name = driver().error_name(code);
-        log::warning!("{name}: every further CUDA call on this device will fail; nothing is moved any more");
-        line::send(&ToAgent::Dead { why: name });
-    }
-    // Where the process is only ending, there is nobody to tell; but its last calls must not wait at the gate.
-    for device in device::all() {
-        if !has_failed(device) && device.state().space.accounts().missing > 0 {
-            // No agent grants anything to who is dead.
-            device.state().space.set_terms(|terms| terms.unlimited = true);
-        }
-        device.wake();
-    }
-    reconsider();
-}
-
-fn failed() -> MutexGuard<'static, Failed> {
-    FAILED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A context is gone. If it was the last with an error, the process lives on as without one.
-pub fn context_ended() {
-    if !is_dead() || is_over() {
-        return;
-    }
-    let (broken, unknown) = streams::broken();
-    let healthy = {
-        let mut failed = failed();
-        failed.devices = broken;
-        failed.unknown = unknown || (failed.unknown && streams::has_context());
-        failed.devices.is_empty() && !failed.unknown
-    };
-    if !healthy || !DEAD.swap(false, Ordering::AcqRel) {
-        return;
-    }
-    log::info!("the contexts with the error are gone: memory may move again");
-    standing().for_good = false;
-    gate::may_shut_again();
-    line::send(&ToAgent::Revived);
-    back::bury_what_was_left();
-    reconsider();
-    for device in device::all() {
-        device.wake();
     }
 }
