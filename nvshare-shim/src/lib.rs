@@ -66,5 +66,5 @@ pub mod start;
 pub mod streams;
 pub mod swap;
 mod table;
-mod turn;
+pub mod turn;
 mod uncancelled;

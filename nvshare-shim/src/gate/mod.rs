@@ -17,11 +17,7 @@ use std::time::Duration;
 
 pub use self::core::Pass;
 use self::core::{AJAR, FENCED, Gate, Slot};
-use crate::cuda::sys::CUstream;
-use crate::streams;
-use crate::turn::want;
-
-static GATE: Gate = Gate::new();
+static GATE: Gate = Gate::new(|| SLOT.set(null()));
 
 thread_local! {
     /// This thread's slot; without a destructor, so that it can be read at any time in a thread's life.
@@ -42,23 +38,17 @@ impl Drop for Registered {
     }
 }
 
-/// Passes the gate; where it is shut the thread waits until it opens. Inside a pass it never waits.
+/// Passes the gate; where it is shut, and `may_pass_shut` does not say that this call passes all the same, the thread calls
+/// `about_to_wait` and waits until it opens. Inside a pass it never waits.
 #[inline]
-pub fn pass() -> Pass {
-    GATE.enter(slot(), is_elsewhere, want::want_to_run)
-}
-
-/// Passes the gate with a call into `stream` (already resolved: never null). While the stream is being captured
-/// such a call executes nothing, and passes a shut gate.
-#[inline]
-pub fn pass_into(stream: CUstream) -> Pass {
-    GATE.enter(slot(), || streams::is_capturing(stream) || is_elsewhere(), want::want_to_run)
+pub fn pass(may_pass_shut: impl FnOnce() -> bool, about_to_wait: impl FnMut()) -> Pass {
+    GATE.enter(slot(), || may_pass_shut() || is_elsewhere(), about_to_wait)
 }
 
 /// Passes the gate whether it is shut or not, for a call that submits nothing: as long as the pass lives no drain ends.
 #[inline]
 pub(crate) fn pass_at_once() -> Pass {
-    GATE.enter(slot(), || true, want::want_to_run)
+    GATE.enter(slot(), || true, || ())
 }
 
 /// Shuts the gate to new passes and returns at once; threads that are inside stay inside. Idempotent.
@@ -169,10 +159,4 @@ fn register() -> &'static Slot {
         slot.lend();
     }
     slot
-}
-
-/// The pass of a thread past its thread-local storage is over.
-fn leave_guest(slot: &'static Slot) {
-    SLOT.set(null());
-    slot.give_back();
 }

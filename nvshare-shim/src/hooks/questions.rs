@@ -8,7 +8,7 @@ use super::{Bare, between, unswappable, work};
 use crate::cuda::sys::{CUdeviceptr, CUmemGenericAllocationHandle, CUmemLocation, CUstream};
 use crate::cuda::{CEnum, CUresult};
 use crate::driver::driver;
-use crate::{gate, memory, start, streams};
+use crate::{memory, start, streams, turn};
 
 /// `CU_POINTER_ATTRIBUTE_P2P_TOKENS` and `_SYNC_MEMOPS`.
 const P2P_TOKENS: CEnum = 5;
@@ -105,7 +105,7 @@ pub(crate) unsafe fn attributes<F: Fn() -> CUresult>(
 
 /// Whoever gets the tokens finds the physical pages by them: they are given out while the memory is there, and it stays.
 fn with_tokens<F: Fn() -> CUresult>(bare: &Bare<F>, found: &memory::Described) -> CUresult {
-    let _pass = gate::pass();
+    let _pass = turn::pass();
     let result = bare.call();
     if result.ok() {
         memory::stays(found.start, found.bytes);
@@ -126,7 +126,7 @@ pub(crate) unsafe fn set_attribute<F: Fn() -> CUresult>(
     }
     let found = known(at).filter(|_| attribute == SYNC_MEMOPS && !value.is_null());
     let Some(found) = found else { return bare.call() };
-    let _pass = gate::pass();
+    let _pass = turn::pass();
     memory::stays(found.start, found.bytes);
     // SAFETY: the application's boolean, of whatever width.
     memory::set_sync(found.start, unsafe { value.cast::<u8>().read() } != 0);

@@ -3,7 +3,7 @@
 use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUevent, CUstream};
-use crate::{gate, start, streams};
+use crate::{start, streams, turn};
 
 pub(crate) unsafe fn create<F: Fn() -> CUresult>(bare: &Bare<F>, stream: *mut CUstream) -> CUresult {
     // SAFETY: the application's place for the handle.
@@ -43,7 +43,7 @@ pub(crate) unsafe fn begin_capture<F: Fn() -> CUresult>(bare: &Bare<F>, stream: 
     if !start::active() {
         return bare.call();
     }
-    let _pass = gate::pass();
+    let _pass = turn::pass();
     streams::begin(bare.stream(stream), || bare.call())
 }
 
@@ -78,7 +78,7 @@ pub(crate) unsafe fn wait_event<F: Fn() -> CUresult>(
         return bare.call();
     }
     let stream = bare.stream(stream);
-    let _pass = gate::pass_into(stream);
+    let _pass = turn::pass_into(stream);
     if streams::capturing() && streams::leads_into_capture(event) {
         return streams::spread(stream, || bare.call());
     }

@@ -14,7 +14,7 @@ use crate::memory::books::{self, Expected, MANAGED, VMM};
 use crate::memory::held::Held;
 use crate::memory::{self, pools};
 use crate::streams::current_device;
-use crate::{gate, start, streams};
+use crate::{start, streams, turn};
 
 /// Whether the client may not have so much more on the current device: its limit holds for what passes by the engine, too.
 pub(super) fn beyond_limit(bytes: u64) -> bool {
@@ -306,7 +306,7 @@ pub(crate) unsafe fn export<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr
         return bare.call();
     }
     // Inside the pass nothing leaves the device, so that what is shared is what stays.
-    let _pass = gate::pass();
+    let _pass = turn::pass();
     let result = bare.call();
     if result.ok() {
         memory::stays(at, bytes as u64);

@@ -4,13 +4,13 @@
 use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUDA_LAUNCH_PARAMS, CUlaunchConfig, CUstream};
-use crate::{gate, pace, start, streams};
+use crate::{pace, start, streams, turn};
 
 /// Work in `stream`.
 #[inline]
 pub(crate) unsafe fn on<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
     let stream = bare.stream(stream);
-    let pass = gate::pass_into(stream);
+    let pass = turn::pass_into(stream);
     streams::note_use(&pass, stream);
     bare.call()
 }
@@ -21,7 +21,7 @@ pub(crate) unsafe fn on<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -
 /// through.
 #[inline]
 pub(crate) unsafe fn at_addresses<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
-    let pass = gate::pass();
+    let pass = turn::pass();
     streams::note_use(&pass, bare.stream(stream));
     bare.call()
 }
@@ -29,14 +29,14 @@ pub(crate) unsafe fn at_addresses<F: Fn() -> CUresult>(bare: &Bare<F>, stream: C
 /// A part of a graph that may be a copy: see [`at_addresses`].
 #[inline]
 pub(crate) unsafe fn described<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
-    let _pass = gate::pass();
+    let _pass = turn::pass();
     bare.call()
 }
 
 /// As [`described`], of a call that may take a little memory: see [`super::room::lazy`].
 pub(crate) unsafe fn described_lazily<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
     let attempt = || {
-        let _pass = gate::pass();
+        let _pass = turn::pass();
         bare.call()
     };
     super::room::again(bare, attempt(), None, None, attempt)
@@ -45,7 +45,7 @@ pub(crate) unsafe fn described_lazily<F: Fn() -> CUresult>(bare: &Bare<F>) -> CU
 /// A graph is made ready, with all its copies; the driver may need memory for it.
 pub(crate) unsafe fn instantiate<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
     super::room::retry_with(bare, None, None, || {
-        let _pass = gate::pass();
+        let _pass = turn::pass();
         bare.call()
     })
 }
@@ -77,7 +77,7 @@ pub(crate) unsafe fn launch<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstrea
 
 #[inline]
 fn launch_once<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> (CUresult, Option<Box<pace::Turn>>) {
-    let pass = gate::pass_into(stream);
+    let pass = turn::pass_into(stream);
     streams::note_use(&pass, stream);
     let result = bare.call();
     // Inside, for it may record an event, which waits for room in the stream as the launch does.
@@ -104,7 +104,7 @@ pub(crate) unsafe fn launch_list<F: Fn() -> CUresult>(
     // SAFETY: not null, so the driver would read so many too; only the stream's field is read.
     let stream = |index: usize| bare.stream(unsafe { (&raw const (*list.add(index)).hStream).read() });
     let launch = || {
-        let pass = gate::pass();
+        let pass = turn::pass();
         (0..count).for_each(|index| streams::note_use(&pass, stream(index)));
         bare.call()
     };

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::proc::{self, Blind};
-use crate::{config, gate, start};
+use crate::{config, start, turn};
 
 /// Device files of hardware that keeps physical addresses; behind each name is a number, or nothing. What is before it depends
 /// on the root and the mounts of who looks.
@@ -76,7 +76,7 @@ pub(crate) fn opening(name: &CStr) {
     let name = name.rsplit(|byte| *byte == b'/').next().unwrap_or(name);
     if [ENGINES, OPENERS].into_iter().flatten().any(|known| name.starts_with(known.as_bytes())) {
         OPENED.store(now().max(1), Ordering::SeqCst);
-        drop(gate::pass());
+        drop(turn::pass());
     }
 }
 

@@ -16,8 +16,6 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("driver.rs", "resolve.rs"),
     ("driver.rs", "start.rs"),
     ("driver.rs", "table.rs"),
-    ("gate/mod.rs", "streams/mod.rs"),
-    ("gate/mod.rs", "turn/want.rs"),
     ("hooks/below.rs", "table.rs"),
     ("hooks/contexts.rs", "table.rs"),
     ("hooks/copies.rs", "table.rs"),
