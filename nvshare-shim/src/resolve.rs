@@ -235,10 +235,10 @@ pub(crate) fn hook_named(name: &[u8]) -> Option<&'static Hook> {
     static ORDER: OnceLock<Vec<&'static Hook>> = OnceLock::new();
     let order = ORDER.get_or_init(|| {
         let mut order: Vec<_> = HOOKS.iter().collect();
-        order.sort_unstable_by_key(|hook| hook.name);
+        order.sort_unstable_by_key(|hook| hook.name());
         order
     });
-    order.binary_search_by_key(&name, |hook| hook.name.as_bytes()).ok().map(|at| order[at])
+    order.binary_search_by_key(&name, |hook| hook.name().as_bytes()).ok().map(|at| order[at])
 }
 
 /// dlsym(3).

@@ -8,7 +8,7 @@
 #![allow(clippy::too_many_arguments, reason = "as many as the driver's functions have")]
 #![allow(clippy::wildcard_imports, reason = "the signatures need half of the header's types")]
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
 
 use nvshare_common::probe::{Call, PROBES};
 
@@ -19,12 +19,17 @@ use crate::hooks;
 
 /// One interposed symbol.
 pub(crate) struct Hook {
-    /// Its exported name.
-    pub(crate) name: &'static str,
     /// Its place in the driver's table.
     pub(crate) symbol: Symbol,
     /// Our function.
     pub(crate) address: *const c_void,
+}
+
+impl Hook {
+    /// Its exported name.
+    pub(crate) const fn name(&self) -> &'static str {
+        self.symbol.name()
+    }
 }
 
 // SAFETY: the pointer is the address of a function, which is the same for all threads and never written to.
@@ -59,6 +64,28 @@ const fn same(a: &[u8], b: &[u8]) -> bool {
 }
 
 impl Symbol {
+    /// The exported name.
+    pub const fn name(self) -> &'static str {
+        let name = self.terminated();
+        name.split_at(name.len() - 1).0
+    }
+
+    /// The same for C.
+    pub(crate) const fn c_name(self) -> &'static CStr {
+        match CStr::from_bytes_with_nul(self.terminated().as_bytes()) {
+            Ok(name) => name,
+            Err(_) => c"",
+        }
+    }
+
+    /// One text and where each name begins in it, instead of a table of pointers: these the loader would have to put right in
+    /// every process that the library is loaded into, most of which never ask for a name.
+    const fn terminated(self) -> &'static str {
+        static STARTS: [u16; Symbol::ALL.len() + 1] = starts();
+        let (from, to) = (STARTS[self as usize] as usize, STARTS[self as usize + 1] as usize);
+        NAMES.split_at(to).0.split_at(from).1
+    }
+
     /// Whether the null stream of this variant is the calling thread's own.
     pub(crate) const fn per_thread_default(self) -> bool {
         let name = self.name().as_bytes();
@@ -69,6 +96,22 @@ impl Symbol {
             && name[n - 3] == b't'
             && matches!(name[n - 2], b's' | b'd')
     }
+}
+
+/// Where each name begins in [`NAMES`], and where the last one ends.
+#[expect(clippy::cast_possible_truncation, reason = "names of some 400 functions; more would not compile")]
+const fn starts() -> [u16; Symbol::ALL.len() + 1] {
+    assert!(NAMES.len() <= u16::MAX as usize);
+    let mut starts = [0; Symbol::ALL.len() + 1];
+    let (names, mut number, mut at) = (NAMES.as_bytes(), 0, 0);
+    while at < names.len() {
+        at += 1;
+        if names[at - 1] == 0 {
+            number += 1;
+            starts[number] = at as u16;
+        }
+    }
+    starts
 }
 
 macro_rules! functions {
@@ -84,31 +127,14 @@ macro_rules! functions {
 
         impl Symbol {
             pub(crate) const ALL: &[Symbol] = &[$($(Symbol::$name,)+)* $(Symbol::$bare,)*];
-
-            /// The exported name.
-            pub const fn name(self) -> &'static str {
-                const NAMES: &[&str] = &[$($(stringify!($name),)+)* $(stringify!($bare),)*];
-                NAMES[self as usize]
-            }
-
-            pub(crate) const fn c_name(self) -> &'static std::ffi::CStr {
-                const NAMES: &[&[u8]] = &[
-                    $($(concat!(stringify!($name), "\0").as_bytes(),)+)* $(concat!(stringify!($bare), "\0").as_bytes(),)*
-                ];
-                match std::ffi::CStr::from_bytes_with_nul(NAMES[self as usize]) {
-                    Ok(name) => name,
-                    Err(_) => c"",
-                }
-            }
         }
+
+        /// All names in the order of their symbols, each with a zero after it.
+        static NAMES: &str = concat!($($(stringify!($name), "\0",)+)* $(stringify!($bare), "\0",)*);
 
         /// Every interposed symbol.
         pub(crate) static HOOKS: &[Hook] = &[
-            $($(Hook {
-                name: stringify!($name),
-                symbol: Symbol::$name,
-                address: exports::$name as *const c_void,
-            },)+)*
+            $($(Hook { symbol: Symbol::$name, address: exports::$name as *const c_void },)+)*
         ];
 
         impl Driver {

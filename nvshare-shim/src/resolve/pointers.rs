@@ -60,7 +60,7 @@ fn beyond_us(name: &CStr) -> *mut c_void {
 /// Whether the program's own copy of a pointer, which everybody uses, was made of our function, and not written to since.
 unsafe fn has_our_code(reference: &Reference<'_>) -> bool {
     let of_that_name = |name: &str| name.as_bytes() == reference.name.to_bytes();
-    let hook = HOOKS.iter().find(|hook| of_that_name(hook.name));
+    let hook = HOOKS.iter().find(|hook| of_that_name(hook.name()));
     let is_pointer = reference.symbol.st_size == size_of::<usize>() as u64;
     // SAFETY: the program's variable, of that size, and the code of a function, none of which is shorter.
     is_pointer

@@ -31,7 +31,8 @@ pub(crate) fn substitute(name: &CStr, address: *mut c_void, version: c_int, flag
 const PER_THREAD_DEFAULT_STREAM: u64 = 2;
 
 fn by_name(name: &[u8], address: *mut c_void, version: c_int, flags: u64) -> Option<&'static Hook> {
-    let variants: Vec<&Hook> = HOOKS.iter().filter(|hook| base_name(hook.name).as_bytes() == name).collect();
+    let variants: Vec<&Hook> =
+        HOOKS.iter().filter(|hook| base_name(hook.name()).as_bytes() == name).collect();
     // An address of a variant that is exported and not hooked is the driver's right answer.
     if variants.is_empty() || exported(name, address) {
         return None;
@@ -40,8 +41,8 @@ fn by_name(name: &[u8], address: *mut c_void, version: c_int, flags: u64) -> Opt
         && variants.iter().any(|hook| hook.symbol.per_thread_default());
     variants
         .into_iter()
-        .filter(|hook| hook.symbol.per_thread_default() == per_thread && since(hook.name) <= version)
-        .max_by_key(|hook| since(hook.name))
+        .filter(|hook| hook.symbol.per_thread_default() == per_thread && since(hook.name()) <= version)
+        .max_by_key(|hook| since(hook.name()))
 }
 
 fn exported(name: &[u8], address: *mut c_void) -> bool {
@@ -97,9 +98,8 @@ mod tests {
     #[test]
     fn an_address_that_is_exported_nowhere_gets_the_variant_of_its_version_and_flags() {
         let stranger = std::ptr::without_provenance_mut(0x1234);
-        let chosen = |name: &str, version, flags| {
-            by_name(name.as_bytes(), stranger, version, flags).map(|hook| hook.name)
-        };
+        let chosen =
+            |name: &str, version, flags| by_name(name.as_bytes(), stranger, version, flags).map(Hook::name);
         assert_eq!(chosen("cuMemAlloc", 2000, 0), Some("cuMemAlloc"));
         assert_eq!(chosen("cuMemAlloc", 12090, 0), Some("cuMemAlloc_v2"));
         assert_eq!(chosen("cuMemcpyHtoD", 12090, 2), Some("cuMemcpyHtoD_v2_ptds"));
@@ -125,7 +125,7 @@ mod tests {
         for (symbol, base, version) in &told {
             let is_first = told.iter().filter(|(_, of, _)| of == base).all(|(_, _, other)| other >= version);
             let is_ours = |hook: &Hook| {
-                hook.name == *symbol && base_name(symbol) == *base && !hook.symbol.per_thread_default()
+                hook.name() == *symbol && base_name(symbol) == *base && !hook.symbol.per_thread_default()
             };
             if !is_first && HOOKS.iter().any(is_ours) {
                 assert_eq!(since(symbol), *version, "{symbol}");

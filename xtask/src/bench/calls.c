@@ -63,10 +63,24 @@ static void pairs(void) {
     }
     say("pair", N);
 }
+// A call that passes the gate and is no launch.
+static void records(void) {
+    enum { N = 20000 };
+    CUevent e;
+    CK(cuEventCreate(&e, 0));
+    for (int i = 0; i < N; i++) {
+        double t = now();
+        CK(cuEventRecord(e, 0));
+        took[i] = now() - t;
+        if (i % 64 == 63) CK(cuCtxSynchronize());
+    }
+    say("record", N);
+}
 int main(int argc, char **argv) {
     primary(0);
     launches();
     if (argc > 1) return 0;
+    records();
     pairs();
     asks("ask-2-extents", 8 * MIB);
     asks("ask-128-extents", 512 * MIB);
@@ -76,5 +90,10 @@ int main(int argc, char **argv) {
         CK(cuStreamCreate(&s, CU_STREAM_NON_BLOCKING));
     }
     frees("free-many-streams");
+    // From now on a free asks first whether its own context is one that is gone.
+    CUcontext other;
+    CK(cuCtxCreate(&other, 0, 0));
+    CK(cuCtxDestroy(other));
+    frees("free-after-a-context");
     return 0;
 }

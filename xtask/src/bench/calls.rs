@@ -96,10 +96,12 @@ pub(super) fn calls(artifacts: &Artifacts) -> Result<Vec<Figure>> {
         ("pointer query, 128 extents", "ask-128-extents", 2.0),
         ("free, few streams", "free-few-streams", 2.0),
         ("free, 195 streams", "free-many-streams", 2.0),
+        ("free, 195 streams, after a context ended", "free-after-a-context", 2.0),
+        ("event record", "record", 2.0),
     ] {
         // The simulator frees without any work, and a pair is a few locks there; a free waits by two calls, which is an eighth of
         // one on a GPU.
-        let judged_here = has_gpu() || !matches!(name, "pair" | "free-few-streams");
+        let judged_here = has_gpu() || !matches!(name, "pair" | "free-few-streams" | "free-after-a-context");
         figures.push(Figure {
             budget: judged_here.then_some(budget),
             ..figure(what, of(&under, name)?, of(&bare, name)?.0, Judged::Times, budget)

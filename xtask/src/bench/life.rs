@@ -11,7 +11,7 @@ use nvshare_testbed::{Artifacts, Node, wait_for};
 use super::figure::{Figure, Judged, percentile};
 
 /// Processes that are started, with the library and without, in turns.
-const STARTS: usize = 300;
+const STARTS: usize = 1000;
 const IDLE_CLIENTS: usize = 100;
 /// How long the agent is watched.
 const WATCHED: Duration = Duration::from_secs(10);
