@@ -17,7 +17,7 @@ use crate::driver::driver;
 use crate::streams::{self, Left, Listener, Survey};
 use crate::swap::standing;
 use crate::turn::dead;
-use crate::{gate, log, start as threads};
+use crate::{gate, log, threads};
 
 /// How often who ordered a drain looks whether it is stuck.
 const LOOK: Duration = Duration::from_millis(10);

@@ -80,7 +80,7 @@ impl Driver {
             return self.instead(symbol);
         }
         debug_assert!(
-            !crate::start::is_engine(),
+            !crate::life::is_engine(),
             "{} is looked up by a thread of ours, which waits for the loader's lock there",
             symbol.name()
         );

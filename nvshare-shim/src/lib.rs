@@ -19,12 +19,12 @@
 //! | 9 | `swap/shadow` + `swap/arena` + `swap/lending` + `swap/spare` | shadows: pinned host memory |
 //! | 8 | `turn` + `swap/standing` + `drain` + `pace` + `swap/calm` | whether the application may run: the run state, stopping it, draining |
 //! | 7 | `memory/device` + `memory/vmm` + `link/sizes` + `link/terms` + `swap/image` | the devices in use, and what is held on each |
-//! | 6 | `streams` | what the application submitted, and whether it is finished |
+//! | 6 | `streams`, `threads` | what the application submitted, and whether it is finished; the shim's own threads, which use the driver once before they begin |
 //! | 5 | `driver` + `object` | the real driver's entry points |
 //! | 4 | `counters`, `line` | the calls made, as the agent sees them; what any thread may say to the agent |
 //! | 3 | `memory/extent` + `memory/space` + `memory/space_tests` + `memory/ranges` + `memory/map` + `memory/held` + `memory/physical` | pure: addresses, extents, accounts |
 //! | 2 | `gate` | who may submit work; it knows neither agent nor streams |
-//! | 1 | `cuda`, `uncancelled`, `config`, `log`, `descriptors`, `proc` | the driver's types; what the environment says, and what is said on stderr; the process: it may fork, close what it likes, and end its threads |
+//! | 1 | `cuda`, `uncancelled`, `config`, `log`, `descriptors`, `life`, `proc` | the driver's types; what the environment says, and what is said on stderr; whether the library is active; the process: it may fork, close what it likes, and end its threads |
 //!
 //! # Locks
 //!
@@ -51,6 +51,7 @@ pub mod drain;
 pub mod driver;
 pub mod gate;
 mod hooks;
+pub mod life;
 mod line;
 pub mod link;
 pub mod log;
@@ -66,5 +67,6 @@ pub mod start;
 pub mod streams;
 pub mod swap;
 mod table;
+mod threads;
 pub mod turn;
 mod uncancelled;

@@ -31,7 +31,7 @@ use crate::memory::books;
 use crate::memory::device;
 use crate::swap::{Order, shadow, standing};
 use crate::turn::want;
-use crate::{config, line, log, pace, start as threads};
+use crate::{config, line, log, pace, threads};
 
 /// How long `cuInit` waits for the agent's first answer.
 const FIRST_ANSWER: Duration = Duration::from_secs(1);

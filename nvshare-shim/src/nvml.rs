@@ -15,7 +15,7 @@ use nvshare_common::units::DeviceId;
 use crate::link::sizes;
 use crate::memory::{device, pools};
 use crate::uncancelled::Uncancelled;
-use crate::{resolve, start};
+use crate::{life, resolve};
 
 type MemoryInfo = unsafe extern "C" fn(*mut c_void, *mut c_void) -> c_int;
 type Uuid = unsafe extern "C" fn(*mut c_void, *mut c_char, c_uint) -> c_int;
@@ -106,7 +106,7 @@ unsafe fn ask(real: &AtomicPtr<c_void>, device: *mut c_void, to: *mut c_void) ->
 }
 
 fn figures(device: *mut c_void, bare: u64) -> Option<(u64, u64)> {
-    if !start::active() {
+    if !life::active() {
         return None;
     }
     // A mistake of ours must not unwind into the application.

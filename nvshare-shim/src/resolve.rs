@@ -102,7 +102,7 @@ unsafe extern "C" fn about_to_open(path: *const c_char, flags: c_int, caller: *c
             begins_to_look(caller);
         }
         let deep = flags & libc::RTLD_DEEPBIND != 0;
-        let without = deep && (crate::start::active() || needed::names_cuda(path));
+        let without = deep && (crate::life::active() || needed::names_cuda(path));
         if without { flags & !libc::RTLD_DEEPBIND } else { flags }
     });
     decided.unwrap_or(flags)

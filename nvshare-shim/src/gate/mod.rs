@@ -17,6 +17,7 @@ use std::time::Duration;
 
 pub use self::core::Pass;
 use self::core::{AJAR, FENCED, Gate, Slot};
+use crate::life;
 static GATE: Gate = Gate::new(|| SLOT.set(null()));
 
 thread_local! {
@@ -120,6 +121,7 @@ pub(crate) fn stand_ajar(ajar: bool) {
 /// Chooses the closer's half of the fence; at first use, while the gate is open.
 pub(crate) fn prepare() {
     OWNER.store(std::process::id(), Ordering::Relaxed);
+    life::in_child_of_a_fork(leave_to_parent);
     if !membarrier::register() {
         GATE.change(0, FENCED);
     }
@@ -137,7 +139,7 @@ fn is_elsewhere() -> bool {
 }
 
 /// In the child after a fork: nobody will ever open the gate for it.
-pub(crate) fn leave_to_parent() {
+fn leave_to_parent() {
     GATE.abandon();
 }
 

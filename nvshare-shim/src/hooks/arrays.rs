@@ -4,8 +4,8 @@ use super::Bare;
 use super::unswappable::{beyond_limit, noted};
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUDA_ARRAY_DESCRIPTOR, CUDA_ARRAY3D_DESCRIPTOR, CUarray, CUmipmappedArray};
+use crate::life;
 use crate::memory::books;
-use crate::start;
 
 const ARRAY: &str = "array";
 const MIPMAPPED: &str = "mipmapped";
@@ -61,7 +61,7 @@ pub(crate) unsafe fn mipmapped<F: Fn() -> CUresult>(
 
 pub(crate) unsafe fn array_destroy<F: Fn() -> CUresult>(bare: &Bare<F>, array: CUarray) -> CUresult {
     let result = bare.call();
-    if result.ok() && start::active() {
+    if result.ok() && life::active() {
         books::gave_back(ARRAY, array.addr() as u64);
     }
     result
@@ -72,7 +72,7 @@ pub(crate) unsafe fn mipmapped_destroy<F: Fn() -> CUresult>(
     array: CUmipmappedArray,
 ) -> CUresult {
     let result = bare.call();
-    if result.ok() && start::active() {
+    if result.ok() && life::active() {
         books::gave_back(MIPMAPPED, array.addr() as u64);
     }
     result

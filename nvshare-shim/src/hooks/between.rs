@@ -5,12 +5,12 @@ use std::ffi::c_void;
 
 use crate::cuda::sys::CUdeviceptr;
 use crate::cuda::{CEnum, CUresult};
+use crate::life;
 use crate::memory::{self, device};
-use crate::start;
 
 /// Whether an address lies in what is mapped for allocations, and in none of them.
 pub(super) fn is(at: CUdeviceptr) -> bool {
-    start::active()
+    life::active()
         && memory::describe(at).is_none()
         && device::all().iter().any(|device| device.state().space.covers(at))
 }

@@ -10,7 +10,7 @@ use crate::cuda::CUresult;
 use crate::cuda::sys::{CUcontext, CUdevice, CUgreenCtx};
 use crate::driver::driver;
 use crate::table::Symbol;
-use crate::{gate, memory, start, streams, swap};
+use crate::{gate, life, memory, start, streams, swap};
 
 pub(crate) unsafe fn create<F: Fn() -> CUresult>(
     bare: &Bare<F>,
@@ -47,7 +47,7 @@ pub(crate) unsafe fn attach<F: Fn() -> CUresult>(bare: &Bare<F>, context: *mut C
 
 pub(crate) unsafe fn from_green<F: Fn() -> CUresult>(bare: &Bare<F>, context: *mut CUcontext) -> CUresult {
     let result = bare.call();
-    if result.ok() && !context.is_null() && start::active() {
+    if result.ok() && !context.is_null() && life::active() {
         // SAFETY: the driver has just stored the handle there.
         let green = unsafe { context.read() };
         if let Some(primary) = device_of(green).and_then(|device| primary_below(device, green)) {
@@ -59,7 +59,7 @@ pub(crate) unsafe fn from_green<F: Fn() -> CUresult>(bare: &Bare<F>, context: *m
 }
 
 unsafe fn held(result: CUresult, context: *mut CUcontext) -> CUresult {
-    if result.ok() && !context.is_null() && start::active() {
+    if result.ok() && !context.is_null() && life::active() {
         // SAFETY: the caller's promise.
         streams::context_held(unsafe { context.read() });
     }
@@ -102,7 +102,7 @@ fn end<F: Fn() -> CUresult>(
     primary: Option<CUdevice>,
     is_gone: impl FnOnce(CUresult) -> bool,
 ) -> CUresult {
-    if !start::active() || context.is_null() {
+    if !life::active() || context.is_null() {
         return bare.call();
     }
     let (result, [gone], left) = aside([context], || {
@@ -148,7 +148,7 @@ pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: C
     let mut context = std::ptr::null_mut();
     // SAFETY: the application's handle, and a place for the answer.
     let found = unsafe { driver().cuCtxFromGreenCtx(&raw mut context, green) };
-    if !start::active() || !found.ok() || context.is_null() {
+    if !life::active() || !found.ok() || context.is_null() {
         return bare.call();
     }
     let device = device_of(context);
@@ -190,7 +190,7 @@ fn primary_below(device: CUdevice, green: CUcontext) -> Option<CUcontext> {
 pub(crate) unsafe fn enable_peer<F: Fn() -> CUresult>(bare: &Bare<F>, peer: CUcontext) -> CUresult {
     let result = bare.call();
     if result.ok()
-        && start::active()
+        && life::active()
         && let (Some(of), Some(from)) = (device_of(peer), streams::current_device())
     {
         memory::on_peer_access(of, from);

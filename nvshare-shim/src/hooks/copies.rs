@@ -19,7 +19,7 @@ use crate::driver::driver;
 use crate::memory::{self, device, owner};
 use crate::streams::current_device;
 use crate::table::Symbol;
-use crate::{start, streams};
+use crate::{life, streams};
 
 /// An address, as the calls pass it.
 pub(crate) trait Address: Copy {
@@ -67,7 +67,7 @@ fn device_below(stream: CUstream) -> Option<CUdevice> {
 /// Whether there is memory of ours at one of the addresses that the device of `stream` cannot reach. While the stream is
 /// captured the forms for that break the capture (seen on an H200); there the device gets access, where it can have it.
 pub(super) fn is_out_of_reach(stream: CUstream, addresses: &[u64]) -> bool {
-    if !device::several() || !start::active() {
+    if !device::several() || !life::active() {
         return false;
     }
     let distant = distant(addresses, || device_below(stream));

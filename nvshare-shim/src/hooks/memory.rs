@@ -4,7 +4,7 @@ use super::{Bare, below};
 use crate::cuda::CUresult;
 use crate::cuda::sys::CUdeviceptr;
 use crate::driver::driver;
-use crate::{memory, start, streams};
+use crate::{life, memory, streams};
 
 /// What `cuMemAllocPitch` rounds a row up to: attribute `TEXTURE_ALIGNMENT` of all devices so far.
 const PITCH: usize = 512;
@@ -14,7 +14,7 @@ pub(crate) unsafe fn alloc<F: Fn() -> CUresult>(
     at: *mut CUdeviceptr,
     bytes: usize,
 ) -> CUresult {
-    if !start::active() || at.is_null() || bytes == 0 {
+    if !life::active() || at.is_null() || bytes == 0 {
         return bare.call();
     }
     note_context();
@@ -39,7 +39,7 @@ pub(crate) unsafe fn alloc_pitch<F: Fn() -> CUresult>(
 ) -> CUresult {
     let row = width.checked_next_multiple_of(PITCH);
     let bytes = row.and_then(|row| row.checked_mul(height)).unwrap_or(0);
-    if !start::active() || at.is_null() || pitch.is_null() || bytes == 0 || !matches!(element, 4 | 8 | 16) {
+    if !life::active() || at.is_null() || pitch.is_null() || bytes == 0 || !matches!(element, 4 | 8 | 16) {
         return bare.call();
     }
     note_context();
@@ -58,7 +58,7 @@ pub(crate) unsafe fn alloc_pitch<F: Fn() -> CUresult>(
 }
 
 pub(crate) unsafe fn free<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr) -> CUresult {
-    if !start::active() || at == 0 {
+    if !life::active() || at == 0 {
         return bare.call();
     }
     if memory::is_allocation(at) {
@@ -85,7 +85,7 @@ pub(crate) unsafe fn info<F: Fn() -> CUresult>(
     free: *mut usize,
     total: *mut usize,
 ) -> CUresult {
-    if !start::active() || free.is_null() || total.is_null() {
+    if !life::active() || free.is_null() || total.is_null() {
         return bare.call();
     }
     let Some((free_bytes, total_bytes)) = memory::info() else { return bare.call() };

@@ -102,7 +102,7 @@ fn after_panic<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
 /// that the application meets its error wherever it looks.
 #[cold]
 fn note_error(error: CUresult) {
-    if error.is_sticky() && crate::start::active() {
+    if error.is_sticky() && crate::life::active() {
         dead::on_device_error(error);
     }
 }

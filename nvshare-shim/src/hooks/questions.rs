@@ -8,7 +8,7 @@ use super::{Bare, between, unswappable, work};
 use crate::cuda::sys::{CUdeviceptr, CUmemGenericAllocationHandle, CUmemLocation, CUstream};
 use crate::cuda::{CEnum, CUresult};
 use crate::driver::driver;
-use crate::{memory, start, streams, turn};
+use crate::{life, memory, streams, turn};
 
 /// `CU_POINTER_ATTRIBUTE_P2P_TOKENS` and `_SYNC_MEMOPS`.
 const P2P_TOKENS: CEnum = 5;
@@ -22,7 +22,7 @@ const MAPPING: u64 = 2 << 20;
 
 /// The allocation of ours at an address.
 pub(super) fn known(at: CUdeviceptr) -> Option<memory::Described> {
-    if start::active() { memory::describe(at) } else { None }
+    if life::active() { memory::describe(at) } else { None }
 }
 
 pub(crate) unsafe fn address_range<F: Fn() -> CUresult>(

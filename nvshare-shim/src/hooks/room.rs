@@ -12,7 +12,7 @@ use crate::cuda::CUresult;
 use crate::cuda::sys::{CUdevice, CUstream};
 use crate::driver::driver;
 use crate::memory::promise;
-use crate::{line, link, start, streams};
+use crate::{life, line, link, streams};
 
 /// What a call takes whose size nobody says. If that was too little, twice as much is asked for.
 const GUESS: u64 = 64 << 20;
@@ -40,11 +40,11 @@ pub(crate) fn retry<F: Fn() -> CUresult>(bare: &Bare<F>, bytes: Option<u64>) -> 
 /// A call that makes a context on `device`, or keeps it: there may be no current one to tell the device by. Before it returns the
 /// agent has seen what the context costs, so that the first answer about free memory counts it.
 pub(crate) fn retry_on<F: Fn() -> CUresult>(bare: &Bare<F>, device: Option<CUdevice>) -> CUresult {
-    let was_there = device.is_some_and(|device| start::active() && keeps(bare, device));
+    let was_there = device.is_some_and(|device| life::active() && keeps(bare, device));
     let result = retry_with(bare, device, None, || bare.call());
     if let Some(device) = device
         && result.ok()
-        && start::active()
+        && life::active()
         && !was_there
     {
         promise::context_made(device);
@@ -69,7 +69,7 @@ pub(crate) fn retry_with<F: Fn() -> CUresult>(
     attempt: impl Fn() -> CUresult,
 ) -> CUresult {
     let result = attempt();
-    if start::active() {
+    if life::active() {
         promise::driver_grew();
     }
     again(bare, result, device, bytes, attempt)
@@ -110,7 +110,7 @@ pub(crate) fn again_in<F: Fn() -> CUresult>(
     attempt: impl Fn() -> CUresult,
 ) -> CUresult {
     if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-        return if start::active() && streams::is_capturing(stream) {
+        return if life::active() && streams::is_capturing(stream) {
             result
         } else {
             make_room(bare, None, None, attempt)
@@ -127,7 +127,7 @@ fn make_room<F: Fn() -> CUresult>(
     attempt: impl Fn() -> CUresult,
 ) -> CUresult {
     let mut result = CUresult::CUDA_ERROR_OUT_OF_MEMORY;
-    if !start::active() {
+    if !life::active() {
         return result;
     }
     let deadline = Instant::now() + link::ROOM_LIMIT;

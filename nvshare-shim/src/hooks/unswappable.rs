@@ -14,11 +14,11 @@ use crate::memory::books::{self, Expected, MANAGED, VMM};
 use crate::memory::held::Held;
 use crate::memory::{self, pools};
 use crate::streams::current_device;
-use crate::{start, streams, turn};
+use crate::{life, streams, turn};
 
 /// Whether the client may not have so much more on the current device: its limit holds for what passes by the engine, too.
 pub(super) fn beyond_limit(bytes: u64) -> bool {
-    start::active() && current_device().is_some_and(|device| memory::exceeds_limit(device, bytes))
+    life::active() && current_device().is_some_and(|device| memory::exceeds_limit(device, bytes))
 }
 
 /// The allocating call, again after room was made; what it made in the current context is noted.
@@ -29,7 +29,7 @@ pub(super) unsafe fn noted<F: Fn() -> CUresult, H>(
     number: impl Fn(H) -> u64,
     bytes: u64,
 ) -> CUresult {
-    let Some(device) = current_device().filter(|_| start::active() && !at.is_null()) else {
+    let Some(device) = current_device().filter(|_| life::active() && !at.is_null()) else {
         return bare.call();
     };
     let context = streams::current_context().map_or(0, <*mut _>::addr);
@@ -89,7 +89,7 @@ pub(crate) unsafe fn stream_ordered<F: Fn() -> CUresult>(
     bytes: usize,
     stream: CUstream,
 ) -> CUresult {
-    if !start::active() || at.is_null() || bytes == 0 {
+    if !life::active() || at.is_null() || bytes == 0 {
         return bare.call();
     }
     match current_device() {
@@ -107,7 +107,7 @@ pub(crate) unsafe fn from_this_pool<F: Fn() -> CUresult>(
     pool: CUmemoryPool,
     stream: CUstream,
 ) -> CUresult {
-    if !start::active() || at.is_null() || bytes == 0 {
+    if !life::active() || at.is_null() || bytes == 0 {
         return bare.call();
     }
     match pools::device_of(pool).or_else(current_device) {
@@ -160,7 +160,7 @@ pub(crate) unsafe fn free_async<F: Fn() -> CUresult>(
     at: CUdeviceptr,
     stream: CUstream,
 ) -> CUresult {
-    if !start::active() {
+    if !life::active() {
         return bare.call();
     }
     if let Some(result) = memory::free_in_order(at, bare.stream(stream)) {
@@ -179,7 +179,7 @@ pub(crate) unsafe fn pool_create<F: Fn() -> CUresult>(
     properties: *const CUmemPoolProps,
 ) -> CUresult {
     let result = room::retry(bare, None);
-    if result.ok() && !pool.is_null() && !properties.is_null() && start::active() {
+    if result.ok() && !pool.is_null() && !properties.is_null() && life::active() {
         // SAFETY: the driver has read the properties and stored the handle; the location's type is read as a number, it may
         // be newer than this build.
         unsafe {
@@ -194,7 +194,7 @@ pub(crate) unsafe fn pool_create<F: Fn() -> CUresult>(
 
 pub(crate) unsafe fn pool_destroy<F: Fn() -> CUresult>(bare: &Bare<F>, pool: CUmemoryPool) -> CUresult {
     let result = bare.call();
-    if result.ok() && start::active() {
+    if result.ok() && life::active() {
         pools::pool_gone(pool);
     }
     result
@@ -214,7 +214,7 @@ pub(crate) unsafe fn create<F: Fn() -> CUresult>(
     bytes: usize,
     property: *const CUmemAllocationProp,
 ) -> CUresult {
-    if !start::active() || property.is_null() || handle.is_null() {
+    if !life::active() || property.is_null() || handle.is_null() {
         return bare.call();
     }
     // SAFETY: the driver reads it too; the location's type is its second number, read as one (it may be of a kind that
@@ -246,7 +246,7 @@ pub(crate) unsafe fn release<F: Fn() -> CUresult>(
     handle: CUmemGenericAllocationHandle,
 ) -> CUresult {
     let result = bare.call();
-    if result.ok() && start::active() {
+    if result.ok() && life::active() {
         books::physical(|physical| physical.released(handle).into_iter().collect());
     }
     result
@@ -262,7 +262,7 @@ pub(crate) unsafe fn map<F: Fn() -> CUresult>(
         return CUresult::CUDA_ERROR_INVALID_VALUE;
     }
     let result = room::retry(bare, None);
-    if result.ok() && start::active() {
+    if result.ok() && life::active() {
         books::physical(|physical| {
             physical.mapped(at, bytes as u64, handle);
             Vec::new()
@@ -276,7 +276,7 @@ pub(crate) unsafe fn unmap<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr,
         return CUresult::CUDA_ERROR_INVALID_VALUE;
     }
     let result = bare.call();
-    if result.ok() && start::active() {
+    if result.ok() && life::active() {
         books::physical(|physical| physical.unmapped(at, bytes as u64));
     }
     result
@@ -290,7 +290,7 @@ pub(crate) unsafe fn import<F: Fn() -> CUresult>(
     let result = room::retry(bare, None);
     if result.ok()
         && !handle.is_null()
-        && start::active()
+        && life::active()
         && let Some(device) = current_device()
     {
         // SAFETY: the driver has just stored the handle there.
@@ -302,7 +302,7 @@ pub(crate) unsafe fn import<F: Fn() -> CUresult>(
 /// The memory at `at` is shared with somebody who keeps its physical pages: from now on it stays where it is. (What is not the
 /// engine's stays anyway, and is in the books already.)
 pub(crate) unsafe fn export<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr, bytes: usize) -> CUresult {
-    if !start::active() {
+    if !life::active() {
         return bare.call();
     }
     // Inside the pass nothing leaves the device, so that what is shared is what stays.
@@ -316,7 +316,7 @@ pub(crate) unsafe fn export<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr
 
 /// Memory is bound to a multicast object, which keeps its physical pages. Of plain memory the driver refuses that.
 pub(crate) unsafe fn bind<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr, bytes: usize) -> CUresult {
-    if start::active() && memory::describe(at).is_some() {
+    if life::active() && memory::describe(at).is_some() {
         return CUresult::CUDA_ERROR_INVALID_VALUE;
     }
     // SAFETY: the application's own arguments.
@@ -348,7 +348,7 @@ pub(crate) unsafe fn retain<F: Fn() -> CUresult>(
     let at = at.addr() as u64;
     // SAFETY: the application's own arguments.
     let result = unsafe { export(bare, at, 1) };
-    if result.ok() && !handle.is_null() && start::active() {
+    if result.ok() && !handle.is_null() && life::active() {
         books::physical(|physical| {
             // SAFETY: the driver has just stored the handle there.
             physical.retained(at, unsafe { handle.read() });
@@ -365,7 +365,7 @@ pub(crate) unsafe fn graph_node<F: Fn() -> CUresult>(
     parameters: *mut CUDA_MEM_ALLOC_NODE_PARAMS,
 ) -> CUresult {
     let result = bare.call();
-    if result.ok() && !parameters.is_null() && start::active() {
+    if result.ok() && !parameters.is_null() && life::active() {
         pools::graph_allocates();
     }
     result

@@ -4,7 +4,7 @@
 use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUDA_LAUNCH_PARAMS, CUlaunchConfig, CUstream};
-use crate::{pace, start, streams, turn};
+use crate::{life, pace, streams, turn};
 
 /// Work in `stream`.
 #[inline]
@@ -109,7 +109,7 @@ pub(crate) unsafe fn launch_list<F: Fn() -> CUresult>(
         bare.call()
     };
     let result = launch();
-    let captured = || start::active() && (0..count).any(|index| streams::is_capturing(stream(index)));
+    let captured = || life::active() && (0..count).any(|index| streams::is_capturing(stream(index)));
     if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY && captured() {
         return result;
     }

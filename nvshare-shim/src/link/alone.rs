@@ -16,7 +16,7 @@ use crate::descriptors::Own;
 use crate::memory::device::{self, Device};
 use crate::swap::{Order, standing};
 use crate::turn::dead;
-use crate::{config, line, log, start as threads};
+use crate::{config, line, log, threads};
 
 /// The shortest and longest pause between two tries.
 const PAUSE_MS: (u64, u64) = (100, 900);

@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::memory::device;
 use crate::swap::{self, Order, standing};
 use crate::turn::{dead, want};
-use crate::{config, line, log, start as threads};
+use crate::{config, line, log, threads};
 
 /// The stall of a drain that nobody asked for.
 const STALL: Duration = Duration::from_secs(2);

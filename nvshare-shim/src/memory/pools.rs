@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::device::{self, Device};
 use crate::cuda::sys;
 use crate::driver::driver;
-use crate::{log, start};
+use crate::{life, log, threads};
 
 /// How long after a change the figures are read at the latest.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -225,11 +225,11 @@ static BELL: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
 #[cold]
 fn wake() {
     static STARTED: AtomicBool = AtomicBool::new(false);
-    if !start::active() {
+    if !life::active() {
         return;
     }
     if !STARTED.swap(true, Ordering::AcqRel)
-        && let Err(error) = start::engine_thread("books", keep_reading)
+        && let Err(error) = threads::engine_thread("books", keep_reading)
     {
         log::warning!(
             "cannot start the thread that looks after pools: {error}; they are looked at when they grow"

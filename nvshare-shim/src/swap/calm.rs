@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::standing::{self, HeldBack};
-use crate::start;
+use crate::life;
 use crate::table::Symbol;
 use crate::turn::dead;
 
@@ -84,7 +84,7 @@ const fn may_wait(symbol: Symbol) -> bool {
 #[inline]
 pub(crate) fn check(symbol: Symbol) {
     debug_assert!(
-        !may_wait(symbol) || !start::is_engine() || HERE.get(),
+        !may_wait(symbol) || !life::is_engine() || HERE.get(),
         "{} may wait for the application, on a thread of ours",
         symbol.name()
     );

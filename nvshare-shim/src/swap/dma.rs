@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::proc::{self, Blind};
-use crate::{config, start, turn};
+use crate::{config, life, turn};
 
 /// Device files of hardware that keeps physical addresses; behind each name is a number, or nothing. What is before it depends
 /// on the root and the mounts of who looks.
@@ -69,7 +69,7 @@ impl User {
 /// The application is about to open the library `name`. Where that may use memory on its own, everything is brought in
 /// before, and nothing leaves until it was looked for.
 pub(crate) fn opening(name: &CStr) {
-    if !start::active() || start::is_engine() || config::get().swap_beside_dma {
+    if !life::active() || life::is_engine() || config::get().swap_beside_dma {
         return;
     }
     let name = name.to_bytes();

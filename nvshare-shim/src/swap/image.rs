@@ -39,7 +39,7 @@ pub fn of(device: &Device) -> Option<Image> {
 /// Compiles the kernel for this device, if nobody has before; on a thread of the application's, in a context of the device.
 /// Who comes meanwhile does not wait: it may hold the lock that is waited for here.
 pub fn make(device: &Device) {
-    debug_assert!(!crate::start::is_engine(), "a thread of ours would wait for the loader's lock here");
+    debug_assert!(!crate::life::is_engine(), "a thread of ours would wait for the loader's lock here");
     let Some(kind) = capability(device) else { return };
     {
         let mut images = images();

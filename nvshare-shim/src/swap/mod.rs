@@ -31,7 +31,7 @@ use nvshare_common::units::{DeviceRange, Ticket};
 use crate::memory::ALLOCATIONS;
 use crate::memory::device::{self, Device};
 use crate::turn::dead;
-use crate::{log, proc, start as threads};
+use crate::{log, proc, threads};
 
 /// How long the debugging tool waits for memory to come back.
 const RESIDENT_LIMIT: Duration = Duration::from_secs(10);
