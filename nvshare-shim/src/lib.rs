@@ -24,7 +24,7 @@
 //! | 4 | `counters`, `line` | the calls made, as the agent sees them; what any thread may say to the agent |
 //! | 3 | `memory/extent` + `memory/space` + `memory/space_tests` + `memory/ranges` + `memory/map` + `memory/held` + `memory/physical` | pure: addresses, extents, accounts |
 //! | 2 | `gate` | who may submit work; it knows neither agent nor streams |
-//! | 1 | `cuda`, `uncancelled`, `config`, `log`, `descriptors`, `life`, `proc` | the driver's types; what the environment says, and what is said on stderr; whether the library is active; the process: it may fork, close what it likes, and end its threads |
+//! | 1 | `cuda`, `uncancelled`, `stderr`, `config`, `log`, `descriptors`, `life`, `proc` | the driver's types; what the environment says, and what is said on stderr; whether the library is active; the process: it may fork, close what it likes, and end its threads |
 //!
 //! # Locks
 //!
@@ -39,7 +39,7 @@
 //!
 //! None of rows 2 to 6 is held during a driver call, nor while a thread waits for the agent.
 
-// Standard error is not ours: `log` knows how to use it.
+// Standard error is not ours: `stderr` knows how to use it.
 #![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout))]
 #![cfg_attr(sanitized, allow(dead_code, reason = "names are not looked up here"))]
 
@@ -64,6 +64,7 @@ mod pass_through;
 mod proc;
 mod resolve;
 pub mod start;
+mod stderr;
 pub mod streams;
 pub mod swap;
 mod table;

@@ -13,7 +13,7 @@ use crate::object::Object;
 use crate::swap::dma;
 use crate::table::{HOOKS, Hook};
 use crate::uncancelled::Uncancelled;
-use crate::{log, nvml};
+use crate::{nvml, stderr};
 
 mod needed;
 // A test binary has no exports that anything could be bound to.
@@ -70,7 +70,7 @@ fn ensure(at: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
     let found = unsafe { libc::dlvsym(libc::RTLD_NEXT, name.as_ptr(), OLDEST_VERSION.as_ptr()) };
     if found.is_null() {
         // Without the real function no program could run; there is nothing to pass through to.
-        log::say(format_args!(
+        stderr::say(format_args!(
             "there is no {} {} in this process: remove libnvshare.so from LD_PRELOAD",
             name.to_string_lossy(),
             OLDEST_VERSION.to_string_lossy()

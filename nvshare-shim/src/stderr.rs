@@ -1,6 +1,7 @@
 //! Standard error of a program that is not ours. Our few lines must not end up in a file that the application has opened
 //! under that number, must not wait for somebody to read them, and must not end the program by a signal.
 
+use std::fmt;
 use std::io::IsTerminal;
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
@@ -28,8 +29,13 @@ extern "C" fn at_start() {
     }
 }
 
+/// Says one line, whatever is wanted. One `write` per line, so that lines of several threads and processes do not mix.
+pub(crate) fn say(text: fmt::Arguments<'_>) {
+    write(format!("nvshare[{}]: {text}\n", std::process::id()).as_bytes());
+}
+
 /// Writes `line`, as much of it as goes at once, where that harms nobody.
-pub(super) fn write(line: &[u8]) {
+fn write(line: &[u8]) {
     let line = &line[..line.len().min(AT_ONCE)];
     let Ok(status) = fstat(number()) else { return };
     if !is_for_lines(&status) || !has_room() {
