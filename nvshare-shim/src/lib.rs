@@ -1,7 +1,7 @@
 //! libnvshare.so: interposes the CUDA driver in a client and swaps its device memory.
 //!
-//! The way of a call: the application finds a hook instead of the driver's function ([`resolve`], or our export); the
-//! hook ([`hooks`], listed in [`table`]) passes the [`gate`] and calls the real function ([`driver`]), or answers from
+//! The way of a call: the application finds a hook instead of the driver's function ([`exports`]); the
+//! hook ([`hooks`]) passes the [`gate`] and calls the real function ([`driver`]), or answers from
 //! the records of [`memory`]. Nothing happens before the first `cuInit` ([`start`]).
 //!
 //! # Floors
@@ -11,8 +11,8 @@
 //!
 //! | floor | modules | what lives there |
 //! | --- | --- | --- |
-//! | 14 | `table` + `resolve` + `pass_through` + `hooks/lookup` | what programs find instead of the driver's functions |
-//! | 13 | `start`, `hooks` + `nvml` | first use; what a call does, a file per family |
+//! | 14 | `exports` | what programs find instead of the driver's functions |
+//! | 13 | `start`, `hooks` | first use; what a call does, a file per family |
 //! | 12 | `link` | the control thread: connect, reconnect, obey |
 //! | 11 | `swap` | the engine: what copies, and who else may use the memory |
 //! | 10 | `memory` | allocations, the accounts of what cannot be moved, what is promised |
@@ -20,7 +20,7 @@
 //! | 8 | `turn` + `swap/standing` + `drain` + `pace` + `swap/calm` | whether the application may run: the run state, stopping it, draining |
 //! | 7 | `memory/device` + `memory/vmm` + `link/sizes` + `link/terms` + `swap/image` | the devices in use, and what is held on each |
 //! | 6 | `streams`, `threads` | what the application submitted, and whether it is finished; the shim's own threads, which use the driver once before they begin |
-//! | 5 | `driver` + `object` | the real driver's entry points |
+//! | 5 | `driver` | the real driver's entry points |
 //! | 4 | `counters`, `line` | the calls made, as the agent sees them; what any thread may say to the agent |
 //! | 3 | `memory/extent` + `memory/space` + `memory/space_tests` + `memory/ranges` + `memory/map` + `memory/held` + `memory/physical` | pure: addresses, extents, accounts |
 //! | 2 | `gate` | who may submit work; it knows neither agent nor streams |
@@ -49,6 +49,7 @@ pub mod cuda;
 pub mod descriptors;
 pub mod drain;
 pub mod driver;
+mod exports;
 pub mod gate;
 mod hooks;
 pub mod life;
@@ -56,18 +57,12 @@ mod line;
 pub mod link;
 pub mod log;
 pub mod memory;
-mod nvml;
-mod object;
 pub mod pace;
-#[cfg(test)]
-mod pass_through;
 mod proc;
-mod resolve;
 pub mod start;
 mod stderr;
 pub mod streams;
 pub mod swap;
-mod table;
 mod threads;
 pub mod turn;
 mod uncancelled;

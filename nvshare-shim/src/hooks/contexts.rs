@@ -8,8 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUcontext, CUdevice, CUgreenCtx};
-use crate::driver::driver;
-use crate::table::Symbol;
+use crate::driver::{Symbol, driver};
 use crate::{gate, life, memory, start, streams, swap};
 
 pub(crate) unsafe fn create<F: Fn() -> CUresult>(

@@ -15,10 +15,9 @@ use crate::cuda::sys::{
     CUdeviceptr, CUmemcpyAttributes, CUstream,
 };
 use crate::cuda::{STREAM_LEGACY, STREAM_PER_THREAD};
-use crate::driver::driver;
+use crate::driver::{Symbol, driver};
 use crate::memory::{self, device, owner};
 use crate::streams::current_device;
-use crate::table::Symbol;
 use crate::{life, streams};
 
 /// An address, as the calls pass it.

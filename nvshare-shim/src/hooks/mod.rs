@@ -1,4 +1,4 @@
-//! The hooks, a file per family. Which symbol has which hook, and with what arguments, is said in [`crate::table`]. Each
+//! The hooks, a file per family. Which symbol has which hook, and with what arguments, is said in [`crate::driver::functions`](mod@crate::driver::functions). Each
 //! hook gets the real call as a [`Bare`] and the arguments it needs; it never panics into the application, and no
 //! thread is cancelled in it.
 
@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::cuda::sys::CUstream;
 use crate::cuda::{CUresult, STREAM_LEGACY, STREAM_PER_THREAD};
-use crate::table::Symbol;
+use crate::driver::Symbol;
 use crate::turn::dead;
 use crate::uncancelled::Uncancelled;
 
@@ -16,10 +16,10 @@ pub(crate) mod below;
 mod between;
 pub(crate) mod contexts;
 pub(crate) mod copies;
-pub(crate) mod lookup;
 pub(crate) mod memory;
 pub(crate) mod memsets;
 pub(crate) mod nodes;
+pub(crate) mod nvml;
 pub(crate) mod plain;
 pub(crate) mod questions;
 pub(crate) mod room;

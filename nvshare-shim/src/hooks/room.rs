@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUdevice, CUstream};
-use crate::driver::driver;
+use crate::driver::{Symbol, driver};
 use crate::memory::promise;
 use crate::{life, line, link, streams};
 
@@ -55,7 +55,7 @@ pub(crate) fn retry_on<F: Fn() -> CUresult>(bare: &Bare<F>, device: Option<CUdev
 /// Whether the call only adds a reference to a primary context that is there.
 fn keeps<F: Fn() -> CUresult>(bare: &Bare<F>, device: CUdevice) -> bool {
     let (mut flags, mut active) = (0, 0);
-    bare.symbol() == crate::table::Symbol::cuDevicePrimaryCtxRetain
+    bare.symbol() == Symbol::cuDevicePrimaryCtxRetain
         // SAFETY: places for the two answers.
         && unsafe { driver().cuDevicePrimaryCtxGetState(device, &raw mut flags, &raw mut active) }.ok()
         && active != 0

@@ -3,21 +3,15 @@
 //! for may need a thread that waits at the gate, and the gate may need ours. So threads of ours make them in calm only: while
 //! nothing of the application runs and the gate stays shut.
 
-use std::cell::Cell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::standing::{self, HeldBack};
-use crate::life;
-use crate::table::Symbol;
+use crate::driver::waits;
 use crate::turn::dead;
 
 /// How long the application's work may take to end, where a swap thread wants calm: it tries again later.
 const PATIENCE: Duration = Duration::from_millis(2);
-
-thread_local! {
-    static HERE: Cell<bool> = const { Cell::new(false) };
-}
 
 /// As long as it lives the calling thread may make calls that wait.
 #[must_use]
@@ -50,42 +44,13 @@ impl Calm {
     }
 
     fn over(held: Option<HeldBack>, turn: Option<MutexGuard<'static, ()>>) -> Calm {
-        HERE.set(true);
+        waits::allow(true);
         Calm { _held: held, _turn: turn }
     }
 }
 
 impl Drop for Calm {
     fn drop(&mut self) {
-        HERE.set(false);
+        waits::allow(false);
     }
-}
-
-/// Whether the driver may let the caller wait for the application's work. Not in the list, because they were seen not to:
-/// `cuStreamIsCapturing`, `cuStreamGetCtx`, `cuEventQuery`, `cuMemGetInfo`, making current, all calls of virtual memory
-/// management, copies, launches, records and waits in streams of our own, pinning host memory, figures of pools. `cuStreamQuery`
-/// of the application's streams waits too: it is asked by the drain's thread, for which nobody waits without a limit.
-const fn may_wait(symbol: Symbol) -> bool {
-    matches!(
-        symbol,
-        Symbol::cuEventCreate
-            | Symbol::cuStreamCreate
-            | Symbol::cuStreamDestroy_v2
-            | Symbol::cuMemAlloc_v2
-            | Symbol::cuMemFree_v2
-            | Symbol::cuMemHostUnregister
-            | Symbol::cuMemFreeHost
-            | Symbol::cuModuleLoadData
-            | Symbol::cuModuleUnload
-    )
-}
-
-/// The shim itself makes a call.
-#[inline]
-pub(crate) fn check(symbol: Symbol) {
-    debug_assert!(
-        !may_wait(symbol) || !life::is_engine() || HERE.get(),
-        "{} may wait for the application, on a thread of ours",
-        symbol.name()
-    );
 }

@@ -3,7 +3,7 @@
 //! (video, optical flow, ray tracing). While one is there nothing of this process is moved.
 //!
 //! It is looked for when memory is about to leave, and while memory is out: what is opened then wants it back. A library is
-//! met already when it is opened (`resolve`): the thread waits until everything is in, and from then on nothing leaves.
+//! met already when it is opened (`exports`): the thread waits until everything is in, and from then on nothing leaves.
 
 use std::ffi::CStr;
 use std::sync::OnceLock;

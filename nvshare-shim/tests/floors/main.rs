@@ -10,23 +10,12 @@ use self::reader::{Arrow, Sources};
 
 /// Arrows up that are there today, by their files. The list only gets shorter.
 const EXCEPTIONS: &[(&str, &str)] = &[
-    ("driver.rs", "resolve.rs"),
-    ("driver.rs", "table.rs"),
-    ("hooks/below.rs", "table.rs"),
-    ("hooks/contexts.rs", "table.rs"),
-    ("hooks/copies.rs", "table.rs"),
-    ("hooks/mod.rs", "table.rs"),
-    ("hooks/room.rs", "table.rs"),
     ("memory/device.rs", "memory/books.rs"),
     ("memory/device.rs", "memory/free.rs"),
     ("memory/device.rs", "memory/promise.rs"),
     ("memory/device.rs", "swap/mod.rs"),
     ("memory/mod.rs", "swap/mod.rs"),
     ("memory/space_tests.rs", "memory/mod.rs"),
-    ("nvml.rs", "resolve.rs"),
-    ("object.rs", "resolve.rs"),
-    ("streams/table.rs", "table.rs"),
-    ("swap/calm.rs", "table.rs"),
     ("turn/want.rs", "swap/mod.rs"),
 ];
 

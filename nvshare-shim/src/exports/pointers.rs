@@ -8,10 +8,10 @@
 use std::ffi::{CStr, c_void};
 use std::sync::Mutex;
 
-use super::real_dlsym;
 use super::relocations::{Protect, Reference, containing, each, kinds, ours};
-use crate::object::Object;
-use crate::table::HOOKS;
+use super::table::HOOKS;
+use crate::driver::object::Object;
+use crate::driver::real::real_dlsym;
 
 /// Whether this may be a variable's: calls are none.
 pub(super) fn may_be(reference: &Reference<'_>) -> bool {

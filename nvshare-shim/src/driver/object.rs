@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr::null_mut;
 
-use crate::resolve;
+use super::real::real_dlopen;
 
 /// The loaded object that an address lies in.
 pub(crate) struct Object {
@@ -32,7 +32,7 @@ impl Object {
     pub(crate) fn open(address: *const c_void) -> Option<*mut c_void> {
         let object = Object::of(address)?;
         // SAFETY: the path is that of a loaded object; NOLOAD only adds a reference.
-        let handle = unsafe { resolve::real_dlopen(object.path, libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+        let handle = unsafe { real_dlopen(object.path, libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
         (!handle.is_null()).then_some(handle)
     }
 

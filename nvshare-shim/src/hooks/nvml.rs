@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use nvshare_common::units::DeviceId;
 
+use crate::driver::real::real_dlsym;
+use crate::life;
 use crate::link::sizes;
 use crate::memory::{device, pools};
 use crate::uncancelled::Uncancelled;
-use crate::{life, resolve};
 
 type MemoryInfo = unsafe extern "C" fn(*mut c_void, *mut c_void) -> c_int;
 type Uuid = unsafe extern "C" fn(*mut c_void, *mut c_char, c_uint) -> c_int;
@@ -54,9 +55,9 @@ pub(crate) fn look_up(handle: *mut c_void, name: &CStr) -> Option<*const c_void>
         return None;
     }
     // SAFETY: handle and name are the application's own arguments.
-    let bare = unsafe { resolve::real_dlsym(handle, name.as_ptr()) };
+    let bare = unsafe { real_dlsym(handle, name.as_ptr()) };
     // SAFETY: the same handle, and a C string.
-    let uuid = unsafe { resolve::real_dlsym(handle, c"nvmlDeviceGetUUID".as_ptr()) };
+    let uuid = unsafe { real_dlsym(handle, c"nvmlDeviceGetUUID".as_ptr()) };
     if bare.is_null() || uuid.is_null() {
         return None;
     }

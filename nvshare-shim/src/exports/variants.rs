@@ -4,8 +4,8 @@
 use std::ffi::{CStr, c_int, c_void};
 use std::sync::OnceLock;
 
+use super::table::{HOOKS, Hook};
 use crate::driver::driver;
-use crate::table::{HOOKS, Hook};
 
 /// What the application shall get where the real `cuGetProcAddress` answered `address` to a question for `name`: the
 /// hook whose real function is there, so that all rules about versions and flags are the driver's; else by name, where

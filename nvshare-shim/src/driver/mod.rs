@@ -1,7 +1,7 @@
 //! The real driver's entry points, found by the real `dlsym` in the libcuda that the application uses: all of them before the
 //! shim takes up work, because a look-up takes the loader's lock, which a thread of the application may hold while it waits
-//! at the gate; before that each at its first use. Calls of probed functions are counted before they are made. The functions
-//! themselves come from the table.
+//! at the gate; before that each at its first use. Calls of probed functions are counted before they are made. Which functions
+//! there are is said in [`functions`](mod@functions).
 //!
 //! A process may have a stand-in instead: a library that is no libcuda and has its functions, which the program was linked to.
 //! Where no libcuda is there when the driver is first called, but such a library is behind us, all calls go to that, as they
@@ -14,10 +14,18 @@ use std::ptr::null_mut;
 use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
+pub(crate) mod functions;
+pub(crate) mod object;
+pub(crate) mod real;
+mod symbols;
+pub(crate) mod waits;
+
+pub(crate) use self::functions::functions;
+use self::object::Object;
+use self::real::{real_dlopen, real_dlsym};
+pub use self::symbols::Symbol;
+pub(crate) use self::symbols::{probed, real};
 use crate::cuda::CUresult;
-use crate::object::Object;
-use crate::resolve;
-use crate::table::Symbol;
 
 /// The real driver. All calls of the shim itself go through it: they never meet a hook or the gate.
 pub struct Driver {
@@ -85,7 +93,7 @@ impl Driver {
             symbol.name()
         );
         // SAFETY: `library` is a handle that is never closed, the name a C string.
-        let found = unsafe { resolve::real_dlsym(library, symbol.c_name().as_ptr()) };
+        let found = unsafe { real_dlsym(library, symbol.c_name().as_ptr()) };
         self.entries[symbol as usize].store(if found.is_null() { ABSENT } else { found }, Ordering::Release);
         (!found.is_null()).then_some(found)
     }
@@ -99,7 +107,7 @@ impl Driver {
         let mut known = entry.load(Ordering::Acquire);
         if known.is_null() {
             // SAFETY: the name is a C string.
-            known = unsafe { resolve::real_dlsym(libc::RTLD_NEXT, symbol.c_name().as_ptr()) };
+            known = unsafe { real_dlsym(libc::RTLD_NEXT, symbol.c_name().as_ptr()) };
             known = if Object::is_code(known) { known } else { ABSENT };
             entry.store(known, Ordering::Release);
         }
@@ -119,7 +127,7 @@ impl Driver {
             return None;
         }
         // SAFETY: as in `find`.
-        let found = unsafe { resolve::real_dlsym(library, name.as_ptr()) };
+        let found = unsafe { real_dlsym(library, name.as_ptr()) };
         (!found.is_null()).then_some(found)
     }
 
@@ -135,9 +143,9 @@ impl Driver {
             // SAFETY: names and paths are C strings, NOLOAD only adds a reference; and loading libcuda is what the application
             // asked for by calling it.
             let handle = unsafe {
-                let next = resolve::real_dlsym(libc::RTLD_NEXT, c"cuInit".as_ptr());
+                let next = real_dlsym(libc::RTLD_NEXT, c"cuInit".as_ptr());
                 let behind = Object::of(next).filter(|_| Object::is_code(next));
-                let open = |path, more| resolve::real_dlopen(path, libc::RTLD_LAZY | more);
+                let open = |path, more| real_dlopen(path, libc::RTLD_LAZY | more);
                 match behind {
                     // The one that the program is linked to.
                     Some(object) if object.is_libcuda() => open(object.path, libc::RTLD_NOLOAD),
@@ -160,7 +168,7 @@ impl Driver {
 
     fn adopt(&self, handle: *mut c_void) {
         // SAFETY: the handle was opened just now.
-        let init = unsafe { resolve::real_dlsym(handle, c"cuInit".as_ptr()) };
+        let init = unsafe { real_dlsym(handle, c"cuInit".as_ptr()) };
         if let Some(object) = Object::of(init)
             // First, so that whoever sees the library sees where it lies.
             && self.base.compare_exchange(0, object.base, Ordering::AcqRel, Ordering::Acquire).is_ok()
@@ -184,7 +192,7 @@ impl Driver {
                 return false;
             }
             // SAFETY: the path is that of a loaded object; NOLOAD only adds a reference.
-            let handle = unsafe { resolve::real_dlopen(object.path, libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+            let handle = unsafe { real_dlopen(object.path, libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
             if !handle.is_null() {
                 self.adopt(handle);
             }

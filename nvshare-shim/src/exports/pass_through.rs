@@ -166,7 +166,8 @@ mod tests {
     use nvshare_common::probe::{Call, PROBES};
 
     use super::PASSED_THROUGH;
-    use crate::table::{HOOKS, Hook, Symbol};
+    use crate::driver::{Symbol, probed};
+    use crate::exports::table::{HOOKS, Hook};
 
     fn passed_through() -> BTreeSet<&'static str> {
         let mut names = BTreeSet::new();
@@ -252,8 +253,7 @@ mod tests {
         }
         for symbol in Symbol::ALL.iter().skip(HOOKS.len()) {
             assert!(
-                crate::table::probed(symbol.name()).is_none()
-                    || HOOKS.iter().any(|hook| hook.symbol == *symbol),
+                probed(symbol.name()).is_none() || HOOKS.iter().any(|hook| hook.symbol == *symbol),
                 "{} is probed, and called by the shim only",
                 symbol.name()
             );

@@ -2,9 +2,10 @@
 
 use std::ffi::{CStr, c_char, c_void};
 
-use super::Bare;
+use super::variants::substitute;
 use crate::cuda::CUresult;
-use crate::{resolve, start};
+use crate::hooks::Bare;
+use crate::start;
 
 pub(crate) unsafe fn init<F: Fn() -> CUresult>(bare: &Bare<F>, _flags: u32) -> CUresult {
     let result = bare.call();
@@ -28,7 +29,7 @@ pub(crate) unsafe fn address<F: Fn() -> CUresult>(
         unsafe {
             let address = found.read();
             if !address.is_null() {
-                found.write(resolve::substitute(CStr::from_ptr(symbol), address, version, flags).cast_mut());
+                found.write(substitute(CStr::from_ptr(symbol), address, version, flags).cast_mut());
             }
         }
     }
