@@ -22,7 +22,7 @@
 //! | 6 | `streams`, `threads` | what the application submitted, and whether it is finished; the shim's own threads, which use the driver once before they begin |
 //! | 5 | `driver` | the real driver's entry points |
 //! | 4 | `counters`, `line` | the calls made, as the agent sees them; what any thread may say to the agent |
-//! | 3 | `memory/extent` + `memory/space` + `memory/space_tests` + `memory/ranges` + `memory/map` + `memory/held` + `memory/physical` | pure: addresses, extents, accounts |
+//! | 3 | `memory/extent` + `memory/space` + `memory/ranges` + `memory/map` + `memory/held` + `memory/physical` | pure: addresses, extents, accounts |
 //! | 2 | `gate` | who may submit work; it knows neither agent nor streams |
 //! | 1 | `cuda`, `uncancelled`, `stderr`, `config`, `log`, `descriptors`, `life`, `proc` | the driver's types; what the environment says, and what is said on stderr; whether the library is active; the process: it may fork, close what it likes, and end its threads |
 //!

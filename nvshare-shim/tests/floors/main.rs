@@ -15,7 +15,6 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("memory/device.rs", "memory/promise.rs"),
     ("memory/device.rs", "swap/mod.rs"),
     ("memory/mod.rs", "swap/mod.rs"),
-    ("memory/space_tests.rs", "memory/mod.rs"),
     ("turn/want.rs", "swap/mod.rs"),
 ];
 
