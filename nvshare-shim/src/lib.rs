@@ -18,7 +18,7 @@
 //! | 10 | `memory` | allocations, the accounts of what cannot be moved, what is promised |
 //! | 9 | `swap/shadow` + `swap/arena` + `swap/lending` + `swap/spare` | shadows: pinned host memory |
 //! | 8 | `turn` + `swap/standing` + `drain` + `pace` + `swap/calm` | whether the application may run: the run state, stopping it, draining |
-//! | 7 | `memory/device` + `memory/vmm` + `link/sizes` + `link/terms` + `swap/image` | the devices in use, and what is held on each |
+//! | 7 | `device` | the devices in use, and what is held on each |
 //! | 6 | `streams`, `threads` | what the application submitted, and whether it is finished; the shim's own threads, which use the driver once before they begin |
 //! | 5 | `driver` | the real driver's entry points |
 //! | 4 | `counters`, `line` | the calls made, as the agent sees them; what any thread may say to the agent |
@@ -47,6 +47,7 @@ pub mod config;
 pub mod counters;
 pub mod cuda;
 pub mod descriptors;
+pub mod device;
 pub mod drain;
 pub mod driver;
 mod exports;

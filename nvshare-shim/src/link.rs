@@ -8,9 +8,19 @@ mod door;
 mod forced;
 mod last;
 mod session;
-pub(crate) mod sizes;
-pub(crate) mod terms;
 
+use self::alone::Alone;
+use self::door::Door;
+use self::session::{End, Incoming, Session};
+use crate::cuda::sys;
+use crate::descriptors::Own;
+use crate::device::terms::{self, Term};
+use crate::device::{self, sizes};
+use crate::driver::driver;
+use crate::memory::books;
+use crate::swap::{Order, shadow, standing};
+use crate::turn::want;
+use crate::{config, line, log, pace, threads};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,19 +29,6 @@ use std::time::{Duration, Instant};
 
 use nvshare_common::protocol::{Purpose, ToAgent, ToShim};
 use nvshare_common::units::{Bytes, DeviceId, Ticket};
-
-use self::alone::Alone;
-use self::door::Door;
-use self::session::{End, Incoming, Session};
-use self::terms::Term;
-use crate::cuda::sys;
-use crate::descriptors::Own;
-use crate::driver::driver;
-use crate::memory::books;
-use crate::memory::device;
-use crate::swap::{Order, shadow, standing};
-use crate::turn::want;
-use crate::{config, line, log, pace, threads};
 
 /// How long `cuInit` waits for the agent's first answer.
 const FIRST_ANSWER: Duration = Duration::from_secs(1);

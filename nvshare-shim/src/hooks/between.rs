@@ -5,8 +5,7 @@ use std::ffi::c_void;
 
 use crate::cuda::sys::CUdeviceptr;
 use crate::cuda::{CEnum, CUresult};
-use crate::life;
-use crate::memory::{self, device};
+use crate::{device, life, memory};
 
 /// Whether an address lies in what is mapped for allocations, and in none of them.
 pub(super) fn is(at: CUdeviceptr) -> bool {

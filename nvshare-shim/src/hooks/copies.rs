@@ -9,16 +9,15 @@ use std::ffi::c_void;
 
 use super::contexts::{self, device_of};
 use super::{Bare, work};
-use crate::cuda::CUresult;
 use crate::cuda::sys::{
     CUDA_MEMCPY2D, CUDA_MEMCPY3D, CUDA_MEMCPY3D_BATCH_OP, CUDA_MEMCPY3D_PEER, CUarray, CUcontext, CUdevice,
     CUdeviceptr, CUmemcpyAttributes, CUstream,
 };
-use crate::cuda::{STREAM_LEGACY, STREAM_PER_THREAD};
+use crate::cuda::{CUresult, STREAM_LEGACY, STREAM_PER_THREAD};
 use crate::driver::{Symbol, driver};
-use crate::memory::{self, device, owner};
-use crate::streams::current_device;
-use crate::{life, streams};
+use crate::memory::{self, owner};
+use crate::streams::{self, current_device};
+use crate::{device, life};
 
 /// An address, as the calls pass it.
 pub(crate) trait Address: Copy {

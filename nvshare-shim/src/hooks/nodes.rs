@@ -12,9 +12,9 @@ use super::copies::{Slices, distant, grant};
 use super::{Bare, work};
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUDA_MEMCPY_NODE_PARAMS, CUcontext, CUdevice, CUgraphNodeParams};
-use crate::life;
-use crate::memory::{device, owner, pools};
+use crate::memory::{owner, pools};
 use crate::streams::current_device;
+use crate::{device, life};
 
 /// `CU_GRAPH_NODE_TYPE_MEMCPY` and `_MEM_ALLOC`.
 const COPY: u32 = 1;

@@ -79,10 +79,10 @@ pub(crate) fn retry_with<F: Fn() -> CUresult>(
 /// about to take it. So the agent is asked for room for a large piece that the grant does not cover, before the driver is
 /// asked for it. Small ones are not worth the time; the agent sees them afterwards. `false`: it cannot be had.
 pub(crate) fn is_granted(device: CUdevice, bytes: u64) -> bool {
-    let granted = |device: &crate::memory::device::Device| device.state().space.accounts().slack() >= bytes;
+    let granted = |device: &crate::device::Device| device.state().space.accounts().slack() >= bytes;
     bytes < LARGE
         || !line::is_open()
-        || crate::memory::device::of_ordinal(device).is_none_or(granted)
+        || crate::device::of_ordinal(device).is_none_or(granted)
         || link::want_room(Some(device), bytes, Instant::now() + link::ROOM_LIMIT)
 }
 

@@ -3,9 +3,8 @@
 use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::CUdevice;
+use crate::device::{self, sizes};
 use crate::life;
-use crate::link::sizes;
-use crate::memory::device;
 
 pub(crate) unsafe fn total<F: Fn() -> CUresult>(bare: &Bare<F>, bytes: *mut usize, of: CUdevice) -> CUresult {
     let result = bare.call();

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
-use super::{session, terms};
+use super::session;
 use crate::descriptors::Own;
-use crate::memory::device::{self, Device};
+use crate::device::{self, Device, terms};
 use crate::swap::{Order, standing};
 use crate::turn::dead;
 use crate::{config, line, log, threads};

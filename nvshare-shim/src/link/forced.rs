@@ -12,10 +12,9 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use crate::memory::device;
 use crate::swap::{self, Order, standing};
 use crate::turn::{dead, want};
-use crate::{config, line, log, threads};
+use crate::{config, device, line, log, threads};
 
 /// The stall of a drain that nobody asked for.
 const STALL: Duration = Duration::from_secs(2);

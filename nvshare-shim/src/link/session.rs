@@ -19,10 +19,10 @@ use rustix::net::{
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::{alone, terms};
+use super::alone;
 use crate::descriptors::Own;
+use crate::device::{self, terms};
 use crate::line::{self, transmit};
-use crate::memory::device;
 use crate::swap::{shadow, standing};
 use crate::{config, counters};
 

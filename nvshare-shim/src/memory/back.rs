@@ -2,11 +2,10 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::device::{self, Device};
 use super::extent::{ExtentId, Presence};
 use super::space::Remains;
-use super::vmm;
 use crate::cuda::CUresult;
+use crate::device::{self, Device, vmm};
 use crate::driver::driver;
 use crate::log;
 use crate::swap::{shadow, standing};

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use nvshare_common::protocol::ToAgent;
 use nvshare_common::units::Bytes;
 
-use super::device::{self, Device};
 use super::held::{self, Held};
 use super::physical::{Physical, Piece};
 use super::{pools, want};
+use crate::device::{self, Device};
 use crate::line;
 
 /// A change of less is said with the next one, or when so much time has passed.

@@ -3,11 +3,12 @@
 //! seen to it before. What may not be waited for here (a free in the order of a stream), or cannot be, goes to quarantine
 //! and is taken apart later; until then its address is nobody's (S5).
 
+use super::ALLOCATIONS;
 use super::back::bury;
-use super::device::{self, Device, State};
+use super::extent::Presence;
 use super::map::Allocation;
-use super::{ALLOCATIONS, extent::Presence};
 use crate::cuda::{CUresult, sys};
+use crate::device::{self, Device, State};
 use crate::streams::{self, Mark, Relaxed, Unfinished};
 use crate::turn::dead;
 

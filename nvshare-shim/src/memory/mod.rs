@@ -4,7 +4,7 @@
 //!   pieces of slabs (and blocks of arenas), pure; [`extent`]: one extent.
 //! - [`books`]: what passes by the engine; [`held`], [`physical`], [`pools`]: how long which of it lives. [`promise`]: what may be
 //!   promised; [`room`]: what must stay free where there is no agent. [`owner`]: whose an address is.
-//! - [`device`]: the devices in use; [`vmm`]: the driver calls; [`mod@back`]: putting memory behind an extent; [`mod@free`].
+//! - [`mod@back`]: putting memory behind an extent; [`mod@free`].
 //!
 //! An allocation never waits for memory, and for a word of the agent only near the limit ([`promise`]). What the grant does not cover stays absent, the gate is shut, and the swap
 //! thread backs it when grants come. Locks: [`standing`]'s before a device's, never the other way round, and none is held
@@ -12,7 +12,6 @@
 
 pub mod back;
 pub mod books;
-pub mod device;
 pub mod extent;
 pub mod free;
 pub mod held;
@@ -24,23 +23,20 @@ pub mod promise;
 pub mod ranges;
 pub mod room;
 pub mod space;
-pub mod vmm;
-
-use nvshare_common::protocol::{Purpose, ToAgent};
-use nvshare_common::units::Bytes;
 
 use self::back::{Backed, back, bury};
 use self::books::{account, report};
-use self::device::Device;
 use self::map::{AddressMap, Allocation};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::{CUresult, sys};
+use crate::device::{self, Device, sizes, vmm};
 use crate::driver::driver;
-use crate::link::sizes;
 use crate::streams::{self, Relaxed};
 use crate::swap::{self, standing};
 use crate::turn::{self, dead};
 use crate::{gate, line};
+use nvshare_common::protocol::{Purpose, ToAgent};
+use nvshare_common::units::Bytes;
 
 /// Allocations below this come from slabs.
 pub const SMALL: u64 = 1 << 20;

@@ -1,9 +1,10 @@
 //! Whose an address is. The driver carries plain memory between devices by itself; mapped memory, as ours is, it touches
 //! from the device that has access and from no other, so who copies or fills asks here first.
 
-use super::device;
-use super::{ALLOCATIONS, map::Allocation};
+use super::ALLOCATIONS;
+use super::map::Allocation;
 use crate::cuda::sys::{CUcontext, CUdevice};
+use crate::device;
 
 /// An allocation of ours at some address.
 #[derive(Clone, Copy, Debug)]

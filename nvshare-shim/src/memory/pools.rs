@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::device::{self, Device};
 use crate::cuda::sys;
+use crate::device::{self, Device};
 use crate::driver::driver;
 use crate::{life, log, threads};
 

@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 use nvshare_common::protocol::ToAgent;
 use nvshare_common::units::{Bytes, DeviceId};
 
-use super::device::{self, Device};
 use super::pools;
 use crate::cuda::sys;
+use crate::device::{self, Device, sizes};
 use crate::line;
-use crate::link::sizes;
 
 /// Nearer to the limit than this, or than an eighth of it, the agent is asked.
 const NEAR: u64 = 1 << 30;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::device::Device;
+use crate::device::Device;
 use crate::driver::driver;
 
 /// What drivers take meanwhile, on a large device; on a small one a thousandth of it.

@@ -4,18 +4,16 @@
 use std::collections::VecDeque;
 
 use super::outward::runs;
-use super::shadow;
-use super::standing;
 use super::stream::Event;
 use super::workshop::{DEPTH, Workshop};
+use super::{shadow, standing};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
+use crate::device::{Device, vmm};
 use crate::driver::driver;
 use crate::log;
 use crate::memory::back::{Backed, back, bury};
-use crate::memory::device::Device;
 use crate::memory::extent::{ExtentId, Presence, Shadow, Slot};
-use crate::memory::vmm;
 use crate::turn::dead;
 
 /// What [`Inward::begin_one`] came to.

@@ -2,14 +2,13 @@
 //!
 //! - [`standing`]: whether the application may run, and with it the gate; [`plan`]: which extents leave, pure;
 //! - [`engine`]: the thread; [`calm`]: what it may ask of the driver, and when; [`outward`], [`inward`]: its two pipelines;
-//!   [`workshop`], [`stream`], [`prints`]: what it has in the application's context; [`image`]: the kernel, compiled; [`shadow`]:
+//!   [`workshop`], [`stream`], [`prints`]: what it has in the application's context; [`shadow`]:
 //!   pinned host memory, in `arena`s, [`spare`]: how much of our own; [`dma`]: who else may use device memory.
 
 mod arena;
 pub(crate) mod calm;
 pub mod dma;
 pub mod engine;
-pub mod image;
 pub mod inward;
 pub mod lending;
 pub mod outward;
@@ -21,17 +20,16 @@ pub mod standing;
 pub mod stream;
 pub mod workshop;
 
+use crate::device::{self, Device, image};
+use crate::memory::ALLOCATIONS;
+use crate::turn::dead;
+use crate::{log, proc, threads};
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nvshare_common::units::{DeviceRange, Ticket};
-
-use crate::memory::ALLOCATIONS;
-use crate::memory::device::{self, Device};
-use crate::turn::dead;
-use crate::{log, proc, threads};
 
 /// How long the debugging tool waits for memory to come back.
 const RESIDENT_LIMIT: Duration = Duration::from_secs(10);

@@ -6,18 +6,16 @@
 
 use std::collections::VecDeque;
 
-use super::shadow;
-use super::standing;
 use super::stream::Event;
 use super::workshop::{DEPTH, Workshop};
+use super::{shadow, standing};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
+use crate::device::{Device, vmm};
 use crate::driver::driver;
 use crate::line;
 use crate::memory::back::bury;
-use crate::memory::device::Device;
 use crate::memory::extent::{ExtentId, Shadow, Slot};
-use crate::memory::vmm;
 use crate::turn::dead;
 use nvshare_common::fingerprint::Fingerprint;
 use nvshare_common::units::Ticket;

@@ -10,9 +10,8 @@ use std::time::Duration;
 
 use crate::drain::{self, Drained, Stalled};
 use crate::driver::driver;
-use crate::gate;
-use crate::memory::device;
 use crate::turn::{dead, want};
+use crate::{device, gate};
 
 /// See the module.
 #[derive(Debug)]

@@ -3,14 +3,13 @@
 use std::time::{Duration, Instant};
 
 use super::calm::Calm;
-use super::image;
 use super::prints::Fingerprinter;
 use super::stream::{Event, Stream};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
+use crate::device::{Device, image};
 use crate::driver::driver;
 use crate::log;
-use crate::memory::device::Device;
 
 /// How many extents are on their way at once, each way: one is copied while the next is prepared and the one before is
 /// released.

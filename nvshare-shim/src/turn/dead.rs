@@ -9,8 +9,8 @@ use nvshare_common::protocol::ToAgent;
 
 use crate::cuda::CUresult;
 use crate::cuda::sys::CUdevice;
+use crate::device::{self, Device};
 use crate::driver::driver;
-use crate::memory::device::{self, Device};
 use crate::swap::standing;
 use crate::{line, log, streams};
 

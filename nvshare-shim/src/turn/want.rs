@@ -5,9 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nvshare_common::protocol::{Purpose, ToAgent};
 use nvshare_common::units::Bytes;
 
-use crate::line;
-use crate::memory::device;
 use crate::swap::{self, standing};
+use crate::{device, line};
 
 /// Threads wait at the gate and the agent should know.
 static WAITING: AtomicBool = AtomicBool::new(false);

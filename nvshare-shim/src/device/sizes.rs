@@ -72,7 +72,7 @@ fn told() -> MutexGuard<'static, BTreeMap<DeviceId, Told>> {
 }
 
 /// The agent says how large the device is to this client.
-pub(super) fn sized(device: DeviceId, bytes: u64) {
+pub(crate) fn sized(device: DeviceId, bytes: u64) {
     let mut told = told();
     let told = told.entry(device).or_default();
     if told.size.replace(bytes).is_some_and(|before| before != bytes) {
@@ -82,12 +82,12 @@ pub(super) fn sized(device: DeviceId, bytes: u64) {
 }
 
 /// The agent says how much this client can hold there.
-pub(super) fn limited(device: DeviceId, bytes: u64) {
+pub(crate) fn limited(device: DeviceId, bytes: u64) {
     told().entry(device).or_default().limited(bytes, Instant::now());
 }
 
 /// The agent does not manage the device: from now on the driver says how much there is.
-pub(super) fn unlimited(device: DeviceId) {
+pub(crate) fn unlimited(device: DeviceId) {
     if let Some(told) = told().get_mut(&device) {
         (told.size, told.limit, told.fell) = (None, None, None);
     }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use nvshare_common::protocol::ToAgent;
 use nvshare_common::units::DeviceId;
 
+use crate::device::{self, Device};
 use crate::line;
-use crate::memory::device::{self, Device};
 
 /// How long the agent may take to say anything of a device.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -21,7 +21,7 @@ const FIRST_LIMIT: Duration = Duration::from_secs(1);
 
 /// Something that the agent grants.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Term {
+pub(crate) enum Term {
     Grant(u64),
     Limit(u64),
 }
@@ -61,7 +61,7 @@ fn terms() -> MutexGuard<'static, Terms> {
 
 /// A session begins: what an earlier agent said no longer counts, and of all devices in the `Hello` something has to be
 /// said.
-pub(super) fn begin(devices: &[&Device]) {
+pub(crate) fn begin(devices: &[&Device]) {
     let mut terms = terms();
     let now = Instant::now();
     terms.early.clear();
@@ -108,7 +108,7 @@ fn await_first(id: DeviceId) {
 }
 
 /// The agent granted or limited something. False: the device runs unmanaged, and only a new `Hello` can change that.
-pub(super) fn heard(id: DeviceId, term: Term) -> bool {
+pub(crate) fn heard(id: DeviceId, term: Term) -> bool {
     // Held over the look-up: a device that is met meanwhile takes up what is early afterwards.
     let mut terms = terms();
     if terms.devices.get(&id) == Some(&Kind::Unmanaged) {
@@ -127,25 +127,25 @@ pub(super) fn heard(id: DeviceId, term: Term) -> bool {
 }
 
 /// The agent does not manage this device. False: that was known.
-pub(super) fn unmanaged(id: DeviceId) -> bool {
+pub(crate) fn unmanaged(id: DeviceId) -> bool {
     let news = terms().devices.insert(id, Kind::Unmanaged) != Some(Kind::Unmanaged);
     SAID.notify_all();
     news
 }
 
 /// Whether the device runs without the agent of this session.
-pub(super) fn is_unmanaged(id: DeviceId) -> bool {
+pub(crate) fn is_unmanaged(id: DeviceId) -> bool {
     terms().devices.get(&id) == Some(&Kind::Unmanaged)
 }
 
 /// The devices of which nothing was said in time.
-pub(super) fn overdue() -> Vec<DeviceId> {
+pub(crate) fn overdue() -> Vec<DeviceId> {
     let late = |kind: &Kind| matches!(kind, Kind::Asked(at) if at.elapsed() >= DEADLINE);
     terms().devices.iter().filter(|(_, kind)| late(kind)).map(|(id, _)| *id).collect()
 }
 
 /// How long until something may be overdue.
-pub(super) fn until_overdue() -> Option<Duration> {
+pub(crate) fn until_overdue() -> Option<Duration> {
     let left = |kind: &Kind| match kind {
         Kind::Asked(at) => Some(DEADLINE.saturating_sub(at.elapsed())),
         Kind::Managed | Kind::Unmanaged => None,

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nvshare_common::fingerprint::PTX;
 
+use super::Device;
 use crate::cuda::{CUresult, sys};
 use crate::driver::driver;
-use crate::memory::device::Device;
 use crate::{gate, log};
 
 /// `CU_JIT_INPUT_PTX`.

@@ -1,5 +1,13 @@
 //! The devices that this process uses, each with what it holds there under one lock. A device is met with the first
 //! allocation in one of its contexts; a swap thread takes it up then.
+//!
+//! - [`vmm`]: the driver calls that put memory behind addresses; [`image`]: the fingerprint kernel, compiled for a kind of device.
+//! - [`terms`]: on what terms a device is used; [`sizes`]: what this process is told of its size.
+
+pub mod image;
+pub mod sizes;
+pub mod terms;
+pub mod vmm;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,18 +17,17 @@ use std::time::Duration;
 use nvshare_common::counters::DeviceCounters;
 use nvshare_common::units::{Bytes, DeviceId};
 
-use super::books::Said;
-use super::free::Quarantined;
-use super::promise::Answered;
-use super::ranges::Ranges;
-use super::space::Space;
-use super::vmm::Kind;
-use crate::config::{BLOCK_BYTES, LARGEST_EXTENT};
+use self::vmm::Kind;
+use crate::config::{self, BLOCK_BYTES, LARGEST_EXTENT};
 use crate::cuda::{CUresult, sys};
 use crate::driver::driver;
-use crate::link::terms;
+use crate::memory::books::Said;
+use crate::memory::free::Quarantined;
+use crate::memory::promise::Answered;
+use crate::memory::ranges::Ranges;
+use crate::memory::space::Space;
 use crate::swap::{self, Order};
-use crate::{config, counters, log};
+use crate::{counters, log};
 
 /// Attributes of a device, as `cuda.h` numbers them.
 const VIRTUAL_MEMORY_SUPPORTED: u32 = 102;
