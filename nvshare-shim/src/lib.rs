@@ -34,7 +34,7 @@
 //! 2. the line (`SHARED`): what is booked and what is said are one step
 //! 3. the terms (`TERMS`)
 //! 4. the run state (`STANDING`), and with it the gate
-//! 5. a device's state, one at a time
+//! 5. contexts that may be ending (`LEAVING`), then a device's state, one at a time
 //! 6. leaves: `SHADOWS`, the list of devices, the address map, the tables of streams, the gate's own
 //!
 //! None of rows 2 to 6 is held during a driver call, nor while a thread waits for the agent.

@@ -9,18 +9,6 @@ mod forced;
 mod last;
 mod session;
 
-use self::alone::Alone;
-use self::door::Door;
-use self::session::{End, Incoming, Session};
-use crate::cuda::sys;
-use crate::descriptors::Own;
-use crate::device::terms::{self, Term};
-use crate::device::{self, sizes};
-use crate::driver::driver;
-use crate::memory::books;
-use crate::swap::{Order, shadow, standing};
-use crate::turn::want;
-use crate::{config, line, log, pace, threads};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +17,20 @@ use std::time::{Duration, Instant};
 
 use nvshare_common::protocol::{Purpose, ToAgent, ToShim};
 use nvshare_common::units::{Bytes, DeviceId, Ticket};
+
+use self::alone::Alone;
+use self::door::Door;
+use self::session::{End, Incoming, Session};
+use crate::cuda::sys;
+use crate::descriptors::Own;
+use crate::device::tasks::Task;
+use crate::device::terms::{self, Term};
+use crate::device::{self, sizes};
+use crate::driver::driver;
+use crate::memory::books;
+use crate::swap::{shadow, standing};
+use crate::turn::want;
+use crate::{config, line, log, pace, threads};
 
 /// How long `cuInit` waits for the agent's first answer.
 const FIRST_ANSWER: Duration = Duration::from_secs(1);
@@ -253,7 +255,7 @@ fn obey(message: ToShim, descriptor: Option<OwnedFd>) -> Result<(), End> {
             });
         }
         ToShim::SwapOut { ticket, device, bytes, coldest } => match device::by_id(device) {
-            Some(device) => device.order(Order::SwapOut { ticket, bytes: bytes.0, coldest }),
+            Some(device) => device.order(Task::SwapOut { ticket, bytes: bytes.0, coldest }),
             None => line::send(&ToAgent::SwapFailed { ticket, why: "nothing is held on that device".into() }),
         },
         ToShim::Reclaim { ticket, device } => reclaim(ticket, device),
@@ -269,7 +271,7 @@ fn obey(message: ToShim, descriptor: Option<OwnedFd>) -> Result<(), End> {
         }
         ToShim::Trim { bytes } => {
             if let Some(device) = device::all().first() {
-                device.order(Order::Trim { bytes: bytes.0 });
+                device.order(Task::Trim { bytes: bytes.0 });
             }
         }
         ToShim::Room { ticket, made } => line::answer(ticket, made),

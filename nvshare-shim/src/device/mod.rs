@@ -2,31 +2,36 @@
 //! allocation in one of its contexts; a swap thread takes it up then.
 //!
 //! - [`vmm`]: the driver calls that put memory behind addresses; [`image`]: the fingerprint kernel, compiled for a kind of device.
+//! - [`tasks`]: what the swap threads are told to do; [`home`]: the context that one works in.
+//! - [`quarantine`]: freed, and perhaps still used; [`said`]: what the agent was told of what cannot be moved.
 //! - [`terms`]: on what terms a device is used; [`sizes`]: what this process is told of its size.
 
+pub mod home;
 pub mod image;
+pub mod quarantine;
+pub mod said;
 pub mod sizes;
+pub mod tasks;
 pub mod terms;
 pub mod vmm;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nvshare_common::counters::DeviceCounters;
 use nvshare_common::units::{Bytes, DeviceId};
 
+use self::quarantine::Quarantined;
+use self::said::Said;
+use self::tasks::Task;
 use self::vmm::Kind;
 use crate::config::{self, BLOCK_BYTES, LARGEST_EXTENT};
 use crate::cuda::{CUresult, sys};
 use crate::driver::driver;
-use crate::memory::books::Said;
-use crate::memory::free::Quarantined;
-use crate::memory::promise::Answered;
 use crate::memory::ranges::Ranges;
 use crate::memory::space::Space;
-use crate::swap::{self, Order};
 use crate::{counters, log};
 
 /// Attributes of a device, as `cuda.h` numbers them.
@@ -69,7 +74,7 @@ pub struct State {
     /// Counts what the swap thread should look at.
     pub news: u64,
     /// What the swap thread shall do.
-    pub orders: VecDeque<Order>,
+    pub tasks: VecDeque<Task>,
     /// Contexts that the engine leaves or is about to, one for each call: what it does there ends early.
     pub leaving: Vec<usize>,
     /// Bytes of unswappable memory by reason.
@@ -90,6 +95,17 @@ pub struct State {
     pub wanted: u64,
 }
 
+/// What the agent last said to a question whether more may be needed.
+#[derive(Clone, Copy, Debug)]
+pub struct Answered {
+    /// When.
+    pub(crate) at: Instant,
+    /// How much in all.
+    pub(crate) total: u64,
+    /// Whether it may.
+    pub(crate) may: bool,
+}
+
 impl Device {
     /// What the process holds here.
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -107,9 +123,9 @@ impl Device {
         self.changed.notify_all();
     }
 
-    /// Hands an order to the swap thread.
-    pub fn order(&self, order: Order) {
-        self.state().orders.push_back(order);
+    /// Hands a task to the swap thread.
+    pub fn order(&self, task: Task) {
+        self.state().tasks.push_back(task);
         self.wake();
     }
 
@@ -234,7 +250,7 @@ fn meet(ordinal: sys::CUdevice) -> Known {
     let described = Device::describe(ordinal, index).and_then(|device| {
         let device: &'static Device = Box::leak(Box::new(device));
         // What is missing there could never come back without.
-        if swap::start(device) { Ok(device) } else { Err("there is no thread to swap it".to_owned()) }
+        if tasks::start(device) { Ok(device) } else { Err("there is no thread to swap it".to_owned()) }
     });
     let known = match described {
         Ok(device) => Known::Managed(device),

@@ -8,8 +8,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUcontext, CUdevice, CUgreenCtx};
+use crate::device::home::{self, Left};
 use crate::driver::{Symbol, driver};
-use crate::{gate, life, memory, start, streams, swap};
+use crate::{gate, life, memory, start, streams};
 
 pub(crate) unsafe fn create<F: Fn() -> CUresult>(
     bare: &Bare<F>,
@@ -122,10 +123,10 @@ fn end<F: Fn() -> CUresult>(
 fn aside<const N: usize>(
     contexts: [CUcontext; N],
     call: impl FnOnce() -> (CUresult, [bool; N]),
-) -> (CUresult, [bool; N], [swap::Left; N]) {
+) -> (CUresult, [bool; N], [Left; N]) {
     // A drain that looks at the streams now would miss those of these contexts: it waits for who is inside.
     let _inside = gate::pass_at_once();
-    let left = swap::leave_contexts(contexts.map(<*mut _>::addr));
+    let left = home::leave_contexts(contexts.map(<*mut _>::addr));
     let absent = contexts.map(streams::context_leaves);
     let (result, gone) = call();
     for (absent, gone) in absent.into_iter().zip(gone) {

@@ -13,8 +13,9 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
 use super::session;
 use crate::descriptors::Own;
+use crate::device::tasks::Task;
 use crate::device::{self, Device, terms};
-use crate::swap::{Order, standing};
+use crate::swap::standing;
 use crate::turn::dead;
 use crate::{config, line, log, threads};
 
@@ -111,11 +112,11 @@ impl Alone {
         }
         for (index, device) in devices.iter().enumerate() {
             let (answer, told) = channel();
-            device.order(Order::Restore(answer));
+            device.order(Task::Restore(answer));
             if !told.recv().unwrap_or(false) {
                 let waits = devices[..index].iter().map(|restored| {
                     let (done, told) = channel();
-                    restored.order(Order::Withdraw(done));
+                    restored.order(Task::Withdraw(done));
                     told
                 });
                 // Before the next `Hello`, which tells the grants that are left.
@@ -220,7 +221,7 @@ fn come_back(device: &'static Device) -> bool {
         }
     };
     let (answer, told) = channel();
-    device.order(Order::Restore(answer));
+    device.order(Task::Restore(answer));
     told.recv().unwrap_or(false)
 }
 

@@ -12,7 +12,8 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use crate::swap::{self, Order, standing};
+use crate::device::tasks::Task;
+use crate::swap::{self, standing};
 use crate::turn::{dead, want};
 use crate::{config, device, line, log, threads};
 
@@ -84,7 +85,7 @@ fn swap_everything(stall: Duration) -> bool {
     let Some(held) = hold_back(stall) else { return false };
     for device in device::all() {
         let (answer, told) = channel();
-        device.order(Order::Everything(answer));
+        device.order(Task::Everything(answer));
         match told.recv() {
             Ok(Ok(())) => {}
             // The process ends, most likely.
@@ -104,8 +105,8 @@ fn put_out(stall: Duration) -> bool {
     for device in device::all() {
         let ((answer, told), (done, left)) = (channel(), channel());
         // One after the other, with nothing between: else what went out would begin to come back.
-        device.order(Order::Everything(answer));
-        device.order(Order::Withdraw(done));
+        device.order(Task::Everything(answer));
+        device.order(Task::Withdraw(done));
         let (_, _) = (told.recv(), left.recv());
     }
     drop(held);

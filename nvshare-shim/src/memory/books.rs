@@ -1,9 +1,8 @@
 //! The accounts of what passes by the engine: what they stand at is in the counter page at once, and is said to the agent in
-//! messages when it has changed by 1/64 of the device, or else every 100 ms: however often a program takes and gives back,
-//! the agent hears of it at a pace of its own.
+//! messages now and then ([`said`](crate::device::said)): however often a program takes and gives back, the agent hears of it at a
+//! pace of its own.
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nvshare_common::protocol::ToAgent;
 use nvshare_common::units::Bytes;
@@ -11,35 +10,14 @@ use nvshare_common::units::Bytes;
 use super::held::{self, Held};
 use super::physical::{Physical, Piece};
 use super::{pools, want};
+use crate::device::said::Said;
 use crate::device::{self, Device};
 use crate::line;
-
-/// A change of less is said with the next one, or when so much time has passed.
-const PART: u64 = 64;
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// Managed memory moves by itself and may exceed every device: it is nobody's obligation, and counts in an account of its own.
 pub const MANAGED: &str = "managed";
 /// Physical handles that the application made.
 pub const VMM: &str = "vmm";
-
-/// What the agent was told of one device, and when.
-#[derive(Debug, Default)]
-pub struct Said {
-    bytes: BTreeMap<&'static str, u64>,
-    at: Option<Instant>,
-}
-
-impl Said {
-    fn is_due(&self, now_held: &BTreeMap<&'static str, u64>, device_total: u64, now: Instant) -> bool {
-        let differs = now_held
-            .iter()
-            .map(|(reason, bytes)| bytes.abs_diff(self.bytes.get(reason).copied().unwrap_or_default()));
-        let differs: u64 = differs.sum();
-        differs >= (device_total / PART).max(1)
-            || (differs > 0 && self.at.is_none_or(|at| now.saturating_duration_since(at) >= PAUSE))
-    }
-}
 
 /// Sets the account of one reason on a device.
 pub(super) fn account(device: &Device, reason: &'static str, change: impl FnOnce(u64) -> u64) {
@@ -185,23 +163,5 @@ pub fn physical(what: impl FnOnce(&mut Physical) -> Vec<Piece>) {
         if let Some(device) = device::of_ordinal(piece.device) {
             account(device, VMM, |bytes| bytes.saturating_sub(piece.bytes));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn small_changes_are_said_together_and_large_ones_at_once() {
-        let now = Instant::now();
-        let held = |bytes| BTreeMap::from([("array", bytes)]);
-        let said = Said { bytes: held(100), at: Some(now) };
-        assert!(!said.is_due(&held(100), 6400, now + 2 * PAUSE), "nothing changed");
-        assert!(!said.is_due(&held(150), 6400, now));
-        assert!(said.is_due(&held(150), 6400, now + PAUSE));
-        assert!(said.is_due(&held(200), 6400, now));
-        assert!(said.is_due(&held(0), 6400, now), "also when it is less");
-        assert!(Said::default().is_due(&held(1), 6400, now), "the first word");
     }
 }

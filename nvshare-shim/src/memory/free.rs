@@ -3,41 +3,14 @@
 //! seen to it before. What may not be waited for here (a free in the order of a stream), or cannot be, goes to quarantine
 //! and is taken apart later; until then its address is nobody's (S5).
 
-use super::ALLOCATIONS;
 use super::back::bury;
 use super::extent::Presence;
-use super::map::Allocation;
+use super::map::{ALLOCATIONS, Allocation};
 use crate::cuda::{CUresult, sys};
+use crate::device::quarantine::{Quarantined, Until};
 use crate::device::{self, Device, State};
-use crate::streams::{self, Mark, Relaxed, Unfinished};
+use crate::streams::{self, Relaxed};
 use crate::turn::dead;
-
-/// Freed by the application, perhaps still used by work that was submitted before.
-#[derive(Debug)]
-pub struct Quarantined {
-    start: u64,
-    allocation: Allocation,
-    until: Until,
-}
-
-/// When nothing uses it any more.
-#[derive(Debug)]
-enum Until {
-    /// The work before in the stream is complete.
-    Marked(Mark),
-    /// The work of its context is; waiting for it failed.
-    Finished(Unfinished),
-}
-
-impl Until {
-    fn is_over(&self) -> bool {
-        match self {
-            // After an error of the device nothing is known to be complete.
-            Until::Marked(mark) => mark.answer().inspect_err(|error| note(*error)) == Ok(true),
-            Until::Finished(unfinished) => unfinished.is_over(),
-        }
-    }
-}
 
 /// The driver's answer about work, which may be the first that tells of a device's end.
 fn note(error: CUresult) {
@@ -129,6 +102,11 @@ fn dispose_all(gone: Vec<(u64, Allocation)>) {
     }
 }
 
+/// Whether nothing uses it any more. After an error of the device nothing is known to be complete.
+fn is_over(quarantined: &Quarantined) -> bool {
+    quarantined.until.is_over().inspect_err(|error| note(*error)) == Ok(true)
+}
+
 /// Takes apart what is in quarantine and no longer used.
 pub fn sweep(device: &Device) {
     let done: Vec<Quarantined> = {
@@ -138,8 +116,7 @@ pub fn sweep(device: &Device) {
         }
         let all = std::mem::take(&mut state.quarantine);
         drop(state);
-        let (done, mut kept): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|quarantined| quarantined.until.is_over());
+        let (done, mut kept): (Vec<_>, Vec<_>) = all.into_iter().partition(is_over);
         device.state().quarantine.append(&mut kept);
         done
     };

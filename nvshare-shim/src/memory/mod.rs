@@ -24,19 +24,20 @@ pub mod ranges;
 pub mod room;
 pub mod space;
 
-use self::back::{Backed, back, bury};
-use self::books::{account, report};
-use self::map::{AddressMap, Allocation};
-use crate::config::BLOCK_BYTES;
-use crate::cuda::{CUresult, sys};
-use crate::device::{self, Device, sizes, vmm};
-use crate::driver::driver;
-use crate::streams::{self, Relaxed};
-use crate::swap::{self, standing};
-use crate::turn::{self, dead};
-use crate::{gate, line};
 use nvshare_common::protocol::{Purpose, ToAgent};
 use nvshare_common::units::Bytes;
+
+use self::back::{Backed, back, bury};
+use self::books::{account, report};
+use self::map::{ALLOCATIONS, Allocation};
+use crate::config::BLOCK_BYTES;
+use crate::cuda::{CUresult, sys};
+use crate::device::{self, Device, home, sizes, vmm};
+use crate::driver::driver;
+use crate::streams::{self, Relaxed};
+use crate::swap::standing;
+use crate::turn::{self, dead};
+use crate::{gate, line};
 
 /// Allocations below this come from slabs.
 pub const SMALL: u64 = 1 << 20;
@@ -44,9 +45,6 @@ pub const SMALL: u64 = 1 << 20;
 const PIECE_UNIT: u64 = 512;
 /// The largest slab.
 const LARGEST_SLAB: u64 = 32 << 20;
-
-/// All allocations of the process.
-pub(crate) static ALLOCATIONS: AddressMap = AddressMap::new();
 
 /// Allocates on the device of the current context. Never waits for memory.
 pub fn allocate(bytes: usize) -> Result<sys::CUdeviceptr, CUresult> {
@@ -66,7 +64,7 @@ pub fn allocate(bytes: usize) -> Result<sys::CUdeviceptr, CUresult> {
     let bytes = bytes as u64;
     let _relaxed = Relaxed::new();
     free::sweep(device);
-    swap::adopt(device, context);
+    home::adopt(device, context);
     streams::provide(context);
     let (start, taken, piece) = if bytes < SMALL {
         let taken = bytes.next_multiple_of(PIECE_UNIT);

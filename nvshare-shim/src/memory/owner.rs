@@ -1,8 +1,7 @@
 //! Whose an address is. The driver carries plain memory between devices by itself; mapped memory, as ours is, it touches
 //! from the device that has access and from no other, so who copies or fills asks here first.
 
-use super::ALLOCATIONS;
-use super::map::Allocation;
+use super::map::{ALLOCATIONS, Allocation};
 use crate::cuda::sys::{CUcontext, CUdevice};
 use crate::device;
 

@@ -10,7 +10,7 @@ use nvshare_common::units::{Bytes, DeviceId};
 
 use super::pools;
 use crate::cuda::sys;
-use crate::device::{self, Device, sizes};
+use crate::device::{self, Answered, Device, sizes};
 use crate::line;
 
 /// Nearer to the limit than this, or than an eighth of it, the agent is asked.
@@ -28,14 +28,6 @@ static GREW: AtomicBool = AtomicBool::new(true);
 /// The driver may have taken memory for itself: a module, a context.
 pub fn driver_grew() {
     GREW.store(true, Ordering::Relaxed);
-}
-
-/// The last answer for a device.
-#[derive(Clone, Copy, Debug)]
-pub struct Answered {
-    at: Instant,
-    total: u64,
-    may: bool,
 }
 
 /// Whether so much is far from the limit.

@@ -15,9 +15,11 @@ use super::lending::{self, Loan};
 use super::outward::{Outcome, Outward};
 use super::plan::{Candidate, choose};
 use super::workshop::Workshop;
-use super::{Order, dma, shadow, standing};
+use super::{dma, shadow, standing};
 use crate::config::BLOCK_BYTES;
 use crate::device::Device;
+use crate::device::home;
+use crate::device::tasks::Task;
 use crate::driver::driver;
 use crate::memory::extent::ExtentId;
 use crate::memory::{free, room};
@@ -121,7 +123,7 @@ impl Engine {
         let order = {
             let mut state = self.device.state();
             self.seen = state.news;
-            state.orders.pop_front()
+            state.tasks.pop_front()
         };
         self.settle();
         self.open_shop();
@@ -306,7 +308,7 @@ impl Engine {
             return;
         }
         if self.shop.is_none() && Instant::now() >= self.rest.0 && self.device.state().space.has_swapped() {
-            super::elect_home(self.device);
+            home::elect(self.device);
         }
         if !self.waits_for_rest() {
             return;
@@ -356,22 +358,22 @@ impl Engine {
         }
     }
 
-    fn obey(&mut self, order: Order) {
-        match order {
-            Order::SwapOut { ticket, bytes, coldest } => self.swap_out(ticket, bytes, &coldest),
-            Order::Everything(answer) => {
+    fn obey(&mut self, task: Task) {
+        match task {
+            Task::SwapOut { ticket, bytes, coldest } => self.swap_out(ticket, bytes, &coldest),
+            Task::Everything(answer) => {
                 let _ = answer.send(self.can_come_back().and_then(|()| self.everything()));
             }
-            Order::Restore(answer) => self.restore(&answer),
-            Order::Withdraw(done) => {
+            Task::Restore(answer) => self.restore(&answer),
+            Task::Withdraw(done) => {
                 self.withdraw();
                 let _ = done.send(());
             }
-            Order::Trim { bytes } => {
+            Task::Trim { bytes } => {
                 let given = shadow::trim(bytes);
                 log::debug!("gave up {} of {} of host memory", Bytes(given), Bytes(bytes));
             }
-            Order::Leave { context, left, gone } => self.leave(context, &left, &gone),
+            Task::Leave { context, left, gone } => self.leave(context, &left, &gone),
         }
     }
 
@@ -397,7 +399,7 @@ impl Engine {
         if !gone {
             self.shop = shop.and_then(Workshop::come_back);
         }
-        super::has_left(self.device, context, gone);
+        home::has_left(self.device, context, gone);
     }
 
     fn swap_out(&mut self, ticket: Ticket, bytes: u64, coldest: &[DeviceRange]) {

@@ -6,6 +6,9 @@
 
 use std::collections::VecDeque;
 
+use nvshare_common::fingerprint::Fingerprint;
+use nvshare_common::units::Ticket;
+
 use super::stream::Event;
 use super::workshop::{DEPTH, Workshop};
 use super::{shadow, standing};
@@ -17,8 +20,6 @@ use crate::line;
 use crate::memory::back::bury;
 use crate::memory::extent::{ExtentId, Shadow, Slot};
 use crate::turn::dead;
-use nvshare_common::fingerprint::Fingerprint;
-use nvshare_common::units::Ticket;
 
 /// What a swap-out did.
 #[derive(Debug, Default)]

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nvshare_common::protocol::{Purpose, ToAgent};
 use nvshare_common::units::Bytes;
 
-use crate::swap::{self, standing};
-use crate::{device, line};
+use crate::device::{self, home};
+use crate::line;
+use crate::swap::standing;
 
 /// Threads wait at the gate and the agent should know.
 static WAITING: AtomicBool = AtomicBool::new(false);
@@ -23,7 +24,7 @@ pub(crate) fn want_to_run() {
     // The agent knows clients by their devices: meet the one this thread uses. And where the engine has lost its context,
     // this one does.
     if let Ok(Some((device, context))) = device::current() {
-        swap::adopt(device, context);
+        home::adopt(device, context);
     }
     WAITING.store(true, Ordering::Release);
     want_work();

@@ -9,14 +9,7 @@ use std::path::Path;
 use self::reader::{Arrow, Sources};
 
 /// Arrows up that are there today, by their files. The list only gets shorter.
-const EXCEPTIONS: &[(&str, &str)] = &[
-    ("device/mod.rs", "memory/books.rs"),
-    ("device/mod.rs", "memory/free.rs"),
-    ("device/mod.rs", "memory/promise.rs"),
-    ("device/mod.rs", "swap/mod.rs"),
-    ("memory/mod.rs", "swap/mod.rs"),
-    ("turn/want.rs", "swap/mod.rs"),
-];
+const EXCEPTIONS: &[(&str, &str)] = &[];
 
 /// Where a module stands.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,9 +1,10 @@
 //! Tests of the accounts of one device.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::config::BLOCK_BYTES;
 use crate::memory::extent::Shadow;
-use proptest::prelude::*;
 
 const LARGEST: u64 = 4 * BLOCK_BYTES;
 
