@@ -17,7 +17,7 @@
 //! | 11 | `swap` | the engine: what copies, and who else may use the memory |
 //! | 10 | `memory` | allocations, the accounts of what cannot be moved, what is promised |
 //! | 9 | `swap/shadow` + `swap/arena` + `swap/lending` + `swap/spare` | shadows: pinned host memory |
-//! | 8 | `turn` + `swap/standing` + `drain` + `pace` + `swap/calm` | whether the application may run: the run state, stopping it, draining |
+//! | 8 | `turn` | whether the application may run: the run state, stopping it, draining |
 //! | 7 | `device` | the devices in use, and what is held on each |
 //! | 6 | `streams`, `threads` | what the application submitted, and whether it is finished; the shim's own threads, which use the driver once before they begin |
 //! | 5 | `driver` | the real driver's entry points |
@@ -33,7 +33,7 @@
 //! 1. turns of whole procedures: `RETURNING`, `TURN`, `MEETING`, then `STOPPING`
 //! 2. the line (`SHARED`): what is booked and what is said are one step
 //! 3. the terms (`TERMS`)
-//! 4. the run state (`STANDING`), and with it the gate
+//! 4. the run state (`RUN_STATE`), and with it the gate
 //! 5. contexts that may be ending (`LEAVING`), then a device's state, one at a time
 //! 6. leaves: `SHADOWS`, the list of devices, the address map, the tables of streams, the gate's own
 //!
@@ -48,7 +48,6 @@ pub mod counters;
 pub mod cuda;
 pub mod descriptors;
 pub mod device;
-pub mod drain;
 pub mod driver;
 mod exports;
 pub mod gate;
@@ -58,7 +57,6 @@ mod line;
 pub mod link;
 pub mod log;
 pub mod memory;
-pub mod pace;
 mod proc;
 pub mod start;
 mod stderr;

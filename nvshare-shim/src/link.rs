@@ -28,9 +28,9 @@ use crate::device::terms::{self, Term};
 use crate::device::{self, sizes};
 use crate::driver::driver;
 use crate::memory::books;
-use crate::swap::{shadow, standing};
-use crate::turn::want;
-use crate::{config, line, log, pace, threads};
+use crate::swap::shadow;
+use crate::turn::{pace, run_state, stop, want};
+use crate::{config, line, log, threads};
 
 /// How long `cuInit` waits for the agent's first answer.
 const FIRST_ANSWER: Duration = Duration::from_secs(1);
@@ -157,7 +157,7 @@ fn run(tried: &Sender<()>) {
                     }
                 }
                 session::unmanaged();
-                standing::give_lease();
+                run_state::give_lease();
                 last::watch();
             }
             Err(end) => {
@@ -198,7 +198,7 @@ fn knocked(back_door: &mut Option<Door>) -> Option<Own> {
 fn want_what_is_missing() {
     if want::is_waiting() {
         want::want_work();
-    } else if standing::missing() > 0 {
+    } else if run_state::missing() > 0 {
         for device in device::all() {
             let total = device.state().space.accounts().needed();
             line::send(&ToAgent::Want {
@@ -290,7 +290,7 @@ fn on_device(id: DeviceId, term: Term) -> Result<(), End> {
 }
 
 fn run_again() {
-    standing::give_lease();
+    run_state::give_lease();
     for device in device::all() {
         let state = device.state();
         let complete = state.space.accounts().missing == 0 && !state.announce;
@@ -303,7 +303,7 @@ fn run_again() {
 
 fn stop(ticket: Ticket, stall: Duration) {
     let began = Instant::now();
-    match standing::stop(stall) {
+    match stop::stop(stall) {
         Ok(()) => {
             log::debug!("stopped within {:?}", began.elapsed());
             line::send(&ToAgent::Stopped { ticket });

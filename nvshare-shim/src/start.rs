@@ -4,7 +4,8 @@
 use std::sync::Once;
 
 use crate::driver::driver;
-use crate::{config, counters, drain, gate, life, link, proc, swap};
+use crate::turn::drain;
+use crate::{config, counters, gate, life, link, proc, swap};
 
 /// Takes up work, once, if the driver is initialised.
 pub(crate) fn first_use() {

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use nvshare::cuda::CUresult;
 use nvshare::cuda::sys::{CUDA_LAUNCH_PARAMS, CUstream};
-use nvshare::drain::{Drained, Stalled, drain};
-use nvshare::{gate, pace, turn};
+use nvshare::turn::drain::{Stalled, drain};
+use nvshare::turn::drained::Drained;
+use nvshare::turn::pace;
+use nvshare::{gate, turn};
 
 mod programs;
 

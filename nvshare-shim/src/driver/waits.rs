@@ -1,5 +1,5 @@
 //! Calls of the driver that wait, inside the driver, for the application, and may not be made by a thread of ours but in calm
-//! (`swap/calm.rs`): checked in debug builds.
+//! (`turn/calm.rs`): checked in debug builds.
 
 use std::cell::Cell;
 

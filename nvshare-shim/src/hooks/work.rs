@@ -4,7 +4,8 @@
 use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUDA_LAUNCH_PARAMS, CUlaunchConfig, CUstream};
-use crate::{life, pace, streams, turn};
+use crate::turn::{self, pace};
+use crate::{life, streams};
 
 /// Work in `stream`.
 #[inline]

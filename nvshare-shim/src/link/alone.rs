@@ -15,8 +15,7 @@ use super::session;
 use crate::descriptors::Own;
 use crate::device::tasks::Task;
 use crate::device::{self, Device, terms};
-use crate::swap::standing;
-use crate::turn::dead;
+use crate::turn::{dead, run_state, stop};
 use crate::{config, line, log, threads};
 
 /// The shortest and longest pause between two tries.
@@ -61,7 +60,7 @@ impl Alone {
     pub(super) fn lost_for_good(&mut self) -> bool {
         self.patience = Duration::ZERO;
         self.lost();
-        !standing::holds_lease() || standing::missing() > 0
+        !run_state::holds_lease() || run_state::missing() > 0
     }
 
     /// Whether it has been away for too long.
@@ -81,7 +80,7 @@ impl Alone {
 
     /// Whether this client needs help: it lost its agent for too long, or lives without it and found no room.
     pub(super) fn needs_help(&self) -> bool {
-        self.is_due() || (line::is_orphan() && self.since.is_none() && standing::missing() > 0)
+        self.is_due() || (line::is_orphan() && self.since.is_none() && run_state::missing() > 0)
     }
 
     /// One try to bring everything back; says whether the application runs now.
@@ -90,7 +89,7 @@ impl Alone {
             return true;
         }
         // If it does not all fit, it all goes out again: for that nothing may run.
-        let _held = match standing::hold_back(STALL) {
+        let _held = match stop::hold_back(STALL) {
             Ok(held) => Some(held),
             Err(why) => {
                 log::debug!("restoring while the application runs: {why}");
@@ -130,7 +129,7 @@ impl Alone {
         self.since = None;
         line::set_orphan(true);
         session::unmanaged();
-        standing::give_lease();
+        run_state::give_lease();
         true
     }
 }
@@ -211,7 +210,7 @@ fn come_back(device: &'static Device) -> bool {
         return true;
     }
     // For the case that it does not all fit: for that nothing may run.
-    let _held = standing::hold_back(STALL).ok();
+    let _held = stop::hold_back(STALL).ok();
     let _lock = match lock(device) {
         Ok(None) => return false,
         Ok(lock) => lock,

@@ -13,9 +13,8 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use crate::device::tasks::Task;
-use crate::swap::{self, standing};
-use crate::turn::{dead, want};
-use crate::{config, device, line, log, threads};
+use crate::turn::{dead, run_state, stop, want};
+use crate::{config, device, line, log, swap, threads};
 
 /// The stall of a drain that nobody asked for.
 const STALL: Duration = Duration::from_secs(2);
@@ -120,14 +119,14 @@ fn bring_in() -> bool {
         device.wake();
     }
     swap::wait_until_resident();
-    standing::missing() == 0
+    run_state::missing() == 0
 }
 
-fn hold_back(stall: Duration) -> Option<standing::HeldBack> {
+fn hold_back(stall: Duration) -> Option<stop::HeldBack> {
     if line::is_managed() || dead::is_dead() || super::is_bypassed() || device::all().is_empty() {
         return None;
     }
-    match standing::hold_back(stall) {
+    match stop::hold_back(stall) {
         Ok(held) => Some(held),
         Err(why) => {
             log::debug!("no forced swap: {why}");

@@ -23,7 +23,8 @@ use super::alone;
 use crate::descriptors::Own;
 use crate::device::{self, terms};
 use crate::line::{self, transmit};
-use crate::swap::{shadow, standing};
+use crate::swap::shadow;
+use crate::turn::run_state;
 use crate::{config, counters};
 
 /// How long the agent may take to answer a `Hello`.
@@ -162,7 +163,7 @@ impl Session {
         }
         let hello = Hello {
             release: env!("CARGO_PKG_VERSION").to_owned(),
-            running: standing::holds_lease(),
+            running: run_state::holds_lease(),
             bypass: super::is_bypassed(),
             devices: devices.into_iter().map(device::held).collect(),
             arenas: shadow::with_agents_arenas(|_| ()).len() as u32,

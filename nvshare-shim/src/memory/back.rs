@@ -8,8 +8,8 @@ use crate::cuda::CUresult;
 use crate::device::{self, Device, vmm};
 use crate::driver::driver;
 use crate::log;
-use crate::swap::{shadow, standing};
-use crate::turn::dead;
+use crate::swap::shadow;
+use crate::turn::{dead, run_state};
 
 /// What came of [`back`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,5 +156,5 @@ fn given_back(device: &Device, resident: u64) {
     device.publish(&state);
     drop(state);
     device.wake();
-    standing::reconsider();
+    run_state::reconsider();
 }

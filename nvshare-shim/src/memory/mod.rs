@@ -7,8 +7,7 @@
 //! - [`mod@back`]: putting memory behind an extent; [`mod@free`].
 //!
 //! An allocation never waits for memory, and for a word of the agent only near the limit ([`promise`]). What the grant does not cover stays absent, the gate is shut, and the swap
-//! thread backs it when grants come. Locks: [`standing`]'s before a device's, never the other way round, and none is held
-//! during a driver call.
+//! thread backs it when grants come. No lock is held during a driver call.
 
 pub mod back;
 pub mod books;
@@ -35,8 +34,7 @@ use crate::cuda::{CUresult, sys};
 use crate::device::{self, Device, home, sizes, vmm};
 use crate::driver::driver;
 use crate::streams::{self, Relaxed};
-use crate::swap::standing;
-use crate::turn::{self, dead};
+use crate::turn::{self, dead, run_state};
 use crate::{gate, line};
 
 /// Allocations below this come from slabs.
@@ -180,7 +178,7 @@ fn report_kept(device: &Device) {
 pub fn context_ended(context: sys::CUcontext, primary: Option<sys::CUdevice>) {
     if dead::context_ended() {
         back::bury_what_was_left();
-        standing::reconsider();
+        run_state::reconsider();
         for device in device::all() {
             device.wake();
         }
@@ -324,6 +322,6 @@ fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64,
     want(device);
     turn::want::is_missed();
     device.wake();
-    standing::reconsider();
+    run_state::reconsider();
     Ok(start)
 }

@@ -9,22 +9,21 @@ use nvshare_common::probe::Call;
 use nvshare_common::protocol::ToAgent;
 use nvshare_common::units::{Bytes, DeviceRange, Ticket};
 
-use super::calm::Calm;
 use super::inward::{Inward, Step};
 use super::lending::{self, Loan};
 use super::outward::{Outcome, Outward};
 use super::plan::{Candidate, choose};
 use super::workshop::Workshop;
-use super::{dma, shadow, standing};
+use super::{dma, shadow};
 use crate::config::BLOCK_BYTES;
-use crate::device::Device;
-use crate::device::home;
 use crate::device::tasks::Task;
+use crate::device::{Device, home};
 use crate::driver::driver;
 use crate::memory::extent::ExtentId;
 use crate::memory::{free, room};
 use crate::streams::{Current, Relaxed};
-use crate::turn::{dead, want};
+use crate::turn::calm::Calm;
+use crate::turn::{dead, run_state, want};
 use crate::{counters, gate, line, log};
 
 /// How long nothing is tried after the device had no room although the grant had.
@@ -186,7 +185,7 @@ impl Engine {
         // application waits for this thread. Yet its agent takes from it what others lack only once there is host memory: so,
         // in calm. Otherwise in moments in which nobody is in the driver: whoever comes then waits for us, and not we for it. A
         // program that is always there, in copies that wait say, is not waited for for long: nobody could take from it.
-        if standing::missing() > 0 && !standing::is_drained() {
+        if run_state::missing() > 0 && !run_state::is_drained() {
             if !shadow::is_to_be_pinned() && !shadow::is_to_be_unpinned() {
                 return false;
             }
@@ -228,7 +227,7 @@ impl Engine {
             }
         };
         let since = *self.unrest.get_or_insert_with(Instant::now);
-        if !rests && !standing::is_drained() && since.elapsed() < UNREST {
+        if !rests && !run_state::is_drained() && since.elapsed() < UNREST {
             return false;
         }
         self.unrest = None;
@@ -290,7 +289,7 @@ impl Engine {
             std::mem::take(&mut state.copied_in)
         };
         log::debug!("everything is resident on {}, {} copied in", self.device.id, Bytes(copied));
-        standing::reconsider();
+        run_state::reconsider();
         line::send(&ToAgent::Resident { device: self.device.id, copied: Bytes(copied) });
     }
 
@@ -314,7 +313,7 @@ impl Engine {
             return;
         }
         let awaited = self.shop.is_none() && self.device.state().space.has_swapped();
-        if !awaited && !standing::is_drained() && Instant::now() < self.rest.0 {
+        if !awaited && !run_state::is_drained() && Instant::now() < self.rest.0 {
             return;
         }
         let calm = match Calm::now() {
@@ -439,7 +438,7 @@ impl Engine {
         if dead::is_dead() {
             return failed("the device is dead");
         }
-        if !standing::is_drained() {
+        if !run_state::is_drained() {
             return failed("the client is not stopped");
         }
         if self.shop.is_none() {
@@ -577,7 +576,7 @@ fn candidates(device: &Device) -> Vec<Candidate> {
         .extents()
         .filter(|(_, extent)| extent.can_leave())
         .map(|(id, extent)| {
-            let dirty = if standing::is_untouched(extent.arrived) {
+            let dirty = if run_state::is_untouched(extent.arrived) {
                 0
             } else {
                 extent.blocks.iter().filter(|block| block.print.is_none()).count() as u64

@@ -4,9 +4,9 @@
 use std::collections::VecDeque;
 
 use super::outward::runs;
+use super::shadow;
 use super::stream::Event;
 use super::workshop::{DEPTH, Workshop};
-use super::{shadow, standing};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
 use crate::device::{Device, vmm};
@@ -14,7 +14,7 @@ use crate::driver::driver;
 use crate::log;
 use crate::memory::back::{Backed, back, bury};
 use crate::memory::extent::{ExtentId, Presence, Shadow, Slot};
-use crate::turn::dead;
+use crate::turn::{dead, run_state};
 
 /// What [`Inward::begin_one`] came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ impl Inward {
                 return true;
             }
         }
-        let untouched = standing::untouched_since();
+        let untouched = run_state::untouched_since();
         let mut state = device.state();
         state.space.finish_arrival(arrival.id, untouched);
         state.copied_in += arrival.copied;

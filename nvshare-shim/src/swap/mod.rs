@@ -1,12 +1,10 @@
 //! The swap engine: one thread per device moves extents between the device and their shadows.
 //!
-//! - [`standing`]: whether the application may run, and with it the gate; [`plan`]: which extents leave, pure;
-//! - [`engine`]: the thread; [`calm`]: what it may ask of the driver, and when; [`outward`], [`inward`]: its two pipelines;
+//! - [`plan`]: which extents leave, pure; [`engine`]: the thread; [`outward`], [`inward`]: its two pipelines;
 //!   [`workshop`], [`stream`], [`prints`]: what it has in the application's context; [`shadow`]:
 //!   pinned host memory, in `arena`s, [`spare`]: how much of our own; [`dma`]: who else may use device memory.
 
 mod arena;
-pub(crate) mod calm;
 pub mod dma;
 pub mod engine;
 pub mod inward;
@@ -16,7 +14,6 @@ pub mod plan;
 pub mod prints;
 pub mod shadow;
 pub mod spare;
-pub mod standing;
 pub mod stream;
 pub mod workshop;
 
@@ -24,7 +21,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use crate::device::tasks;
-use crate::turn::dead;
+use crate::turn::{dead, run_state};
 use crate::{log, proc, threads};
 
 /// How long the debugging tool waits for memory to come back.
@@ -50,7 +47,7 @@ pub(crate) fn prepare(devices: usize) {
 /// Waits until nothing is missing on any device, or it is clear that this takes too long.
 pub fn wait_until_resident() {
     let began = std::time::Instant::now();
-    while standing::missing() > 0 && !dead::is_dead() && began.elapsed() < RESIDENT_LIMIT {
+    while run_state::missing() > 0 && !dead::is_dead() && began.elapsed() < RESIDENT_LIMIT {
         std::thread::sleep(Duration::from_micros(200));
     }
 }

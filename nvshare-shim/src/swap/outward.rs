@@ -9,9 +9,9 @@ use std::collections::VecDeque;
 use nvshare_common::fingerprint::Fingerprint;
 use nvshare_common::units::Ticket;
 
+use super::shadow;
 use super::stream::Event;
 use super::workshop::{DEPTH, Workshop};
-use super::{shadow, standing};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
 use crate::device::{Device, vmm};
@@ -19,7 +19,7 @@ use crate::driver::driver;
 use crate::line;
 use crate::memory::back::bury;
 use crate::memory::extent::{ExtentId, Shadow, Slot};
-use crate::turn::dead;
+use crate::turn::{dead, run_state};
 
 /// What a swap-out did.
 #[derive(Debug, Default)]
@@ -105,7 +105,7 @@ impl<'a> Outward<'a> {
     fn begin(&mut self, id: ExtentId) -> Option<Job> {
         let device = self.device;
         let prints = self.shop.prints.is_some();
-        let begun = standing::while_drained(|| {
+        let begun = run_state::while_drained(|| {
             let mut state = device.state();
             if !state.leaving.is_empty() {
                 return Err("the context that this works in is going away");
@@ -115,7 +115,7 @@ impl<'a> Outward<'a> {
             };
             let (start, bytes) = (extent.start, extent.bytes);
             // Nothing could touch it since it came in, so its shadow is up to date, or it never had contents.
-            let untouched = standing::is_untouched(extent.arrived);
+            let untouched = run_state::is_untouched(extent.arrived);
             let saved = untouched && (!extent.contents || extent.has_whole_shadow());
             state.space.begin_departure(id);
             let extent = state.space.extent_mut(id);
@@ -308,7 +308,7 @@ impl<'a> Outward<'a> {
             debug_assert!(!extent.contents || extent.has_whole_shadow(), "S3");
             extent.handle
         };
-        debug_assert!(standing::is_drained(), "S2: memory leaves while the application may run");
+        debug_assert!(run_state::is_drained(), "S2: memory leaves while the application may run");
         // SAFETY: the extent's mapping is whole, and nothing of the application has run since the drain; our own copy and
         // kernel are complete.
         if let Err(code) = unsafe { vmm::unmap(job.start, job.bytes) } {
@@ -363,7 +363,7 @@ impl<'a> Outward<'a> {
         let remains = state.space.reap(span);
         drop(state);
         bury(self.device, remains);
-        standing::reconsider();
+        run_state::reconsider();
     }
 }
 

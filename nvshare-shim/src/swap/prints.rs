@@ -5,11 +5,11 @@ use std::ffi::{CString, c_void};
 
 use nvshare_common::fingerprint::{ENTRY, Fingerprint, Key};
 
-use super::calm::Calm;
 use super::stream::Stream;
 use crate::config::BLOCK_BYTES;
 use crate::cuda::{CUresult, sys};
 use crate::driver::driver;
+use crate::turn::calm::Calm;
 
 /// `CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP`.
 const PORTABLE_MAPPED: u32 = 1 | 2;

@@ -10,7 +10,6 @@ use nvshare_common::protocol::ToAgent;
 use nvshare_common::units::{ArenaId, Bytes};
 
 use super::arena::{self, Arena, Piece, Pin};
-use super::calm::Calm;
 use super::{lending, spare};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
@@ -18,6 +17,7 @@ use crate::device::{self, Device};
 use crate::driver::driver;
 use crate::memory::extent::{Presence, Shadow, Slot};
 use crate::memory::ranges::Ranges;
+use crate::turn::calm::Calm;
 use crate::{descriptors, line, log};
 
 /// The least size of arenas of our own.

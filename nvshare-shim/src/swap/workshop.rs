@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use super::calm::Calm;
 use super::prints::Fingerprinter;
 use super::stream::{Event, Stream};
 use crate::config::BLOCK_BYTES;
@@ -10,6 +9,7 @@ use crate::cuda::CUresult;
 use crate::device::{Device, image};
 use crate::driver::driver;
 use crate::log;
+use crate::turn::calm::Calm;
 
 /// How many extents are on their way at once, each way: one is copied while the next is prepared and the one before is
 /// released.

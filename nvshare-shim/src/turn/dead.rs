@@ -7,11 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nvshare_common::protocol::ToAgent;
 
+use super::run_state;
 use crate::cuda::CUresult;
 use crate::cuda::sys::CUdevice;
 use crate::device::{self, Device};
 use crate::driver::driver;
-use crate::swap::standing;
 use crate::{line, log, streams};
 
 static DEAD: AtomicBool = AtomicBool::new(false);
@@ -74,7 +74,7 @@ pub(crate) fn on_device_error(code: CUresult) {
         }
         device.wake();
     }
-    standing::reconsider();
+    run_state::reconsider();
 }
 
 fn failed() -> MutexGuard<'static, Failed> {
@@ -98,7 +98,7 @@ pub(crate) fn context_ended() -> bool {
         return false;
     }
     log::info!("the contexts with the error are gone: memory may move again");
-    standing::may_stop_again();
+    run_state::may_stop_again();
     line::send(&ToAgent::Revived);
     true
 }

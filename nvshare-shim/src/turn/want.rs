@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nvshare_common::protocol::{Purpose, ToAgent};
 use nvshare_common::units::Bytes;
 
+use super::run_state;
 use crate::device::{self, home};
 use crate::line;
-use crate::swap::standing;
 
 /// Threads wait at the gate and the agent should know.
 static WAITING: AtomicBool = AtomicBool::new(false);
@@ -47,7 +47,7 @@ pub(crate) fn is_missed() {
 pub(crate) fn want_work() {
     // Before the look: if memory is missed only after it, who misses it asks.
     UNASKED.store(true, Ordering::SeqCst);
-    if standing::holds_lease() && standing::missing() == 0 {
+    if run_state::holds_lease() && run_state::missing() == 0 {
         // A drain is under way; if it ends with a stop, `stop` asks.
         return;
     }

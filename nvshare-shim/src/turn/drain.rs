@@ -12,20 +12,15 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::drained::Drained;
+use super::{dead, run_state};
 use crate::cuda::CUresult;
 use crate::driver::driver;
 use crate::streams::{self, Left, Listener, Survey};
-use crate::swap::standing;
-use crate::turn::dead;
 use crate::{gate, log, threads};
 
 /// How often who ordered a drain looks whether it is stuck.
 const LOOK: Duration = Duration::from_millis(10);
-
-/// Proof that nothing of the application ran when it was made; while the gate stays shut nothing does.
-#[must_use]
-#[derive(Debug)]
-pub struct Drained(());
 
 /// Why a drain was given up. The gate is still shut: whoever shut it opens it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,7 +167,7 @@ fn ask_until_finished(attempt: &Attempt, stall: Duration) -> Result<(Drained, u6
         loop {
             let left = survey.look(attempt).ok_or_else(|| Stalled::NoProgress(stuck_at(attempt)))?;
             if left.is_nothing() {
-                return Ok((Drained(()), survey.uses));
+                return Ok((Drained::now(), survey.uses));
             }
             if let Some(unknown) = &left.unknown
                 && unknown.error.is_final()
@@ -187,7 +182,7 @@ fn ask_until_finished(attempt: &Attempt, stall: Duration) -> Result<(Drained, u6
             }
             // A default stream may have work that cannot be asked about before the capture in a blocking stream ends. That
             // takes calls of the application, some of which would wait at the gate.
-            let ajar = standing::ajar();
+            let ajar = run_state::ajar();
             patience.step(false, || "a capture in a blocking stream to end".to_owned())?;
             drop(ajar);
             break;

@@ -6,9 +6,9 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::standing::{self, HeldBack};
+use super::stop::{self, HeldBack};
+use super::{dead, run_state};
 use crate::driver::waits;
-use crate::turn::dead;
 
 /// How long the application's work may take to end, where a swap thread wants calm: it tries again later.
 const PATIENCE: Duration = Duration::from_millis(2);
@@ -33,9 +33,9 @@ impl Calm {
             return None;
         }
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = standing::hold_back_for_a_moment(PATIENCE);
+        let held = stop::hold_back_for_a_moment(PATIENCE);
         // Who stops it just now, and perhaps waits for this thread, has drained it, or else has to be left to that.
-        (held.is_some() || standing::is_drained()).then(|| Calm::over(held, Some(turn)))
+        (held.is_some() || run_state::is_drained()).then(|| Calm::over(held, Some(turn)))
     }
 
     /// There is none, and the call cannot be put off: the application waits for what is swapped out, and its context is gone.
