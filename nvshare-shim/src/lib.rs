@@ -2,7 +2,7 @@
 //!
 //! The way of a call: the application finds a hook instead of the driver's function ([`exports`]); the
 //! hook ([`hooks`]) passes the [`gate`] and calls the real function ([`driver`]), or answers from
-//! the records of [`memory`]. Nothing happens before the first `cuInit` ([`start`]).
+//! our records ([`allocation`]). Nothing happens before the first `cuInit` ([`start`]).
 //!
 //! # Floors
 //!
@@ -15,14 +15,14 @@
 //! | 13 | `start`, `hooks` | first use; what a call does, a file per family |
 //! | 12 | `link` | the control thread: connect, reconnect, obey |
 //! | 11 | `swap` | the engine: what copies, and who else may use the memory |
-//! | 10 | `memory` | allocations, the accounts of what cannot be moved, what is promised |
+//! | 10 | `allocation` | allocations, the accounts of what cannot be moved, what is promised |
 //! | 9 | `swap/shadow` + `swap/arena` + `swap/lending` + `swap/spare` | shadows: pinned host memory |
 //! | 8 | `turn` | whether the application may run: the run state, stopping it, draining |
 //! | 7 | `device` | the devices in use, and what is held on each |
 //! | 6 | `streams`, `threads` | what the application submitted, and whether it is finished; the shim's own threads, which use the driver once before they begin |
 //! | 5 | `driver` | the real driver's entry points |
 //! | 4 | `counters`, `line` | the calls made, as the agent sees them; what any thread may say to the agent |
-//! | 3 | `memory/extent` + `memory/space` + `memory/ranges` + `memory/map` + `memory/held` + `memory/physical` | pure: addresses, extents, accounts |
+//! | 3 | `memory` | pure: addresses, extents, accounts |
 //! | 2 | `gate` | who may submit work; it knows neither agent nor streams |
 //! | 1 | `cuda`, `uncancelled`, `stderr`, `config`, `log`, `descriptors`, `life`, `proc` | the driver's types; what the environment says, and what is said on stderr; whether the library is active; the process: it may fork, close what it likes, and end its threads |
 //!
@@ -43,6 +43,7 @@
 #![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout))]
 #![cfg_attr(sanitized, allow(dead_code, reason = "names are not looked up here"))]
 
+pub mod allocation;
 pub mod config;
 pub mod counters;
 pub mod cuda;

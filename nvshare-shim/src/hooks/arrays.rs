@@ -2,10 +2,10 @@
 
 use super::Bare;
 use super::unswappable::{beyond_limit, noted};
+use crate::allocation::unswappable;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUDA_ARRAY_DESCRIPTOR, CUDA_ARRAY3D_DESCRIPTOR, CUarray, CUmipmappedArray};
 use crate::life;
-use crate::memory::books;
 
 const ARRAY: &str = "array";
 const MIPMAPPED: &str = "mipmapped";
@@ -62,7 +62,7 @@ pub(crate) unsafe fn mipmapped<F: Fn() -> CUresult>(
 pub(crate) unsafe fn array_destroy<F: Fn() -> CUresult>(bare: &Bare<F>, array: CUarray) -> CUresult {
     let result = bare.call();
     if result.ok() && life::active() {
-        books::gave_back(ARRAY, array.addr() as u64);
+        unswappable::gave_back(ARRAY, array.addr() as u64);
     }
     result
 }
@@ -73,7 +73,7 @@ pub(crate) unsafe fn mipmapped_destroy<F: Fn() -> CUresult>(
 ) -> CUresult {
     let result = bare.call();
     if result.ok() && life::active() {
-        books::gave_back(MIPMAPPED, array.addr() as u64);
+        unswappable::gave_back(MIPMAPPED, array.addr() as u64);
     }
     result
 }

@@ -10,7 +10,7 @@ use crate::cuda::CUresult;
 use crate::cuda::sys::{CUcontext, CUdevice, CUgreenCtx};
 use crate::device::home::{self, Left};
 use crate::driver::{Symbol, driver};
-use crate::{gate, life, memory, start, streams};
+use crate::{allocation, gate, life, start, streams};
 
 pub(crate) unsafe fn create<F: Fn() -> CUresult>(
     bare: &Bare<F>,
@@ -110,7 +110,7 @@ fn end<F: Fn() -> CUresult>(
         (result, [is_gone(result)])
     });
     if gone {
-        memory::context_ended(context, primary);
+        allocation::context_ended(context, primary);
     } else {
         streams::context_given_back(context);
     }
@@ -160,7 +160,7 @@ pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: C
             (result, [result.ok()])
         });
         if gone {
-            memory::green_context_ended(context, None);
+            allocation::green_context_ended(context, None);
         }
         return result;
     };
@@ -172,10 +172,10 @@ pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: C
     });
     if gone {
         streams::green_ended(context);
-        memory::green_context_ended(context, Some(primary));
+        allocation::green_context_ended(context, Some(primary));
     }
     if ended {
-        memory::context_ended(primary, Some(device));
+        allocation::context_ended(primary, Some(device));
     }
     drop(left);
     result
@@ -193,7 +193,7 @@ pub(crate) unsafe fn enable_peer<F: Fn() -> CUresult>(bare: &Bare<F>, peer: CUco
         && life::active()
         && let (Some(of), Some(from)) = (device_of(peer), streams::current_device())
     {
-        memory::on_peer_access(of, from);
+        allocation::on_peer_access(of, from);
     }
     result
 }

@@ -9,13 +9,13 @@ use std::ffi::c_void;
 
 use super::contexts::{self, device_of};
 use super::{Bare, work};
+use crate::allocation::{self, owner};
 use crate::cuda::sys::{
     CUDA_MEMCPY2D, CUDA_MEMCPY3D, CUDA_MEMCPY3D_BATCH_OP, CUDA_MEMCPY3D_PEER, CUarray, CUcontext, CUdevice,
     CUdeviceptr, CUmemcpyAttributes, CUstream,
 };
 use crate::cuda::{CUresult, STREAM_LEGACY, STREAM_PER_THREAD};
 use crate::driver::{Symbol, driver};
-use crate::memory::{self, owner};
 use crate::streams::{self, current_device};
 use crate::{device, life};
 
@@ -100,7 +100,7 @@ pub(super) fn grant(pairs: &[(CUdevice, CUdevice)]) {
         // SAFETY: `can` is where the answer goes.
         let asked = unsafe { driver().cuDeviceCanAccessPeer(&raw mut can, from, of) };
         if asked.ok() && can != 0 {
-            memory::on_peer_access(of, from);
+            allocation::on_peer_access(of, from);
         }
     }
 }

@@ -4,7 +4,7 @@ use super::{Bare, below};
 use crate::cuda::CUresult;
 use crate::cuda::sys::CUdeviceptr;
 use crate::driver::driver;
-use crate::{life, memory, streams};
+use crate::{allocation, life, streams};
 
 /// What `cuMemAllocPitch` rounds a row up to: attribute `TEXTURE_ALIGNMENT` of all devices so far.
 const PITCH: usize = 512;
@@ -19,7 +19,7 @@ pub(crate) unsafe fn alloc<F: Fn() -> CUresult>(
     }
     note_context();
     below::hear_of_allocation(bare.symbol());
-    match memory::allocate(bytes) {
+    match allocation::allocate(bytes) {
         Ok(address) => {
             // SAFETY: the application's place for the address.
             unsafe { at.write(address) };
@@ -44,7 +44,7 @@ pub(crate) unsafe fn alloc_pitch<F: Fn() -> CUresult>(
     }
     note_context();
     below::hear_of_allocation(bare.symbol());
-    match memory::allocate(bytes) {
+    match allocation::allocate(bytes) {
         Ok(address) => {
             // SAFETY: the application's places for address and pitch.
             unsafe {
@@ -61,7 +61,7 @@ pub(crate) unsafe fn free<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr) 
     if !life::active() || at == 0 {
         return bare.call();
     }
-    if memory::is_allocation(at) {
+    if allocation::is_allocation(at) {
         // After its shutdown the driver answers so, whatever it is asked.
         let mut context = std::ptr::null_mut();
         // SAFETY: `context` is where the answer goes.
@@ -71,7 +71,7 @@ pub(crate) unsafe fn free<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr) 
         }
         below::hear(bare);
     }
-    memory::free(at).unwrap_or_else(|| {
+    allocation::free(at).unwrap_or_else(|| {
         let result = bare.call();
         if result.ok() {
             super::unswappable::freed(at);
@@ -88,7 +88,7 @@ pub(crate) unsafe fn info<F: Fn() -> CUresult>(
     if !life::active() || free.is_null() || total.is_null() {
         return bare.call();
     }
-    let Some((free_bytes, total_bytes)) = memory::info() else { return bare.call() };
+    let Some((free_bytes, total_bytes)) = allocation::info() else { return bare.call() };
     // SAFETY: the application's places for the two numbers.
     unsafe {
         free.write(free_bytes);

@@ -4,10 +4,10 @@
 
 use super::copies::{context_of, is_out_of_reach};
 use super::{Bare, work};
+use crate::allocation::owner;
 use crate::cuda::sys::{CUcontext, CUdeviceptr, CUstream};
 use crate::cuda::{CUresult, EVENT_DISABLE_TIMING};
 use crate::driver::driver;
-use crate::memory::owner;
 use crate::streams::{Current, Relaxed};
 
 /// What a memset repeats.

@@ -10,9 +10,9 @@ use std::ffi::c_void;
 use super::contexts::device_of;
 use super::copies::{Slices, distant, grant};
 use super::{Bare, work};
+use crate::allocation::{owner, pools};
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUDA_MEMCPY_NODE_PARAMS, CUcontext, CUdevice, CUgraphNodeParams};
-use crate::memory::{owner, pools};
 use crate::streams::current_device;
 use crate::{device, life};
 

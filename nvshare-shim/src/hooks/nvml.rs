@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use nvshare_common::units::DeviceId;
 
+use crate::allocation::pools;
 use crate::device::{self, sizes};
 use crate::driver::real::real_dlsym;
 use crate::life;
-use crate::memory::pools;
 use crate::uncancelled::Uncancelled;
 
 type MemoryInfo = unsafe extern "C" fn(*mut c_void, *mut c_void) -> c_int;

@@ -8,10 +8,10 @@
 use std::time::Instant;
 
 use super::Bare;
+use crate::allocation::promise;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUdevice, CUstream};
 use crate::driver::{Symbol, driver};
-use crate::memory::promise;
 use crate::{life, line, link, streams};
 
 /// What a call takes whose size nobody says. If that was too little, twice as much is asked for.

@@ -1,24 +1,24 @@
-//! Memory that cannot be moved (yet): passed through, and booked with its bytes and the reason ([`crate::memory::books`]).
+//! Memory that cannot be moved (yet): passed through, and booked with its bytes and the reason ([`crate::allocation::unswappable`]).
 //! Arrays: [`super::arrays`].
 
 use std::cell::Cell;
 use std::ffi::c_void;
 
 use super::{Bare, questions, room};
+use crate::allocation::unswappable::{self, Expected, MANAGED, VMM};
+use crate::allocation::{self, pools};
 use crate::cuda::CUresult;
 use crate::cuda::sys::{
     CUDA_MEM_ALLOC_NODE_PARAMS, CUdevice, CUdeviceptr, CUmemAllocationProp, CUmemGenericAllocationHandle,
     CUmemPoolProps, CUmemoryPool, CUstream,
 };
-use crate::memory::books::{self, Expected, MANAGED, VMM};
 use crate::memory::held::Held;
-use crate::memory::{self, pools};
-use crate::streams::current_device;
-use crate::{life, streams, turn};
+use crate::streams::{self, current_device};
+use crate::{life, turn};
 
 /// Whether the client may not have so much more on the current device: its limit holds for what passes by the engine, too.
 pub(super) fn beyond_limit(bytes: u64) -> bool {
-    life::active() && current_device().is_some_and(|device| memory::exceeds_limit(device, bytes))
+    life::active() && current_device().is_some_and(|device| allocation::exceeds_limit(device, bytes))
 }
 
 /// The allocating call, again after room was made; what it made in the current context is noted.
@@ -55,7 +55,7 @@ fn booked<F: Fn() -> CUresult>(
     }
     let made = Cell::new(None);
     let result = room::retry_with(bare, Some(held.device), wants, || {
-        let expected = books::expect(reason, held);
+        let expected = unswappable::expect(reason, held);
         let result = bare.call();
         if result.ok() {
             made.set(Some(expected));
@@ -77,7 +77,7 @@ pub(crate) unsafe fn managed<F: Fn() -> CUresult>(
 
 /// A `cuMemFree` of memory that is not the engine's.
 pub(crate) fn freed(at: CUdeviceptr) {
-    books::gave_back(MANAGED, at);
+    unswappable::gave_back(MANAGED, at);
     pools::changed();
 }
 
@@ -163,7 +163,7 @@ pub(crate) unsafe fn free_async<F: Fn() -> CUresult>(
     if !life::active() {
         return bare.call();
     }
-    if let Some(result) = memory::free_in_order(at, bare.stream(stream)) {
+    if let Some(result) = allocation::free_in_order(at, bare.stream(stream)) {
         super::below::hear(bare);
         return result;
     }
@@ -226,7 +226,7 @@ pub(crate) unsafe fn create<F: Fn() -> CUresult>(
     if kind != DEVICE_LOCATION {
         return room::retry(bare, None);
     }
-    if memory::exceeds_limit(device, bytes as u64) {
+    if allocation::exceeds_limit(device, bytes as u64) {
         return CUresult::CUDA_ERROR_OUT_OF_MEMORY;
     }
     let bytes = bytes as u64;
@@ -247,7 +247,7 @@ pub(crate) unsafe fn release<F: Fn() -> CUresult>(
 ) -> CUresult {
     let result = bare.call();
     if result.ok() && life::active() {
-        books::physical(|physical| physical.released(handle).into_iter().collect());
+        unswappable::physical(|physical| physical.released(handle).into_iter().collect());
     }
     result
 }
@@ -263,7 +263,7 @@ pub(crate) unsafe fn map<F: Fn() -> CUresult>(
     }
     let result = room::retry(bare, None);
     if result.ok() && life::active() {
-        books::physical(|physical| {
+        unswappable::physical(|physical| {
             physical.mapped(at, bytes as u64, handle);
             Vec::new()
         });
@@ -277,7 +277,7 @@ pub(crate) unsafe fn unmap<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr,
     }
     let result = bare.call();
     if result.ok() && life::active() {
-        books::physical(|physical| physical.unmapped(at, bytes as u64));
+        unswappable::physical(|physical| physical.unmapped(at, bytes as u64));
     }
     result
 }
@@ -294,7 +294,8 @@ pub(crate) unsafe fn import<F: Fn() -> CUresult>(
         && let Some(device) = current_device()
     {
         // SAFETY: the driver has just stored the handle there.
-        books::expect(VMM, Held { device, bytes: 0, context: 0 }).made_physical(unsafe { handle.read() });
+        unswappable::expect(VMM, Held { device, bytes: 0, context: 0 })
+            .made_physical(unsafe { handle.read() });
     }
     result
 }
@@ -309,14 +310,14 @@ pub(crate) unsafe fn export<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr
     let _pass = turn::pass();
     let result = bare.call();
     if result.ok() {
-        memory::stays(at, bytes as u64);
+        allocation::stays(at, bytes as u64);
     }
     result
 }
 
 /// Memory is bound to a multicast object, which keeps its physical pages. Of plain memory the driver refuses that.
 pub(crate) unsafe fn bind<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr, bytes: usize) -> CUresult {
-    if life::active() && memory::describe(at).is_some() {
+    if life::active() && allocation::describe(at).is_some() {
         return CUresult::CUDA_ERROR_INVALID_VALUE;
     }
     // SAFETY: the application's own arguments.
@@ -349,7 +350,7 @@ pub(crate) unsafe fn retain<F: Fn() -> CUresult>(
     // SAFETY: the application's own arguments.
     let result = unsafe { export(bare, at, 1) };
     if result.ok() && !handle.is_null() && life::active() {
-        books::physical(|physical| {
+        unswappable::physical(|physical| {
             // SAFETY: the driver has just stored the handle there.
             physical.retained(at, unsafe { handle.read() });
             Vec::new()

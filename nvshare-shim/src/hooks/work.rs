@@ -90,7 +90,7 @@ fn launch_once<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> (CUresu
 pub(crate) unsafe fn launch_graph<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
     // SAFETY: the application's own stream.
     let result = unsafe { launch(bare, stream) };
-    crate::memory::pools::graph_launched();
+    crate::allocation::pools::graph_launched();
     result
 }
 

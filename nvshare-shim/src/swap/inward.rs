@@ -7,12 +7,12 @@ use super::outward::runs;
 use super::shadow;
 use super::stream::Event;
 use super::workshop::{DEPTH, Workshop};
+use crate::allocation::back::{Backed, back, bury};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
 use crate::device::{Device, vmm};
 use crate::driver::driver;
 use crate::log;
-use crate::memory::back::{Backed, back, bury};
 use crate::memory::extent::{ExtentId, Presence, Shadow, Slot};
 use crate::turn::{dead, run_state};
 

@@ -12,12 +12,12 @@ use nvshare_common::units::Ticket;
 use super::shadow;
 use super::stream::Event;
 use super::workshop::{DEPTH, Workshop};
+use crate::allocation::back::bury;
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
 use crate::device::{Device, vmm};
 use crate::driver::driver;
 use crate::line;
-use crate::memory::back::bury;
 use crate::memory::extent::{ExtentId, Shadow, Slot};
 use crate::turn::{dead, run_state};
 

@@ -4,15 +4,17 @@
 
 use std::time::Instant;
 
-use nvshare_common::protocol::ToAgent;
+use nvshare_common::protocol::{Purpose, ToAgent};
 use nvshare_common::units::Bytes;
 
-use super::held::{self, Held};
-use super::physical::{Physical, Piece};
-use super::{pools, want};
+use super::pools;
+use crate::cuda::sys::CUdeviceptr;
 use crate::device::said::Said;
 use crate::device::{self, Device};
 use crate::line;
+use crate::memory::held::{self, Held};
+use crate::memory::map::ALLOCATIONS;
+use crate::memory::physical::{Physical, Piece};
 
 /// Managed memory moves by itself and may exceed every device: it is nobody's obligation, and counts in an account of its own.
 pub const MANAGED: &str = "managed";
@@ -78,6 +80,38 @@ fn say(device: &Device) {
         });
     }
     want(device);
+}
+
+/// Tells the agent when more is needed than is granted.
+pub(super) fn want(device: &Device) {
+    let total = {
+        let mut state = device.state();
+        let accounts = state.space.accounts();
+        let needed = accounts.needed();
+        if accounts.unlimited || needed <= accounts.granted || needed == state.wanted {
+            return;
+        }
+        state.wanted = needed;
+        needed
+    };
+    line::send(&ToAgent::Want { device: device.id, total: Bytes(total), purpose: Purpose::Allocation });
+}
+
+/// Whoever holds the physical memory of this range keeps it: it stays on the device. Whether it is ours.
+pub fn stays(start: CUdeviceptr, bytes: u64) -> bool {
+    let Some((_, allocation)) = ALLOCATIONS.find(start) else { return false };
+    let Some(device) = device::by_index(allocation.device) else { return false };
+    let kept = device.state().space.keep(start, bytes);
+    if kept {
+        report_kept(device);
+    }
+    kept
+}
+
+/// Tells the agent how much stays on the device because others hold it.
+pub(super) fn report_kept(device: &Device) {
+    let bytes = Bytes(device.state().space.kept());
+    line::send(&ToAgent::Unswappable { device: device.id, bytes, reason: "exported".to_owned() });
 }
 
 /// Memory that the driver is about to be asked for is booked before: whoever reads the device meanwhile must not take it for

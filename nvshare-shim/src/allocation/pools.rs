@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::promise::may_grow;
+use super::unswappable::{account, report};
 use crate::cuda::sys;
 use crate::device::{self, Device};
 use crate::driver::driver;
@@ -94,7 +96,7 @@ pub fn allows(ordinal: sys::CUdevice, bytes: usize) -> bool {
     USED_AT_ALL.store(true, Ordering::Relaxed);
     read();
     let grows = growth(ordinal, bytes);
-    grows == 0 || super::promise::may_grow(device, grows)
+    grows == 0 || may_grow(device, grows)
 }
 
 /// What the pools of that device lack for an allocation of `bytes`.
@@ -107,7 +109,7 @@ pub fn growth(ordinal: sys::CUdevice, bytes: usize) -> u64 {
 pub fn expect(ordinal: sys::CUdevice, bytes: usize) {
     if let Some(device) = device::of_ordinal(ordinal) {
         let grows = growth(ordinal, bytes);
-        super::account(device, STREAM_ORDERED, |held| held.saturating_add(grows));
+        account(device, STREAM_ORDERED, |held| held.saturating_add(grows));
     }
 }
 
@@ -177,8 +179,8 @@ fn book(device: &'static Device, number: u64, reserved: u64, graphs: u64) {
     if !newer {
         return;
     }
-    super::account(device, STREAM_ORDERED, |_| reserved);
-    super::account(device, GRAPH, |_| graphs);
+    account(device, STREAM_ORDERED, |_| reserved);
+    account(device, GRAPH, |_| graphs);
     if let Some(headroom) = HEADROOM.get(device.kind.ordinal as usize) {
         let left = device.state().space.accounts().left();
         headroom.store(left.min(device.total / UNSEEN) as i64, Ordering::Relaxed);
@@ -253,6 +255,6 @@ fn keep_reading() {
         // Before the look: what changes during it is looked at again.
         STALE.store(false, Ordering::Relaxed);
         read();
-        super::report();
+        report();
     }
 }

@@ -98,6 +98,13 @@ pub(crate) fn context_made(ordinal: sys::CUdevice) {
     }
 }
 
+/// Whether the client may not have `bytes` more, taken through the driver on the device with that number: its limit holds for
+/// what passes by the engine, too.
+pub fn exceeds_limit(ordinal: sys::CUdevice, bytes: u64) -> bool {
+    // What is larger than the device the driver refuses itself, by the right error.
+    device::of_ordinal(ordinal).is_some_and(|device| bytes <= device.total && !may_grow(device, bytes))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,11 +4,12 @@
 //! and is taken apart later; until then its address is nobody's (S5).
 
 use super::back::bury;
-use super::extent::Presence;
-use super::map::{ALLOCATIONS, Allocation};
+use super::unswappable;
 use crate::cuda::{CUresult, sys};
 use crate::device::quarantine::{Quarantined, Until};
 use crate::device::{self, Device, State};
+use crate::memory::extent::Presence;
+use crate::memory::map::{ALLOCATIONS, Allocation};
 use crate::streams::{self, Relaxed};
 use crate::turn::dead;
 
@@ -159,6 +160,6 @@ fn dispose(device: &Device, start: u64, allocation: Allocation) {
     drop(state);
     bury(device, remains);
     if kept {
-        super::report_kept(device);
+        unswappable::report_kept(device);
     }
 }

@@ -2,12 +2,12 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::extent::{ExtentId, Presence};
-use super::space::Remains;
 use crate::cuda::CUresult;
 use crate::device::{self, Device, vmm};
 use crate::driver::driver;
 use crate::log;
+use crate::memory::extent::{Extent, ExtentId, Presence};
+use crate::memory::space::Remains;
 use crate::swap::shadow;
 use crate::turn::{dead, run_state};
 
@@ -28,7 +28,7 @@ pub enum Backed {
 pub fn back(device: &Device, id: ExtentId) -> Backed {
     let (start, bytes, readers) = {
         let mut state = device.state();
-        match state.space.get(id).map(super::extent::Extent::presence) {
+        match state.space.get(id).map(Extent::presence) {
             Some(Presence::Absent | Presence::Swapped) => {}
             _ => return Backed::NotMissing,
         }

@@ -1,9 +1,9 @@
 //! Whose an address is. The driver carries plain memory between devices by itself; mapped memory, as ours is, it touches
 //! from the device that has access and from no other, so who copies or fills asks here first.
 
-use super::map::{ALLOCATIONS, Allocation};
 use crate::cuda::sys::{CUcontext, CUdevice};
 use crate::device;
+use crate::memory::map::{ALLOCATIONS, Allocation};
 
 /// An allocation of ours at some address.
 #[derive(Clone, Copy, Debug)]
