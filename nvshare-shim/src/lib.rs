@@ -16,7 +16,7 @@
 //! | 12 | `link` | the control thread: connect, reconnect, obey |
 //! | 11 | `swap` | the engine: what copies, and who else may use the memory |
 //! | 10 | `allocation` | allocations, the accounts of what cannot be moved, what is promised |
-//! | 9 | `swap/shadow` + `swap/arena` + `swap/lending` + `swap/spare` | shadows: pinned host memory |
+//! | 9 | `shadow` | shadows: pinned host memory |
 //! | 8 | `turn` | whether the application may run: the run state, stopping it, draining |
 //! | 7 | `device` | the devices in use, and what is held on each |
 //! | 6 | `streams`, `threads` | what the application submitted, and whether it is finished; the shim's own threads, which use the driver once before they begin |
@@ -59,6 +59,7 @@ pub mod link;
 pub mod log;
 pub mod memory;
 mod proc;
+pub mod shadow;
 pub mod start;
 mod stderr;
 pub mod streams;

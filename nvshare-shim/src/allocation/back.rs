@@ -5,11 +5,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::cuda::CUresult;
 use crate::device::{self, Device, vmm};
 use crate::driver::driver;
-use crate::log;
 use crate::memory::extent::{Extent, ExtentId, Presence};
 use crate::memory::space::Remains;
-use crate::swap::shadow;
 use crate::turn::{dead, run_state};
+use crate::{log, shadow};
 
 /// What came of [`back`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

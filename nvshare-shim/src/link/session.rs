@@ -23,9 +23,8 @@ use super::alone;
 use crate::descriptors::Own;
 use crate::device::{self, terms};
 use crate::line::{self, transmit};
-use crate::swap::shadow;
 use crate::turn::run_state;
-use crate::{config, counters};
+use crate::{config, counters, shadow};
 
 /// How long the agent may take to answer a `Hello`.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);

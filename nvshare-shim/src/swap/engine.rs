@@ -9,18 +9,19 @@ use nvshare_common::probe::Call;
 use nvshare_common::protocol::ToAgent;
 use nvshare_common::units::{Bytes, DeviceRange, Ticket};
 
+use super::dma;
 use super::inward::{Inward, Step};
-use super::lending::{self, Loan};
 use super::outward::{Outcome, Outward};
 use super::plan::{Candidate, choose};
-use super::workshop::Workshop;
-use super::{dma, shadow};
+use super::resources::Resources;
 use crate::allocation::{free, room};
 use crate::config::BLOCK_BYTES;
 use crate::device::tasks::Task;
 use crate::device::{Device, home};
 use crate::driver::driver;
 use crate::memory::extent::ExtentId;
+use crate::shadow;
+use crate::shadow::pins::{self, PinGuard};
 use crate::streams::{Current, Relaxed};
 use crate::turn::calm::Calm;
 use crate::turn::{dead, run_state, want};
@@ -41,7 +42,7 @@ const MOMENT_PATIENCE: Duration = Duration::from_millis(200);
 const CALM: Duration = Duration::from_millis(200);
 /// How long one that does not rest is left alone between two pieces that are unpinned.
 const UNREST: Duration = Duration::from_secs(1);
-/// How long after a try to make the workshop the next one is made, at first and at most, where the application did not rest.
+/// How long after a try to make what the engine has in a context the next one is made, at first and at most, where the application did not rest.
 const REST_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_mins(1));
 /// After an error of our own.
 const AFTER_PANIC: Duration = Duration::from_millis(100);
@@ -54,11 +55,11 @@ pub fn run(device: &'static Device) {
     let _relaxed = Relaxed::new();
     let mut engine = Engine {
         device,
-        shop: None,
+        resources: None,
         complained: false,
         rest: (Instant::now(), REST_PAUSE.0),
         inward: Inward::default(),
-        loan: None,
+        guard: None,
         no_room_until: None,
         seen: 0,
         kept_for: None,
@@ -91,14 +92,14 @@ fn nobody_inside() -> bool {
 
 struct Engine {
     device: &'static Device,
-    shop: Option<Workshop>,
+    resources: Option<Resources>,
     /// That there is none was said.
     complained: bool,
     /// When it is tried again to make it, and how long after that once more.
     rest: (Instant, Duration),
     inward: Inward,
     /// While extents are on their way in.
-    loan: Option<Loan>,
+    guard: Option<PinGuard>,
     /// The device was full at the last try.
     no_room_until: Option<Instant>,
     /// How much news this thread has seen.
@@ -125,7 +126,7 @@ impl Engine {
             state.tasks.pop_front()
         };
         self.settle();
-        self.open_shop();
+        self.make_resources();
         if let Some(order) = order {
             self.finish_arrivals();
             self.obey(order);
@@ -144,10 +145,10 @@ impl Engine {
         }
         free::sweep(self.device);
         self.look_around();
-        let has_context = self.shop.is_some() || self.device.state().home.is_some();
+        let has_context = self.resources.is_some() || self.device.state().home.is_some();
         let pause = if has_context && shadow::is_to_be_pinned() {
             PIN_PAUSE
-        } else if self.shop.is_some() && shadow::is_to_be_unpinned() {
+        } else if self.resources.is_some() && shadow::is_to_be_unpinned() {
             CALM
         } else if self.no_room_until.is_some() {
             NO_ROOM_PAUSE
@@ -162,14 +163,14 @@ impl Engine {
 
     /// Pins or unpins one piece of host memory, if there is one and the application would not notice.
     fn change_pins(&mut self) -> bool {
-        // The workshop may have to wait for long until a busy program rests, and who is not stopped before it has host memory
+        // What the engine has in the context may have to wait for long until a busy program rests, and who is not stopped before it has host memory
         // would never rest: pinning needs the context alone.
         let (home, leaving) = {
             let state = self.device.state();
             (state.home, !state.leaving.is_empty())
         };
-        let context = match (&self.shop, home) {
-            (Some(shop), _) => shop.context,
+        let context = match (&self.resources, home) {
+            (Some(resources), _) => resources.context,
             (None, Some(home)) if !leaving && (shadow::is_to_be_pinned() || shadow::is_to_be_unpinned()) => {
                 home
             }
@@ -177,7 +178,7 @@ impl Engine {
         };
         // It lives: who ends it waits for this thread first.
         let pushed =
-            self.shop.is_none().then(|| Current::push(std::ptr::with_exposed_provenance_mut(context)));
+            self.resources.is_none().then(|| Current::push(std::ptr::with_exposed_provenance_mut(context)));
         if matches!(pushed, Some(Err(_))) {
             return false;
         }
@@ -245,27 +246,27 @@ impl Engine {
     fn advance(&mut self) -> bool {
         let advanced = self.step();
         if self.inward.is_empty() {
-            self.loan = None;
+            self.guard = None;
         }
         advanced
     }
 
     fn step(&mut self) -> bool {
         let only_if_done = !self.inward.is_full();
-        if self.inward.finish_one(self.device, self.shop.as_mut(), only_if_done) {
+        if self.inward.finish_one(self.device, self.resources.as_mut(), only_if_done) {
             self.settle();
             return true;
         }
         let full = self.no_room_until.is_some_and(|until| Instant::now() < until);
-        if !full && lending::may_begin(&mut self.loan) {
+        if !full && pins::may_begin(&mut self.guard) {
             self.no_room_until = None;
-            match self.inward.begin_one(self.device, self.shop.as_mut()) {
+            match self.inward.begin_one(self.device, self.resources.as_mut()) {
                 Step::Began => return true,
                 Step::Nothing => {}
                 Step::NoRoom => self.no_room_until = Some(Instant::now() + NO_ROOM_PAUSE),
             }
         }
-        if self.inward.finish_one(self.device, self.shop.as_mut(), false) {
+        if self.inward.finish_one(self.device, self.resources.as_mut(), false) {
             self.settle();
             return true;
         }
@@ -273,8 +274,8 @@ impl Engine {
     }
 
     fn finish_arrivals(&mut self) {
-        while self.inward.finish_one(self.device, self.shop.as_mut(), false) {}
-        self.loan = None;
+        while self.inward.finish_one(self.device, self.resources.as_mut(), false) {}
+        self.guard = None;
         self.settle();
     }
 
@@ -295,24 +296,28 @@ impl Engine {
 
     /// Whether there is something to be made that has to wait until the application rests.
     fn waits_for_rest(&self) -> bool {
-        match &self.shop {
+        match &self.resources {
             None => self.device.state().home.is_some(),
-            Some(shop) => shop.lacks(self.device),
+            Some(resources) => resources.lacks(self.device),
         }
     }
 
-    /// Makes the workshop, and what is lacking in it: in calm, for much of that waits for the application's work.
-    fn open_shop(&mut self) {
+    /// Makes what the engine has in the context, and what is lacking of it: in calm, for much of that waits for the application's
+    /// work.
+    fn make_resources(&mut self) {
         if dead::has_failed(self.device) {
             return;
         }
-        if self.shop.is_none() && Instant::now() >= self.rest.0 && self.device.state().space.has_swapped() {
+        if self.resources.is_none()
+            && Instant::now() >= self.rest.0
+            && self.device.state().space.has_swapped()
+        {
             home::elect(self.device);
         }
         if !self.waits_for_rest() {
             return;
         }
-        let awaited = self.shop.is_none() && self.device.state().space.has_swapped();
+        let awaited = self.resources.is_none() && self.device.state().space.has_swapped();
         if !awaited && !run_state::is_drained() && Instant::now() < self.rest.0 {
             return;
         }
@@ -326,13 +331,13 @@ impl Engine {
             }
         };
         self.rest = (Instant::now(), REST_PAUSE.0);
-        if let Some(shop) = &mut self.shop {
-            shop.prepare(self.device, &calm);
+        if let Some(resources) = &mut self.resources {
+            resources.prepare(self.device, &calm);
             return;
         }
         let Some(home) = self.device.state().home else { return };
-        match Workshop::open(self.device, home, &calm) {
-            Ok(shop) => (self.shop, self.complained) = (Some(shop), false),
+        match Resources::open(self.device, home, &calm) {
+            Ok(resources) => (self.resources, self.complained) = (Some(resources), false),
             Err(code) => {
                 if code.is_final() {
                     dead::on_device_error(code);
@@ -380,9 +385,9 @@ impl Engine {
     /// would wait for the application's kernels, for a call that perhaps ends nothing. What was in a context that is gone
     /// went with it.
     fn leave(&mut self, context: usize, left: &Sender<()>, gone: &Receiver<bool>) {
-        let shop = self.shop.take_if(|shop| shop.context == context);
-        if let Some(shop) = &shop {
-            shop.leave();
+        let resources = self.resources.take_if(|resources| resources.context == context);
+        if let Some(resources) = &resources {
+            resources.leave();
         }
         {
             // Before the call: the next context may have the same handle, and be adopted, before this thread runs again.
@@ -396,7 +401,7 @@ impl Engine {
             gone.recv().unwrap_or(true)
         });
         if !gone {
-            self.shop = shop.and_then(Workshop::come_back);
+            self.resources = resources.and_then(Resources::come_back);
         }
         home::has_left(self.device, context, gone);
     }
@@ -441,7 +446,7 @@ impl Engine {
         if !run_state::is_drained() {
             return failed("the client is not stopped");
         }
-        if self.shop.is_none() {
+        if self.resources.is_none() {
             return failed("the application has no context on this device");
         }
         if let Some(user) = self.other_user() {
@@ -450,15 +455,15 @@ impl Engine {
                 user.said
             ));
         }
-        let Some(shop) = &mut self.shop else { return failed("the engine lost its context") };
+        let Some(resources) = &mut self.resources else { return failed("the engine lost its context") };
         // Arenas that came just before are wanted now.
-        while self.device.state().leaving.is_empty() && shadow::pin_one(shop.context) {}
+        while self.device.state().leaving.is_empty() && shadow::pin_one(resources.context) {}
         let chosen: Vec<ExtentId> = choose(&candidates(self.device), coldest, need)
             .into_iter()
             .map(|candidate| candidate.id)
             .collect();
-        let _loan = lending::borrow();
-        Outward::new(self.device, shop, ticket).run(&chosen)
+        let _guard = pins::hold();
+        Outward::new(self.device, resources, ticket).run(&chosen)
     }
 
     /// Who else may use this memory; the agent hears of it when that changes.
@@ -505,9 +510,9 @@ impl Engine {
     /// Whether what is forced out surely comes back: with no agent nobody keeps a reserve.
     fn can_come_back(&self) -> Result<(), String> {
         let (mut free, mut total) = (0, 0);
-        // SAFETY: places for the two answers; the workshop's context is current in this thread.
-        let asked =
-            self.shop.is_some() && unsafe { driver().cuMemGetInfo_v2(&raw mut free, &raw mut total) }.ok();
+        // SAFETY: places for the two answers; the context of our resources is current in this thread.
+        let asked = self.resources.is_some()
+            && unsafe { driver().cuMemGetInfo_v2(&raw mut free, &raw mut total) }.ok();
         let resident = self.device.state().space.accounts().resident;
         if asked && (free as u64) < room::beside(total as u64, resident) {
             return Err(format!("only {} of the card are free", Bytes(free as u64)));
@@ -517,7 +522,7 @@ impl Engine {
 
     fn everything(&mut self) -> Result<(), String> {
         let need = self.device.state().space.accounts().resident;
-        if self.shop.is_none() {
+        if self.resources.is_none() {
             return if need == 0 { Ok(()) } else { Err("no context to work in".to_owned()) };
         }
         let (lacking, free) = (blocks_without_shadow(self.device), shadow::free_blocks());
@@ -533,10 +538,10 @@ impl Engine {
     /// All or nothing: two clients that hold half each would wait for one another for ever.
     fn restore(&mut self, answer: &Sender<bool>) {
         self.device.state().space.set_terms(|terms| terms.unlimited = true);
-        self.loan = Some(lending::borrow());
-        while self.inward.begin_one(self.device, self.shop.as_mut()) == Step::Began {
+        self.guard = Some(pins::hold());
+        while self.inward.begin_one(self.device, self.resources.as_mut()) == Step::Began {
             if self.inward.is_full() {
-                self.inward.finish_one(self.device, self.shop.as_mut(), false);
+                self.inward.finish_one(self.device, self.resources.as_mut(), false);
             }
         }
         self.finish_arrivals();

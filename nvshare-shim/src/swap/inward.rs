@@ -4,17 +4,16 @@
 use std::collections::VecDeque;
 
 use super::outward::runs;
-use super::shadow;
+use super::resources::{DEPTH, Resources};
 use super::stream::Event;
-use super::workshop::{DEPTH, Workshop};
 use crate::allocation::back::{Backed, back, bury};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
 use crate::device::{Device, vmm};
 use crate::driver::driver;
-use crate::log;
 use crate::memory::extent::{ExtentId, Presence, Shadow, Slot};
 use crate::turn::{dead, run_state};
+use crate::{log, shadow};
 
 /// What [`Inward::begin_one`] came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,9 +53,9 @@ impl Inward {
         self.arriving.is_empty()
     }
 
-    /// Starts with one more extent. Without a workshop only those can come that never had contents.
-    pub fn begin_one(&mut self, device: &'static Device, shop: Option<&mut Workshop>) -> Step {
-        let Some(id) = self.next(device, shop.is_some()) else { return Step::Nothing };
+    /// Starts with one more extent. Without resources only those can come that never had contents.
+    pub fn begin_one(&mut self, device: &'static Device, resources: Option<&mut Resources>) -> Step {
+        let Some(id) = self.next(device, resources.is_some()) else { return Step::Nothing };
         match back(device, id) {
             Backed::Yes => {}
             Backed::NotMissing => return Step::Began,
@@ -74,18 +73,18 @@ impl Inward {
                 return Step::NoRoom;
             }
         }
-        let Some(shop) = shop.filter(|_| device.state().space.extent(id).contents) else {
+        let Some(resources) = resources.filter(|_| device.state().space.extent(id).contents) else {
             self.arriving.push_back(Arrival { id, copied: 0, event: None });
             return Step::Began;
         };
-        let started = Self::start_copies(device, shop, id).and_then(|copied| {
-            let event = shop.mark(|shop| &shop.inward)?;
+        let started = Self::start_copies(device, resources, id).and_then(|copied| {
+            let event = resources.mark(|resources| &resources.inward)?;
             Ok(Arrival { id, copied, event: Some(event) })
         });
         match started {
             Ok(arrival) => self.arriving.push_back(arrival),
             Err(code) => {
-                let _ = shop.inward.synchronize();
+                let _ = resources.inward.synchronize();
                 Self::undo(device, id, code);
                 return Step::NoRoom;
             }
@@ -97,7 +96,7 @@ impl Inward {
     pub fn finish_one(
         &mut self,
         device: &'static Device,
-        shop: Option<&mut Workshop>,
+        resources: Option<&mut Resources>,
         only_if_done: bool,
     ) -> bool {
         let Some(first) = self.arriving.front() else { return false };
@@ -107,8 +106,8 @@ impl Inward {
         let Some(arrival) = self.arriving.pop_front() else { return false };
         if let Some(event) = arrival.event {
             let arrived = event.wait();
-            if let Some(shop) = shop {
-                shop.keep(event);
+            if let Some(resources) = resources {
+                resources.keep(event);
             }
             if let Err(code) = arrived {
                 Self::undo(device, arrival.id, code);
@@ -155,7 +154,7 @@ impl Inward {
         None
     }
 
-    fn start_copies(device: &Device, shop: &Workshop, id: ExtentId) -> Result<u64, CUresult> {
+    fn start_copies(device: &Device, resources: &Resources, id: ExtentId) -> Result<u64, CUresult> {
         let (start, slots, zeros) = {
             let state = device.state();
             let extent = state.space.extent(id);
@@ -174,11 +173,13 @@ impl Inward {
         for run in runs(&slots) {
             let (index, slot) = run[0];
             // SAFETY: the extent is arriving, so mapped and ours; its shadow stays until it is resident (S4).
-            unsafe { shop.inward.copy_in(at(index), shadow::address(slot), run.len() as u64 * BLOCK_BYTES) }?;
+            unsafe {
+                resources.inward.copy_in(at(index), shadow::address(slot), run.len() as u64 * BLOCK_BYTES)
+            }?;
         }
         for run in zeros.chunk_by(|index, next| index + 1 == *next) {
             // SAFETY: as above. Nothing promises that new memory is cleared.
-            unsafe { shop.inward.clear(at(run[0]), run.len() as u64 * BLOCK_BYTES) }?;
+            unsafe { resources.inward.clear(at(run[0]), run.len() as u64 * BLOCK_BYTES) }?;
         }
         Ok(slots.len() as u64 * BLOCK_BYTES)
     }

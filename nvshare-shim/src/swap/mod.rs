@@ -1,21 +1,16 @@
 //! The swap engine: one thread per device moves extents between the device and their shadows.
 //!
 //! - [`plan`]: which extents leave, pure; [`engine`]: the thread; [`outward`], [`inward`]: its two pipelines;
-//!   [`workshop`], [`stream`], [`prints`]: what it has in the application's context; [`shadow`]:
-//!   pinned host memory, in `arena`s, [`spare`]: how much of our own; [`dma`]: who else may use device memory.
+//!   [`resources`], [`stream`], [`fingerprints`]: what it has in the application's context; [`dma`]: who else may use device memory.
 
-mod arena;
 pub mod dma;
 pub mod engine;
+pub mod fingerprints;
 pub mod inward;
-pub mod lending;
 pub mod outward;
 pub mod plan;
-pub mod prints;
-pub mod shadow;
-pub mod spare;
+pub mod resources;
 pub mod stream;
-pub mod workshop;
 
 use std::sync::mpsc::channel;
 use std::time::Duration;

@@ -28,9 +28,8 @@ use crate::device::tasks::Task;
 use crate::device::terms::{self, Term};
 use crate::device::{self, sizes};
 use crate::driver::driver;
-use crate::swap::shadow;
 use crate::turn::{pace, run_state, stop, want};
-use crate::{config, line, log, threads};
+use crate::{config, line, log, shadow, threads};
 
 /// How long `cuInit` waits for the agent's first answer.
 const FIRST_ANSWER: Duration = Duration::from_secs(1);

@@ -28,11 +28,11 @@ fn container(root: &Path) -> u64 {
     let number = |file: &str| read(root.join(file)).trim().parse::<u64>().ok();
     let limits =
         [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")];
-    let spare = limits.into_iter().filter_map(|(limit, used)| {
+    let left = limits.into_iter().filter_map(|(limit, used)| {
         let (limit, used) = (number(limit)?, number(used)?);
         Some(limit.saturating_sub(limit / MARGIN).saturating_sub(used))
     });
-    spare.min().unwrap_or(u64::MAX)
+    left.min().unwrap_or(u64::MAX)
 }
 
 fn read(path: impl AsRef<Path>) -> String {
@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn a_container_is_asked_by_either_version() {
-        let directory = std::env::temp_dir().join(format!("nvshare-spare-{}", std::process::id()));
+        let directory = std::env::temp_dir().join(format!("nvshare-available-{}", std::process::id()));
         std::fs::create_dir_all(directory.join("memory")).unwrap();
         assert_eq!(container(&directory), u64::MAX);
         std::fs::write(directory.join("memory.max"), "max\n").unwrap();

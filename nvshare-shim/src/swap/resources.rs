@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::prints::Fingerprinter;
+use super::fingerprints::Fingerprinter;
 use super::stream::{Event, Stream};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
@@ -23,7 +23,7 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// See the module.
 #[derive(Debug)]
-pub struct Workshop {
+pub struct Resources {
     /// The context that all of it belongs to.
     pub context: usize,
     /// Device to host.
@@ -37,10 +37,10 @@ pub struct Workshop {
     events: Vec<Event>,
 }
 
-impl Workshop {
+impl Resources {
     /// Makes `context` current in this thread and everything in it: when it is needed a driver with a thread stuck in a full
     /// stream makes none.
-    pub fn open(device: &Device, context: usize, calm: &Calm) -> Result<Workshop, CUresult> {
+    pub fn open(device: &Device, context: usize, calm: &Calm) -> Result<Resources, CUresult> {
         // SAFETY: the application uses this context, and says so before it destroys it.
         unsafe { driver().cuCtxSetCurrent(std::ptr::with_exposed_provenance_mut(context)) }.result()?;
         let outward = Stream::new(calm)?;
@@ -51,7 +51,7 @@ impl Workshop {
                 return Err(code);
             }
         };
-        let mut shop = Workshop {
+        let mut resources = Resources {
             context,
             outward,
             inward,
@@ -59,17 +59,17 @@ impl Workshop {
             again: Some((Instant::now(), FIRST_PAUSE)),
             events: Vec::with_capacity(EVENTS),
         };
-        while shop.events.len() < EVENTS {
+        while resources.events.len() < EVENTS {
             match Event::new(calm) {
-                Ok(event) => shop.events.push(event),
+                Ok(event) => resources.events.push(event),
                 Err(code) => {
-                    shop.close(calm);
+                    resources.close(calm);
                     return Err(code);
                 }
             }
         }
-        shop.prepare(device, calm);
-        Ok(shop)
+        resources.prepare(device, calm);
+        Ok(resources)
     }
 
     /// Half of it could not be made.
@@ -113,7 +113,7 @@ impl Workshop {
     }
 
     /// An event after what was started on `stream` until now.
-    pub fn mark(&mut self, stream: impl Fn(&Workshop) -> &Stream) -> Result<Event, CUresult> {
+    pub fn mark(&mut self, stream: impl Fn(&Resources) -> &Stream) -> Result<Event, CUresult> {
         let event = self.events.pop().expect("there are as many as are ever in use at once");
         let recorded = event.record(stream(self));
         if let Err(code) = recorded {
@@ -137,7 +137,7 @@ impl Workshop {
     }
 
     /// Its context lives, and everything is still there.
-    pub fn come_back(self) -> Option<Workshop> {
+    pub fn come_back(self) -> Option<Resources> {
         // SAFETY: the driver has said that the context lives.
         let current =
             unsafe { driver().cuCtxSetCurrent(std::ptr::with_exposed_provenance_mut(self.context)) };

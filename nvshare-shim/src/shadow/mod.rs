@@ -1,6 +1,10 @@
 //! Shadows: pinned host memory in arenas, given out in blocks. Arenas are memfds that the agent made and passed, or, with
 //! no agent, our own. Each is mapped once, left to the parent in a fork, and pinned piece by piece by the swap threads.
 
+mod arena;
+pub mod available;
+pub mod pins;
+
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,8 +13,7 @@ use std::time::{Duration, Instant};
 use nvshare_common::protocol::ToAgent;
 use nvshare_common::units::{ArenaId, Bytes};
 
-use super::arena::{self, Arena, Piece, Pin};
-use super::{lending, spare};
+use self::arena::{Arena, Piece, Pin};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
 use crate::device::{self, Device};
@@ -224,7 +227,7 @@ pub fn unpin_one(_calm: &Calm) -> bool {
 /// Makes an arena of our own that holds at least `bytes` more, for the time without an agent.
 pub fn make_own(bytes: u64) -> Result<(), String> {
     let bytes = bytes.max(OWN_ARENA).next_multiple_of(BLOCK_BYTES);
-    let spare = spare::bytes();
+    let spare = available::bytes();
     if bytes > spare {
         return Err(format!(
             "{} of host memory would be needed, and {} can be spared here; raise the container's memory limit",
@@ -341,7 +344,7 @@ pub fn while_context_may_end(context: usize, may_end: impl FnOnce() -> bool) -> 
         return may_end();
     }
     let mut gone = true;
-    lending::recalled(|| {
+    pins::recalled(|| {
         gone = may_end();
         if gone {
             let mut shadows = shadows();
