@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use nvshare_agent::observation::Observation;
-use nvshare_agent::observer::{MODULES, Observer, Options, SCAN_EVERY};
+use nvshare_agent::observer::{Observer, Options};
 use nvshare_common::event::{RECORDS_OF_PROCESS, SAMPLED_PARAMETERS, WINDOW_SHIFT};
 
 use fake::Fake;
@@ -25,15 +25,9 @@ type Launch = extern "C" fn(u64, u32, u32, u32, u32, u32, u32, u32, u64, *const 
 
 fn observe(fake: &Fake, sample_every: u32) -> Option<Observer> {
     let (sender, told) = mpsc::channel();
-    let options = Options {
-        object: nvshare_testbed::Artifacts::find().ebpf()?,
-        libraries: vec![fake.path()],
-        discover: false,
-        sample_every,
-        modules: MODULES.into(),
-        scan_every: SCAN_EVERY,
-        single: false,
-    };
+    let object = nvshare_testbed::Artifacts::find().ebpf()?;
+    let options =
+        Options { libraries: vec![fake.path()], discover: false, sample_every, ..Options::new(object) };
     let tell = move |batch: Vec<Observation>| {
         for seen in batch {
             if let Observation::Observer(health) = seen {

@@ -17,6 +17,7 @@ use nvshare_common::units::Bytes;
 use crate::admin::orders::{PinArgs, SetWhat, SwapArgs};
 use crate::change::Change;
 use crate::install::InstallArgs;
+use crate::observer::Part;
 use crate::plugin;
 use crate::pods;
 use crate::settings::Settings;
@@ -198,6 +199,11 @@ pub struct Config {
     /// A CUDA driver library to observe at once, before any process uses it; may be repeated
     #[arg(long, value_name = "PATH", env = "NVSHARE_AGENT_LIBCUDA", value_delimiter = ':')]
     pub libcuda: Vec<PathBuf>,
+
+    /// Observe only what this cgroup's processes (second version), and those of the cgroups below it, ask of the CUDA driver
+    /// [default: everybody on the machine]
+    #[arg(long, value_name = "DIRECTORY", env = "NVSHARE_AGENT_NODE_CGROUP", value_parser = Part::at)]
+    pub node_cgroup: Option<Part>,
 
     /// The compiled eBPF programs [default: nvshare.bpf.o beside this executable]
     #[arg(long, value_name = "PATH", env = "NVSHARE_AGENT_EBPF_OBJECT")]

@@ -69,7 +69,7 @@ pub fn entered(ctx: &ProbeContext) {
         unsafe { &*hits.cast::<Word>() }.add(1);
     }
     let thread = bpf_get_current_pid_tgid();
-    let index = slots::find_or_claim(ctx, (thread >> 32) as u32);
+    let Some(index) = slots::find_or_claim(ctx, (thread >> 32) as u32) else { return };
     let Some(slot) = slots::get(index) else { return };
 
     let Some(lane) = slots::lane(index, thread as u32) else { return };

@@ -7,7 +7,7 @@
 
 use core::cell::UnsafeCell;
 
-use aya_ebpf::EbpfContext;
+use aya_ebpf::{EbpfContext, Global};
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
@@ -32,6 +32,12 @@ static FREE: Queue<u32> = Queue::with_max_entries(COUNT as u32, 0);
 #[map]
 static OWNERS: HashMap<u32, u32> = HashMap::with_max_entries(COUNT as u32, 0);
 
+/// The cgroup whose processes are observed, with those below it; 0: everybody.
+#[unsafe(no_mangle)]
+static PART: Global<u64> = Global::new(0);
+/// It lies less deep.
+const DEEPEST: i32 = 16;
+
 /// Charged with what cannot be charged to a process.
 pub const NOBODY: u32 = 0;
 
@@ -41,12 +47,20 @@ pub fn find(tgid: u32) -> Option<u32> {
     unsafe { OWNERS.get(tgid) }.copied()
 }
 
-/// The slot of a process, a free one at its first call.
-pub fn find_or_claim(ctx: &impl EbpfContext, tgid: u32) -> u32 {
+/// The slot of the current process, a free one at its first call; none where it is not observed.
+pub fn find_or_claim(ctx: &impl EbpfContext, tgid: u32) -> Option<u32> {
     match find(tgid) {
-        Some(slot) => slot,
-        None => claim(ctx, tgid),
+        Some(slot) => Some(slot),
+        None if is_observed() => Some(claim(ctx, tgid)),
+        None => None,
     }
+}
+
+/// Whether the current process belongs to the part of the machine that is observed.
+pub fn is_observed() -> bool {
+    let part = PART.load();
+    // SAFETY: helper with a plain number.
+    part == 0 || (0..DEEPEST).any(|level| unsafe { bpf_get_current_ancestor_cgroup_id(level) } == part)
 }
 
 /// Pods and services stand at this depth below the root; what they make below belongs to them.

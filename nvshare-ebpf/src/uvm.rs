@@ -9,7 +9,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
 use nvshare_common::uvm::{LAYOUT_WORDS, Layout, Losses, SPACES, Step, Usage};
 
-use crate::slots::Word;
+use crate::slots::{self, Word};
 
 /// What the agent found out about the driver, before it attached anything.
 #[map]
@@ -47,6 +47,9 @@ const _: () = assert!(size_of::<SharedLosses>() == size_of::<Losses>());
 
 /// The current process has a new VA space.
 pub fn begins(events: u64) {
+    if !slots::is_observed() {
+        return;
+    }
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let known = UVM_USAGE.get_ptr(tgid).is_some()
         || UVM_USAGE.insert(tgid, Usage::default(), u64::from(BPF_NOEXIST)).is_ok()

@@ -8,7 +8,7 @@ use clap::Args;
 use nvshare_testbed::Artifacts;
 
 use crate::command::{cargo, root, run as run_command};
-use crate::ebpf;
+use crate::{ebpf, setup};
 
 /// Everything but xtask itself, which is running.
 pub(crate) const PACKAGES: [&str; 5] =
@@ -28,6 +28,20 @@ pub(crate) fn artifacts(release: bool) -> Result<Artifacts> {
         Some(directory) => Ok(Artifacts::at(directory)),
         None => run(&Options { release }),
     }
+}
+
+/// What the demo needs. Without the eBPF programs where what builds them is not there yet: to build that takes longer than the
+/// demo, which then shows no calls seen by uprobes.
+pub(crate) fn for_demo() -> Result<Artifacts> {
+    if std::env::var_os("NVSHARE_ARTIFACTS").is_some() || setup::ready().is_some() {
+        return artifacts(false);
+    }
+    eprintln!("demo: building all but the eBPF programs; the first time this takes some minutes");
+    let artifacts = only(&PACKAGES)?;
+    eprintln!(
+        "demo: no calls are seen by uprobes. `cargo xtask setup` (some minutes, once) brings what builds their programs"
+    );
+    Ok(artifacts)
 }
 
 /// Builds and says where.

@@ -9,7 +9,7 @@ use clap::Args;
 use crate::command::{cargo, run as run_command};
 use crate::demo::report::Report;
 use crate::demo::{self, Mode};
-use crate::{ebpf, test};
+use crate::{build, ebpf, test};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -50,7 +50,8 @@ const SWITCH_OVER_LINK: f64 = 1.25;
 
 /// The demo on a simulated card, and what it must show.
 fn check_demo() -> Result<()> {
-    let report = demo::measure(&demo::Options::standard())?;
+    let artifacts = build::artifacts(false)?;
+    let report = demo::measure(&demo::Options::standard(), artifacts.clone())?;
     eprintln!("{report}");
     check_report(&report)?;
     let mut ratio = switch_over_link(&report);
@@ -60,7 +61,7 @@ fn check_demo() -> Result<()> {
             break;
         }
         eprintln!("a switch took {ratio:.2} x the link's time for its bytes; measured again");
-        let again = demo::measure(&demo::Options::only(Mode::Nvshare))?;
+        let again = demo::measure(&demo::Options::only(Mode::Nvshare), artifacts.clone())?;
         ensure!(again.data_errors() == 0, "{} data errors", again.data_errors());
         ratio = ratio.min(switch_over_link(&again));
     }

@@ -51,9 +51,14 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
+/// The tool chain, if it is there.
+pub(crate) fn ready() -> Option<Toolchain> {
+    compilers().iter().find_map(|compiler| complete(compiler).ok().flatten())
+}
+
 /// The tool chain, installed if need be. Quick when it is there.
 pub(crate) fn toolchain() -> Result<Toolchain> {
-    if let Some(found) = compilers().iter().find_map(|compiler| complete(compiler).ok().flatten()) {
+    if let Some(found) = ready() {
         return Ok(found);
     }
     let mut tried = Vec::new();

@@ -14,6 +14,7 @@ use nvshare_common::probe::PROBES;
 use super::find::{self, InUse};
 use super::guard::Guard;
 use super::library::{Identity, Library, LibraryError, Point};
+use super::part::Part;
 use super::programs::{Links, Programs};
 use super::rewrites::{Rewrites, Watched};
 use super::seccomp::{self, Returns};
@@ -75,6 +76,8 @@ const _: () = assert!(PROBES.len() <= SITES_OF_LIBRARY, "each function has a pla
 /// All of them.
 pub(super) struct Attachments {
     programs: Programs,
+    /// Whose files are looked for; none: everybody's. Once a probe is in a file, all that map it matter.
+    part: Option<Part>,
     returns: Returns,
     files: Vec<Attached>,
     /// Files that cannot be observed, as they were when they were read.
@@ -94,13 +97,14 @@ pub(super) struct Attachments {
 
 impl Attachments {
     /// None yet. Tries first whether return probes may be used here.
-    pub(super) fn new(programs: Programs) -> Attachments {
+    pub(super) fn new(programs: Programs, part: Option<Part>) -> Attachments {
         let returns = seccomp::try_returns(&programs);
         if let Returns::Unsound(why) = &returns {
             tracing::warn!("{why}");
         }
         Attachments {
             programs,
+            part,
             returns,
             files: Vec::new(),
             useless: HashSet::new(),
@@ -139,6 +143,9 @@ impl Attachments {
         if let Some(index) = self.files.iter().position(|known| known.files.contains(&used.file)) {
             self.files[index].used = Instant::now();
             self.compare(index, pid, &used.file);
+            return;
+        }
+        if self.part.as_ref().is_some_and(|part| !part.has(pid)) {
             return;
         }
         let name = find::through(pid, &used.path);

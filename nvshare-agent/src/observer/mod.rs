@@ -16,6 +16,7 @@ mod guard;
 mod kernel_log;
 mod library;
 mod mappings;
+mod part;
 mod programs;
 mod rewrites;
 mod seccomp;
@@ -50,6 +51,7 @@ use uvm::Uvm;
 use watch::Watch;
 
 pub use library::{Library, LibraryError, Point};
+pub use part::{Part, PartError};
 pub use programs::{AttachError, LoadError};
 pub use site::{Site, choose as choose_site};
 
@@ -99,20 +101,32 @@ pub struct Options {
     pub scan_every: Duration,
     /// Attach probes one by one, as kernels before 6.6 need it, also where `uprobe_multi` is there.
     pub single: bool,
+    /// Whose calls are observed; none: everybody's.
+    pub part: Option<Part>,
 }
 
 impl Options {
-    /// What the agent's flags say; the programs lie beside its executable unless they are named.
-    pub fn of(config: &Config) -> Options {
-        let beside = || std::env::current_exe().unwrap_or_default().with_file_name("nvshare.bpf.o");
+    /// Everybody, by the programs in `object`.
+    pub fn new(object: PathBuf) -> Options {
         Options {
-            object: config.ebpf_object.clone().unwrap_or_else(beside),
-            libraries: config.libcuda.clone(),
+            object,
+            libraries: Vec::new(),
             discover: true,
             sample_every: SAMPLE_EVERY,
             modules: MODULES.into(),
             scan_every: SCAN_EVERY,
             single: false,
+            part: None,
+        }
+    }
+
+    /// What the agent's flags say; the programs lie beside its executable unless they are named.
+    pub fn of(config: &Config) -> Options {
+        let beside = || std::env::current_exe().unwrap_or_default().with_file_name("nvshare.bpf.o");
+        Options {
+            libraries: config.libcuda.clone(),
+            part: config.node_cgroup.clone(),
+            ..Options::new(config.ebpf_object.clone().unwrap_or_else(beside))
         }
     }
 }
@@ -229,7 +243,7 @@ struct State {
 
 impl State {
     fn begin(options: &Options, stop: &OwnedFd) -> Result<State, BeginError> {
-        let (mut programs, maps) = Programs::load(&options.object, options.sample_every, options.single)?;
+        let (mut programs, maps) = Programs::load(options)?;
         let slots = Slots::new(maps.slots, maps.lanes, maps.owners, maps.free).map_err(BeginError::Slots)?;
         let epoll =
             epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| BeginError::Epoll(error.into()))?;
@@ -252,7 +266,7 @@ impl State {
             });
         }
         let state = State {
-            attachments: Attachments::new(programs),
+            attachments: Attachments::new(programs, options.part.clone()),
             records: maps.records,
             watch: Watch::new(slots, Arc::clone(&epoll)),
             uvm,

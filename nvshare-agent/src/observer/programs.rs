@@ -17,6 +17,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::bpf;
 use super::library::{Library, Point};
+use super::{Options, Part};
 
 /// Why the programs are not in the kernel, and what helps.
 #[derive(Debug, thiserror::Error)]
@@ -117,22 +118,19 @@ enum Link {
 }
 
 impl Programs {
-    /// Reads and loads the object; nothing is attached to any library yet. One launch in `sample_every` will be sampled.
-    /// `single`: attach one by one whatever the kernel could do.
-    pub(super) fn load(
-        object: &Path,
-        sample_every: u32,
-        single: bool,
-    ) -> Result<(Programs, Maps), LoadError> {
+    /// Reads and loads the object; nothing is attached to any library yet.
+    pub(super) fn load(options: &Options) -> Result<(Programs, Maps), LoadError> {
+        let object = options.object.as_path();
         let bytes = std::fs::read(object).map_err(|error| LoadError::Read(object.to_owned(), error))?;
         // Before Linux 5.11 maps were charged against this limit; where it may not be raised they may still fit.
         let unlimited = rustix::process::Rlimit { current: None, maximum: None };
         let _ = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited);
         let mut ebpf = EbpfLoader::new()
-            .override_global("SAMPLE_EVERY", &sample_every, true)
+            .override_global("SAMPLE_EVERY", &options.sample_every, true)
+            .override_global("PART", &options.part.as_ref().map_or(0, Part::id), true)
             .load(&bytes)
             .map_err(|error| load_error(object, &error))?;
-        let multi = if single { None } else { load_multi(&ebpf, &bytes, object)? };
+        let multi = if options.single { None } else { load_multi(&ebpf, &bytes, object)? };
         let probes = if let Some(probes) = multi {
             probes
         } else {

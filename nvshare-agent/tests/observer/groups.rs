@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nvshare_agent::observation::Observation;
+use nvshare_agent::observer::{Options, Part};
 use nvshare_common::event::SLOTS_OF_GROUP;
 use nvshare_common::probe::Call;
 use nvshare_testbed::{Cgroups, Node, wait_for};
 
 use crate::client::Client;
 use crate::fake::Fake;
-use crate::seen::{named, observe};
+use crate::seen::{last_counts, last_health, named, observe, observe_with};
 
 /// No wait is longer.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -112,6 +113,45 @@ fn the_records_of_a_quiet_container_arrive_beside_a_flood_of_another() {
     };
     assert_eq!(records(pid), QUIET, "beside {} of the flood", records(flooding));
     assert!(records(flooding) < 800_000, "it was no flood");
+}
+
+#[test]
+fn an_agent_that_is_told_which_processes_are_its_node_observes_these_alone() {
+    let (ours, others) = (Fake::new(), Fake::new());
+    let cgroups = Cgroups::new();
+    let (Some(node), Some(stranger)) = (cgroup(&cgroups, "node"), cgroup(&cgroups, "stranger")) else {
+        return;
+    };
+    let Some(pod) = cgroup(&cgroups, "node/pod") else { return };
+    let part = Part::at(node.to_str().unwrap()).unwrap();
+    let Some(seen) = observe_with(|object| Options { part: Some(part), ..Options::new(object) }) else {
+        return;
+    };
+    // A process has its cgroup before it has its driver, as in a container.
+    let [mut in_pod, mut beside, mut elsewhere] = [(&pod, &ours), (&stranger, &ours), (&stranger, &others)]
+        .map(|(cgroup, fake)| {
+            let mut client = Client::start(&fake.path());
+            enter(cgroup, &client);
+            client.run("exec");
+            client
+        });
+    let path = ours.path().display().to_string();
+    seen.wait("the attachment", |told| {
+        last_health(told)?.attachments.iter().any(|at| at.path.ends_with(&path)).then_some(())
+    });
+    for client in [&mut in_pod, &mut beside, &mut elsewhere] {
+        client.run("call cuMemMap 7 1");
+    }
+    seen.wait_for_count(in_pod.pid(), Call::Map, 7);
+    let health = last_health(&seen.all()).unwrap().clone();
+    assert_eq!(health.attachments.len(), 1, "{:?}", health.attachments);
+    let strangers = [beside.pid(), elsewhere.pid()];
+    for client in [in_pod, beside, elsewhere] {
+        client.end();
+    }
+    let told = seen.stop();
+    assert!(strangers.iter().all(|pid| last_counts(&told, *pid).is_none()));
+    assert_eq!(last_health(&told).unwrap().unattributed, 0, "what is not observed is not missed");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use nvshare_agent::observer::{Library, MODULES, Options};
+use nvshare_agent::observer::{Library, Options};
 use nvshare_common::probe::Call;
 
 use crate::client::Client;
@@ -52,13 +52,9 @@ fn a_process_that_hooks_a_function_under_the_observers_eyes_lives_on() {
 
 fn look_often() -> Option<Seen> {
     observe_with(|object| Options {
-        object,
-        libraries: Vec::new(),
-        discover: true,
         sample_every: 0,
-        modules: MODULES.into(),
         scan_every: Duration::from_millis(200),
-        single: false,
+        ..Options::new(object)
     })
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nvshare_agent::observation::Observation;
-use nvshare_agent::observer::{Library, MODULES, Observer, Options, SCAN_EVERY};
+use nvshare_agent::observer::{Library, Observer, Options, SCAN_EVERY};
 use nvshare_common::probe::{Call, PROBES};
 
 use crate::client::Client;
@@ -27,15 +27,8 @@ fn the_kernel_verifies_the_programs_and_every_function_gets_a_cheap_probe() {
 #[test]
 fn without_its_object_the_observer_says_what_to_do() {
     let (sender, told) = std::sync::mpsc::channel();
-    let options = Options {
-        object: "/nonexistent/nvshare.bpf.o".into(),
-        libraries: Vec::new(),
-        discover: false,
-        sample_every: 0,
-        modules: MODULES.into(),
-        scan_every: SCAN_EVERY,
-        single: false,
-    };
+    let options =
+        Options { discover: false, sample_every: 0, ..Options::new("/nonexistent/nvshare.bpf.o".into()) };
     let observer = Observer::start(options, move |batch| sender.send(batch).is_ok()).unwrap();
     let batch = told.recv().unwrap();
     let [Observation::Observer(health)] = &batch[..] else { panic!("{batch:?}") };
@@ -61,15 +54,7 @@ fn without_permission_the_observer_says_what_it_needs() {
         // SAFETY: no arguments.
         assert!(done == 0 || unsafe { libc::geteuid() } != 0);
         let (sender, told) = std::sync::mpsc::channel();
-        let options = Options {
-            object: copy,
-            libraries: vec![],
-            discover: true,
-            sample_every: 0,
-            modules: MODULES.into(),
-            scan_every: SCAN_EVERY,
-            single: false,
-        };
+        let options = Options { sample_every: 0, ..Options::new(copy) };
         let observer = Observer::start(options, move |batch| sender.send(batch).is_ok()).unwrap();
         let batch = told.recv().unwrap();
         observer.stop();
@@ -108,13 +93,11 @@ fn probes_that_are_attached_one_by_one_count_as_exactly() {
     let fake = Fake::with(|name| ["cuLaunchKernel", "cuMemAlloc_v2"].contains(&name));
     let libraries = vec![fake.path()];
     let single = |object| Options {
-        object,
         libraries,
         discover: false,
         sample_every: 1,
-        modules: MODULES.into(),
-        scan_every: SCAN_EVERY,
         single: true,
+        ..Options::new(object)
     };
     let Some(seen) = observe_with(single) else { return };
     assert_eq!(seen.health().attachments[0].means, "single");
@@ -131,15 +114,7 @@ fn probes_that_are_attached_one_by_one_count_as_exactly() {
 
 #[test]
 fn a_library_is_found_within_moments_of_being_mapped() {
-    let discover = |object| Options {
-        object,
-        libraries: Vec::new(),
-        discover: true,
-        sample_every: 0,
-        modules: MODULES.into(),
-        scan_every: SCAN_EVERY,
-        single: false,
-    };
+    let discover = |object| Options { sample_every: 0, ..Options::new(object) };
     let Some(seen) = observe_with(discover) else { return };
     let fake = Fake::new();
     let mut client = Client::start(&fake.path());
@@ -162,15 +137,7 @@ fn a_library_in_use_before_the_observer_starts_is_found() {
     let fake = Fake::new();
     let mut client = Client::start(&fake.path());
     client.run("call cuLaunchKernel 5 1");
-    let discover = |object| Options {
-        object,
-        libraries: Vec::new(),
-        discover: true,
-        sample_every: 0,
-        modules: MODULES.into(),
-        scan_every: SCAN_EVERY,
-        single: false,
-    };
+    let discover = |object| Options { sample_every: 0, ..Options::new(object) };
     let Some(seen) = observe_with(discover) else { return };
     client.run("call cuLaunchKernel 7 1");
     seen.wait_for_count(client.pid(), Call::Launch, 7);
@@ -200,13 +167,10 @@ fn calls_through_an_overlay_are_counted_once_also_where_a_probe_had_to_go() {
     let mut patched = Client::start(&lower);
     patched.run(&format!("patch {place}"));
     let often = |object| Options {
-        object,
         libraries: vec![lower.clone()],
-        discover: true,
         sample_every: 0,
-        modules: MODULES.into(),
         scan_every: Duration::from_millis(200),
-        single: false,
+        ..Options::new(object)
     };
     let Some(seen) = observe_with(often) else { return };
     let mut client = Client::start(&merged);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nvshare_agent::observation::{Attachment, Observation};
-use nvshare_agent::observer::{MODULES, Options};
+use nvshare_agent::observer::Options;
 use nvshare_common::probe::Call;
 
 use crate::client::Client;
@@ -14,15 +14,7 @@ use crate::seen::{Seen, observe_with};
 const LOOK: Duration = Duration::from_millis(200);
 
 fn look_often() -> Option<Seen> {
-    observe_with(|object| Options {
-        object,
-        libraries: Vec::new(),
-        discover: true,
-        sample_every: 0,
-        modules: MODULES.into(),
-        scan_every: LOOK,
-        single: false,
-    })
+    observe_with(|object| Options { sample_every: 0, scan_every: LOOK, ..Options::new(object) })
 }
 
 /// Waits until the file is in the list, or is not any more.

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use nvshare_agent::observation::Observation;
-use nvshare_agent::observer::{Library, MODULES, Options};
+use nvshare_agent::observer::{Library, Options};
 use nvshare_common::event::Loss;
 use nvshare_common::probe::Call;
 use tempfile::TempDir;
@@ -165,13 +165,10 @@ fn a_process_whose_call_was_under_way_while_its_probe_was_away_is_not_known_in_f
     let place = Library::open(&library.path()).unwrap().points;
     let place = place.iter().find(|point| point.symbol == "cuMemAlloc_v2").unwrap().offset;
     let Some(seen) = observe_with(|object| Options {
-        object,
         libraries: vec![library.path()],
-        discover: true,
         sample_every: 0,
-        modules: MODULES.into(),
         scan_every: Duration::from_millis(200),
-        single: false,
+        ..Options::new(object)
     }) else {
         return;
     };

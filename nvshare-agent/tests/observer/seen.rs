@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use nvshare_agent::observation::{Counts, Health, Observation};
-use nvshare_agent::observer::{MODULES, Observer, Options, SCAN_EVERY};
+use nvshare_agent::observer::{Observer, Options};
 use nvshare_common::probe::Call;
 
 /// No test waits longer for anything.
@@ -23,15 +23,7 @@ pub(crate) struct Seen {
 /// Observes `libraries` and nothing else; `None`, said loudly, where the kernel does not let us.
 pub(crate) fn observe(libraries: &[&Path]) -> Option<Seen> {
     let libraries = libraries.iter().map(|path| path.to_path_buf()).collect();
-    observe_with(|object| Options {
-        object,
-        libraries,
-        discover: false,
-        sample_every: 1,
-        modules: MODULES.into(),
-        scan_every: SCAN_EVERY,
-        single: false,
-    })
+    observe_with(|object| Options { libraries, discover: false, sample_every: 1, ..Options::new(object) })
 }
 
 /// Observes as asked.

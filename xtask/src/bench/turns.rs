@@ -14,8 +14,8 @@ fn figure(what: &str, unit: &str, p50: f64, bare: Option<f64>, judged: Judged, b
 }
 
 /// The demo's switches.
-pub(super) fn switch(_: &Artifacts) -> Result<Vec<Figure>> {
-    let report = demo::measure(&demo::Options::only(Mode::Nvshare))?;
+pub(super) fn switch(artifacts: &Artifacts) -> Result<Vec<Figure>> {
+    let report = demo::measure(&demo::Options::only(Mode::Nvshare), artifacts.clone())?;
     let run = report.run(Mode::Nvshare).context("the demo ran in another mode")?;
     ensure!(run.data_errors == 0, "{} data errors", run.data_errors);
     let ratio = run.switch_over_link.context("the demo saw no switch")?;

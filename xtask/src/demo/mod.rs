@@ -10,6 +10,7 @@ mod state;
 
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
+use nvshare_testbed::Artifacts;
 use serde::Serialize;
 
 use crate::{agent, build};
@@ -71,7 +72,7 @@ impl Mode {
 
 /// Runs it and prints what came out.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let report = measure(options)?;
+    let report = measure(options, build::for_demo()?)?;
     if options.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
@@ -85,9 +86,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Runs it.
-pub(crate) fn measure(options: &Options) -> Result<Report> {
-    let artifacts = build::artifacts(false)?;
+/// Runs it with what was built.
+pub(crate) fn measure(options: &Options, artifacts: Artifacts) -> Result<Report> {
     let card = if options.sim || !agent::has_gpu() {
         Card::simulated(artifacts, options.card_bytes, options.link_bytes_per_second)
     } else {
