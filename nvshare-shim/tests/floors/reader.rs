@@ -132,16 +132,14 @@ fn tokens(text: &str) -> Vec<Token> {
                 (all.get(at + 2) == Some(&'\'')).then_some(at + 2)
             };
             at = ends.unwrap_or(at) + 1;
+        } else if starts(at, "::") {
+            found.push((line, "::".to_owned()));
+            at += 2;
         } else {
-            if starts(at, "::") {
-                found.push((line, "::".to_owned()));
-                at += 2;
-            } else {
-                if !all[at].is_whitespace() {
-                    found.push((line, all[at].to_string()));
-                }
-                at += 1;
+            if !all[at].is_whitespace() {
+                found.push((line, all[at].to_string()));
             }
+            at += 1;
         }
         line += all[from..at.min(all.len())].iter().filter(|c| **c == '\n').count();
     }
