@@ -112,12 +112,12 @@ macro_rules! functions {
     [cuMemcpy3DAsync_v2 cuMemcpy3DAsync_v2_ptsz] (pCopy: *const CUDA_MEMCPY3D, hStream: CUstream) => copies::slices(pCopy, hStream);
     [cuMemcpy3DPeer cuMemcpy3DPeer_ptds] (pCopy: *const CUDA_MEMCPY3D_PEER) => work::blocking();
     [cuMemcpy3DPeerAsync cuMemcpy3DPeerAsync_ptsz] (pCopy: *const CUDA_MEMCPY3D_PEER, hStream: CUstream) => work::at_addresses(hStream);
-    [cuMemcpyBatchAsync cuMemcpyBatchAsync_ptsz] (dsts: *mut CUdeviceptr, srcs: *mut CUdeviceptr, sizes: *mut usize, count: usize, attrs: *mut CUmemcpyAttributes, attrsIdxs: *mut usize, numAttrs: usize, failIdx: *mut usize, hStream: CUstream) => copies::batch(dsts, srcs, sizes, count, attrs, numAttrs, hStream);
-    [cuMemcpyBatchAsync_v2 cuMemcpyBatchAsync_v2_ptsz] (dsts: *mut CUdeviceptr, srcs: *mut CUdeviceptr, sizes: *mut usize, count: usize, attrs: *mut CUmemcpyAttributes, attrsIdxs: *mut usize, numAttrs: usize, hStream: CUstream) => copies::batch(dsts, srcs, sizes, count, attrs, numAttrs, hStream);
-    [cuMemcpy3DBatchAsync cuMemcpy3DBatchAsync_ptsz] (numOps: usize, opList: *mut CUDA_MEMCPY3D_BATCH_OP, failIdx: *mut usize, flags: u64, hStream: CUstream) => copies::boxes(numOps, opList, flags, hStream);
-    [cuMemcpy3DBatchAsync_v2 cuMemcpy3DBatchAsync_v2_ptsz] (numOps: usize, opList: *mut CUDA_MEMCPY3D_BATCH_OP, flags: u64, hStream: CUstream) => copies::boxes(numOps, opList, flags, hStream);
+    [cuMemcpyBatchAsync cuMemcpyBatchAsync_ptsz] (dsts: *mut CUdeviceptr, srcs: *mut CUdeviceptr, sizes: *mut usize, count: usize, attrs: *mut CUmemcpyAttributes, attrsIdxs: *mut usize, numAttrs: usize, failIdx: *mut usize, hStream: CUstream) => batches::batch(dsts, srcs, sizes, count, attrs, numAttrs, hStream);
+    [cuMemcpyBatchAsync_v2 cuMemcpyBatchAsync_v2_ptsz] (dsts: *mut CUdeviceptr, srcs: *mut CUdeviceptr, sizes: *mut usize, count: usize, attrs: *mut CUmemcpyAttributes, attrsIdxs: *mut usize, numAttrs: usize, hStream: CUstream) => batches::batch(dsts, srcs, sizes, count, attrs, numAttrs, hStream);
+    [cuMemcpy3DBatchAsync cuMemcpy3DBatchAsync_ptsz] (numOps: usize, opList: *mut CUDA_MEMCPY3D_BATCH_OP, failIdx: *mut usize, flags: u64, hStream: CUstream) => batches::boxes(numOps, opList, flags, hStream);
+    [cuMemcpy3DBatchAsync_v2 cuMemcpy3DBatchAsync_v2_ptsz] (numOps: usize, opList: *mut CUDA_MEMCPY3D_BATCH_OP, flags: u64, hStream: CUstream) => batches::boxes(numOps, opList, flags, hStream);
     [cuMemcpyWithAttributesAsync cuMemcpyWithAttributesAsync_ptsz] (dst: CUdeviceptr, src: CUdeviceptr, size: usize, attr: *mut CUmemcpyAttributes, hStream: CUstream) => copies::linear_with(dst, src, size, attr, hStream);
-    [cuMemcpy3DWithAttributesAsync cuMemcpy3DWithAttributesAsync_ptsz] (op: *mut CUDA_MEMCPY3D_BATCH_OP, flags: u64, hStream: CUstream) => copies::one_box(op, hStream);
+    [cuMemcpy3DWithAttributesAsync cuMemcpy3DWithAttributesAsync_ptsz] (op: *mut CUDA_MEMCPY3D_BATCH_OP, flags: u64, hStream: CUstream) => batches::one_box(op, hStream);
     [cuFabricCpyBatchAsync cuFabricCpyBatchAsync_ptsz] (numOps: usize, opList: *mut c_void, flags: u64, hStream: CUstream) => work::at_addresses(hStream);
     [cuMemBatchDecompressAsync cuMemBatchDecompressAsync_ptsz] (paramsArray: *mut CUmemDecompressParams, count: usize, flags: u32, errorIndex: *mut usize, stream: CUstream) => work::at_addresses(stream);
 

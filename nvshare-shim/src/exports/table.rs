@@ -12,7 +12,7 @@ use crate::cuda::sys::*;
 use crate::cuda::{CEnum, CUresult, Location};
 use crate::driver::{Symbol, driver, functions, real};
 use crate::hooks::{
-    self, arrays, contexts, copies, memory, memsets, nodes, plain, questions, room, size, streams,
+    self, arrays, batches, contexts, copies, memory, memsets, nodes, plain, questions, room, size, streams,
     unswappable, waiting, work,
 };
 

@@ -2,7 +2,7 @@
 //! between an event before and one after it in the application's stream. (The bare driver refuses it, by an H200's answer;
 //! mapped memory could otherwise end in an error for good.)
 
-use super::copies::{context_of, is_out_of_reach};
+use super::reach::{context_of, is_out_of_reach};
 use super::{Bare, work};
 use crate::allocation::owner;
 use crate::cuda::sys::{CUcontext, CUdeviceptr, CUstream};

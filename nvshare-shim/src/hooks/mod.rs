@@ -11,7 +11,9 @@ use crate::driver::Symbol;
 use crate::turn::dead;
 use crate::uncancelled::Uncancelled;
 
+mod across;
 pub(crate) mod arrays;
+pub(crate) mod batches;
 pub(crate) mod below;
 mod between;
 pub(crate) mod contexts;
@@ -22,6 +24,7 @@ pub(crate) mod nodes;
 pub(crate) mod nvml;
 pub(crate) mod plain;
 pub(crate) mod questions;
+mod reach;
 pub(crate) mod room;
 pub(crate) mod size;
 pub(crate) mod streams;

@@ -7,8 +7,9 @@
 
 use std::ffi::c_void;
 
+use super::across::Slices;
 use super::contexts::device_of;
-use super::copies::{Slices, distant, grant};
+use super::reach::{distant, grant};
 use super::{Bare, work};
 use crate::allocation::{owner, pools};
 use crate::cuda::CUresult;
