@@ -46,7 +46,7 @@ impl<N: Copy> Room<N> {
     }
 }
 
-/// A list that the caller passes, as long as a [`Count`] says. Its elements are as for [`In`].
+/// A list that the caller passes, as long as a [`Count`] says. Its elements are as for [`In`](super::In).
 #[repr(transparent)]
 pub(crate) struct List<T>(*const T);
 
