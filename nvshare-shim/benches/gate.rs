@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use nvshare::gate;
+use nvshare::turn;
 
 extern "C" fn nothing(argument: u64) -> u64 {
     argument
@@ -15,7 +15,7 @@ fn pass(criterion: &mut Criterion) {
     group.bench_function("bare", |bencher| bencher.iter(|| call(black_box(1))));
     group.bench_function("open", |bencher| {
         bencher.iter(|| {
-            let _pass = gate::pass();
+            let _pass = turn::pass();
             call(black_box(1))
         });
     });

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nvshare_common::protocol;
 
-use crate::log::{self, Level};
+use crate::stderr;
 
 /// The block: the unit of fingerprints, and what every extent is a multiple of.
 pub const BLOCK_BYTES: u64 = 2 << 20;
@@ -16,6 +16,32 @@ pub const BLOCK_BYTES: u64 = 2 << 20;
 /// The largest extent that is chosen by itself: handles of this size cost little per byte (on an H200 2 MiB
 /// ones cost twenty times as much), and the first and last one of a swap, which overlap with nothing, are still short.
 pub const LARGEST_EXTENT: u64 = 64 << 20;
+
+/// How much is said; each level includes the ones before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Something does not work.
+    Error,
+    /// Something works less well than it could, and what to do about it.
+    Warn,
+    /// The story of the process: connected, stopped, resumed.
+    Info,
+    /// Every swap.
+    Debug,
+}
+
+impl Level {
+    /// The level of that name.
+    pub fn parse(text: &str) -> Option<Level> {
+        Some(match text.to_ascii_lowercase().as_str() {
+            "error" => Level::Error,
+            "warn" => Level::Warn,
+            "info" => Level::Info,
+            "debug" => Level::Debug,
+            _ => return None,
+        })
+    }
+}
 
 /// All settings of one process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +86,7 @@ pub fn get() -> &'static Config {
     CONFIG.get_or_init(|| {
         let (config, complaints) = Config::read(|name| std::env::var_os(name));
         for complaint in complaints {
-            log::say(format_args!("{complaint}"));
+            stderr::say(format_args!("{complaint}"));
         }
         config
     })

@@ -13,7 +13,7 @@ use rustix::fs::SealFlags;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::descriptors::{self, Own};
-use crate::start;
+use crate::life;
 
 static PAGE: AtomicPtr<Counters> = AtomicPtr::new(null_mut());
 static FALLBACK: Counters = Counters::new();
@@ -40,7 +40,7 @@ pub fn descriptor() -> Option<BorrowedFd<'static>> {
 #[inline]
 pub(crate) fn count(call: Call) {
     let page = page();
-    let counts = if start::is_engine() { &page.engine } else { &page.application };
+    let counts = if life::is_engine() { &page.engine } else { &page.application };
     counts[call as usize].fetch_add(1, Ordering::Release);
 }
 
@@ -51,14 +51,14 @@ pub(crate) fn count_hooked(call: Call) {
 }
 
 /// In the child after a fork: its calls are not its parent's.
-pub(crate) fn leave_to_parent() {
+fn leave_to_parent() {
     PAGE.store((&raw const FALLBACK).cast_mut(), Ordering::Release);
 }
 
 #[cold]
 fn make() -> &'static Counters {
     DESCRIPTOR.get_or_init(|| {
-        start::watch_forks();
+        life::in_child_of_a_fork(leave_to_parent);
         let (page, descriptor) = match share() {
             Ok((page, descriptor)) => (page, Some(descriptor)),
             Err(error) => {

@@ -66,6 +66,11 @@ impl CUresult {
     pub const fn is_sticky(self) -> bool {
         matches!(self.0, 214 | 220 | 226 | 700 | 702 | 710 | 714..=719)
     }
+
+    /// Whether after this error no call of this process succeeds any more.
+    pub const fn is_final(self) -> bool {
+        self.is_sticky() || self.0 == Self::CUDA_ERROR_DEINITIALIZED.0
+    }
 }
 
 /// `CUmemLocation` passed by value, with its type as a number.

@@ -1,49 +1,27 @@
 //! First use. Until the application's first successful `cuInit` the shim does nothing at all; then it takes its counter
 //! page, its gate and its link to the agent into service. In the child of a fork it does nothing ever again.
 
-use std::cell::Cell;
-use std::mem::MaybeUninit;
 use std::sync::Once;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::time::Duration;
-
-use nvshare_common::probe::ENGINE_THREAD_PREFIX;
 
 use crate::driver::driver;
-use crate::{config, counters, descriptors, drain, gate, link, proc, streams, swap};
-
-const ASLEEP: u8 = 0;
-const ACTIVE: u8 = 1;
-const INERT: u8 = 2;
-
-static STATE: AtomicU8 = AtomicU8::new(ASLEEP);
-
-thread_local! {
-    static ENGINE: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Whether the shim manages this process. Hooks pass everything through where it does not: before the first `cuInit`,
-/// when switched off, and in the child after a fork.
-#[inline]
-pub fn active() -> bool {
-    STATE.load(Ordering::Acquire) == ACTIVE
-}
+use crate::turn::drain;
+use crate::{config, counters, gate, life, link, proc, swap};
 
 /// Takes up work, once, if the driver is initialised.
 pub(crate) fn first_use() {
     static START: Once = Once::new();
-    if STATE.load(Ordering::Acquire) != ASLEEP || driver().is_stand_in() {
+    if !life::is_asleep() || driver().is_stand_in() {
         return;
     }
     // Who calls before `cuInit` is refused by the driver, and may come again.
     let Some(devices) = device_count() else { return };
     START.call_once(|| {
         if config::get().disabled {
-            STATE.store(INERT, Ordering::Release);
+            life::switch_off();
             return;
         }
-        watch_forks();
-        // Before the gate can be shut: see `engine_thread`.
+        life::watch_forks();
+        // Before the gate can be shut: see `threads::engine_thread`.
         driver().bind();
         gate::prepare();
         drain::prepare();
@@ -51,7 +29,7 @@ pub(crate) fn first_use() {
         swap::prepare(devices);
         link::prepare();
         counters::page();
-        STATE.store(ACTIVE, Ordering::Release);
+        life::begin();
         link::start();
     });
 }
@@ -62,107 +40,4 @@ fn device_count() -> Option<usize> {
     // SAFETY: `count` is where the answer goes.
     let asked = unsafe { driver().cuDeviceGetCount(&raw mut count) };
     asked.ok().then(|| usize::try_from(count).unwrap_or(0))
-}
-
-/// Makes the child of a later fork inert: CUDA does not survive a fork either, and the engine's threads are not there.
-pub(crate) fn watch_forks() {
-    static WATCH: Once = Once::new();
-    WATCH.call_once(|| {
-        // SAFETY: the handler only stores to atomics and closes files, which is allowed in the child of a process with threads.
-        unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
-    });
-}
-
-extern "C" fn in_child() {
-    STATE.store(INERT, Ordering::Release);
-    gate::leave_to_parent();
-    counters::leave_to_parent();
-    descriptors::leave_to_parent();
-}
-
-/// Whether the calling thread is the shim's own.
-#[inline]
-pub fn is_engine() -> bool {
-    ENGINE.get()
-}
-
-/// Starts a thread of the shim's own.
-///
-/// None of them may ever need what a thread of the application may hold while it waits at the gate, which is anything that
-/// it holds when it calls the driver: above all the loader's lock, inside constructors. So on these threads
-/// - nothing is loaded or looked up (`dlopen`, `dlsym`, `dladdr`): all of the driver is bound before the gate can shut;
-/// - thread-local storage that wants a destructor is touched before the thread begins ([`warm_up`]): glibc takes that lock
-///   to register one. A thread that is held up there has done nothing yet, so whoever can shut the gate waits first until
-///   all are past it ([`await_all`]);
-/// - messages are written with one `write`, never through stdio's locks. (Allocating is fine, unwinding too: nobody calls the
-///   driver inside `malloc`, and the loader's list is not locked while constructors run.)
-/// - and no lock of ours is taken that is held anywhere during a call of the driver.
-///
-/// For the same reason those that the gate's opening may depend on are started before it can be shut, at the first use: what
-/// `first_use` does not prepare may only do what nobody waits for.
-///
-/// Its name begins with the prefix by which the uprobes tell it apart; it takes no
-/// signal, so that the application's handlers never run on it.
-pub fn engine_thread(
-    name: &str,
-    run: impl FnOnce() + Send + 'static,
-) -> std::io::Result<std::thread::JoinHandle<()>> {
-    let prefix = std::str::from_utf8(ENGINE_THREAD_PREFIX).unwrap_or("nvshare:");
-    let mut full = format!("{prefix}{name}");
-    full.truncate(15);
-    let _blocked = Blocked::all();
-    HELD_UP.fetch_add(1, Ordering::AcqRel);
-    let started = std::thread::Builder::new().name(full).spawn(move || {
-        ENGINE.set(true);
-        warm_up();
-        HELD_UP.fetch_sub(1, Ordering::AcqRel);
-        run();
-    });
-    if started.is_err() {
-        HELD_UP.fetch_sub(1, Ordering::AcqRel);
-    }
-    started
-}
-
-/// Threads of ours that were started and are not past their [`warm_up`].
-static HELD_UP: AtomicUsize = AtomicUsize::new(0);
-
-/// Waits until every thread that was started works. On a thread of ours, before it does the first thing that could shut the
-/// gate: where the loader is busy for long, in a constructor that uses the card, all that time nothing is managed yet.
-pub(crate) fn await_all() {
-    debug_assert!(is_engine(), "a thread of the application may hold what they are waiting for");
-    while HELD_UP.load(Ordering::Acquire) != 0 {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// Uses once what keeps something for each thread: the standard library where it waits, and the driver.
-fn warm_up() {
-    let (_open, never) = std::sync::mpsc::channel::<()>();
-    let _ = never.recv_timeout(Duration::from_millis(1));
-    drop(streams::Relaxed::new());
-    let _ = streams::current_context();
-}
-
-/// All signals blocked in this thread, and in those it starts, until the guard goes.
-struct Blocked(libc::sigset_t);
-
-impl Blocked {
-    fn all() -> Blocked {
-        let mut all = MaybeUninit::uninit();
-        let mut before = MaybeUninit::uninit();
-        // SAFETY: `sigfillset` initialises `all`, `pthread_sigmask` reads it and initialises `before`.
-        unsafe {
-            libc::sigfillset(all.as_mut_ptr());
-            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
-            Blocked(before.assume_init())
-        }
-    }
-}
-
-impl Drop for Blocked {
-    fn drop(&mut self) {
-        // SAFETY: the mask is the one this thread had.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
-    }
 }

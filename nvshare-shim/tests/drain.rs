@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use nvshare::cuda::CUresult;
 use nvshare::cuda::sys::{CUDA_LAUNCH_PARAMS, CUstream};
-use nvshare::drain::{Drained, Stalled, drain};
-use nvshare::{gate, pace};
+use nvshare::turn::drain::{Stalled, drain};
+use nvshare::turn::drained::Drained;
+use nvshare::turn::pace;
+use nvshare::{gate, turn};
 
 mod programs;
 
@@ -238,7 +240,7 @@ fn a_drain_gives_up_when_nothing_is_completed_and_not_as_long_as_something_is() 
 #[test]
 fn a_thread_inside_a_call_is_waited_for() {
     let (_guard, _script) = script();
-    let pass = gate::pass();
+    let pass = turn::pass();
     gate::shut();
     std::thread::scope(|scope| {
         assert!(matches!(scope.spawn(|| drain(SOON)).join().unwrap(), Err(Stalled::NoProgress(_))));

@@ -24,10 +24,6 @@ mod sync {
 #[path = "../src/gate/core.rs"]
 mod core;
 
-fn leave_guest(slot: &'static core::Slot) {
-    slot.give_back();
-}
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool as PlainBool, Ordering as PlainOrdering};
 
@@ -40,7 +36,7 @@ struct Scene {
 }
 
 fn scene() -> Arc<Scene> {
-    Arc::new(Scene { gate: Gate::new(), gone: PlainBool::new(false) })
+    Arc::new(Scene { gate: Gate::new(|| ()), gone: PlainBool::new(false) })
 }
 
 fn work(scene: &Scene) {

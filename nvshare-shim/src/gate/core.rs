@@ -12,7 +12,7 @@ use super::sync::{AtomicBool, AtomicU32, AtomicU64, Condvar, Mutex, Ordering, fe
 
 /// The gate is shut.
 const SHUT: u32 = 1;
-/// It lets everybody pass all the same (see `standing::ajar`).
+/// It lets everybody pass all the same (see `ajar` of the run state).
 pub(crate) const AJAR: u32 = 2;
 /// There is no `membarrier`: passes take a fence.
 pub(crate) const FENCED: u32 = 4;
@@ -28,6 +28,8 @@ pub(crate) struct Slot {
     guest: AtomicBool,
     /// How often a thread that had it used a default stream; written by the thread only.
     default_uses: AtomicU64,
+    /// That of its gate.
+    forget: fn(),
 }
 
 /// See the module.
@@ -35,6 +37,8 @@ pub(crate) struct Gate {
     state: AtomicU32,
     for_good: AtomicBool,
     slots: Mutex<Vec<&'static Slot>>,
+    /// Called by a thread whose slot is its own no longer.
+    forget: fn(),
     /// How often it was opened.
     lock: Mutex<u64>,
     opened: Condvar,
@@ -53,7 +57,7 @@ impl Drop for Pass {
     fn drop(&mut self) {
         self.slot.depth.store(self.outer, Ordering::Release);
         if self.slot.guest.load(Ordering::Relaxed) && self.outer == 0 {
-            super::leave_guest(self.slot);
+            self.slot.leave();
         }
     }
 }
@@ -79,12 +83,19 @@ impl Slot {
     pub(crate) fn lend(&self) {
         self.guest.store(true, Ordering::Relaxed);
     }
+
+    /// The pass of a thread past its thread-local storage is over.
+    fn leave(&self) {
+        (self.forget)();
+        self.give_back();
+    }
 }
 
 impl Gate {
     super::sync::const_fn! {
-        pub(crate) fn new() -> Gate {
+        pub(crate) fn new(forget: fn()) -> Gate {
             Gate {
+                forget,
                 state: AtomicU32::new(0),
                 for_good: AtomicBool::new(false),
                 slots: Mutex::new(Vec::new()),
@@ -108,6 +119,7 @@ impl Gate {
             taken: AtomicBool::new(true),
             guest: AtomicBool::new(false),
             default_uses: AtomicU64::new(0),
+            forget: self.forget,
         }));
         slots.push(slot);
         slot

@@ -17,11 +17,8 @@ use std::time::Duration;
 
 pub use self::core::Pass;
 use self::core::{AJAR, FENCED, Gate, Slot};
-use crate::cuda::sys::CUstream;
-use crate::link;
-use crate::streams;
-
-static GATE: Gate = Gate::new();
+use crate::life;
+static GATE: Gate = Gate::new(|| SLOT.set(null()));
 
 thread_local! {
     /// This thread's slot; without a destructor, so that it can be read at any time in a thread's life.
@@ -42,23 +39,17 @@ impl Drop for Registered {
     }
 }
 
-/// Passes the gate; where it is shut the thread waits until it opens. Inside a pass it never waits.
+/// Passes the gate; where it is shut, and `may_pass_shut` does not say that this call passes all the same, the thread calls
+/// `about_to_wait` and waits until it opens. Inside a pass it never waits.
 #[inline]
-pub fn pass() -> Pass {
-    GATE.enter(slot(), is_elsewhere, link::want_to_run)
-}
-
-/// Passes the gate with a call into `stream` (already resolved: never null). While the stream is being captured
-/// such a call executes nothing, and passes a shut gate.
-#[inline]
-pub fn pass_into(stream: CUstream) -> Pass {
-    GATE.enter(slot(), || streams::is_capturing(stream) || is_elsewhere(), link::want_to_run)
+pub fn pass(may_pass_shut: impl FnOnce() -> bool, about_to_wait: impl FnMut()) -> Pass {
+    GATE.enter(slot(), || may_pass_shut() || is_elsewhere(), about_to_wait)
 }
 
 /// Passes the gate whether it is shut or not, for a call that submits nothing: as long as the pass lives no drain ends.
 #[inline]
 pub(crate) fn pass_at_once() -> Pass {
-    GATE.enter(slot(), || true, link::want_to_run)
+    GATE.enter(slot(), || true, || ())
 }
 
 /// Shuts the gate to new passes and returns at once; threads that are inside stay inside. Idempotent.
@@ -130,6 +121,7 @@ pub(crate) fn stand_ajar(ajar: bool) {
 /// Chooses the closer's half of the fence; at first use, while the gate is open.
 pub(crate) fn prepare() {
     OWNER.store(std::process::id(), Ordering::Relaxed);
+    life::in_child_of_a_fork(leave_to_parent);
     if !membarrier::register() {
         GATE.change(0, FENCED);
     }
@@ -147,7 +139,7 @@ fn is_elsewhere() -> bool {
 }
 
 /// In the child after a fork: nobody will ever open the gate for it.
-pub(crate) fn leave_to_parent() {
+fn leave_to_parent() {
     GATE.abandon();
 }
 
@@ -169,10 +161,4 @@ fn register() -> &'static Slot {
         slot.lend();
     }
     slot
-}
-
-/// The pass of a thread past its thread-local storage is over.
-fn leave_guest(slot: &'static Slot) {
-    SLOT.set(null());
-    slot.give_back();
 }

@@ -7,7 +7,7 @@ use super::core::{FENCED, Gate};
 use super::membarrier;
 
 fn gate(fenced: bool) -> &'static Gate {
-    let gate: &'static Gate = Box::leak(Box::new(Gate::new()));
+    let gate: &'static Gate = Box::leak(Box::new(Gate::new(|| ())));
     if fenced || !membarrier::register() {
         gate.change(0, FENCED);
     }
@@ -137,4 +137,19 @@ fn slots_are_used_again_by_later_threads() {
     first.give_back();
     assert!(std::ptr::eq(gate.register(), first));
     second.give_back();
+}
+
+#[test]
+fn a_thread_past_its_storage_forgets_its_slot_with_its_outer_pass_and_gives_it_back() {
+    static FORGOTTEN: AtomicUsize = AtomicUsize::new(0);
+    let gate: &'static Gate =
+        Box::leak(Box::new(Gate::new(|| _ = FORGOTTEN.fetch_add(1, Ordering::Relaxed))));
+    let slot = gate.register();
+    slot.lend();
+    let outer = gate.enter(slot, || false, || ());
+    drop(gate.enter(slot, || false, || panic!("a nested pass waits")));
+    assert_eq!((FORGOTTEN.load(Ordering::Relaxed), gate.inside()), (0, 1));
+    drop(outer);
+    assert_eq!((FORGOTTEN.load(Ordering::Relaxed), gate.inside()), (1, 0));
+    assert!(std::ptr::eq(gate.register(), slot));
 }

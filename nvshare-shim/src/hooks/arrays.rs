@@ -2,10 +2,10 @@
 
 use super::Bare;
 use super::unswappable::{beyond_limit, noted};
+use crate::allocation::unswappable;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUDA_ARRAY_DESCRIPTOR, CUDA_ARRAY3D_DESCRIPTOR, CUarray, CUmipmappedArray};
-use crate::memory::books;
-use crate::start;
+use crate::life;
 
 const ARRAY: &str = "array";
 const MIPMAPPED: &str = "mipmapped";
@@ -61,8 +61,8 @@ pub(crate) unsafe fn mipmapped<F: Fn() -> CUresult>(
 
 pub(crate) unsafe fn array_destroy<F: Fn() -> CUresult>(bare: &Bare<F>, array: CUarray) -> CUresult {
     let result = bare.call();
-    if result.ok() && start::active() {
-        books::gave_back(ARRAY, array.addr() as u64);
+    if result.ok() && life::active() {
+        unswappable::gave_back(ARRAY, array.addr() as u64);
     }
     result
 }
@@ -72,8 +72,8 @@ pub(crate) unsafe fn mipmapped_destroy<F: Fn() -> CUresult>(
     array: CUmipmappedArray,
 ) -> CUresult {
     let result = bare.call();
-    if result.ok() && start::active() {
-        books::gave_back(MIPMAPPED, array.addr() as u64);
+    if result.ok() && life::active() {
+        unswappable::gave_back(MIPMAPPED, array.addr() as u64);
     }
     result
 }

@@ -14,9 +14,8 @@ use std::sync::OnceLock;
 
 use super::Bare;
 use crate::cuda::CUresult;
-use crate::driver::driver;
+use crate::driver::{Symbol, driver};
 use crate::streams::Relaxed;
-use crate::table::Symbol;
 
 /// How much of an entry a jump takes, at least: an absolute one has 14 bytes.
 const ENTRY: usize = 16;

@@ -5,13 +5,12 @@ use std::ffi::c_void;
 
 use crate::cuda::sys::CUdeviceptr;
 use crate::cuda::{CEnum, CUresult};
-use crate::memory::{self, device};
-use crate::start;
+use crate::{allocation, device, life};
 
 /// Whether an address lies in what is mapped for allocations, and in none of them.
 pub(super) fn is(at: CUdeviceptr) -> bool {
-    start::active()
-        && memory::describe(at).is_none()
+    life::active()
+        && allocation::describe(at).is_none()
         && device::all().iter().any(|device| device.state().space.covers(at))
 }
 

@@ -8,9 +8,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUcontext, CUdevice, CUgreenCtx};
-use crate::driver::driver;
-use crate::table::Symbol;
-use crate::{gate, memory, start, streams, swap};
+use crate::device::home::{self, Left};
+use crate::driver::{Symbol, driver};
+use crate::{allocation, gate, life, start, streams};
 
 pub(crate) unsafe fn create<F: Fn() -> CUresult>(
     bare: &Bare<F>,
@@ -47,7 +47,7 @@ pub(crate) unsafe fn attach<F: Fn() -> CUresult>(bare: &Bare<F>, context: *mut C
 
 pub(crate) unsafe fn from_green<F: Fn() -> CUresult>(bare: &Bare<F>, context: *mut CUcontext) -> CUresult {
     let result = bare.call();
-    if result.ok() && !context.is_null() && start::active() {
+    if result.ok() && !context.is_null() && life::active() {
         // SAFETY: the driver has just stored the handle there.
         let green = unsafe { context.read() };
         if let Some(primary) = device_of(green).and_then(|device| primary_below(device, green)) {
@@ -59,7 +59,7 @@ pub(crate) unsafe fn from_green<F: Fn() -> CUresult>(bare: &Bare<F>, context: *m
 }
 
 unsafe fn held(result: CUresult, context: *mut CUcontext) -> CUresult {
-    if result.ok() && !context.is_null() && start::active() {
+    if result.ok() && !context.is_null() && life::active() {
         // SAFETY: the caller's promise.
         streams::context_held(unsafe { context.read() });
     }
@@ -102,7 +102,7 @@ fn end<F: Fn() -> CUresult>(
     primary: Option<CUdevice>,
     is_gone: impl FnOnce(CUresult) -> bool,
 ) -> CUresult {
-    if !start::active() || context.is_null() {
+    if !life::active() || context.is_null() {
         return bare.call();
     }
     let (result, [gone], left) = aside([context], || {
@@ -110,8 +110,7 @@ fn end<F: Fn() -> CUresult>(
         (result, [is_gone(result)])
     });
     if gone {
-        swap::standing::context_ended();
-        memory::context_ended(context, primary);
+        allocation::context_ended(context, primary);
     } else {
         streams::context_given_back(context);
     }
@@ -124,10 +123,10 @@ fn end<F: Fn() -> CUresult>(
 fn aside<const N: usize>(
     contexts: [CUcontext; N],
     call: impl FnOnce() -> (CUresult, [bool; N]),
-) -> (CUresult, [bool; N], [swap::Left; N]) {
+) -> (CUresult, [bool; N], [Left; N]) {
     // A drain that looks at the streams now would miss those of these contexts: it waits for who is inside.
     let _inside = gate::pass_at_once();
-    let left = swap::leave_contexts(contexts.map(<*mut _>::addr));
+    let left = home::leave_contexts(contexts.map(<*mut _>::addr));
     let absent = contexts.map(streams::context_leaves);
     let (result, gone) = call();
     for (absent, gone) in absent.into_iter().zip(gone) {
@@ -149,7 +148,7 @@ pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: C
     let mut context = std::ptr::null_mut();
     // SAFETY: the application's handle, and a place for the answer.
     let found = unsafe { driver().cuCtxFromGreenCtx(&raw mut context, green) };
-    if !start::active() || !found.ok() || context.is_null() {
+    if !life::active() || !found.ok() || context.is_null() {
         return bare.call();
     }
     let device = device_of(context);
@@ -161,7 +160,7 @@ pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: C
             (result, [result.ok()])
         });
         if gone {
-            memory::green_context_ended(context, None);
+            allocation::green_context_ended(context, None);
         }
         return result;
     };
@@ -173,11 +172,10 @@ pub(crate) unsafe fn destroy_green<F: Fn() -> CUresult>(bare: &Bare<F>, green: C
     });
     if gone {
         streams::green_ended(context);
-        memory::green_context_ended(context, Some(primary));
+        allocation::green_context_ended(context, Some(primary));
     }
     if ended {
-        swap::standing::context_ended();
-        memory::context_ended(primary, Some(device));
+        allocation::context_ended(primary, Some(device));
     }
     drop(left);
     result
@@ -192,10 +190,10 @@ fn primary_below(device: CUdevice, green: CUcontext) -> Option<CUcontext> {
 pub(crate) unsafe fn enable_peer<F: Fn() -> CUresult>(bare: &Bare<F>, peer: CUcontext) -> CUresult {
     let result = bare.call();
     if result.ok()
-        && start::active()
-        && let (Some(of), Some(from)) = (device_of(peer), current_device())
+        && life::active()
+        && let (Some(of), Some(from)) = (device_of(peer), streams::current_device())
     {
-        memory::on_peer_access(of, from);
+        allocation::on_peer_access(of, from);
     }
     result
 }
@@ -203,15 +201,7 @@ pub(crate) unsafe fn enable_peer<F: Fn() -> CUresult>(bare: &Bare<F>, peer: CUco
 /// The device of a context that lives.
 pub(crate) fn device_of(context: CUcontext) -> Option<CUdevice> {
     let _current = streams::Current::push(context).ok()?;
-    current_device()
-}
-
-/// The device of the current context.
-pub(crate) fn current_device() -> Option<CUdevice> {
-    let mut device = 0;
-    // SAFETY: the driver stores a number.
-    unsafe { driver().cuCtxGetDevice(&raw mut device) }.result().ok()?;
-    Some(device)
+    streams::current_device()
 }
 
 /// The primary context of each device that was retained. It has the same handle as long as the process runs.

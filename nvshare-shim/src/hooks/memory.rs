@@ -4,7 +4,7 @@ use super::{Bare, below};
 use crate::cuda::CUresult;
 use crate::cuda::sys::CUdeviceptr;
 use crate::driver::driver;
-use crate::{memory, start, streams};
+use crate::{allocation, life, streams};
 
 /// What `cuMemAllocPitch` rounds a row up to: attribute `TEXTURE_ALIGNMENT` of all devices so far.
 const PITCH: usize = 512;
@@ -14,12 +14,12 @@ pub(crate) unsafe fn alloc<F: Fn() -> CUresult>(
     at: *mut CUdeviceptr,
     bytes: usize,
 ) -> CUresult {
-    if !start::active() || at.is_null() || bytes == 0 {
+    if !life::active() || at.is_null() || bytes == 0 {
         return bare.call();
     }
     note_context();
     below::hear_of_allocation(bare.symbol());
-    match memory::allocate(bytes) {
+    match allocation::allocate(bytes) {
         Ok(address) => {
             // SAFETY: the application's place for the address.
             unsafe { at.write(address) };
@@ -39,12 +39,12 @@ pub(crate) unsafe fn alloc_pitch<F: Fn() -> CUresult>(
 ) -> CUresult {
     let row = width.checked_next_multiple_of(PITCH);
     let bytes = row.and_then(|row| row.checked_mul(height)).unwrap_or(0);
-    if !start::active() || at.is_null() || pitch.is_null() || bytes == 0 || !matches!(element, 4 | 8 | 16) {
+    if !life::active() || at.is_null() || pitch.is_null() || bytes == 0 || !matches!(element, 4 | 8 | 16) {
         return bare.call();
     }
     note_context();
     below::hear_of_allocation(bare.symbol());
-    match memory::allocate(bytes) {
+    match allocation::allocate(bytes) {
         Ok(address) => {
             // SAFETY: the application's places for address and pitch.
             unsafe {
@@ -58,10 +58,10 @@ pub(crate) unsafe fn alloc_pitch<F: Fn() -> CUresult>(
 }
 
 pub(crate) unsafe fn free<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr) -> CUresult {
-    if !start::active() || at == 0 {
+    if !life::active() || at == 0 {
         return bare.call();
     }
-    if memory::is_allocation(at) {
+    if allocation::is_allocation(at) {
         // After its shutdown the driver answers so, whatever it is asked.
         let mut context = std::ptr::null_mut();
         // SAFETY: `context` is where the answer goes.
@@ -71,7 +71,7 @@ pub(crate) unsafe fn free<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr) 
         }
         below::hear(bare);
     }
-    memory::free(at).unwrap_or_else(|| {
+    allocation::free(at).unwrap_or_else(|| {
         let result = bare.call();
         if result.ok() {
             super::unswappable::freed(at);
@@ -85,10 +85,10 @@ pub(crate) unsafe fn info<F: Fn() -> CUresult>(
     free: *mut usize,
     total: *mut usize,
 ) -> CUresult {
-    if !start::active() || free.is_null() || total.is_null() {
+    if !life::active() || free.is_null() || total.is_null() {
         return bare.call();
     }
-    let Some((free_bytes, total_bytes)) = memory::info() else { return bare.call() };
+    let Some((free_bytes, total_bytes)) = allocation::info() else { return bare.call() };
     // SAFETY: the application's places for the two numbers.
     unsafe {
         free.write(free_bytes);

@@ -2,12 +2,12 @@
 //! between an event before and one after it in the application's stream. (The bare driver refuses it, by an H200's answer;
 //! mapped memory could otherwise end in an error for good.)
 
-use super::copies::{context_of, is_out_of_reach};
+use super::reach::{context_of, is_out_of_reach};
 use super::{Bare, work};
+use crate::allocation::owner;
 use crate::cuda::sys::{CUcontext, CUdeviceptr, CUstream};
 use crate::cuda::{CUresult, EVENT_DISABLE_TIMING};
 use crate::driver::driver;
-use crate::memory::owner;
 use crate::streams::{Current, Relaxed};
 
 /// What a memset repeats.

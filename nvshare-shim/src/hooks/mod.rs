@@ -1,4 +1,4 @@
-//! The hooks, a file per family. Which symbol has which hook, and with what arguments, is said in [`crate::table`]. Each
+//! The hooks, a file per family. Which symbol has which hook, and with what arguments, is said in [`crate::driver::functions`](mod@crate::driver::functions). Each
 //! hook gets the real call as a [`Bare`] and the arguments it needs; it never panics into the application, and no
 //! thread is cancelled in it.
 
@@ -7,20 +7,24 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::cuda::sys::CUstream;
 use crate::cuda::{CUresult, STREAM_LEGACY, STREAM_PER_THREAD};
-use crate::table::Symbol;
+use crate::driver::Symbol;
+use crate::turn::dead;
 use crate::uncancelled::Uncancelled;
 
+mod across;
 pub(crate) mod arrays;
+pub(crate) mod batches;
 pub(crate) mod below;
 mod between;
 pub(crate) mod contexts;
 pub(crate) mod copies;
-pub(crate) mod lookup;
 pub(crate) mod memory;
 pub(crate) mod memsets;
 pub(crate) mod nodes;
+pub(crate) mod nvml;
 pub(crate) mod plain;
 pub(crate) mod questions;
+mod reach;
 pub(crate) mod room;
 pub(crate) mod size;
 pub(crate) mod streams;
@@ -101,8 +105,8 @@ fn after_panic<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
 /// that the application meets its error wherever it looks.
 #[cold]
 fn note_error(error: CUresult) {
-    if error.is_sticky() && crate::start::active() {
-        crate::swap::on_device_error(error);
+    if error.is_sticky() && crate::life::active() {
+        dead::on_device_error(error);
     }
 }
 

@@ -7,13 +7,15 @@
 
 use std::ffi::c_void;
 
-use super::contexts::{current_device, device_of};
-use super::copies::{Slices, distant, grant};
+use super::across::Slices;
+use super::contexts::device_of;
+use super::reach::{distant, grant};
 use super::{Bare, work};
+use crate::allocation::{owner, pools};
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUDA_MEMCPY_NODE_PARAMS, CUcontext, CUdevice, CUgraphNodeParams};
-use crate::memory::{device, owner, pools};
-use crate::start;
+use crate::streams::current_device;
+use crate::{device, life};
 
 /// `CU_GRAPH_NODE_TYPE_MEMCPY` and `_MEM_ALLOC`.
 const COPY: u32 = 1;
@@ -68,7 +70,7 @@ pub(crate) unsafe fn any<F: Fn() -> CUresult>(
     // SAFETY: the application's own arguments.
     let result = unsafe { changed(bare, parameters) };
     // SAFETY: the driver has accepted the parameters; the kind is read as a number, it may be newer than this build.
-    if result.ok() && start::active() && unsafe { parameters.cast::<u32>().read() } == ALLOCATION {
+    if result.ok() && life::active() && unsafe { parameters.cast::<u32>().read() } == ALLOCATION {
         pools::graph_allocates();
     }
     result
@@ -94,14 +96,14 @@ pub(crate) unsafe fn changed<F: Fn() -> CUresult>(
 }
 
 fn let_reach(copy: &Slices, runs_on: Option<CUdevice>) {
-    if device::several() && start::active() {
+    if device::several() && life::active() {
         grant(&distant(&copy.addresses(), || runs_on));
     }
 }
 
 /// As [`let_reach`], where it is not said what it runs on: the current device, or one that an end is on.
 fn let_reach_from_anywhere(copy: &Slices) {
-    if device::several() && start::active() {
+    if device::several() && life::active() {
         let ends = copy.addresses();
         let owners = ends.iter().filter_map(|end| owner::owner(*end)).map(|owner| owner.device);
         for runs_on in owners.chain(current_device()) {

@@ -8,7 +8,7 @@ use super::{Bare, between, unswappable, work};
 use crate::cuda::sys::{CUdeviceptr, CUmemGenericAllocationHandle, CUmemLocation, CUstream};
 use crate::cuda::{CEnum, CUresult};
 use crate::driver::driver;
-use crate::{gate, memory, start, streams};
+use crate::{allocation, life, streams, turn};
 
 /// `CU_POINTER_ATTRIBUTE_P2P_TOKENS` and `_SYNC_MEMOPS`.
 const P2P_TOKENS: CEnum = 5;
@@ -21,8 +21,8 @@ const NO_HOST_POINTER: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 const MAPPING: u64 = 2 << 20;
 
 /// The allocation of ours at an address.
-pub(super) fn known(at: CUdeviceptr) -> Option<memory::Described> {
-    if start::active() { memory::describe(at) } else { None }
+pub(super) fn known(at: CUdeviceptr) -> Option<allocation::Described> {
+    if life::active() { allocation::describe(at) } else { None }
 }
 
 pub(crate) unsafe fn address_range<F: Fn() -> CUresult>(
@@ -104,11 +104,11 @@ pub(crate) unsafe fn attributes<F: Fn() -> CUresult>(
 }
 
 /// Whoever gets the tokens finds the physical pages by them: they are given out while the memory is there, and it stays.
-fn with_tokens<F: Fn() -> CUresult>(bare: &Bare<F>, found: &memory::Described) -> CUresult {
-    let _pass = gate::pass();
+fn with_tokens<F: Fn() -> CUresult>(bare: &Bare<F>, found: &allocation::Described) -> CUresult {
+    let _pass = turn::pass();
     let result = bare.call();
     if result.ok() {
-        memory::stays(found.start, found.bytes);
+        allocation::stays(found.start, found.bytes);
     }
     result
 }
@@ -126,10 +126,10 @@ pub(crate) unsafe fn set_attribute<F: Fn() -> CUresult>(
     }
     let found = known(at).filter(|_| attribute == SYNC_MEMOPS && !value.is_null());
     let Some(found) = found else { return bare.call() };
-    let _pass = gate::pass();
-    memory::stays(found.start, found.bytes);
+    let _pass = turn::pass();
+    allocation::stays(found.start, found.bytes);
     // SAFETY: the application's boolean, of whatever width.
-    memory::set_sync(found.start, unsafe { value.cast::<u8>().read() } != 0);
+    allocation::set_sync(found.start, unsafe { value.cast::<u8>().read() } != 0);
     CUresult::CUDA_SUCCESS
 }
 
@@ -205,7 +205,7 @@ pub(crate) unsafe fn prefetch<F: Fn() -> CUresult>(
 
 /// Writes the attribute's value; `None` leaves it to the driver.
 unsafe fn answer(
-    found: &memory::Described,
+    found: &allocation::Described,
     data: *mut c_void,
     attribute: CEnum,
     at: CUdeviceptr,
@@ -238,7 +238,7 @@ unsafe fn answer(
 }
 
 /// Where the mapping around an allocation begins and how long it is, in the units of plain memory.
-fn mapping(found: &memory::Described) -> (u64, u64) {
+fn mapping(found: &allocation::Described) -> (u64, u64) {
     let start = found.start / MAPPING * MAPPING;
     (start, (found.start + found.bytes).next_multiple_of(MAPPING) - start)
 }
@@ -247,7 +247,7 @@ fn mapping(found: &memory::Described) -> (u64, u64) {
 mod tests {
     use super::*;
 
-    fn ask(found: &memory::Described, attribute: CEnum) -> (Option<CUresult>, u64) {
+    fn ask(found: &allocation::Described, attribute: CEnum) -> (Option<CUresult>, u64) {
         let mut value = 0_u64;
         // SAFETY: no attribute is wider than the eight bytes of `value`.
         let result = unsafe { answer(found, (&raw mut value).cast(), attribute, found.start + 7) };
@@ -258,8 +258,15 @@ mod tests {
     fn memory_is_described_from_the_records_as_plain_memory_is() {
         let context = std::ptr::without_provenance_mut(0x77);
         let start = 3 * MAPPING + 0x1000;
-        let found =
-            memory::Described { start, bytes: 300, context, device: 2, rdma: true, number: 0x55, sync: true };
+        let found = allocation::Described {
+            start,
+            bytes: 300,
+            context,
+            device: 2,
+            rdma: true,
+            number: 0x55,
+            sync: true,
+        };
         let ok = Some(CUresult::CUDA_SUCCESS);
         for (attribute, value) in [
             (1, 0x77),

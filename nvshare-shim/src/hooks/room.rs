@@ -8,11 +8,11 @@
 use std::time::Instant;
 
 use super::Bare;
+use crate::allocation::promise;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUdevice, CUstream};
-use crate::driver::driver;
-use crate::memory::promise;
-use crate::{link, start, streams};
+use crate::driver::{Symbol, driver};
+use crate::{life, line, link, streams};
 
 /// What a call takes whose size nobody says. If that was too little, twice as much is asked for.
 const GUESS: u64 = 64 << 20;
@@ -40,14 +40,14 @@ pub(crate) fn retry<F: Fn() -> CUresult>(bare: &Bare<F>, bytes: Option<u64>) -> 
 /// A call that makes a context on `device`, or keeps it: there may be no current one to tell the device by. Before it returns the
 /// agent has seen what the context costs, so that the first answer about free memory counts it.
 pub(crate) fn retry_on<F: Fn() -> CUresult>(bare: &Bare<F>, device: Option<CUdevice>) -> CUresult {
-    let was_there = device.is_some_and(|device| start::active() && keeps(bare, device));
+    let was_there = device.is_some_and(|device| life::active() && keeps(bare, device));
     let result = retry_with(bare, device, None, || bare.call());
     if let Some(device) = device
         && result.ok()
-        && start::active()
+        && life::active()
         && !was_there
     {
-        link::context_made(device);
+        promise::context_made(device);
     }
     result
 }
@@ -55,7 +55,7 @@ pub(crate) fn retry_on<F: Fn() -> CUresult>(bare: &Bare<F>, device: Option<CUdev
 /// Whether the call only adds a reference to a primary context that is there.
 fn keeps<F: Fn() -> CUresult>(bare: &Bare<F>, device: CUdevice) -> bool {
     let (mut flags, mut active) = (0, 0);
-    bare.symbol() == crate::table::Symbol::cuDevicePrimaryCtxRetain
+    bare.symbol() == Symbol::cuDevicePrimaryCtxRetain
         // SAFETY: places for the two answers.
         && unsafe { driver().cuDevicePrimaryCtxGetState(device, &raw mut flags, &raw mut active) }.ok()
         && active != 0
@@ -69,7 +69,7 @@ pub(crate) fn retry_with<F: Fn() -> CUresult>(
     attempt: impl Fn() -> CUresult,
 ) -> CUresult {
     let result = attempt();
-    if start::active() {
+    if life::active() {
         promise::driver_grew();
     }
     again(bare, result, device, bytes, attempt)
@@ -79,10 +79,10 @@ pub(crate) fn retry_with<F: Fn() -> CUresult>(
 /// about to take it. So the agent is asked for room for a large piece that the grant does not cover, before the driver is
 /// asked for it. Small ones are not worth the time; the agent sees them afterwards. `false`: it cannot be had.
 pub(crate) fn is_granted(device: CUdevice, bytes: u64) -> bool {
-    let granted = |device: &crate::memory::device::Device| device.state().space.accounts().slack() >= bytes;
+    let granted = |device: &crate::device::Device| device.state().space.accounts().slack() >= bytes;
     bytes < LARGE
-        || !link::has_agent()
-        || crate::memory::device::of_ordinal(device).is_none_or(granted)
+        || !line::is_open()
+        || crate::device::of_ordinal(device).is_none_or(granted)
         || link::want_room(Some(device), bytes, Instant::now() + link::ROOM_LIMIT)
 }
 
@@ -110,7 +110,7 @@ pub(crate) fn again_in<F: Fn() -> CUresult>(
     attempt: impl Fn() -> CUresult,
 ) -> CUresult {
     if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-        return if start::active() && streams::is_capturing(stream) {
+        return if life::active() && streams::is_capturing(stream) {
             result
         } else {
             make_room(bare, None, None, attempt)
@@ -127,7 +127,7 @@ fn make_room<F: Fn() -> CUresult>(
     attempt: impl Fn() -> CUresult,
 ) -> CUresult {
     let mut result = CUresult::CUDA_ERROR_OUT_OF_MEMORY;
-    if !start::active() {
+    if !life::active() {
         return result;
     }
     let deadline = Instant::now() + link::ROOM_LIMIT;

@@ -3,9 +3,8 @@
 use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::CUdevice;
-use crate::link::sizes;
-use crate::memory::device;
-use crate::start;
+use crate::device::{self, sizes};
+use crate::life;
 
 pub(crate) unsafe fn total<F: Fn() -> CUresult>(bare: &Bare<F>, bytes: *mut usize, of: CUdevice) -> CUresult {
     let result = bare.call();
@@ -32,7 +31,7 @@ pub(crate) unsafe fn total_32<F: Fn() -> CUresult>(
 
 fn as_told(bare: u64, of: CUdevice) -> u64 {
     match device::id_of(of) {
-        Ok(id) if start::active() => sizes::total(id, bare),
+        Ok(id) if life::active() => sizes::total(id, bare),
         _ => bare,
     }
 }

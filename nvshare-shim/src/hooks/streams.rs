@@ -3,7 +3,7 @@
 use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUevent, CUstream};
-use crate::{gate, start, streams};
+use crate::{life, streams, turn};
 
 pub(crate) unsafe fn create<F: Fn() -> CUresult>(bare: &Bare<F>, stream: *mut CUstream) -> CUresult {
     // SAFETY: the application's place for the handle.
@@ -18,7 +18,7 @@ pub(crate) unsafe fn create_green<F: Fn() -> CUresult>(bare: &Bare<F>, stream: *
 
 unsafe fn made<F: Fn() -> CUresult>(bare: &Bare<F>, stream: *mut CUstream, green: bool) -> CUresult {
     let result = super::room::retry(bare, None);
-    if result.ok() && !stream.is_null() && start::active() {
+    if result.ok() && !stream.is_null() && life::active() {
         // SAFETY: the driver has just stored the new handle there.
         streams::created(unsafe { stream.read() }, green);
     }
@@ -27,7 +27,7 @@ unsafe fn made<F: Fn() -> CUresult>(bare: &Bare<F>, stream: *mut CUstream, green
 
 /// The driver may refuse it; and where it does not, another stream may have the handle at once.
 pub(crate) unsafe fn destroy<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
-    if !start::active() || stream.is_null() {
+    if !life::active() || stream.is_null() {
         return bare.call();
     }
     let leaving = streams::leaves(stream);
@@ -40,10 +40,10 @@ pub(crate) unsafe fn destroy<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstre
 
 /// Passes the gate, so that no capture begins while a drain looks at the streams.
 pub(crate) unsafe fn begin_capture<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
-    if !start::active() {
+    if !life::active() {
         return bare.call();
     }
-    let _pass = gate::pass();
+    let _pass = turn::pass();
     streams::begin(bare.stream(stream), || bare.call())
 }
 
@@ -62,7 +62,7 @@ pub(crate) unsafe fn record_event<F: Fn() -> CUresult>(
     event: CUevent,
     stream: CUstream,
 ) -> CUresult {
-    if !streams::capturing() || !start::active() {
+    if !streams::capturing() || !life::active() {
         return bare.call();
     }
     streams::recorded(event, bare.stream(stream), || bare.call())
@@ -74,11 +74,11 @@ pub(crate) unsafe fn wait_event<F: Fn() -> CUresult>(
     stream: CUstream,
     event: CUevent,
 ) -> CUresult {
-    if !start::active() {
+    if !life::active() {
         return bare.call();
     }
     let stream = bare.stream(stream);
-    let _pass = gate::pass_into(stream);
+    let _pass = turn::pass_into(stream);
     if streams::capturing() && streams::leads_into_capture(event) {
         return streams::spread(stream, || bare.call());
     }

@@ -1,24 +1,24 @@
-//! Memory that cannot be moved (yet): passed through, and booked with its bytes and the reason ([`crate::memory::books`]).
+//! Memory that cannot be moved (yet): passed through, and booked with its bytes and the reason ([`crate::allocation::unswappable`]).
 //! Arrays: [`super::arrays`].
 
 use std::cell::Cell;
 use std::ffi::c_void;
 
-use super::contexts::current_device;
 use super::{Bare, questions, room};
+use crate::allocation::unswappable::{self, Expected, MANAGED, VMM};
+use crate::allocation::{self, pools};
 use crate::cuda::CUresult;
 use crate::cuda::sys::{
     CUDA_MEM_ALLOC_NODE_PARAMS, CUdevice, CUdeviceptr, CUmemAllocationProp, CUmemGenericAllocationHandle,
     CUmemPoolProps, CUmemoryPool, CUstream,
 };
-use crate::memory::books::{self, Expected, MANAGED, VMM};
 use crate::memory::held::Held;
-use crate::memory::{self, pools};
-use crate::{gate, start, streams};
+use crate::streams::{self, current_device};
+use crate::{life, turn};
 
 /// Whether the client may not have so much more on the current device: its limit holds for what passes by the engine, too.
 pub(super) fn beyond_limit(bytes: u64) -> bool {
-    start::active() && current_device().is_some_and(|device| memory::exceeds_limit(device, bytes))
+    life::active() && current_device().is_some_and(|device| allocation::exceeds_limit(device, bytes))
 }
 
 /// The allocating call, again after room was made; what it made in the current context is noted.
@@ -29,7 +29,7 @@ pub(super) unsafe fn noted<F: Fn() -> CUresult, H>(
     number: impl Fn(H) -> u64,
     bytes: u64,
 ) -> CUresult {
-    let Some(device) = current_device().filter(|_| start::active() && !at.is_null()) else {
+    let Some(device) = current_device().filter(|_| life::active() && !at.is_null()) else {
         return bare.call();
     };
     let context = streams::current_context().map_or(0, <*mut _>::addr);
@@ -55,7 +55,7 @@ fn booked<F: Fn() -> CUresult>(
     }
     let made = Cell::new(None);
     let result = room::retry_with(bare, Some(held.device), wants, || {
-        let expected = books::expect(reason, held);
+        let expected = unswappable::expect(reason, held);
         let result = bare.call();
         if result.ok() {
             made.set(Some(expected));
@@ -77,7 +77,7 @@ pub(crate) unsafe fn managed<F: Fn() -> CUresult>(
 
 /// A `cuMemFree` of memory that is not the engine's.
 pub(crate) fn freed(at: CUdeviceptr) {
-    books::gave_back(MANAGED, at);
+    unswappable::gave_back(MANAGED, at);
     pools::changed();
 }
 
@@ -89,7 +89,7 @@ pub(crate) unsafe fn stream_ordered<F: Fn() -> CUresult>(
     bytes: usize,
     stream: CUstream,
 ) -> CUresult {
-    if !start::active() || at.is_null() || bytes == 0 {
+    if !life::active() || at.is_null() || bytes == 0 {
         return bare.call();
     }
     match current_device() {
@@ -107,7 +107,7 @@ pub(crate) unsafe fn from_this_pool<F: Fn() -> CUresult>(
     pool: CUmemoryPool,
     stream: CUstream,
 ) -> CUresult {
-    if !start::active() || at.is_null() || bytes == 0 {
+    if !life::active() || at.is_null() || bytes == 0 {
         return bare.call();
     }
     match pools::device_of(pool).or_else(current_device) {
@@ -160,10 +160,10 @@ pub(crate) unsafe fn free_async<F: Fn() -> CUresult>(
     at: CUdeviceptr,
     stream: CUstream,
 ) -> CUresult {
-    if !start::active() {
+    if !life::active() {
         return bare.call();
     }
-    if let Some(result) = memory::free_in_order(at, bare.stream(stream)) {
+    if let Some(result) = allocation::free_in_order(at, bare.stream(stream)) {
         super::below::hear(bare);
         return result;
     }
@@ -179,7 +179,7 @@ pub(crate) unsafe fn pool_create<F: Fn() -> CUresult>(
     properties: *const CUmemPoolProps,
 ) -> CUresult {
     let result = room::retry(bare, None);
-    if result.ok() && !pool.is_null() && !properties.is_null() && start::active() {
+    if result.ok() && !pool.is_null() && !properties.is_null() && life::active() {
         // SAFETY: the driver has read the properties and stored the handle; the location's type is read as a number, it may
         // be newer than this build.
         unsafe {
@@ -194,7 +194,7 @@ pub(crate) unsafe fn pool_create<F: Fn() -> CUresult>(
 
 pub(crate) unsafe fn pool_destroy<F: Fn() -> CUresult>(bare: &Bare<F>, pool: CUmemoryPool) -> CUresult {
     let result = bare.call();
-    if result.ok() && start::active() {
+    if result.ok() && life::active() {
         pools::pool_gone(pool);
     }
     result
@@ -214,7 +214,7 @@ pub(crate) unsafe fn create<F: Fn() -> CUresult>(
     bytes: usize,
     property: *const CUmemAllocationProp,
 ) -> CUresult {
-    if !start::active() || property.is_null() || handle.is_null() {
+    if !life::active() || property.is_null() || handle.is_null() {
         return bare.call();
     }
     // SAFETY: the driver reads it too; the location's type is its second number, read as one (it may be of a kind that
@@ -226,7 +226,7 @@ pub(crate) unsafe fn create<F: Fn() -> CUresult>(
     if kind != DEVICE_LOCATION {
         return room::retry(bare, None);
     }
-    if memory::exceeds_limit(device, bytes as u64) {
+    if allocation::exceeds_limit(device, bytes as u64) {
         return CUresult::CUDA_ERROR_OUT_OF_MEMORY;
     }
     let bytes = bytes as u64;
@@ -246,8 +246,8 @@ pub(crate) unsafe fn release<F: Fn() -> CUresult>(
     handle: CUmemGenericAllocationHandle,
 ) -> CUresult {
     let result = bare.call();
-    if result.ok() && start::active() {
-        books::physical(|physical| physical.released(handle).into_iter().collect());
+    if result.ok() && life::active() {
+        unswappable::physical(|physical| physical.released(handle).into_iter().collect());
     }
     result
 }
@@ -262,8 +262,8 @@ pub(crate) unsafe fn map<F: Fn() -> CUresult>(
         return CUresult::CUDA_ERROR_INVALID_VALUE;
     }
     let result = room::retry(bare, None);
-    if result.ok() && start::active() {
-        books::physical(|physical| {
+    if result.ok() && life::active() {
+        unswappable::physical(|physical| {
             physical.mapped(at, bytes as u64, handle);
             Vec::new()
         });
@@ -276,8 +276,8 @@ pub(crate) unsafe fn unmap<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr,
         return CUresult::CUDA_ERROR_INVALID_VALUE;
     }
     let result = bare.call();
-    if result.ok() && start::active() {
-        books::physical(|physical| physical.unmapped(at, bytes as u64));
+    if result.ok() && life::active() {
+        unswappable::physical(|physical| physical.unmapped(at, bytes as u64));
     }
     result
 }
@@ -290,11 +290,12 @@ pub(crate) unsafe fn import<F: Fn() -> CUresult>(
     let result = room::retry(bare, None);
     if result.ok()
         && !handle.is_null()
-        && start::active()
+        && life::active()
         && let Some(device) = current_device()
     {
         // SAFETY: the driver has just stored the handle there.
-        books::expect(VMM, Held { device, bytes: 0, context: 0 }).made_physical(unsafe { handle.read() });
+        unswappable::expect(VMM, Held { device, bytes: 0, context: 0 })
+            .made_physical(unsafe { handle.read() });
     }
     result
 }
@@ -302,21 +303,21 @@ pub(crate) unsafe fn import<F: Fn() -> CUresult>(
 /// The memory at `at` is shared with somebody who keeps its physical pages: from now on it stays where it is. (What is not the
 /// engine's stays anyway, and is in the books already.)
 pub(crate) unsafe fn export<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr, bytes: usize) -> CUresult {
-    if !start::active() {
+    if !life::active() {
         return bare.call();
     }
     // Inside the pass nothing leaves the device, so that what is shared is what stays.
-    let _pass = gate::pass();
+    let _pass = turn::pass();
     let result = bare.call();
     if result.ok() {
-        memory::stays(at, bytes as u64);
+        allocation::stays(at, bytes as u64);
     }
     result
 }
 
 /// Memory is bound to a multicast object, which keeps its physical pages. Of plain memory the driver refuses that.
 pub(crate) unsafe fn bind<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr, bytes: usize) -> CUresult {
-    if start::active() && memory::describe(at).is_some() {
+    if life::active() && allocation::describe(at).is_some() {
         return CUresult::CUDA_ERROR_INVALID_VALUE;
     }
     // SAFETY: the application's own arguments.
@@ -348,8 +349,8 @@ pub(crate) unsafe fn retain<F: Fn() -> CUresult>(
     let at = at.addr() as u64;
     // SAFETY: the application's own arguments.
     let result = unsafe { export(bare, at, 1) };
-    if result.ok() && !handle.is_null() && start::active() {
-        books::physical(|physical| {
+    if result.ok() && !handle.is_null() && life::active() {
+        unswappable::physical(|physical| {
             // SAFETY: the driver has just stored the handle there.
             physical.retained(at, unsafe { handle.read() });
             Vec::new()
@@ -365,7 +366,7 @@ pub(crate) unsafe fn graph_node<F: Fn() -> CUresult>(
     parameters: *mut CUDA_MEM_ALLOC_NODE_PARAMS,
 ) -> CUresult {
     let result = bare.call();
-    if result.ok() && !parameters.is_null() && start::active() {
+    if result.ok() && !parameters.is_null() && life::active() {
         pools::graph_allocates();
     }
     result

@@ -4,13 +4,14 @@
 use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUDA_LAUNCH_PARAMS, CUlaunchConfig, CUstream};
-use crate::{gate, pace, start, streams};
+use crate::turn::{self, pace};
+use crate::{life, streams};
 
 /// Work in `stream`.
 #[inline]
 pub(crate) unsafe fn on<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
     let stream = bare.stream(stream);
-    let pass = gate::pass_into(stream);
+    let pass = turn::pass_into(stream);
     streams::note_use(&pass, stream);
     bare.call()
 }
@@ -21,7 +22,7 @@ pub(crate) unsafe fn on<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -
 /// through.
 #[inline]
 pub(crate) unsafe fn at_addresses<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
-    let pass = gate::pass();
+    let pass = turn::pass();
     streams::note_use(&pass, bare.stream(stream));
     bare.call()
 }
@@ -29,14 +30,14 @@ pub(crate) unsafe fn at_addresses<F: Fn() -> CUresult>(bare: &Bare<F>, stream: C
 /// A part of a graph that may be a copy: see [`at_addresses`].
 #[inline]
 pub(crate) unsafe fn described<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
-    let _pass = gate::pass();
+    let _pass = turn::pass();
     bare.call()
 }
 
 /// As [`described`], of a call that may take a little memory: see [`super::room::lazy`].
 pub(crate) unsafe fn described_lazily<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
     let attempt = || {
-        let _pass = gate::pass();
+        let _pass = turn::pass();
         bare.call()
     };
     super::room::again(bare, attempt(), None, None, attempt)
@@ -45,7 +46,7 @@ pub(crate) unsafe fn described_lazily<F: Fn() -> CUresult>(bare: &Bare<F>) -> CU
 /// A graph is made ready, with all its copies; the driver may need memory for it.
 pub(crate) unsafe fn instantiate<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
     super::room::retry_with(bare, None, None, || {
-        let _pass = gate::pass();
+        let _pass = turn::pass();
         bare.call()
     })
 }
@@ -77,7 +78,7 @@ pub(crate) unsafe fn launch<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstrea
 
 #[inline]
 fn launch_once<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> (CUresult, Option<Box<pace::Turn>>) {
-    let pass = gate::pass_into(stream);
+    let pass = turn::pass_into(stream);
     streams::note_use(&pass, stream);
     let result = bare.call();
     // Inside, for it may record an event, which waits for room in the stream as the launch does.
@@ -89,7 +90,7 @@ fn launch_once<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> (CUresu
 pub(crate) unsafe fn launch_graph<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstream) -> CUresult {
     // SAFETY: the application's own stream.
     let result = unsafe { launch(bare, stream) };
-    crate::memory::pools::graph_launched();
+    crate::allocation::pools::graph_launched();
     result
 }
 
@@ -104,12 +105,12 @@ pub(crate) unsafe fn launch_list<F: Fn() -> CUresult>(
     // SAFETY: not null, so the driver would read so many too; only the stream's field is read.
     let stream = |index: usize| bare.stream(unsafe { (&raw const (*list.add(index)).hStream).read() });
     let launch = || {
-        let pass = gate::pass();
+        let pass = turn::pass();
         (0..count).for_each(|index| streams::note_use(&pass, stream(index)));
         bare.call()
     };
     let result = launch();
-    let captured = || start::active() && (0..count).any(|index| streams::is_capturing(stream(index)));
+    let captured = || life::active() && (0..count).any(|index| streams::is_capturing(stream(index)));
     if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY && captured() {
         return result;
     }

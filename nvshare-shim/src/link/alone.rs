@@ -5,18 +5,18 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
-use super::{session, terms};
+use super::session;
 use crate::descriptors::Own;
-use crate::memory::device::{self, Device};
-use crate::swap::{Order, standing};
-use crate::{config, log, start as threads};
+use crate::device::tasks::Task;
+use crate::device::{self, Device, terms};
+use crate::turn::{dead, run_state, stop};
+use crate::{config, line, log, threads};
 
 /// The shortest and longest pause between two tries.
 const PAUSE_MS: (u64, u64) = (100, 900);
@@ -24,17 +24,8 @@ const PAUSE_MS: (u64, u64) = (100, 900);
 /// The stall of a drain before everything is put out.
 const STALL: Duration = Duration::from_secs(2);
 
-/// There was an agent on this node, and it is not there now. Others like this client live beside it: where the device has no
-/// room for an allocation it must wait for them, holding nothing, instead of failing as without nvshare.
-static ORPHAN: AtomicBool = AtomicBool::new(false);
-
 /// Held while memory comes back to a device that the agent does not manage: a `Hello` meanwhile would tell of half of it.
 static RETURNING: Mutex<()> = Mutex::new(());
-
-/// See [`ORPHAN`].
-pub(crate) fn is_orphan() -> bool {
-    ORPHAN.load(Ordering::Acquire)
-}
 
 /// How long the agent has been away, and what was done about it.
 #[derive(Debug)]
@@ -52,12 +43,12 @@ impl Alone {
     /// It is there.
     pub(super) fn forget(&mut self) {
         self.since = None;
-        ORPHAN.store(false, Ordering::Release);
+        line::set_orphan(false);
     }
 
     /// It seems to have died: nobody answers at its socket.
     pub(super) fn left_behind() {
-        ORPHAN.store(true, Ordering::Release);
+        line::set_orphan(true);
     }
 
     /// It went away just now.
@@ -69,7 +60,7 @@ impl Alone {
     pub(super) fn lost_for_good(&mut self) -> bool {
         self.patience = Duration::ZERO;
         self.lost();
-        !standing::holds_lease() || standing::missing() > 0
+        !run_state::holds_lease() || run_state::missing() > 0
     }
 
     /// Whether it has been away for too long.
@@ -89,16 +80,16 @@ impl Alone {
 
     /// Whether this client needs help: it lost its agent for too long, or lives without it and found no room.
     pub(super) fn needs_help(&self) -> bool {
-        self.is_due() || (ORPHAN.load(Ordering::Acquire) && self.since.is_none() && standing::missing() > 0)
+        self.is_due() || (line::is_orphan() && self.since.is_none() && run_state::missing() > 0)
     }
 
     /// One try to bring everything back; says whether the application runs now.
     pub(super) fn help(&mut self) -> bool {
-        if standing::is_dead() {
+        if dead::is_dead() {
             return true;
         }
         // If it does not all fit, it all goes out again: for that nothing may run.
-        let _held = match standing::hold_back(STALL) {
+        let _held = match stop::hold_back(STALL) {
             Ok(held) => Some(held),
             Err(why) => {
                 log::debug!("restoring while the application runs: {why}");
@@ -120,11 +111,11 @@ impl Alone {
         }
         for (index, device) in devices.iter().enumerate() {
             let (answer, told) = channel();
-            device.order(Order::Restore(answer));
+            device.order(Task::Restore(answer));
             if !told.recv().unwrap_or(false) {
                 let waits = devices[..index].iter().map(|restored| {
                     let (done, told) = channel();
-                    restored.order(Order::Withdraw(done));
+                    restored.order(Task::Withdraw(done));
                     told
                 });
                 // Before the next `Hello`, which tells the grants that are left.
@@ -136,9 +127,9 @@ impl Alone {
         }
         log::info!("the agent stayed away: running without it");
         self.since = None;
-        ORPHAN.store(true, Ordering::Release);
+        line::set_orphan(true);
         session::unmanaged();
-        standing::give_lease();
+        run_state::give_lease();
         true
     }
 }
@@ -215,11 +206,11 @@ fn restore(given: &Receiver<&'static Device>) {
 /// One try to bring everything back to one device; says whether there is no need for another.
 fn come_back(device: &'static Device) -> bool {
     let _returning = keep_still();
-    if !terms::is_unmanaged(device.id) || standing::is_dead() {
+    if !terms::is_unmanaged(device.id) || dead::is_dead() {
         return true;
     }
     // For the case that it does not all fit: for that nothing may run.
-    let _held = standing::hold_back(STALL).ok();
+    let _held = stop::hold_back(STALL).ok();
     let _lock = match lock(device) {
         Ok(None) => return false,
         Ok(lock) => lock,
@@ -229,7 +220,7 @@ fn come_back(device: &'static Device) -> bool {
         }
     };
     let (answer, told) = channel();
-    device.order(Order::Restore(answer));
+    device.order(Task::Restore(answer));
     told.recv().unwrap_or(false)
 }
 

@@ -16,9 +16,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_cookie;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 
-use super::session;
 use crate::descriptors::Own;
-use crate::{config, counters, log};
+use crate::{config, counters, line, log};
 
 /// A pair of which nobody has taken the other end yet.
 #[derive(Debug)]
@@ -31,7 +30,7 @@ pub(super) struct Door {
 /// once: the program has another root now, or other mounts.
 pub(super) fn is_needed() -> bool {
     let directory = config::get().socket.parent().unwrap_or(Path::new("/"));
-    std::fs::metadata(directory).map_or_else(|_| session::was_managed(), |directory| directory.nlink() == 0)
+    std::fs::metadata(directory).map_or_else(|_| line::was_managed(), |directory| directory.nlink() == 0)
 }
 
 impl Door {

@@ -9,14 +9,12 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use super::{WAITING, session};
-use crate::memory::device;
-use crate::swap::{self, Order, standing};
-use crate::{config, log, start as threads};
+use crate::device::tasks::Task;
+use crate::turn::{dead, run_state, stop, want};
+use crate::{config, device, line, log, swap, threads};
 
 /// The stall of a drain that nobody asked for.
 const STALL: Duration = Duration::from_secs(2);
@@ -66,7 +64,7 @@ fn obey(mut socket: File) {
         }
         if order[0] == b'o' && done {
             // It waits in the look.
-            while !WAITING.load(Ordering::Acquire) && !is_ordered(&socket) {
+            while !want::is_waiting() && !is_ordered(&socket) {
                 std::hint::spin_loop();
             }
             bring_in();
@@ -86,11 +84,11 @@ fn swap_everything(stall: Duration) -> bool {
     let Some(held) = hold_back(stall) else { return false };
     for device in device::all() {
         let (answer, told) = channel();
-        device.order(Order::Everything(answer));
+        device.order(Task::Everything(answer));
         match told.recv() {
             Ok(Ok(())) => {}
             // The process ends, most likely.
-            Ok(Err(_)) if standing::is_dead() => return false,
+            Ok(Err(_)) if dead::is_dead() => return false,
             Ok(Err(why)) => log::warning!("a forced swap-out of {} was not complete: {why}", device.id),
             Err(_) => return false,
         }
@@ -106,8 +104,8 @@ fn put_out(stall: Duration) -> bool {
     for device in device::all() {
         let ((answer, told), (done, left)) = (channel(), channel());
         // One after the other, with nothing between: else what went out would begin to come back.
-        device.order(Order::Everything(answer));
-        device.order(Order::Withdraw(done));
+        device.order(Task::Everything(answer));
+        device.order(Task::Withdraw(done));
         let (_, _) = (told.recv(), left.recv());
     }
     drop(held);
@@ -121,14 +119,14 @@ fn bring_in() -> bool {
         device.wake();
     }
     swap::wait_until_resident();
-    standing::missing() == 0
+    run_state::missing() == 0
 }
 
-fn hold_back(stall: Duration) -> Option<standing::HeldBack> {
-    if session::is_managed() || standing::is_dead() || super::is_bypassed() || device::all().is_empty() {
+fn hold_back(stall: Duration) -> Option<stop::HeldBack> {
+    if line::is_managed() || dead::is_dead() || super::is_bypassed() || device::all().is_empty() {
         return None;
     }
-    match standing::hold_back(stall) {
+    match stop::hold_back(stall) {
         Ok(held) => Some(held),
         Err(why) => {
             log::debug!("no forced swap: {why}");

@@ -1,39 +1,35 @@
-//! One conversation with the agent: a `SOCK_SEQPACKET` socket, packets with at most one descriptor. Sending never blocks:
-//! what the socket does not take waits in an outbox that the control thread empties.
+//! One conversation with the agent, as the control thread leads it: a `SOCK_SEQPACKET` socket, packets with at most one
+//! descriptor. What other threads say meanwhile goes through [`line`].
 
-use std::collections::VecDeque;
 use std::fmt;
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nvshare_common::frame;
-use nvshare_common::protocol::{Answer, Hello, KNOCK, Purpose, ToAgent, ToShim};
+use nvshare_common::protocol::{Answer, Hello, KNOCK, ToAgent, ToShim};
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg,
-    socket_with,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags,
+    SocketType, connect, recvmsg, socket_with,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::{alone, terms};
+use super::alone;
 use crate::descriptors::Own;
-use crate::memory::device;
-use crate::swap::{shadow, standing};
-use crate::{config, counters};
+use crate::device::{self, terms};
+use crate::line::{self, transmit};
+use crate::turn::run_state;
+use crate::{config, counters, shadow};
 
 /// How long the agent may take to answer a `Hello`.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Nothing wakes who waits on descriptors that the application has closed: so often it is looked whether they are still ours.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// More than this waiting to be sent means that the agent does not read. What an application does, however often, never comes
-/// to that: of messages that replace one another ([`Kind`]) only the last one waits.
-const OUTBOX_LIMIT: usize = 100_000;
 
 /// Why there is no session (any more).
 #[derive(Debug)]
@@ -73,128 +69,12 @@ pub(super) struct Incoming {
     pub(super) descriptor: Option<OwnedFd>,
 }
 
-/// What other threads send through.
-#[derive(Debug)]
-struct Line {
-    socket: Arc<Own>,
-    bell: Arc<Own>,
-    outbox: VecDeque<(Kind, Vec<u8>)>,
-}
-
-impl Line {
-    /// The control thread looks what is to be sent.
-    fn ring(&self) -> rustix::io::Result<()> {
-        match rustix::io::write(self.bell.get()?, &[1]) {
-            // Full: it was rung before.
-            Ok(_) | Err(Errno::AGAIN) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-}
-
-/// What a message replaces that was not sent yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Kind {
-    Want(DeviceId, Purpose),
-    Unswappable(DeviceId, String),
-    /// An event, or an answer: each counts.
-    Other,
-}
-
-impl Kind {
-    fn of(message: &ToAgent) -> Kind {
-        match message {
-            ToAgent::Want { device, purpose, .. } => Kind::Want(*device, *purpose),
-            ToAgent::Unswappable { device, reason, .. } => Kind::Unswappable(*device, reason.clone()),
-            _ => Kind::Other,
-        }
-    }
-}
-
-/// Puts a packet at the end of those that wait, in the place of what it replaces.
-fn queue(outbox: &mut VecDeque<(Kind, Vec<u8>)>, kind: Kind, packet: Vec<u8>) {
-    if kind != Kind::Other {
-        outbox.retain(|(other, _)| *other != kind);
-    }
-    outbox.push_back((kind, packet));
-}
-
-#[derive(Debug)]
-struct Shared {
-    line: Option<Line>,
-    /// Whether grants count: there is an agent, or there was one until just now.
-    managed: bool,
-    ever_managed: bool,
-}
-
-static SHARED: Mutex<Shared> = Mutex::new(Shared { line: None, managed: false, ever_managed: false });
-
-fn shared() -> MutexGuard<'static, Shared> {
-    SHARED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Whether there is a session.
-pub(super) fn is_open() -> bool {
-    shared().line.is_some()
-}
-
-/// Whether grants count.
-pub(super) fn is_managed() -> bool {
-    shared().managed
-}
-
 /// There is no agent any more, and nothing that one granted counts.
 pub(super) fn unmanaged() {
-    shared().managed = false;
+    line::unmanage();
     for device in device::all() {
         device.state().space.set_terms(|terms| terms.unlimited = true);
         device.wake();
-    }
-}
-
-/// Whether grants ever counted.
-pub(super) fn was_managed() -> bool {
-    shared().ever_managed
-}
-
-/// Does `what`, which is told whether grants count; that does not change meanwhile.
-pub(super) fn while_managed(what: impl FnOnce(bool)) {
-    let shared = shared();
-    what(shared.managed);
-}
-
-/// Sends a message if there is a session.
-pub(super) fn send(message: &ToAgent) {
-    tell(|| Some(message.clone()));
-}
-
-/// Sends what `act` says, if there is a session; none begins while it acts.
-pub(super) fn tell(act: impl FnOnce() -> Option<ToAgent>) {
-    let mut shared = shared();
-    let message = act();
-    let (Some(line), Some(message)) = (&mut shared.line, message) else { return };
-    let packet = match frame::encode(&message) {
-        Ok(packet) => packet,
-        Err(error) => {
-            crate::log::warning!("{error}");
-            return;
-        }
-    };
-    let broken = if line.outbox.is_empty() {
-        match transmit(&line.socket, &packet, None) {
-            Err(Errno::AGAIN) => {
-                queue(&mut line.outbox, Kind::of(&message), packet);
-                line.ring().is_err()
-            }
-            sent => sent.is_err(),
-        }
-    } else {
-        queue(&mut line.outbox, Kind::of(&message), packet);
-        line.outbox.len() > OUTBOX_LIMIT
-    };
-    if broken {
-        // The control thread sees the end of the session and begins a new one.
-        hang_up(&line.socket);
     }
 }
 
@@ -231,7 +111,7 @@ impl Session {
             Ok(before) => before,
             Err(end) => {
                 // The terms of nobody: who was not managed before is not now.
-                if !is_managed() {
+                if !line::is_managed() {
                     unmanaged();
                 }
                 return Err(end);
@@ -240,7 +120,7 @@ impl Session {
         match session.answer() {
             Ok(welcome) => {
                 (session.client, session.terms) = welcome;
-                shared().ever_managed = true;
+                line::welcomed();
                 Ok(session)
             }
             Err(end) => {
@@ -263,11 +143,14 @@ impl Session {
         std::mem::take(&mut self.terms)
     }
 
-    /// Says `Hello`. From here on all that changes is said too, in order; the lock is held until then. Returns whether
-    /// grants counted before.
+    /// Says `Hello`. Returns whether grants counted before.
     fn greet(&self) -> Result<bool, End> {
         let _still = alone::keep_still();
-        let mut shared = shared();
+        line::begin(&self.socket, &self.bell, || self.hello())
+    }
+
+    /// What the process holds, with the line's lock held.
+    fn hello(&self) -> Result<(), End> {
         let devices: Vec<_> = device::all().into_iter().filter(|device| device.is_manageable()).collect();
         terms::begin(&devices);
         for device in &devices {
@@ -279,7 +162,7 @@ impl Session {
         }
         let hello = Hello {
             release: env!("CARGO_PKG_VERSION").to_owned(),
-            running: standing::holds_lease(),
+            running: run_state::holds_lease(),
             bypass: super::is_bypassed(),
             devices: devices.into_iter().map(device::held).collect(),
             arenas: shadow::with_agents_arenas(|_| ()).len() as u32,
@@ -292,15 +175,7 @@ impl Session {
                 .map_err(|error| End::Closed(error.to_string()))?;
             transmit(&self.socket, &packet, Some(file)).map_err(closed)
         });
-        for sent in sent {
-            sent?;
-        }
-        shared.line = Some(Line {
-            socket: Arc::clone(&self.socket),
-            bell: Arc::clone(&self.bell),
-            outbox: VecDeque::new(),
-        });
-        Ok(std::mem::replace(&mut shared.managed, true))
+        sent.into_iter().collect()
     }
 
     fn answer(&mut self) -> Result<(ClientId, Terms), End> {
@@ -344,15 +219,12 @@ impl Session {
 
     /// Ends the conversation.
     pub(super) fn close(&self) {
-        shared().line = None;
-        hang_up(&self.socket);
-        super::nobody_answers();
+        line::end(&self.socket);
     }
 
     /// Waits until there is something to read (true), or something else happened.
     fn wait(&self, limit: Option<Duration>) -> Result<bool, End> {
-        let pending = shared().line.as_ref().is_some_and(|line| !line.outbox.is_empty());
-        let wanted = if pending { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let wanted = if line::is_pending() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let [socket, bell] = [self.socket.get(), self.heard.get()]
             .map(|ours| ours.map_err(|_| End::Closed("the application closed our descriptors".into())));
         let (socket, bell) = (socket?, bell?);
@@ -371,21 +243,9 @@ impl Session {
             let _ = rustix::io::read(bell, &mut [0_u8; 64]);
         }
         if on_socket.contains(PollFlags::OUT) {
-            self.flush();
+            line::flush(&self.socket);
         }
         Ok(on_socket.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR))
-    }
-
-    fn flush(&self) {
-        let mut shared = shared();
-        let Some(line) = &mut shared.line else { return };
-        while let Some((_, packet)) = line.outbox.front() {
-            // Any other error shows up when the socket is read.
-            if transmit(&self.socket, packet, None).is_err() {
-                return;
-            }
-            line.outbox.pop_front();
-        }
     }
 
     /// One packet into the buffer: its length and the descriptor that came along. `None`: nothing there after all.
@@ -434,51 +294,5 @@ fn dial() -> rustix::io::Result<Own> {
             *unused = Some(socket);
             Err(error)
         }
-    }
-}
-
-/// Nothing comes or goes on it any more.
-fn hang_up(socket: &Own) {
-    if let Ok(socket) = socket.get() {
-        let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
-    }
-}
-
-fn transmit(socket: &Own, packet: &[u8], descriptor: Option<BorrowedFd<'_>>) -> rustix::io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors: Vec<BorrowedFd<'_>> = descriptor.into_iter().collect();
-    if !descriptors.is_empty() {
-        control.push(SendAncillaryMessage::ScmRights(&descriptors));
-    }
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    sendmsg(socket.get()?, &[IoSlice::new(packet)], &mut control, flags).map(|_| ())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn however_often_a_program_changes_its_mind_only_the_last_word_waits() {
-        let mut outbox = VecDeque::new();
-        let device = DeviceId([1; 16]);
-        let mut say =
-            |message: ToAgent| queue(&mut outbox, Kind::of(&message), frame::encode(&message).unwrap());
-        let want = |total, purpose| ToAgent::Want { device, total: Bytes(total), purpose };
-        let released = ToAgent::Released { ticket: None, device, bytes: Bytes(1) };
-        for total in 0..10_000 {
-            say(want(total, Purpose::Allocation));
-            say(ToAgent::Unswappable { device, bytes: Bytes(total), reason: "vmm".into() });
-        }
-        say(released.clone());
-        say(want(7, Purpose::Work));
-        say(want(8, Purpose::Allocation));
-        say(released.clone());
-        let waits: Vec<ToAgent> = outbox.iter().map(|(_, packet)| frame::decode(packet).unwrap()).collect();
-        let unswappable = ToAgent::Unswappable { device, bytes: Bytes(9_999), reason: "vmm".into() };
-        let last =
-            [unswappable, released.clone(), want(7, Purpose::Work), want(8, Purpose::Allocation), released];
-        assert_eq!(waits, last);
     }
 }

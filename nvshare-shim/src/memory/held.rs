@@ -52,7 +52,7 @@ impl Table {
 }
 
 /// All of the process.
-pub(super) fn table() -> MutexGuard<'static, Table> {
+pub(crate) fn table() -> MutexGuard<'static, Table> {
     static TABLE: Mutex<Table> = Mutex::new(Table::new());
     TABLE.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -29,6 +29,9 @@ pub fn number() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
+/// All allocations of the process.
+pub(crate) static ALLOCATIONS: AddressMap = AddressMap::new();
+
 /// A sorted map of allocations that do not overlap.
 #[derive(Debug, Default)]
 pub struct AddressMap(RwLock<BTreeMap<u64, Allocation>>);

@@ -398,5 +398,4 @@ impl Space {
 }
 
 #[cfg(test)]
-#[path = "space_tests.rs"]
 mod tests;

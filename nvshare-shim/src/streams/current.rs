@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::cuda::sys::CUcontext;
+use crate::cuda::sys::{CUcontext, CUdevice};
 use crate::cuda::{CAPTURE_MODE_RELAXED, CUresult};
 use crate::driver::driver;
 
@@ -60,6 +60,14 @@ pub fn current_context() -> Option<CUcontext> {
     // SAFETY: `context` is where the driver stores the answer.
     unsafe { driver().cuCtxGetCurrent(&raw mut context) }.result().ok()?;
     (!context.is_null()).then_some(context)
+}
+
+/// The device of the current context.
+pub(crate) fn current_device() -> Option<CUdevice> {
+    let mut device = 0;
+    // SAFETY: the driver stores a number.
+    unsafe { driver().cuCtxGetDevice(&raw mut device) }.result().ok()?;
+    Some(device)
 }
 
 /// Whether any context of the process has ended.

@@ -53,9 +53,6 @@ pub(crate) fn finish(context: usize) -> Result<(), (CUresult, Unfinished)> {
     };
     if let Some(error) = error {
         let begun = context.begun.load(Ordering::Acquire);
-        if crate::swap::is_final(error) {
-            crate::swap::on_device_error(error);
-        }
         return Err((error, Unfinished { context, begun }));
     }
     context.finished.fetch_max(begun, Ordering::AcqRel);

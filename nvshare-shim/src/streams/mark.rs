@@ -15,21 +15,7 @@ use crate::cuda::sys::CUstream;
 pub struct Mark(Event);
 
 impl Mark {
-    /// Whether all work before it is known to be complete. Polls, never blocks. An error of the device is reported to the
-    /// engine; nothing is complete then.
-    pub fn done(&self) -> bool {
-        match self.answer() {
-            Ok(done) => done,
-            Err(error) => {
-                if crate::swap::is_final(error) {
-                    crate::swap::on_device_error(error);
-                }
-                false
-            }
-        }
-    }
-
-    /// The same, with the driver's error.
+    /// Whether all work before it is known to be complete, or the driver's error. Polls, never blocks.
     pub(crate) fn answer(&self) -> Result<bool, CUresult> {
         let _relaxed = Relaxed::new();
         self.0.done()

@@ -23,8 +23,8 @@ pub(crate) use self::capture::{
     begin, capture_ended, capturing, is_capturing, keep_context_in_sight, leads_into_capture, recorded,
     spread,
 };
-pub(crate) use self::current::check_current;
 pub use self::current::{Current, Relaxed, current_context};
+pub(crate) use self::current::{check_current, current_device};
 pub(crate) use self::finish::{Unfinished, finish, provide};
 pub(crate) use self::green::{green_ended, green_met, owner_under, primary_under};
 pub(crate) use self::look::{Left, Listener, Survey, defaults_are_idle, note_use};

@@ -13,8 +13,7 @@ use super::capture::Pending;
 use super::current::{Current, Relaxed, current_context};
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUcontext, CUdevice, CUgreenCtx, CUstream};
-use crate::driver::driver;
-use crate::table::Symbol;
+use crate::driver::{Symbol, driver};
 
 static KNOWN: Mutex<Known> = Mutex::new(Known {
     streams: BTreeMap::new(),

@@ -3,7 +3,7 @@
 //! (video, optical flow, ray tracing). While one is there nothing of this process is moved.
 //!
 //! It is looked for when memory is about to leave, and while memory is out: what is opened then wants it back. A library is
-//! met already when it is opened (`resolve`): the thread waits until everything is in, and from then on nothing leaves.
+//! met already when it is opened (`exports`): the thread waits until everything is in, and from then on nothing leaves.
 
 use std::ffi::CStr;
 use std::sync::OnceLock;
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::proc::{self, Blind};
-use crate::{config, gate, start};
+use crate::{config, life, turn};
 
 /// Device files of hardware that keeps physical addresses; behind each name is a number, or nothing. What is before it depends
 /// on the root and the mounts of who looks.
@@ -69,14 +69,14 @@ impl User {
 /// The application is about to open the library `name`. Where that may use memory on its own, everything is brought in
 /// before, and nothing leaves until it was looked for.
 pub(crate) fn opening(name: &CStr) {
-    if !start::active() || start::is_engine() || config::get().swap_beside_dma {
+    if !life::active() || life::is_engine() || config::get().swap_beside_dma {
         return;
     }
     let name = name.to_bytes();
     let name = name.rsplit(|byte| *byte == b'/').next().unwrap_or(name);
     if [ENGINES, OPENERS].into_iter().flatten().any(|known| name.starts_with(known.as_bytes())) {
         OPENED.store(now().max(1), Ordering::SeqCst);
-        drop(gate::pass());
+        drop(turn::pass());
     }
 }
 

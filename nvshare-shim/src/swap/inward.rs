@@ -4,18 +4,16 @@
 use std::collections::VecDeque;
 
 use super::outward::runs;
-use super::shadow;
-use super::standing;
+use super::resources::{DEPTH, Resources};
 use super::stream::Event;
-use super::workshop::{DEPTH, Workshop};
+use crate::allocation::back::{Backed, back, bury};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
+use crate::device::{Device, vmm};
 use crate::driver::driver;
-use crate::log;
-use crate::memory::back::{Backed, back, bury};
-use crate::memory::device::Device;
 use crate::memory::extent::{ExtentId, Presence, Shadow, Slot};
-use crate::memory::vmm;
+use crate::turn::{dead, run_state};
+use crate::{log, shadow};
 
 /// What [`Inward::begin_one`] came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,9 +53,9 @@ impl Inward {
         self.arriving.is_empty()
     }
 
-    /// Starts with one more extent. Without a workshop only those can come that never had contents.
-    pub fn begin_one(&mut self, device: &'static Device, shop: Option<&mut Workshop>) -> Step {
-        let Some(id) = self.next(device, shop.is_some()) else { return Step::Nothing };
+    /// Starts with one more extent. Without resources only those can come that never had contents.
+    pub fn begin_one(&mut self, device: &'static Device, resources: Option<&mut Resources>) -> Step {
+        let Some(id) = self.next(device, resources.is_some()) else { return Step::Nothing };
         match back(device, id) {
             Backed::Yes => {}
             Backed::NotMissing => return Step::Began,
@@ -67,26 +65,26 @@ impl Inward {
             }
             Backed::Refused(code) => {
                 self.missing.push_front(id);
-                if standing::is_final(code) {
-                    standing::on_device_error(code);
+                if code.is_final() {
+                    dead::on_device_error(code);
                 } else if code != CUresult::CUDA_ERROR_OUT_OF_MEMORY {
                     log::warning!("cannot make memory for an extent: {}", driver().error_name(code));
                 }
                 return Step::NoRoom;
             }
         }
-        let Some(shop) = shop.filter(|_| device.state().space.extent(id).contents) else {
+        let Some(resources) = resources.filter(|_| device.state().space.extent(id).contents) else {
             self.arriving.push_back(Arrival { id, copied: 0, event: None });
             return Step::Began;
         };
-        let started = Self::start_copies(device, shop, id).and_then(|copied| {
-            let event = shop.mark(|shop| &shop.inward)?;
+        let started = Self::start_copies(device, resources, id).and_then(|copied| {
+            let event = resources.mark(|resources| &resources.inward)?;
             Ok(Arrival { id, copied, event: Some(event) })
         });
         match started {
             Ok(arrival) => self.arriving.push_back(arrival),
             Err(code) => {
-                let _ = shop.inward.synchronize();
+                let _ = resources.inward.synchronize();
                 Self::undo(device, id, code);
                 return Step::NoRoom;
             }
@@ -98,7 +96,7 @@ impl Inward {
     pub fn finish_one(
         &mut self,
         device: &'static Device,
-        shop: Option<&mut Workshop>,
+        resources: Option<&mut Resources>,
         only_if_done: bool,
     ) -> bool {
         let Some(first) = self.arriving.front() else { return false };
@@ -108,15 +106,15 @@ impl Inward {
         let Some(arrival) = self.arriving.pop_front() else { return false };
         if let Some(event) = arrival.event {
             let arrived = event.wait();
-            if let Some(shop) = shop {
-                shop.keep(event);
+            if let Some(resources) = resources {
+                resources.keep(event);
             }
             if let Err(code) = arrived {
                 Self::undo(device, arrival.id, code);
                 return true;
             }
         }
-        let untouched = standing::untouched_since();
+        let untouched = run_state::untouched_since();
         let mut state = device.state();
         state.space.finish_arrival(arrival.id, untouched);
         state.copied_in += arrival.copied;
@@ -156,7 +154,7 @@ impl Inward {
         None
     }
 
-    fn start_copies(device: &Device, shop: &Workshop, id: ExtentId) -> Result<u64, CUresult> {
+    fn start_copies(device: &Device, resources: &Resources, id: ExtentId) -> Result<u64, CUresult> {
         let (start, slots, zeros) = {
             let state = device.state();
             let extent = state.space.extent(id);
@@ -175,25 +173,27 @@ impl Inward {
         for run in runs(&slots) {
             let (index, slot) = run[0];
             // SAFETY: the extent is arriving, so mapped and ours; its shadow stays until it is resident (S4).
-            unsafe { shop.inward.copy_in(at(index), shadow::address(slot), run.len() as u64 * BLOCK_BYTES) }?;
+            unsafe {
+                resources.inward.copy_in(at(index), shadow::address(slot), run.len() as u64 * BLOCK_BYTES)
+            }?;
         }
         for run in zeros.chunk_by(|index, next| index + 1 == *next) {
             // SAFETY: as above. Nothing promises that new memory is cleared.
-            unsafe { shop.inward.clear(at(run[0]), run.len() as u64 * BLOCK_BYTES) }?;
+            unsafe { resources.inward.clear(at(run[0]), run.len() as u64 * BLOCK_BYTES) }?;
         }
         Ok(slots.len() as u64 * BLOCK_BYTES)
     }
 
     /// Arriving -> missing: the memory goes back, the shadow stays.
     fn undo(device: &Device, id: ExtentId, code: CUresult) {
-        if standing::is_final(code) {
+        if code.is_final() {
             // No call of the application reaches it any more but the one that frees it, which must find it at rest.
             let mut state = device.state();
             state.space.finish_arrival(id, None);
             let span = state.space.extent(id).span;
             let remains = state.space.reap(span);
             drop(state);
-            standing::on_device_error(code);
+            dead::on_device_error(code);
             bury(device, remains);
             return;
         }

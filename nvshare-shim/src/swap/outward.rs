@@ -6,20 +6,19 @@
 
 use std::collections::VecDeque;
 
-use super::shadow;
-use super::standing;
-use super::stream::Event;
-use super::workshop::{DEPTH, Workshop};
-use crate::config::BLOCK_BYTES;
-use crate::cuda::CUresult;
-use crate::driver::driver;
-use crate::link;
-use crate::memory::back::bury;
-use crate::memory::device::Device;
-use crate::memory::extent::{ExtentId, Shadow, Slot};
-use crate::memory::vmm;
 use nvshare_common::fingerprint::Fingerprint;
 use nvshare_common::units::Ticket;
+
+use super::resources::{DEPTH, Resources};
+use super::stream::Event;
+use crate::allocation::back::bury;
+use crate::config::BLOCK_BYTES;
+use crate::cuda::CUresult;
+use crate::device::{Device, vmm};
+use crate::driver::driver;
+use crate::memory::extent::{ExtentId, Shadow, Slot};
+use crate::turn::{dead, run_state};
+use crate::{line, shadow};
 
 /// What a swap-out did.
 #[derive(Debug, Default)]
@@ -46,10 +45,10 @@ struct Job {
     event: Option<Event>,
 }
 
-/// The extents' way out of `device`, with the tools of `shop`. Each begins only while nothing runs (S2).
+/// The extents' way out of `device`, with the tools of `resources`. Each begins only while nothing runs (S2).
 pub struct Outward<'a> {
     device: &'static Device,
-    shop: &'a mut Workshop,
+    resources: &'a mut Resources,
     /// For `Released`, where an agent ordered it.
     ticket: Option<Ticket>,
     outcome: Outcome,
@@ -58,8 +57,14 @@ pub struct Outward<'a> {
 
 impl<'a> Outward<'a> {
     /// Nothing under way.
-    pub fn new(device: &'static Device, shop: &'a mut Workshop, ticket: Option<Ticket>) -> Outward<'a> {
-        Outward { device, shop, ticket, outcome: Outcome::default(), free_results: (0..=DEPTH).collect() }
+    pub fn new(device: &'static Device, resources: &'a mut Resources, ticket: Option<Ticket>) -> Outward<'a> {
+        Outward {
+            device,
+            resources,
+            ticket,
+            outcome: Outcome::default(),
+            free_results: (0..=DEPTH).collect(),
+        }
     }
 
     /// Moves them out in this order, and says of each that it is released.
@@ -94,8 +99,8 @@ impl<'a> Outward<'a> {
     }
 
     fn fail(&mut self, what: &str, code: CUresult) {
-        if standing::is_final(code) {
-            standing::on_device_error(code);
+        if code.is_final() {
+            dead::on_device_error(code);
         }
         let why = format!("{what}: {}", driver().error_name(code));
         self.outcome.failure.get_or_insert(why);
@@ -104,8 +109,8 @@ impl<'a> Outward<'a> {
     /// Resident -> leaving, and its fingerprints are being taken if that can help.
     fn begin(&mut self, id: ExtentId) -> Option<Job> {
         let device = self.device;
-        let prints = self.shop.prints.is_some();
-        let begun = standing::while_drained(|| {
+        let prints = self.resources.prints.is_some();
+        let begun = run_state::while_drained(|| {
             let mut state = device.state();
             if !state.leaving.is_empty() {
                 return Err("the context that this works in is going away");
@@ -115,7 +120,7 @@ impl<'a> Outward<'a> {
             };
             let (start, bytes) = (extent.start, extent.bytes);
             // Nothing could touch it since it came in, so its shadow is up to date, or it never had contents.
-            let untouched = standing::is_untouched(extent.arrived);
+            let untouched = run_state::is_untouched(extent.arrived);
             let saved = untouched && (!extent.contents || extent.has_whole_shadow());
             state.space.begin_departure(id);
             let extent = state.space.extent_mut(id);
@@ -137,18 +142,18 @@ impl<'a> Outward<'a> {
         job.dirty = (0..(job.bytes / BLOCK_BYTES) as usize).collect();
         if wanted
             && let Some(slot) = self.free_results.pop()
-            && let Some(prints) = &self.shop.prints
+            && let Some(prints) = &self.resources.prints
         {
             // SAFETY: the extent is resident and busy with us, and its place for results is free until `copy`.
-            let started = unsafe { prints.start(&self.shop.inward, slot, job.start, job.dirty.len()) }
-                .and_then(|()| self.shop.mark(|shop| &shop.inward));
+            let started = unsafe { prints.start(&self.resources.inward, slot, job.start, job.dirty.len()) }
+                .and_then(|()| self.resources.mark(|resources| &resources.inward));
             match started {
                 Ok(event) => (job.results, job.event) = (Some(slot), Some(event)),
                 Err(code) => {
                     // It may have started, and would read what is unmapped soon.
-                    let _ = self.shop.inward.synchronize();
+                    let _ = self.resources.inward.synchronize();
                     self.free_results.push(slot);
-                    if standing::is_final(code) {
+                    if code.is_final() {
                         self.fail("cannot take fingerprints", code);
                     }
                 }
@@ -169,13 +174,13 @@ impl<'a> Outward<'a> {
         }
         if let Some(event) = job.event.take() {
             let taken = event.wait();
-            self.shop.keep(event);
-            if let (Some(slot), Some(prints)) = (job.results.take(), &self.shop.prints) {
+            self.resources.keep(event);
+            if let (Some(slot), Some(prints)) = (job.results.take(), &self.resources.prints) {
                 self.free_results.push(slot);
                 job.prints = taken.is_ok().then(|| prints.results(slot, job.dirty.len()));
             }
             if let Err(code) = taken
-                && standing::is_final(code)
+                && code.is_final()
             {
                 self.fail("fingerprints failed", code);
                 self.abandon(job);
@@ -191,7 +196,7 @@ impl<'a> Outward<'a> {
             return None;
         }
         let started = self.start_copies(&job);
-        let recorded = started.and_then(|()| self.shop.mark(|shop| &shop.outward));
+        let recorded = started.and_then(|()| self.resources.mark(|resources| &resources.outward));
         match recorded {
             Ok(event) => {
                 job.event = Some(event);
@@ -200,7 +205,7 @@ impl<'a> Outward<'a> {
             Err(code) => {
                 self.fail("cannot copy to the host", code);
                 // What was started must not write to the shadow later.
-                let _ = self.shop.outward.synchronize();
+                let _ = self.resources.outward.synchronize();
                 self.abandon(job);
                 None
             }
@@ -277,7 +282,9 @@ impl<'a> Outward<'a> {
             let (index, slot) = run[0];
             let at = job.start + index as u64 * BLOCK_BYTES;
             // SAFETY: the extent is mapped until `release`, after the event; the blocks of the arena are its own.
-            unsafe { self.shop.outward.copy_out(shadow::address(slot), at, run.len() as u64 * BLOCK_BYTES) }?;
+            unsafe {
+                self.resources.outward.copy_out(shadow::address(slot), at, run.len() as u64 * BLOCK_BYTES)
+            }?;
         }
         Ok(())
     }
@@ -286,14 +293,14 @@ impl<'a> Outward<'a> {
     fn release(&mut self, mut job: Job) {
         if let Some(event) = job.event.take() {
             let copied = event.wait();
-            self.shop.keep(event);
+            self.resources.keep(event);
             if let Err(code) = copied {
                 self.fail("a copy to the host failed", code);
                 self.abandon(job);
                 return;
             }
         }
-        if standing::is_dead() {
+        if dead::is_dead() {
             self.abandon(job);
             return;
         }
@@ -308,7 +315,7 @@ impl<'a> Outward<'a> {
             debug_assert!(!extent.contents || extent.has_whole_shadow(), "S3");
             extent.handle
         };
-        debug_assert!(standing::is_drained(), "S2: memory leaves while the application may run");
+        debug_assert!(run_state::is_drained(), "S2: memory leaves while the application may run");
         // SAFETY: the extent's mapping is whole, and nothing of the application has run since the drain; our own copy and
         // kernel are complete.
         if let Err(code) = unsafe { vmm::unmap(job.start, job.bytes) } {
@@ -325,7 +332,7 @@ impl<'a> Outward<'a> {
         // A `Hello` comes before both, and the agent hears what was released, or after both, and hears it by that.
         let device = self.device;
         let mut remains = None;
-        let bytes = link::release(self.ticket, device.id, || {
+        let bytes = line::release(self.ticket, device.id, || {
             let mut state = device.state();
             // Under one lock: once the extent has left, whoever frees it takes it out of the records, and its id is another's.
             let span = state.space.extent(job.id).span;
@@ -350,7 +357,7 @@ impl<'a> Outward<'a> {
     fn abandon(&mut self, job: Job) {
         if let Some(event) = job.event {
             let _ = event.wait();
-            self.shop.keep(event);
+            self.resources.keep(event);
         }
         if let Some(slot) = job.results {
             self.free_results.push(slot);
@@ -363,7 +370,7 @@ impl<'a> Outward<'a> {
         let remains = state.space.reap(span);
         drop(state);
         bury(self.device, remains);
-        standing::reconsider();
+        run_state::reconsider();
     }
 }
 

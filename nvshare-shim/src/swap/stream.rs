@@ -2,9 +2,9 @@
 
 use std::ffi::c_void;
 
-use super::calm::Calm;
 use crate::cuda::{CUresult, EVENT_DISABLE_TIMING, sys};
 use crate::driver::driver;
+use crate::turn::calm::Calm;
 
 /// `CU_STREAM_NON_BLOCKING`: does not synchronise with the legacy stream.
 const NON_BLOCKING: u32 = 1;

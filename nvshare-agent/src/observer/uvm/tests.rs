@@ -10,8 +10,7 @@ use crate::proc;
 /// The object in the kernel, nothing of it loaded; `None`, said loudly, where that cannot be.
 fn object() -> Option<Ebpf> {
     let object = nvshare_testbed::Artifacts::find().ebpf();
-    // SAFETY: no arguments.
-    if object.is_none() || unsafe { libc::geteuid() } != 0 {
+    if object.is_none() || !nvshare_testbed::is_root() {
         eprintln!("SKIPPED: no nvshare.bpf.o, or not root: nothing about the kprobes was tested");
         return None;
     }

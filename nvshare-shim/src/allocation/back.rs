@@ -1,0 +1,159 @@
+//! Putting memory behind an extent, within the grant; and taking a span apart.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::cuda::CUresult;
+use crate::device::{self, Device, vmm};
+use crate::driver::driver;
+use crate::memory::extent::{Extent, ExtentId, Presence};
+use crate::memory::space::Remains;
+use crate::turn::{dead, run_state};
+use crate::{log, shadow};
+
+/// What came of [`back`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backed {
+    /// It is arriving, mapped, with access set and undefined contents.
+    Yes,
+    /// The grant is used up.
+    NoGrant,
+    /// It is not missing (any more).
+    NotMissing,
+    /// The driver refused; the extent is as it was.
+    Refused(CUresult),
+}
+
+/// Makes memory for a missing extent and maps it at its address.
+pub fn back(device: &Device, id: ExtentId) -> Backed {
+    let (start, bytes, readers) = {
+        let mut state = device.state();
+        match state.space.get(id).map(Extent::presence) {
+            Some(Presence::Absent | Presence::Swapped) => {}
+            _ => return Backed::NotMissing,
+        }
+        if !state.space.begin_arrival(id) {
+            return Backed::NoGrant;
+        }
+        // Before the driver has made it: whoever reads the device meanwhile must not take it for somebody else's.
+        device.publish(&state);
+        let extent = state.space.extent(id);
+        (extent.start, extent.bytes, device.readers(&state))
+    };
+    let made = device.kind.create(bytes).and_then(|handle| {
+        // SAFETY: an arriving extent has reserved addresses with nothing behind them, and is ours alone; the handle is
+        // new and has its size.
+        match unsafe { vmm::map(start, bytes, handle, &readers) } {
+            Ok(()) => Ok(handle),
+            Err(code) => {
+                // SAFETY: the handle is new and mapping it failed.
+                let _ = unsafe { vmm::release(handle) };
+                Err(code)
+            }
+        }
+    });
+    let mut state = device.state();
+    match made {
+        Ok(handle) => {
+            state.space.extent_mut(id).handle = handle;
+            let now = device.readers(&state);
+            device.publish(&state);
+            drop(state);
+            // A peer came meanwhile, and found this extent without memory. (It arrives: nobody else moves or frees it.)
+            if now != readers
+                && let Err(code) = vmm::set_access(start, bytes, &now)
+            {
+                log::warning!("cannot let a peer reach {start:#x}: {}", driver().error_name(code));
+            }
+            Backed::Yes
+        }
+        Err(code) => {
+            state.space.abandon_arrival(id);
+            device.publish(&state);
+            let span = state.space.extent(id).span;
+            let remains = state.space.reap(span);
+            drop(state);
+            bury(device, remains);
+            Backed::Refused(code)
+        }
+    }
+}
+
+/// What could not be given back because a device had failed, by the index of its device.
+static LEFT: Mutex<Vec<(usize, Remains)>> = Mutex::new(Vec::new());
+
+fn left() -> MutexGuard<'static, Vec<(usize, Remains)>> {
+    LEFT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// No device of this process has failed any more: what was freed meanwhile is given back.
+pub fn bury_what_was_left() {
+    for (index, remains) in std::mem::take(&mut *left()) {
+        if let Some(device) = device::by_index(index) {
+            bury(device, Some(remains));
+        }
+    }
+}
+
+/// Gives what is left of a span back to the driver and to the arenas. No work can reach it any more. What the driver does
+/// not take while a device has failed waits until its contexts are gone.
+pub fn bury(device: &Device, remains: Option<Remains>) {
+    let Some(mut remains) = remains else { return };
+    if dead::is_over() {
+        return;
+    }
+    let mut resident = 0;
+    let mut whole = true;
+    while let Some(&(start, bytes, handle)) = remains.mapped.last() {
+        // SAFETY: the span is out of the records, so nobody else unmaps it, and whoever freed it waited for the work
+        // that could reach it (S5).
+        let unmapped = unsafe { vmm::unmap(start, bytes) };
+        if unmapped == Err(CUresult::CUDA_ERROR_DEINITIALIZED) {
+            // The process ends, and the driver has taken everything back already.
+            dead::on_device_error(CUresult::CUDA_ERROR_DEINITIALIZED);
+            return;
+        }
+        if unmapped.is_err() && dead::has_failed(device) {
+            left().push((device.index, remains));
+            given_back(device, resident);
+            return;
+        }
+        remains.mapped.pop();
+        resident += bytes;
+        if let Err(code) = unmapped {
+            log::warning!("cannot unmap freed memory at {start:#x}: {}", driver().error_name(code));
+            whole = false;
+        }
+        // SAFETY: the handle is the one that was mapped there.
+        if let Err(code) = unsafe { vmm::release(handle) }
+            && code != CUresult::CUDA_ERROR_DEINITIALIZED
+        {
+            log::warning!("cannot release freed memory at {start:#x}: {}", driver().error_name(code));
+        }
+    }
+    if whole {
+        // Before the addresses can be somebody else's.
+        device.state().space.parted(remains.start);
+        // SAFETY: nothing is mapped in it now, and its addresses are in no record.
+        if let Err(code) = unsafe { vmm::unreserve(remains.start, remains.bytes) }
+            && code != CUresult::CUDA_ERROR_DEINITIALIZED
+        {
+            log::warning!(
+                "cannot give back the addresses at {:#x}: {}",
+                remains.start,
+                driver().error_name(code)
+            );
+        }
+    }
+    shadow::give_back(device, remains.slots);
+    given_back(device, resident);
+}
+
+/// `resident` bytes are the driver's again.
+fn given_back(device: &Device, resident: u64) {
+    let mut state = device.state();
+    state.space.forget(resident);
+    device.publish(&state);
+    drop(state);
+    device.wake();
+    run_state::reconsider();
+}
