@@ -240,7 +240,7 @@ fn a_terminated_agent_has_told_its_story_and_ends_in_time_with_0_and_its_clients
         .build();
     let leases = ["--lease-floor", "200ms", "--lease-ceiling", "200ms", "--reserve", "2M"];
     let agent =
-        node.agent(leases.into_iter().chain(["--log", "info,nvshare_agent::conductor::switches=debug"]));
+        node.agent(leases.into_iter().chain(["--log", "info,nvshare_agent_core::conductor::switches=debug"]));
     let start = |seed| {
         let flags = format!("--bytes 64M --buffers 4 --iterations 8 --seed {seed}");
         Client::start(&mut node.workload(&flags).with_shim())

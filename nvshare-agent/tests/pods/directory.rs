@@ -31,7 +31,8 @@ impl Kept {
         for part in Part::ALL.into_iter().filter(|part| *part != Part::Pods) {
             health.works(part);
         }
-        let (directory, _) = pods::start(options, health.clone());
+        let (directory, keeper) = pods::start(options, health.clone());
+        tokio::spawn(keeper);
         Kept { directory, health }
     }
 
