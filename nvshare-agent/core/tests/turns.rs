@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use nvshare_agent_core::order::{Priority, Weight, What};
 use nvshare_agent_world::{GIB, MIB, World, card};
 use nvshare_common::protocol::{Purpose, ToAgent};
 use nvshare_common::units::Bytes;
-use proptest::prelude::*;
 
 #[test]
 fn what_fits_runs_at_once_and_is_never_stopped() {
