@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nvshare_agent_core::change::Change;
 use nvshare_agent_core::moment::Moment;
@@ -15,8 +15,7 @@ use nvshare_agent_core::order::Order;
 use nvshare_agent_core::reading::Report;
 use nvshare_agent_core::snapshot::State;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
-use tracing::{debug, info};
+use tracing::info;
 
 use crate::admin::server::Server;
 use crate::admin::{Request, Response};
@@ -28,10 +27,11 @@ use crate::device::{self, Poll};
 use crate::health::{Health, Part};
 use crate::http;
 use crate::log;
+use crate::lost_cards::LostCards;
 use crate::observer::{self, Observer};
 use crate::plugin;
 use crate::pods::{self, directory::Directory};
-use crate::roll::Roll;
+use crate::tasks::Tasks;
 
 /// NVML takes a second at most; one that takes longer hangs.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -53,18 +53,14 @@ pub enum StartError {
     System(#[from] io::Error),
 }
 
-/// Why an agent ended by itself.
-#[derive(Debug, thiserror::Error)]
-#[error("the conductor ended, which it never should: {0}; please report this with the log")]
-pub struct Failed(String);
+pub use crate::tasks::Failed;
 
 /// A running agent.
 pub struct Agent {
     address: SocketAddr,
     observer: Option<Observer>,
-    conductor: JoinHandle<()>,
     /// In the order in which they are stopped.
-    others: Vec<(&'static str, JoinHandle<()>)>,
+    tasks: Tasks,
     /// Keeps the devices' thread alive.
     poll: Poll,
 }
@@ -84,42 +80,46 @@ impl Agent {
 
         let (inputs, heard) = conductor::inputs();
         let read = Arc::new(AtomicU64::new(clock::now().0));
-        let poll =
-            device::start(config.nvml.clone(), readings(inputs.clone(), health.clone(), Arc::clone(&read)))?;
+        let readings = readings(inputs.clone(), health.clone(), Arc::clone(&read));
+        let ended = health.clone();
+        let poll = device::start(config.nvml.clone(), readings, move |why| ended.ended(Part::Devices, &why))?;
         let (conductor, state) =
             Conductor::new(config.settings(), poll.clone(), &inputs, Some(config.socket.clone()))?;
         let conductor = conductor.keeping(config.admin_socket.parent().map(Path::to_owned));
         let (observations, seen) = conductor::observations();
-        let conductor = tokio::spawn(conductor.run(heard, seen));
-        let clients = tokio::spawn(clients.serve(inputs.clone()));
 
         let observer = if config.no_uprobes { None } else { Some(observe(config, observations)?) };
 
         let (directory, keeper) = pods::start(pods::Options::of(config), health.clone());
-        let attribution = tokio::spawn(attribute(directory, inputs.clone()));
-        let pages = tokio::spawn(http::serve(pages, state.clone(), health.clone()));
-        let probes = probes.map(|probes| tokio::spawn(http::probes(probes, state.clone(), health.clone())));
-        let standing = tokio::spawn(report(state.clone(), health.clone(), read, config.no_uprobes));
         let plugin = plugin::run(config.plugin.clone(), config.socket.clone(), state.clone(), health.clone());
-        let plugin = tokio::spawn(plugin);
-        let mut others = vec![
-            ("plugin", plugin),
-            ("clients", clients),
-            ("standing", standing),
-            ("attribution", attribution),
-            ("pods", keeper),
-        ];
+        let pages = http::serve(pages, state.clone(), health.clone());
+        let probes = probes.map(|probes| http::probes(probes, state.clone(), health.clone()));
+        let report = report(state.clone(), health.clone(), read, config.no_uprobes);
+
+        // What could change clients is stopped first, what people look at last.
+        let mut tasks = Tasks::new(health.clone());
+        for part in [Part::Conductor, Part::Report, Part::Attribution, Part::Pages] {
+            health.works(part);
+        }
+        tasks.spawn(Part::Conductor, conductor.run(heard, seen));
+        tasks.spawn(Part::Plugin, plugin);
+        tasks.spawn_saying(Part::Clients, clients.serve(inputs.clone()));
+        tasks.spawn(Part::Report, report);
+        tasks.spawn(Part::Attribution, attribute(directory, inputs.clone()));
+        tasks.spawn(Part::Pods, keeper);
         match Server::bind(&config.admin_socket) {
             Ok(server) => {
                 health.works(Part::Admin);
                 let answer = administrator(inputs, state, health);
-                others.push(("admin", tokio::spawn(server.serve(answer))));
+                tasks.spawn(Part::Admin, server.serve(answer));
             }
             Err(error) => health.missing(Part::Admin, &error),
         }
-        others.extend(probes.map(|probes| ("probes", probes)));
-        others.push(("pages", pages));
-        Ok(Agent { address, observer, conductor, others, poll })
+        if let Some(probes) = probes {
+            tasks.spawn_saying(Part::Pages, probes);
+        }
+        tasks.spawn_saying(Part::Pages, pages);
+        Ok(Agent { address, observer, tasks, poll })
     }
 
     /// Where the pages are.
@@ -127,12 +127,9 @@ impl Agent {
         self.address
     }
 
-    /// Waits for the end that should not come.
+    /// Waits for the end that should not come. Parts that end meanwhile, and that it can do without, are missed.
     pub async fn failed(&mut self) -> Failed {
-        match (&mut self.conductor).await {
-            Ok(()) => Failed("its inputs are gone".to_owned()),
-            Err(error) => Failed(error.to_string()),
-        }
+        self.tasks.failed().await
     }
 
     /// Stops everything: what could change clients first, what people look at last.
@@ -142,13 +139,7 @@ impl Agent {
             let _ = tokio::task::spawn_blocking(|| observer.stop()).await;
         }
         drop(self.poll);
-        self.conductor.abort();
-        for (name, task) in self.others {
-            let start = Instant::now();
-            task.abort();
-            let _ = task.await;
-            debug!(part = name, milliseconds = start.elapsed().as_millis(), "stopped");
-        }
+        self.tasks.stop().await;
     }
 }
 
@@ -163,12 +154,12 @@ fn readings(
     health: Health,
     read: Arc<AtomicU64>,
 ) -> impl FnMut(Report) + Send + 'static {
-    let mut roll = Roll::default();
+    let mut lost = LostCards::default();
     let mut answered = Moment::NEVER;
     move |report| {
         let now = clock::now();
         read.store(now.0, Ordering::Relaxed);
-        roll.call(&report);
+        lost.call(&report);
         // One device of several that does not answer keeps nobody from sharing the others, which may be late this time.
         match &report.problem {
             _ if !report.devices.is_empty() => {
@@ -293,9 +284,106 @@ fn administrator(
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    use std::os::unix::net::UnixStream;
+
+    use clap::Parser;
     use nvshare_agent_core::reading::Reading;
 
     use super::*;
+    use crate::config::Cli;
+
+    /// An agent without uprobes, NVML, pods and plugin.
+    async fn small(home: &Path) -> Agent {
+        let path = |name: &str| home.join(name).to_str().unwrap().to_owned();
+        let (clients, admin) = (path("clients/agent.sock"), path("admin/admin.sock"));
+        let line = ["nvshare-agent", "--socket", &clients, "--admin-socket", &admin, "--nvml", "/nowhere"];
+        let more = ["--listen", "127.0.0.1:0", "--no-uprobes", "--no-pods", "--device-plugin", "off"];
+        let cli = Cli::try_parse_from(line.iter().chain(&more)).unwrap();
+        Agent::start(&cli.config).await.unwrap()
+    }
+
+    /// What is answered before the connection is closed, or nobody answers.
+    fn ask(mut stream: impl Read + Write, question: &str) -> String {
+        let mut answer = Vec::new();
+        stream.write_all(question.as_bytes()).unwrap();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8(answer).unwrap()
+    }
+
+    fn page(address: SocketAddr, path: &str) -> String {
+        let stream = TcpStream::connect(address).unwrap();
+        ask(stream, &format!("GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n"))
+    }
+
+    fn status(home: &Path) -> String {
+        let stream = UnixStream::connect(home.join("admin/admin.sock")).unwrap();
+        let said = stream.try_clone().unwrap();
+        said.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        ask(stream, "{\"request\":\"status\"}\n")
+    }
+
+    /// Ends a part of a running agent, and looks until `shown`.
+    async fn end(part: Part, shown: impl Fn(&Path, SocketAddr) -> bool + Send + 'static) {
+        let home = tempfile::tempdir().unwrap();
+        let mut agent = small(home.path()).await;
+        let (address, path) = (agent.address(), home.path().to_owned());
+        tokio::task::yield_now().await;
+        agent.tasks.end(part);
+        let looked = tokio::task::spawn_blocking(move || {
+            nvshare_testbed::wait_for("the end is shown", Duration::from_secs(20), || {
+                shown(&path, address).then_some(())
+            });
+        });
+        tokio::select! {
+            failed = agent.failed() => panic!("the agent ended: {failed}"),
+            looked = looked => looked.unwrap(),
+        }
+        agent.stop().await;
+    }
+
+    fn is_told(text: &str, part: Part) -> bool {
+        text.contains(&format!("\"part\":\"{}\",\"why\":\"it was cancelled", part.name()))
+    }
+
+    fn is_counted(text: &str, part: Part) -> bool {
+        text.contains(&format!("nvshare_part_missing{{part=\"{}\"}} 1", part.name()))
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_part_that_ends_is_missing_in_readyz_the_metric_and_status() {
+        for part in [Part::Plugin, Part::Report, Part::Attribution, Part::Pods] {
+            end(part, move |home, address| {
+                is_told(&page(address, "/readyz"), part)
+                    && is_counted(&page(address, "/metrics"), part)
+                    && is_told(&status(home), part)
+            })
+            .await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_pages_tell_that_the_administrators_socket_ended_and_the_other_way_round() {
+        end(Part::Admin, |_, address| {
+            is_told(&page(address, "/readyz"), Part::Admin)
+                && is_counted(&page(address, "/metrics"), Part::Admin)
+        })
+        .await;
+        end(Part::Pages, |home, _| is_told(&status(home), Part::Pages)).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_agent_without_its_conductor_or_its_clients_ends_and_says_why() {
+        for part in [Part::Conductor, Part::Clients] {
+            let home = tempfile::tempdir().unwrap();
+            let mut agent = small(home.path()).await;
+            agent.tasks.end(part);
+            let why = agent.failed().await.to_string();
+            assert!(why.contains(part.name()) && why.contains("it was cancelled"), "{why}");
+            agent.stop().await;
+        }
+    }
 
     #[test]
     fn a_card_that_is_late_beside_one_that_hangs_is_not_missing() {

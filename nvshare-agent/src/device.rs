@@ -16,6 +16,7 @@ use nvshare_agent_core::reading::Report;
 use self::cards::{Answer, Cards};
 use self::nvml::{DeviceError, Library};
 use crate::clock;
+use crate::tasks::caught;
 
 /// How often the devices are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,18 +87,28 @@ impl Poll {
 
 /// Starts reading with the NVML at `library` (a name for the loader, or a path) and gives each report to `publish`,
 /// the first one before long.
-pub fn start(library: OsString, publish: impl FnMut(Report) + Send + 'static) -> std::io::Result<Poll> {
-    read_with(move || Ok(Arc::new(nvml::load(&library)?)), publish)
+/// A thread that ends in a panic says so to `ended`.
+pub fn start(
+    library: OsString,
+    publish: impl FnMut(Report) + Send + 'static,
+    ended: impl FnOnce(String) + Send + 'static,
+) -> std::io::Result<Poll> {
+    read_with(move || Ok(Arc::new(nvml::load(&library)?)), publish, ended)
 }
 
 fn read_with(
     load: impl FnMut() -> Result<Arc<dyn Library>, DeviceError> + Send + 'static,
     publish: impl FnMut(Report) + Send + 'static,
+    ended: impl FnOnce(String) + Send + 'static,
 ) -> std::io::Result<Poll> {
     let (events, heard) = mpsc::channel();
     let cards = Cards::new(events.clone());
     let readers = Readers { load, publish, cards, heard, library: None, loaded: Instant::now(), most: 0 };
-    thread::Builder::new().name("devices".to_owned()).spawn(move || readers.run())?;
+    thread::Builder::new().name("devices".to_owned()).spawn(move || {
+        if let Err(why) = caught(|| readers.run()) {
+            ended(why);
+        }
+    })?;
     Ok(Poll(Arc::new(Line(events))))
 }
 
@@ -271,6 +282,7 @@ mod tests {
             move |report| {
                 let _ = reports.send(report);
             },
+            |why| panic!("{why}"),
         )
         .unwrap();
         poll.every(Rhythm::Fast);
@@ -307,9 +319,13 @@ mod tests {
     #[test]
     fn a_missing_nvml_is_reported_with_the_remedy_and_tried_again() {
         let (reports, received) = mpsc::channel();
-        let poll = start("/nowhere/libnvidia-ml.so.1".into(), move |report| {
-            let _ = reports.send(report);
-        })
+        let poll = start(
+            "/nowhere/libnvidia-ml.so.1".into(),
+            move |report| {
+                let _ = reports.send(report);
+            },
+            |why| panic!("{why}"),
+        )
         .unwrap();
         for _ in 0..2 {
             let report = received.recv_timeout(Duration::from_secs(20)).unwrap();
@@ -326,9 +342,13 @@ mod tests {
     #[test]
     fn the_thread_ends_with_the_last_poll() {
         let (reports, received) = mpsc::channel();
-        let poll = start("/nowhere".into(), move |report| {
-            let _ = reports.send(report);
-        })
+        let poll = start(
+            "/nowhere".into(),
+            move |report| {
+                let _ = reports.send(report);
+            },
+            |why| panic!("{why}"),
+        )
         .unwrap();
         drop(poll);
         let ended = loop {
@@ -338,5 +358,20 @@ mod tests {
             }
         };
         assert_eq!(ended, RecvTimeoutError::Disconnected);
+    }
+
+    #[test]
+    fn a_thread_that_panics_says_so_and_polling_it_harms_nobody() {
+        let (says, said) = mpsc::channel();
+        let publish = |_| panic!("nobody expected this report");
+        let poll = read_with(
+            || Err(DeviceError::NoDevice { library: String::new() }),
+            publish,
+            move |why| says.send(why).unwrap(),
+        )
+        .unwrap();
+        let why = said.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert!(why.contains("nobody expected this report"), "{why}");
+        poll.now();
     }
 }

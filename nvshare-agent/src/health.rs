@@ -13,29 +13,41 @@ use tracing::{info, warn};
 pub enum Part {
     /// The administrator's socket.
     Admin,
+    /// Telling the conductor to whom processes belong.
+    Attribution,
     /// The clients' socket.
     Clients,
+    /// The conductor. Without it the agent ends.
+    Conductor,
     /// NVML and at least one device.
     Devices,
     /// Host memory for shadows.
     HostMemory,
+    /// The HTTP pages.
+    Pages,
     /// The kubelet's device plugin.
     Plugin,
     /// To which pods processes belong.
     Pods,
+    /// The look at what is published, from which some parts are told to be missing.
+    Report,
     /// The uprobes on the CUDA driver.
     Uprobes,
 }
 
 impl Part {
     /// All of them.
-    pub const ALL: [Part; 7] = [
+    pub const ALL: [Part; 11] = [
         Part::Admin,
+        Part::Attribution,
         Part::Clients,
+        Part::Conductor,
         Part::Devices,
         Part::HostMemory,
+        Part::Pages,
         Part::Plugin,
         Part::Pods,
+        Part::Report,
         Part::Uprobes,
     ];
 
@@ -43,18 +55,22 @@ impl Part {
     pub const fn name(self) -> &'static str {
         match self {
             Part::Admin => "admin",
+            Part::Attribution => "attribution",
             Part::Clients => "clients",
+            Part::Conductor => "conductor",
             Part::Devices => "devices",
             Part::HostMemory => "host_memory",
+            Part::Pages => "pages",
             Part::Plugin => "plugin",
             Part::Pods => "pods",
+            Part::Report => "report",
             Part::Uprobes => "uprobes",
         }
     }
 
     /// Whether the agent does nothing useful without it.
     pub const fn is_needed(self) -> bool {
-        matches!(self, Part::Clients | Part::Devices)
+        matches!(self, Part::Clients | Part::Conductor | Part::Devices)
     }
 }
 
@@ -65,6 +81,11 @@ enum Standing {
     Works,
     /// It does not, or not fully.
     Missing {
+        /// The reason and the remedy, for a person.
+        why: String,
+    },
+    /// Its task or thread ended, and nobody starts another one.
+    Ended {
         /// The reason and the remedy, for a person.
         why: String,
     },
@@ -112,6 +133,11 @@ impl Health {
         self.set(part, Standing::Missing { why: why.to_string() });
     }
 
+    /// `part` ended although nobody asked it to: missing for good, whatever is said of it later.
+    pub fn ended(&self, part: Part, why: &impl ToString) {
+        self.set(part, Standing::Ended { why: why.to_string() });
+    }
+
     /// `part` is switched off by configuration.
     pub fn off(&self, part: Part) {
         self.set(part, Standing::Off);
@@ -125,7 +151,7 @@ impl Health {
             .filter_map(|part| {
                 let why = match parts.get(&part) {
                     None => "it is starting".to_owned(),
-                    Some(Standing::Missing { why }) => why.clone(),
+                    Some(Standing::Missing { why } | Standing::Ended { why }) => why.clone(),
                     Some(Standing::Works | Standing::Off) => return None,
                 };
                 Some(Missing { part, why, needed: part.is_needed() || !parts.contains_key(&part) })
@@ -138,11 +164,13 @@ impl Health {
     fn set(&self, part: Part, standing: Standing) {
         let mut parts = self.parts();
         let before = parts.get(&part);
-        if before == Some(&standing) {
+        if before == Some(&standing) || matches!(before, Some(Standing::Ended { .. })) {
             return;
         }
         match (before, &standing) {
-            (_, Standing::Missing { why }) => warn!(part = part.name(), why, "running without a part"),
+            (_, Standing::Missing { why } | Standing::Ended { why }) => {
+                warn!(part = part.name(), why, "running without a part");
+            }
             (Some(Standing::Missing { .. }), _) => info!(part = part.name(), "no longer missing"),
             _ => {}
         }

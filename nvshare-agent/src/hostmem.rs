@@ -19,6 +19,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
+use crate::tasks::caught;
+
 /// Arenas are whole multiples of this: a huge page, and a block of an extent.
 pub const UNIT: Bytes = Bytes(2 << 20);
 
@@ -142,11 +144,21 @@ pub struct Maker(mpsc::Sender<Wanted>);
 
 impl Maker {
     /// Starts the thread; it gives every arena, or the reason why there is none, to `tell`.
-    pub fn start(mut tell: impl FnMut(Made) + Send + 'static) -> std::io::Result<Maker> {
+    pub fn start(tell: impl FnMut(Made) + Send + 'static) -> std::io::Result<Maker> {
+        Maker::start_with(make, tell)
+    }
+
+    fn start_with(
+        make: impl Fn(Bytes) -> Result<OwnedFd, HostError> + Send + 'static,
+        mut tell: impl FnMut(Made) + Send + 'static,
+    ) -> std::io::Result<Maker> {
         let (orders, ordered) = mpsc::channel::<Wanted>();
         thread::Builder::new().name("host-memory".to_owned()).spawn(move || {
             for wanted in ordered {
-                tell(Made { wanted, arena: make(wanted.bytes) });
+                // A panic is a reason like others: the thread goes on.
+                let bytes = wanted.bytes;
+                let panicked = |error| Err(HostError::System { act: "make the memory", bytes, error });
+                tell(Made { wanted, arena: caught(|| make(bytes)).unwrap_or_else(panicked) });
             }
         })?;
         Ok(Maker(orders))
@@ -225,6 +237,20 @@ mod tests {
         let first = answered.recv_timeout(limit).unwrap();
         assert!(first.wanted.arena == ArenaId(1) && first.arena.is_ok());
         assert!(answered.recv_timeout(limit).unwrap().arena.is_err());
+    }
+
+    #[test]
+    fn making_that_panics_is_a_reason_like_others_and_the_next_is_made() {
+        let (answers, answered) = mpsc::channel();
+        let make = |bytes| if bytes == UNIT { panic!("as if it were wrong") } else { make(bytes) };
+        let maker = Maker::start_with(make, move |made| answers.send(made).unwrap()).unwrap();
+        for (number, bytes) in [(1, UNIT), (2, Bytes(2 * UNIT.0))] {
+            maker.order(Wanted { client: ClientId(1), arena: ArenaId(number), bytes });
+        }
+        let limit = Duration::from_secs(30);
+        let why = answered.recv_timeout(limit).unwrap().arena.unwrap_err().to_string();
+        assert!(why.contains("as if it were wrong") && why.contains("2 MiB"), "{why}");
+        assert!(answered.recv_timeout(limit).unwrap().arena.is_ok());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use rustix::fs::{FlockOperation, flock};
 
-use crate::full;
+use crate::no_space;
 
 /// Where the directory of a release appears in pods; `ld.so.preload` names the library there.
 pub const IN_PODS: &str = "/var/lib/nvshare/current";
@@ -86,7 +86,7 @@ pub enum InstallError {
     NoLink(PathBuf),
     /// No room.
     #[error(
-        "cannot write {}: {}, and start again; nothing that was there has changed", path.display(), full::text(path)
+        "cannot write {}: {}, and start again; nothing that was there has changed", path.display(), no_space::text(path)
     )]
     Full {
         /// What was to be written.

@@ -17,7 +17,7 @@ use nvshare_agent_core::process::Process;
 use nvshare_common::units::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::full;
+use crate::no_space;
 use crate::pods::annotations::Annotations;
 use crate::proc;
 
@@ -143,7 +143,7 @@ impl Keeper {
                     Ok(()) => said = false,
                     Err(error) if !said => {
                         said = true;
-                        let why = full::cause(&error, &path, "a restart of the agent forgets orders and bypasses");
+                        let why = no_space::cause(&error, &path, "a restart of the agent forgets orders and bypasses");
                         tracing::warn!(path = %path.display(), %why, "cannot keep what was learned of clients");
                     }
                     Err(_) => {}

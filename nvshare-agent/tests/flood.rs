@@ -18,7 +18,7 @@ fn a_flood_of_observations_keeps_nobody_else_waiting() {
     let _inside = runtime.enter();
     let (inputs, heard) = conductor::inputs();
     let (observations, seen) = conductor::observations();
-    let poll = device::start("/nowhere".into(), |_| {}).unwrap();
+    let poll = device::start("/nowhere".into(), |_| {}, |_| {}).unwrap();
     let (conductor, _state) = Conductor::new(Settings::default(), poll, &inputs, None).unwrap();
     runtime.spawn(conductor.run(heard, seen));
 

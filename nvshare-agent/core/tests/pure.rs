@@ -177,7 +177,7 @@ fn an_arrow_out_is_found_however_it_is_written() {
     for text in [
         "use crate::moment::Moment; // not crate::keep",
         "//! See [`crate::keep`].",
-        "use super::heat::Heat;",
+        "use super::recency::Recency;",
         "use super::super::policy::Decision;",
         "use std::time::Duration;",
         "use nvshare_common::units::{Bytes, ClientId};",

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::{MAX_LINE_BYTES, Request, Response};
-use crate::full;
+use crate::no_space;
 
 /// Administrators that are served at the same time.
 const CONNECTIONS: usize = 16;
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 pub enum BindError {
     /// Its directory is not there and cannot be made.
     #[error(
-        "cannot create {}: {}", directory.display(), full::cause(source, directory,
+        "cannot create {}: {}", directory.display(), no_space::cause(source, directory,
             "run the agent as root, or name a directory it may write to with --admin-socket")
     )]
     Directory {
@@ -53,7 +53,7 @@ pub enum BindError {
         path: PathBuf,
     },
     /// The socket cannot be made.
-    #[error("cannot listen on {}: {}", path.display(), full::cause(source, path,
+    #[error("cannot listen on {}: {}", path.display(), no_space::cause(source, path,
         "remove what is there, or choose another --admin-socket"))]
     Bind {
         /// The socket.

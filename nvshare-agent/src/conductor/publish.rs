@@ -1,6 +1,6 @@
 //! The state that others may see, made from everything the conductor holds.
 
-use nvshare_agent_core::conductor::orders;
+use nvshare_agent_core::conductor::refusals;
 use nvshare_agent_core::ledger::{Client, Device, Observed};
 use nvshare_agent_core::moment::Moment;
 use nvshare_agent_core::policy;
@@ -130,7 +130,7 @@ impl Conductor {
 
     /// Why it cannot run, be stopped or be moved.
     fn notes(&self, client: &Client, now: Moment) -> Vec<String> {
-        let mut notes = orders::notes(client, now);
+        let mut notes = refusals::notes(client, now);
         notes.extend(self.core.hindered.get(&client.id()).cloned());
         notes.extend(
             client.dead().map(|why| format!("its device failed ({why}): its memory stays until it exits")),
@@ -166,11 +166,14 @@ impl Conductor {
 
     pub(super) fn totals(&self, client: &Client) -> Totals {
         let sum = |of: fn(&Holdings) -> Bytes| -> Bytes {
-            let last = self.pages.get(&client.id()).map(|paged| super::view(&paged.page)).unwrap_or_default();
+            let last =
+                self.pages.get(&client.id()).map(|paged| super::seen::view(&paged.page)).unwrap_or_default();
             last.holdings.iter().map(|(_, holdings)| Bytes(of(holdings).0.min(1 << 56))).sum()
         };
-        let calls =
-            self.pages.get(&client.id()).map_or(*client.calls(), |paged| super::view(&paged.page).calls);
+        let calls = self
+            .pages
+            .get(&client.id())
+            .map_or(*client.calls(), |paged| super::seen::view(&paged.page).calls);
         let observed = self.core.ledger.observed().get(&client.process());
         let seen = observed.map(|observed| *observed.counts()).unwrap_or_default();
         Totals {

@@ -9,7 +9,8 @@ use std::time::Duration;
 use nvshare_agent_core::moment::Moment;
 use nvshare_agent_core::reading::Report;
 
-use super::{Conductor, CounterPage};
+use super::Conductor;
+use crate::control::CounterPage;
 use crate::device::Rhythm;
 
 /// Between two decisions while clients work and nobody waits, and between two looks at pages while nothing happens.

@@ -37,7 +37,7 @@ pub use peer::{Peer, PeerError};
 use self::connections::Connections;
 use self::door::Doors;
 use crate::conductor::Input;
-use crate::full;
+use crate::no_space;
 
 /// How often it is looked whether the socket is still where it was made, and knocked at back doors.
 const LOOK_AT_PATH: std::time::Duration = std::time::Duration::from_secs(1);
@@ -171,7 +171,7 @@ const ROOT: &str = "run as root, or choose another path with --socket";
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// No directory.
-    #[error("cannot create {}, the directory of the clients' socket: {}", path.display(), full::cause(source, path, ROOT))]
+    #[error("cannot create {}, the directory of the clients' socket: {}", path.display(), no_space::cause(source, path, ROOT))]
     Directory {
         /// Which.
         path: PathBuf,
@@ -185,7 +185,7 @@ pub enum BindError {
         path: PathBuf,
     },
     /// No socket.
-    #[error("cannot listen on {} for clients: {}", path.display(), full::cause(source, path, ROOT))]
+    #[error("cannot listen on {} for clients: {}", path.display(), no_space::cause(source, path, ROOT))]
     Socket {
         /// Where.
         path: PathBuf,
@@ -248,8 +248,9 @@ impl Listener {
     }
 
     /// Accepts clients until the conductor is gone. What happens on their sessions goes to `inputs`. Where the directory is
-    /// replaced, it listens in the new one too, and goes on in the old one for those who have that mounted.
-    pub async fn serve(self, inputs: mpsc::Sender<Input>) {
+    /// replaced, it listens in the new one too, and goes on in the old one for those who have that mounted. Says why it ended,
+    /// if the conductor is not gone.
+    pub async fn serve(self, inputs: mpsc::Sender<Input>) -> Option<String> {
         let entrance = Arc::new(Entrance {
             inputs,
             connections: Connections::default(),
@@ -260,7 +261,7 @@ impl Listener {
         let mut newest = Arc::new(self);
         // Dropped with this, they end.
         let mut accepting = JoinSet::new();
-        accepting.spawn(accept(Arc::clone(&newest), Arc::clone(&entrance)));
+        let mut accepts = accepting.spawn(accept(Arc::clone(&newest), Arc::clone(&entrance)));
         let mut doors = Doors::default();
         let (mut looks, mut said) = (0_u32, false);
         loop {
@@ -284,7 +285,7 @@ impl Listener {
                              have mounted the old directory are reached through it, or through their back doors"
                         );
                         newest = Arc::new(listener);
-                        accepting.spawn(accept(Arc::clone(&newest), Arc::clone(&entrance)));
+                        accepts = accepting.spawn(accept(Arc::clone(&newest), Arc::clone(&entrance)));
                     }
                     Err(error) if !std::mem::replace(&mut said, true) => {
                         tracing::warn!(%error, "the clients' socket was removed, and new clients run without an agent");
@@ -293,9 +294,21 @@ impl Listener {
                 }
             }
             if entrance.inputs.is_closed() {
-                return;
+                return None;
             }
-            tokio::time::sleep(LOOK_AT_PATH).await;
+            tokio::select! {
+                // In an old directory nobody may be left; where clients come now somebody has to be.
+                Some(ended) = accepting.join_next_with_id(), if accepts.is_finished() => {
+                    let (id, why) = match ended {
+                        Ok((id, why)) => (id, why),
+                        Err(error) => (error.id(), error.to_string()),
+                    };
+                    if id == accepts.id() && !entrance.inputs.is_closed() {
+                        return Some(format!("no client can be accepted: {why}"));
+                    }
+                }
+                () = tokio::time::sleep(LOOK_AT_PATH) => {}
+            }
         }
     }
 }
@@ -343,16 +356,20 @@ impl Drop for Begun {
     }
 }
 
-async fn accept(listener: Arc<Listener>, entrance: Arc<Entrance>) {
+/// Says why it ended.
+async fn accept(listener: Arc<Listener>, entrance: Arc<Entrance>) -> String {
     loop {
         let accepted = {
-            let Ok(mut ready) = listener.socket.readable().await else { return };
+            let mut ready = match listener.socket.readable().await {
+                Ok(ready) => ready,
+                Err(error) => return format!("the socket cannot be waited for: {error}"),
+            };
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             ready.try_io(|socket| Ok(accept_with(socket, flags)?))
         };
         match accepted {
             Err(_) => {}
-            Ok(Ok(_)) if entrance.inputs.is_closed() => return,
+            Ok(Ok(_)) if entrance.inputs.is_closed() => return "the conductor is gone".to_owned(),
             Ok(Ok(socket)) => entrance.admit(socket),
             Ok(Err(error)) => {
                 // Out of descriptors, or a connection that broke before it was accepted: others may fare better.
@@ -410,5 +427,15 @@ mod tests {
         assert_eq!(outbox.answer(&answer), Err(Undelivered));
         drop(outgoing);
         assert_eq!(outbox.answer(&answer), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_socket_whose_conductor_is_gone_ends_without_a_complaint() {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = Listener::bind(&directory.path().join("agent.sock")).unwrap();
+        let (inputs, heard) = mpsc::channel(8);
+        let served = tokio::spawn(listener.serve(inputs));
+        drop(heard);
+        assert_eq!(served.await.unwrap(), None, "the conductor is gone: no news");
     }
 }

@@ -30,7 +30,6 @@ use axum::{Json, Router};
 use nvshare_agent_core::snapshot::State;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tracing::warn;
 
 use self::bounded::Bounded;
 use self::events::Events;
@@ -95,29 +94,35 @@ pub async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListen
     TcpListener::bind(address).await.map_err(|source| ListenError { address, flag, source })
 }
 
-/// Serves the pages until dropped.
-pub async fn serve(listener: TcpListener, state: watch::Receiver<Arc<State>>, health: Health) {
+/// Serves the pages until dropped. If it ends it says why.
+pub async fn serve(
+    listener: TcpListener,
+    state: watch::Receiver<Arc<State>>,
+    health: Health,
+) -> Option<String> {
     let pages = Pages::new(state.clone(), health, Instant::now());
     tokio::spawn(remember(state, Arc::clone(&pages.history)));
     let routes = routes(pages);
     // Errors of single connections are axum's; this ends only where accepting is impossible for good.
-    if let Err(error) = axum::serve(Bounded::new(listener), routes).await {
-        warn!(%error, "the HTTP pages are gone");
-    }
+    let ended = axum::serve(Bounded::new(listener), routes).await;
+    ended.err().map(|error| format!("the HTTP pages are gone: {error}"))
 }
 
 /// Serves only what Kubernetes and systemd ask, on a port of its own, until dropped: however many connections the pages
 /// have, these are answered.
-pub async fn probes(listener: TcpListener, state: watch::Receiver<Arc<State>>, health: Health) {
+pub async fn probes(
+    listener: TcpListener,
+    state: watch::Receiver<Arc<State>>,
+    health: Health,
+) -> Option<String> {
     let probed = Probed { state, health, began: Instant::now() };
     let routes = Router::new()
         .route("/livez", get(async |Shared(probed): Shared<Probed>| probed.livez()))
         .route("/readyz", get(async |Shared(probed): Shared<Probed>| probed.readyz()))
         .route("/healthz", get(async |Shared(probed): Shared<Probed>| probed.readyz()))
         .with_state(probed);
-    if let Err(error) = axum::serve(Bounded::new(listener), routes).await {
-        warn!(%error, "the probes are gone");
-    }
+    let ended = axum::serve(Bounded::new(listener), routes).await;
+    ended.err().map(|error| format!("the probes' port is gone: {error}"))
 }
 
 fn routes(pages: Pages) -> Router {

@@ -31,7 +31,6 @@ mod watch;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -43,6 +42,7 @@ use nvshare_agent_core::observation::{self, Health, Observation};
 use nvshare_common::event::{Loss, RING_BYTES, Record};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
+use crate::tasks::caught;
 use attachments::Attachments;
 use kernel_log::KernelLog;
 use mappings::{Mapped, Mappings};
@@ -137,9 +137,7 @@ fn run(options: &Options, stop: &OwnedFd, mut tell: impl FnMut(Vec<Observation>)
 /// Observes. Says why it ended, if nobody ended it: a panic is a reason like others.
 fn guard(observe: impl FnOnce() -> Option<String>) -> Option<String> {
     // Whatever it left half done went with it: only `tell` is used afterwards.
-    std::panic::catch_unwind(AssertUnwindSafe(observe)).unwrap_or_else(|_| {
-        Some("the observer panicked, which it never should: please report this with the log".to_owned())
-    })
+    caught(observe).unwrap_or_else(|why| Some(format!("the observer ended, which it never should: {why}")))
 }
 
 /// Why the observer did not start.
@@ -487,7 +485,8 @@ mod tests {
 
     #[test]
     fn an_observer_that_panics_leaves_a_reason() {
-        assert!(guard(|| panic!("as if it were wrong")).unwrap().contains("report this"));
+        let why = guard(|| panic!("as if it were wrong")).unwrap();
+        assert!(why.contains("report this") && why.contains("as if it were wrong"), "{why}");
         assert_eq!(guard(|| None), None);
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::RESOURCE;
 use super::allocate::Hand;
 use super::file::replace;
-use crate::full;
+use crate::no_space;
 
 /// The file, in the directory of specifications.
 const FILE: &str = "nvshare.com-gpu.json";
@@ -21,7 +21,7 @@ const VERSION: &str = "0.5.0";
 /// Why there is no specification.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "cannot write the CDI specification {}: {}", path.display(), full::cause(source, path,
+    "cannot write the CDI specification {}: {}", path.display(), no_space::cause(source, path,
         "mount that directory of the node into the agent's container, writable, or choose another one that the container \
          runtime reads with --cdi-dir")
 )]

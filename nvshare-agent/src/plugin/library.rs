@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::allocate::{Hand, LIBRARY, PRELOAD_FILE, preload_line};
 use super::file::replace;
 use super::options::Preload;
-use crate::full;
+use crate::no_space;
 
 /// Why pods cannot be given the library.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +27,7 @@ pub enum LibraryError {
     /// Not for `/etc/ld.so.preload`.
     #[error(
         "pods cannot be given the library: cannot write {}, which becomes their /etc/ld.so.preload: {}", path.display(),
-        full::cause(source, path, &format!(
+        no_space::cause(source, path, &format!(
             "mount the library's directory into the agent's container writable, or make that file on the node with the one \
              line {}", preload_line().trim_end()))
     )]

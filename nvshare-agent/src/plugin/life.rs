@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nvshare_agent_core::snapshot::State;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tracing::{debug, info};
@@ -51,7 +51,8 @@ impl Drop for Task {
 pub async fn run(options: Options, socket: PathBuf, mut state: watch::Receiver<Arc<State>>, health: Health) {
     let problems = Problems::new(health);
     if !wait_for_kubelet(&options, &problems).await {
-        return;
+        // Switched off; it has not ended.
+        return std::future::pending().await;
     }
     let hand = Hand { socket, library: options.library_dir.clone(), preload: options.preload };
     let (list, devices) = watch::channel(Vec::new());
@@ -66,9 +67,17 @@ pub async fn run(options: Options, socket: PathBuf, mut state: watch::Receiver<A
     };
     wait_for_gpu(&mut state, &problems).await;
     let keeper = Keeper { knowledge: knowledge.clone(), list, load, problems: problems.clone() };
-    let _keeper = Task(tokio::spawn(keeper.keep(state)));
+    let mut keeper = Task(tokio::spawn(keeper.keep(state)));
     loop {
-        match one_life(&options, &knowledge, &problems).await {
+        let life = tokio::select! {
+            life = one_life(&options, &knowledge, &problems) => life,
+            // Without it nothing is offered: the plugin ends as it did.
+            ended = &mut keeper.0 => match ended.map_err(JoinError::try_into_panic) {
+                Err(Ok(panic)) => std::panic::resume_unwind(panic),
+                Ok(()) | Err(Err(_)) => return,
+            },
+        };
+        match life {
             Ok(()) => debug!("the plugin's socket is gone: listening again"),
             Err(error) => {
                 problems.set(Matter::Socket, Err(error));

@@ -8,7 +8,7 @@ use std::{fs, io::ErrorKind};
 
 use tokio::net::UnixListener;
 
-use crate::full;
+use crate::no_space;
 
 /// A file that another one at the same path is not. The time tells apart two that got the same inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub(super) enum SocketError {
     },
     /// No socket.
     #[error(
-        "cannot listen on {}: {}", path.display(), full::cause(source, path,
+        "cannot listen on {}: {}", path.display(), no_space::cause(source, path,
             "run the agent as root, with the kubelet's directory mounted into its container, writable (--kubelet-dir)")
     )]
     Bind {

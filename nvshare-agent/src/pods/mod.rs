@@ -23,7 +23,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use self::cgroup::PodUid;
 use self::directory::{Allocated, Directory, Pod};
@@ -94,8 +93,11 @@ enum News {
     KubeletTrouble(Trouble),
 }
 
-/// Starts the keeper: what it knows, from now on. It ends when nobody looks any more.
-pub fn start(options: Options, health: Health) -> (watch::Receiver<Arc<Directory>>, JoinHandle<()>) {
+/// The keeper, to be run, and what it knows from then on. It ends when nobody looks any more.
+pub fn start(
+    options: Options,
+    health: Health,
+) -> (watch::Receiver<Arc<Directory>>, impl Future<Output = ()> + Send) {
     let (publish, directory) = watch::channel(Arc::new(Directory::default()));
-    (directory, tokio::spawn(keeper::Keeper::run(options, publish, health)))
+    (directory, keeper::Keeper::run(options, publish, health))
 }

@@ -6,7 +6,7 @@ mod decide;
 mod hear;
 mod hindrance;
 mod host;
-pub mod orders;
+pub mod refusals;
 pub mod shortage;
 pub mod switches;
 mod terms;

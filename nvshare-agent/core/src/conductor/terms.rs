@@ -29,7 +29,7 @@ impl Core {
     pub fn terms(&mut self, now: Moment) -> Vec<Command> {
         let mut commands = Vec::new();
         for device in self.ledger.unread(now - UNREAD) {
-            // Why, the roll of the cards has told, or the health of NVML: one warning for one fact.
+            // Why, the agent has told when the card was lost, or the health of NVML: one warning for one fact.
             tracing::info!(%device, "not read for {UNREAD:?}: its clients run there as without an agent until it is");
             for room in self.ledger.lose(device) {
                 let message = ToShim::Room { ticket: room.ticket, made: false };

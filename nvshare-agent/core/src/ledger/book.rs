@@ -48,7 +48,7 @@ impl Ledger {
             }
             Decision::SwapOut { client, device, bytes, .. } => {
                 let ticket = self.begin_swap_out(client, device, bytes, now)?;
-                let coldest = self.clients.get(&client)?.heat.coldest(COLDEST);
+                let coldest = self.clients.get(&client)?.recency.coldest(COLDEST);
                 (client, ToShim::SwapOut { ticket, device, bytes, coldest })
             }
             Decision::Reclaim { client, device, expected } => {

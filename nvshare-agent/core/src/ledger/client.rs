@@ -8,11 +8,11 @@ use nvshare_common::counters::Holdings;
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
 
 use super::activity::Activity;
-use super::heat::Heat;
 use super::holding::{Holding, MOST};
 use super::moves::Moves;
 use super::orders::Orders;
 use super::readers::readers;
+use super::recency::Recency;
 use super::session::SessionId;
 use super::turn::Turns;
 use crate::moment::Moment;
@@ -66,7 +66,7 @@ pub struct Client {
     /// When its driver last got much room at once.
     pub(super) large_room: Option<Moment>,
     pub(super) calls: Counts,
-    pub(super) heat: Heat,
+    pub(super) recency: Recency,
     pub(super) untrusted: Option<String>,
     pub(super) turns: Turns,
     pub(super) activity: Activity,
@@ -116,7 +116,7 @@ impl Client {
         /// Its calls by its counter page.
         calls: &Counts,
         /// What its kernels used.
-        heat: &Heat,
+        recency: &Recency,
     }
 }
 
@@ -147,7 +147,7 @@ impl Client {
             accustomed: Bytes::ZERO,
             large_room: None,
             calls: Counts::default(),
-            heat: Heat::default(),
+            recency: Recency::default(),
             untrusted: None,
             turns: Turns::level(runtime),
             activity: Activity::default(),

@@ -9,7 +9,6 @@ mod book;
 mod check;
 mod client;
 mod device;
-mod heat;
 mod holding;
 mod lease;
 mod limits;
@@ -19,6 +18,7 @@ mod observed;
 mod orders;
 mod readers;
 mod readings;
+mod recency;
 mod rooms;
 mod seen;
 mod session;
@@ -37,7 +37,6 @@ pub use admission::Incumbents;
 pub use book::Booked;
 pub use client::{Client, GangId, Page};
 pub use device::{Device, Room};
-pub use heat::Heat;
 pub use holding::{Holding, Outgoing, Reclaiming};
 pub use lease::{Lease, Stop};
 pub use limits::Told;
@@ -45,6 +44,7 @@ pub use moves::Arena;
 pub use news::{Arrived, Begun};
 pub use observed::Observed;
 pub use orders::Orders;
+pub use recency::Recency;
 pub use session::{Past, SessionId};
 
 use crate::moment::Moment;
@@ -61,7 +61,7 @@ pub struct Ledger {
     /// The latest client of a pid, until it is buried.
     by_pid: HashMap<u32, ClientId>,
     observed: HashMap<Process, Observed>,
-    /// What all of that and the heat of clients take: see `seen`.
+    /// What all of that and the recency of clients take: see `seen`.
     remembered: usize,
     last_client: u64,
     last_ticket: u64,

@@ -70,7 +70,7 @@ impl Ledger {
         let buried: Vec<Client> =
             self.clients.extract_if(.., |_, client| done(client)).map(|(_, client)| client).collect();
         for client in &buried {
-            self.cooled(&client.heat);
+            self.cooled(&client.recency);
             if self.by_pid.get(&client.process.pid) == Some(&client.id) {
                 self.by_pid.remove(&client.process.pid);
             }

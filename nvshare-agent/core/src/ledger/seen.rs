@@ -4,16 +4,16 @@
 
 use nvshare_common::units::ClientId;
 
-use super::{Heat, Ledger, Observed};
+use super::{Ledger, Observed, Recency};
 use crate::moment::Moment;
 use crate::observation::Observation;
 use crate::process::Process;
 
-/// For all books and all heat together, in bytes as counted by the two below.
+/// For all books and all recency together, in bytes as counted by the two below.
 const ALL: usize = 64 << 20;
 /// An entry of a book: its key and value, and its part of the tree or table around them.
 const ENTRY: usize = 64;
-/// A range with its heat.
+/// A range with its recency.
 const RANGE: usize = 40;
 
 impl Ledger {
@@ -40,18 +40,18 @@ impl Ledger {
     pub fn warm(&mut self, client: ClientId, observation: &Observation, now: Moment) {
         use Observation as O;
         let Some(client) = self.clients.get_mut(&client) else { return };
-        let heat = &mut client.heat;
-        self.remembered -= RANGE * heat.ranges();
+        let recency = &mut client.recency;
+        self.remembered -= RANGE * recency.ranges();
         match observation {
             O::Mapped { range, .. } | O::Allocated { range, .. } => {
-                heat.mapped(*range, ALL.saturating_sub(self.remembered) / RANGE, now);
+                recency.mapped(*range, ALL.saturating_sub(self.remembered) / RANGE, now);
             }
-            O::Launched { parameters, at, .. } => heat.launched(parameters, *at),
-            O::Freed { address, .. } => heat.freed(*address),
-            O::Exec { .. } => heat.clear(),
+            O::Launched { parameters, at, .. } => recency.launched(parameters, *at),
+            O::Freed { address, .. } => recency.freed(*address),
+            O::Exec { .. } => recency.clear(),
             _ => {}
         }
-        self.remembered += RANGE * heat.ranges();
+        self.remembered += RANGE * recency.ranges();
     }
 
     /// The process ended or became another program.
@@ -62,8 +62,8 @@ impl Ledger {
     }
 
     /// A client is gone, with what it used.
-    pub(super) fn cooled(&mut self, heat: &Heat) {
-        self.remembered -= RANGE * heat.ranges();
+    pub(super) fn cooled(&mut self, recency: &Recency) {
+        self.remembered -= RANGE * recency.ranges();
     }
 
     /// How many bytes that is, as it is counted.
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_heat_of_clients_counts_too_and_goes_with_them() {
+    fn the_recency_of_ranges_counts_too_and_goes_with_them() {
         let mut ledger = Ledger::new();
         let now = Moment(1) + Duration::from_secs(1);
         let hello =
@@ -133,11 +133,11 @@ mod tests {
             }
         }
         assert!(ledger.remembered() <= ALL);
-        let heat = |ledger: &Ledger, client| ledger.client(client).unwrap().heat.ranges();
-        assert_eq!((heat(&ledger, clients[0]), heat(&ledger, clients[119])), (16_384, 0));
+        let recency = |ledger: &Ledger, client| ledger.client(client).unwrap().recency.ranges();
+        assert_eq!((recency(&ledger, clients[0]), recency(&ledger, clients[119])), (16_384, 0));
         ledger.warm(clients[0], &Observation::Freed { process: process(0), address: DevicePtr(0) }, now);
         ledger.warm(clients[119], &allocated(process(0), 7), now);
-        assert_eq!(heat(&ledger, clients[119]), 1);
+        assert_eq!(recency(&ledger, clients[119]), 1);
         for client in clients {
             ledger.exited(client, now);
         }

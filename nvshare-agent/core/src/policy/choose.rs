@@ -1,18 +1,18 @@
-//! Which units run. Those whose lease still protects them go on; then, the highest rank first and within it least runtime
-//! first, whoever fits beside the chosen ones; then idle ones that can stay. A unit runs with all of its memory on all of
+//! Which gangs run. Those whose lease still protects them go on; then, the highest rank first and within it least runtime
+//! first, whoever fits beside the chosen ones; then idle ones that can stay. A gang runs with all of its memory on all of
 //! its devices or not at all.
 //!
-//! The first unit that waits and does not fit is the head: after it, others start only if their lease ends before the
+//! The first gang that waits and does not fit is the head: after it, others start only if their lease ends before the
 //! head could start anyway, so that small ones cannot keep a large one waiting for ever.
 //!
-//! The rule of ranks: pinned units come before high, normal and low priority. Against its own rank and lower ones a lease
+//! The rule of ranks: pinned gangs come before high, normal and low priority. Against its own rank and lower ones a lease
 //! protects its holder until its end, against a higher rank only until the lease floor. So a client of a high priority
 //! waits for the floor and the switch; that its turns may then be shorter than 40 times the switch is what its priority
-//! costs. Lower ranks run in a bounded time all the same: among the units that wait while a higher priority contends for a
+//! costs. Lower ranks run in a bounded time all the same: among the gangs that wait while a higher priority contends for a
 //! device of theirs, the one that has waited longest is favoured once it has waited for [`FAVOUR`] lease ceilings and
 //! nobody was favoured for as long. It is next, before everybody of high priority, and keeps a whole lease. So lower
 //! priorities together get at least one lease in about `FAVOUR` ceilings, whatever the load, and each of `n` waiting
-//! units runs within about `n` times that.
+//! gangs runs within about `n` times that.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,17 +20,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
 
 use super::Hindrance;
+use super::gangs::{Gang, Rank, Role};
 use super::rooms::ROOM_WAITS;
-use super::units::{Rank, Role, Unit};
 use crate::ledger::{Client, Device, Ledger};
 use crate::moment::Moment;
 use crate::order::Priority;
 use crate::settings::Settings;
 
-/// After how many lease ceilings of waiting the longest waiting unit of a lower priority is next.
+/// After how many lease ceilings of waiting the longest waiting gang of a lower priority is next.
 const FAVOUR: u32 = 4;
 
-/// The choice. Numbers are indices of units.
+/// The choice. Numbers are indices of gangs.
 #[derive(Default)]
 pub(super) struct Chosen {
     /// Who runs, in the order in which they get memory; with the latest end of a new lease.
@@ -53,35 +53,35 @@ struct Room {
 
 impl Room {
     /// Of all devices, with nobody running.
-    fn new(ledger: &Ledger, units: &[Unit]) -> Room {
+    fn new(ledger: &Ledger, gangs: &[Gang]) -> Room {
         let devices = ledger.devices().iter();
         let mut left: BTreeMap<DeviceId, i64> =
             devices.clone().map(|(id, device)| (*id, device.budget())).collect();
-        for unit in units {
-            for (device, need) in &unit.needs {
+        for gang in gangs {
+            for (device, need) in &gang.needs {
                 *left.entry(*device).or_default() -= need.floor.0 as i64;
             }
         }
         Room { left, drivers: devices.map(|(id, device)| (*id, device.room().0 as i64)).collect() }
     }
 
-    /// Whether the unit fits; with `beside_drivers`, beside what drivers want, too.
-    fn fits(&self, unit: &Unit, beside_drivers: bool) -> bool {
+    /// Whether the gang fits; with `beside_drivers`, beside what drivers want, too.
+    fn fits(&self, gang: &Gang, beside_drivers: bool) -> bool {
         let kept = |device: &DeviceId| {
             if beside_drivers { self.drivers.get(device).copied().unwrap_or_default() } else { 0 }
         };
         // What needs nothing more than it holds anyway always fits.
-        unit.needs.iter().all(|(device, need)| {
+        gang.needs.iter().all(|(device, need)| {
             let fits = |left: &i64| need.more() <= *left - kept(device);
             need.more() == 0 || self.left.get(device).is_some_and(fits)
         })
     }
 
-    /// Chooses the unit if it fits.
-    fn take(&mut self, unit: &Unit, beside_drivers: bool) -> bool {
-        let fits = self.fits(unit, beside_drivers);
+    /// Chooses the gang if it fits.
+    fn take(&mut self, gang: &Gang, beside_drivers: bool) -> bool {
+        let fits = self.fits(gang, beside_drivers);
         if fits {
-            for (device, need) in &unit.needs {
+            for (device, need) in &gang.needs {
                 *self.left.entry(*device).or_default() -= need.more();
             }
         }
@@ -102,7 +102,7 @@ struct Field {
 }
 
 impl Field {
-    fn new(ledger: &Ledger, settings: &Settings, units: &[Unit], now: Moment) -> Field {
+    fn new(ledger: &Ledger, settings: &Settings, gangs: &[Gang], now: Moment) -> Field {
         let rooms = ledger.devices().values().flat_map(Device::rooms);
         let asks: BTreeSet<_> = rooms.filter(|room| room.presses).map(|room| room.client).collect();
         // Whoever asks without end does not keep the lease for ever by that.
@@ -112,12 +112,12 @@ impl Field {
                 && client.lease().is_some_and(|lease| now.since(lease.given) < longest)
         };
         let mut field = Field::default();
-        for (index, unit) in units.iter().enumerate() {
-            let asks = || unit.members.iter().any(asks);
-            match unit.role {
+        for (index, gang) in gangs.iter().enumerate() {
+            let asks = || gang.members.iter().any(asks);
+            match gang.role {
                 Role::Fixed | Role::Leaving | Role::HeldOut => {}
-                _ if unit.pinned() => field.contenders.push(index),
-                Role::Protected { .. } if unit.outgrew() => field.contenders.push(index),
+                _ if gang.pinned() => field.contenders.push(index),
+                Role::Protected { .. } if gang.outgrew() => field.contenders.push(index),
                 Role::Protected { floor, .. } if floor > now => field.fixed.push(index),
                 Role::Protected { .. } => field.protected.push(index),
                 // It must not be stopped to make room for its own driver.
@@ -127,38 +127,38 @@ impl Field {
                 Role::Resting => field.resting.push(index),
             }
         }
-        // A unit that grew must not push out one that needs nothing.
+        // A gang that grew must not push out one that needs nothing.
         for leased in [&mut field.fixed, &mut field.protected] {
             leased.sort_by_key(|index| {
-                let unit = &units[*index];
-                let complete = unit.members.iter().all(|client| client.complete());
-                (!complete, Reverse(unit.rank), unit.runtime, unit.id())
+                let gang = &gangs[*index];
+                let complete = gang.members.iter().all(|client| client.complete());
+                (!complete, Reverse(gang.rank), gang.runtime, gang.id())
             });
         }
-        field.idle.sort_by_key(|index| (Reverse(units[*index].active_at), units[*index].id()));
+        field.idle.sort_by_key(|index| (Reverse(gangs[*index].active_at), gangs[*index].id()));
         field
     }
 }
 
-pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: Moment) -> Chosen {
-    let mut room = Room::new(ledger, units);
-    let most = Most::new(ledger, units);
+pub(super) fn choose(ledger: &Ledger, settings: &Settings, gangs: &[Gang], now: Moment) -> Chosen {
+    let mut room = Room::new(ledger, gangs);
+    let most = Most::new(ledger, gangs);
     let mut chosen = Chosen::default();
-    let mut field = Field::new(ledger, settings, units, now);
+    let mut field = Field::new(ledger, settings, gangs, now);
     let mut protected = Vec::new();
     let mut contenders = field.contenders;
     for index in field.fixed {
-        if room.take(&units[index], false) {
+        if room.take(&gangs[index], false) {
             chosen.running.push((index, None));
             protected.push(index);
         } else {
             contenders.push(index);
         }
     }
-    chosen.favoured = favoured(ledger, settings, units, &most, now);
+    chosen.favoured = favoured(ledger, settings, gangs, &most, now);
     let rank = |index: usize| {
-        let unit = &units[index];
-        if chosen.favoured == Some(index) { unit.rank.max(Rank::Priority(Priority::High)) } else { unit.rank }
+        let gang = &gangs[index];
+        if chosen.favoured == Some(index) { gang.rank.max(Rank::Priority(Priority::High)) } else { gang.rank }
     };
     let mut blocked = false;
     let mut horizon = Moment::NEVER;
@@ -169,8 +169,8 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: 
         Rank::Priority(Priority::Low),
     ];
     for of in ranks {
-        for index in field.protected.extract_if(.., |index| units[*index].rank == of) {
-            if room.take(&units[index], false) {
+        for index in field.protected.extract_if(.., |index| gangs[*index].rank == of) {
+            if room.take(&gangs[index], false) {
                 chosen.running.push((index, None));
                 protected.push(index);
             } else {
@@ -179,25 +179,25 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: 
         }
         let mut equals: Vec<usize> = contenders.extract_if(.., |index| rank(*index) == of).collect();
         equals.sort_by_key(|index| {
-            let unit = &units[*index];
-            (chosen.favoured != Some(*index), unit.runtime, unit.role != Role::Waiting, unit.id())
+            let gang = &gangs[*index];
+            (chosen.favoured != Some(*index), gang.runtime, gang.role != Role::Waiting, gang.id())
         });
         for index in equals {
-            let unit = &units[index];
-            let starts = unit.starts();
+            let gang = &gangs[index];
+            let starts = gang.starts();
             // The end of a lease that it has already cannot be set.
-            let in_time = !blocked || !starts || (!unit.leased() && now + settings.lease_floor <= horizon);
-            if in_time && room.take(unit, !unit.pinned()) {
+            let in_time = !blocked || !starts || (!gang.leased() && now + settings.lease_floor <= horizon);
+            if in_time && room.take(gang, !gang.pinned()) {
                 chosen.running.push((index, (blocked && starts).then_some(horizon)));
-            } else if let Some(why) = most.never(unit) {
-                chosen.hindered.push(Hindrance { client: unit.id(), why });
+            } else if let Some(why) = most.never(gang) {
+                chosen.hindered.push(Hindrance { client: gang.id(), why });
             } else {
                 if !blocked {
                     // What never ends is nothing that anybody's turn could wait for; and whoever comes meanwhile must
                     // not move the head's turn further and further away.
-                    let ends = protected.iter().map(|index| ends(&units[*index], of));
+                    let ends = protected.iter().map(|index| ends(&gangs[*index], of));
                     let last = ends.filter(|end| *end != Moment(u64::MAX)).max().unwrap_or_default();
-                    horizon = last.min(unit.waits_since() + settings.lease_ceiling);
+                    horizon = last.min(gang.waits_since() + settings.lease_ceiling);
                 }
                 blocked = true;
                 chosen.waiting.push(index);
@@ -205,55 +205,55 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, units: &[Unit], now: 
         }
     }
     for index in field.idle {
-        if room.take(&units[index], true) {
+        if room.take(&gangs[index], true) {
             chosen.running.push((index, None));
         }
     }
     // Whoever rests gets the lease beforehand where that can be done without taking from anybody.
     for index in field.resting {
-        if !blocked && room.take(&units[index], true) {
+        if !blocked && room.take(&gangs[index], true) {
             chosen.resting.push(index);
         }
     }
     chosen
 }
 
-/// When the unit may be stopped for one of that rank.
-fn ends(unit: &Unit, rank: Rank) -> Moment {
-    match unit.role {
-        Role::Protected { floor, .. } if unit.rank < rank => floor,
+/// When the gang may be stopped for one of that rank.
+fn ends(gang: &Gang, rank: Rank) -> Moment {
+    match gang.role {
+        Role::Protected { floor, .. } if gang.rank < rank => floor,
         Role::Protected { until, .. } => until,
         _ => Moment::NEVER,
     }
 }
 
 /// Whose turn it is because of its long wait, if anybody's.
-fn favoured(ledger: &Ledger, settings: &Settings, units: &[Unit], most: &Most, now: Moment) -> Option<usize> {
+fn favoured(ledger: &Ledger, settings: &Settings, gangs: &[Gang], most: &Most, now: Moment) -> Option<usize> {
     let mut highest: BTreeMap<DeviceId, Rank> = BTreeMap::new();
-    let contend = |unit: &&Unit| matches!(unit.role, Role::Protected { .. } | Role::Expired | Role::Waiting);
-    for unit in units.iter().filter(contend).filter(|unit| !unit.pinned()) {
-        for device in unit.devices() {
-            let highest = highest.entry(*device).or_insert(unit.rank);
-            *highest = unit.rank.max(*highest);
+    let contend = |gang: &&Gang| matches!(gang.role, Role::Protected { .. } | Role::Expired | Role::Waiting);
+    for gang in gangs.iter().filter(contend).filter(|gang| !gang.pinned()) {
+        for device in gang.devices() {
+            let highest = highest.entry(*device).or_insert(gang.rank);
+            *highest = gang.rank.max(*highest);
         }
     }
     let long = settings.lease_ceiling * FAVOUR;
-    let longest = units.iter().enumerate().filter_map(|(index, unit)| {
+    let longest = gangs.iter().enumerate().filter_map(|(index, gang)| {
         // One that has had the lease since before anybody was there may wait for memory.
-        let waits = matches!(unit.role, Role::Waiting | Role::Expired);
-        let since = unit.wants.filter(|_| waits)?;
-        let lower = || unit.devices().any(|device| highest.get(device).is_some_and(|rank| *rank > unit.rank));
+        let waits = matches!(gang.role, Role::Waiting | Role::Expired);
+        let since = gang.wants.filter(|_| waits)?;
+        let lower = || gang.devices().any(|device| highest.get(device).is_some_and(|rank| *rank > gang.rank));
         let long = now.since(since.max(ledger.favoured_at())) >= long;
-        (long && lower() && most.never(unit).is_none()).then_some((since, unit.id(), index))
+        (long && lower() && most.never(gang).is_none()).then_some((since, gang.id(), index))
     });
     longest.min().map(|(_, _, index)| index)
 }
 
-/// What there is for a unit at best.
+/// What there is for a gang at best.
 struct Most {
-    /// Of each device, beside what stays there anyway; pinned units not counted.
+    /// Of each device, beside what stays there anyway; pinned gangs not counted.
     left: BTreeMap<DeviceId, i64>,
-    /// What pinned units need.
+    /// What pinned gangs need.
     pinned: BTreeMap<DeviceId, i64>,
     who: Vec<ClientId>,
     /// Who came last, where that made one impossible that ran before.
@@ -261,38 +261,38 @@ struct Most {
 }
 
 impl Most {
-    fn new(ledger: &Ledger, units: &[Unit]) -> Most {
+    fn new(ledger: &Ledger, gangs: &[Gang]) -> Most {
         let left = ledger.devices().iter().map(|(id, device)| (*id, device.budget())).collect();
         let late = ledger.devices().iter().filter(|(_, device)| !device.latecomers().is_empty());
         let late = late.map(|(id, device)| (*id, device.latecomers().to_vec())).collect();
         let mut most = Most { left, pinned: BTreeMap::new(), who: Vec::new(), late };
         // Whoever waits for the memory of the dead, which is about to be seen gone, has not to wait for ever.
-        for unit in units.iter().filter(|unit| !unit.dying()) {
-            for (device, need) in &unit.needs {
-                if unit.pinned() {
+        for gang in gangs.iter().filter(|gang| !gang.dying()) {
+            for (device, need) in &gang.needs {
+                if gang.pinned() {
                     *most.pinned.entry(*device).or_default() += need.needed.0 as i64;
                 } else {
                     *most.left.entry(*device).or_default() -= need.floor.0 as i64;
                 }
             }
-            if unit.pinned() {
-                most.who.push(unit.id());
+            if gang.pinned() {
+                most.who.push(gang.id());
             }
         }
         most
     }
 
-    /// Why the unit would not run even if nobody else contended.
-    fn never(&self, unit: &Unit) -> Option<String> {
-        unit.needs.iter().filter(|(_, need)| need.more() > 0).find_map(|(device, need)| {
+    /// Why the gang would not run even if nobody else contended.
+    fn never(&self, gang: &Gang) -> Option<String> {
+        gang.needs.iter().filter(|(_, need)| need.more() > 0).find_map(|(device, need)| {
             let own = |bytes: Bytes, counts: bool| if counts { bytes.0 as i64 } else { 0 };
-            let left = self.left.get(device).copied().unwrap_or_default() + own(need.floor, !unit.pinned());
-            let pinned = self.pinned.get(device).copied().unwrap_or_default() - own(need.needed, unit.pinned());
+            let left = self.left.get(device).copied().unwrap_or_default() + own(need.floor, !gang.pinned());
+            let pinned = self.pinned.get(device).copied().unwrap_or_default() - own(need.needed, gang.pinned());
             let needed = need.needed.0 as i64;
             if needed > left {
                 let most = Bytes(left.max(0) as u64);
                 let late = self.late.get(device).map(Vec::as_slice).unwrap_or_default();
-                let because = match late.iter().filter(|late| **late != unit.id()).collect::<Vec<_>>().as_slice() {
+                let because = match late.iter().filter(|late| **late != gang.id()).collect::<Vec<_>>().as_slice() {
                     [] => String::new(),
                     late => {
                         let late: Vec<String> = late.iter().map(|late| late.0.to_string()).collect();
@@ -307,7 +307,7 @@ impl Most {
             }
             (needed > left - pinned).then(|| {
                 let who: Vec<String> =
-                    self.who.iter().filter(|who| **who != unit.id()).map(|who| who.0.to_string()).collect();
+                    self.who.iter().filter(|who| **who != gang.id()).map(|who| who.0.to_string()).collect();
                 format!(
                     "needs {} on {device}, and does not fit there beside what is pinned (client {}): \
                      `nvshare-agent unpin` one of these, or free memory there",

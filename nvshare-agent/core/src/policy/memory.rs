@@ -1,5 +1,5 @@
-//! Whose memory moves. The chosen units lack some; that much, no more, is taken: first what is granted and not used, then
-//! from units that were not chosen: idle ones first, longest idle first, then those that will run again last. (They take
+//! Whose memory moves. The chosen gangs lack some; that much, no more, is taken: first what is granted and not used, then
+//! from gangs that were not chosen: idle ones first, longest idle first, then those that will run again last. (They take
 //! turns, so the one that just ran comes last, and is the best victim.) A victim that has the lease is stopped first. What
 //! is pinned is nobody's victim; who is held out by order gives all it can, whoever needs it or not.
 
@@ -10,8 +10,8 @@ use std::time::Duration;
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
 
 use super::choose::Chosen;
+use super::gangs::{Gang, Role, takeable};
 use super::rooms::{MostRoom, ROOM_WAITS};
-use super::units::{Role, Unit, takeable};
 use super::{Decision, Decisions};
 use crate::ledger::{Client, Device, Ledger};
 use crate::moment::Moment;
@@ -31,10 +31,10 @@ struct Lack {
     bytes: Bytes,
 }
 
-pub(super) fn arrange(ledger: &Ledger, units: &[Unit], chosen: Chosen, now: Moment) -> Decisions {
+pub(super) fn arrange(ledger: &Ledger, gangs: &[Gang], chosen: Chosen, now: Moment) -> Decisions {
     let mut plan = Plan {
         ledger,
-        units,
+        gangs,
         now,
         stopping: BTreeSet::new(),
         leaving: BTreeMap::new(),
@@ -70,7 +70,7 @@ pub(super) fn arrange(ledger: &Ledger, units: &[Unit], chosen: Chosen, now: Mome
     }
     plan.run(&chosen, &spare);
     for index in &chosen.waiting {
-        reads |= plan.ahead(&units[*index], &mut spare);
+        reads |= plan.ahead(&gangs[*index], &mut spare);
     }
     plan.out.pressing |= !chosen.waiting.is_empty();
     if reads {
@@ -82,7 +82,7 @@ pub(super) fn arrange(ledger: &Ledger, units: &[Unit], chosen: Chosen, now: Mome
 
 struct Plan<'a> {
     ledger: &'a Ledger,
-    units: &'a [Unit<'a>],
+    gangs: &'a [Gang<'a>],
     now: Moment,
     stopping: BTreeSet<ClientId>,
     /// What clients that are held out were told to give just now.
@@ -95,32 +95,32 @@ struct Plan<'a> {
 impl Plan<'_> {
     /// What the running clients lack on `device`, in order.
     fn lacks(&self, device: DeviceId, running: &[usize]) -> Vec<Lack> {
-        running.iter().flat_map(|index| lacks(&self.units[*index], device)).collect()
+        running.iter().flat_map(|index| lacks(&self.gangs[*index], device)).collect()
     }
 
-    /// The units that may lose memory, best victim first.
+    /// The gangs that may lose memory, best victim first.
     fn victims(&self, chosen: &Chosen) -> Vec<usize> {
         let runs: BTreeSet<usize> = chosen.running.iter().map(|(index, _)| *index).collect();
         let places: BTreeMap<usize, usize> =
             chosen.waiting.iter().enumerate().map(|(place, index)| (*index, place)).collect();
         let place = |index: usize| places.get(&index).copied();
-        let mut victims: Vec<usize> = (0..self.units.len())
-            .filter(|index| !matches!(self.units[*index].role, Role::Fixed | Role::HeldOut))
+        let mut victims: Vec<usize> = (0..self.gangs.len())
+            .filter(|index| !matches!(self.gangs[*index].role, Role::Fixed | Role::HeldOut))
             .filter(|index| !runs.contains(index))
             .collect();
         victims.sort_by_cached_key(|index| {
-            let unit = &self.units[*index];
+            let gang = &self.gangs[*index];
             // One that is being stopped just ran, unless it was stopped for doing nothing.
-            let last = if unit.role == Role::Leaving { usize::MAX } else { place(*index).unwrap_or(0) };
-            let works = unit.role == Role::Leaving || place(*index).is_some();
-            (works, Reverse(last), if works { Moment::NEVER } else { unit.active_at }, unit.id())
+            let last = if gang.role == Role::Leaving { usize::MAX } else { place(*index).unwrap_or(0) };
+            let works = gang.role == Role::Leaving || place(*index).is_some();
+            (works, Reverse(last), if works { Moment::NEVER } else { gang.active_at }, gang.id())
         });
         victims
     }
 
     /// Asks for what is granted and not used. Says what is still missing when all of that has come.
     fn reclaim(&mut self, device: DeviceId, mut missing: i64, running: &[usize]) -> i64 {
-        for client in running.iter().flat_map(|index| &self.units[*index].members) {
+        for client in running.iter().flat_map(|index| &self.gangs[*index].members) {
             if missing <= 0 {
                 break;
             }
@@ -143,19 +143,19 @@ impl Plan<'_> {
 
     /// Stops and swaps out, wholly, whoever is held out.
     fn hold_out(&mut self) {
-        let units = self.units;
-        for unit in units.iter().filter(|unit| unit.role == Role::HeldOut) {
-            let leased = unit.members.iter().any(|client| client.lease().is_some());
+        let gangs = self.gangs;
+        for gang in gangs.iter().filter(|gang| gang.role == Role::HeldOut) {
+            let leased = gang.members.iter().any(|client| client.lease().is_some());
             if leased {
-                self.stop(unit, None);
+                self.stop(gang, None);
             }
-            for device in unit.devices() {
-                let gives: Bytes = unit.members.iter().map(|client| takeable(client, *device)).sum();
-                if gives == Bytes::ZERO || !(leased || self.willing(unit, *device, gives.0 as i64)) {
+            for device in gang.devices() {
+                let gives: Bytes = gang.members.iter().map(|client| takeable(client, *device)).sum();
+                if gives == Bytes::ZERO || !(leased || self.willing(gang, *device, gives.0 as i64)) {
                     continue;
                 }
                 let mut out = 0;
-                for client in &unit.members {
+                for client in &gang.members {
                     let all = takeable(client, *device);
                     out += if leased {
                         all.0 as i64
@@ -183,28 +183,28 @@ impl Plan<'_> {
             }
         }
         for index in victims {
-            let unit = &self.units[*index];
+            let gang = &self.gangs[*index];
             if missing <= 0 {
                 break;
             }
-            let gives: Bytes = unit.members.iter().map(|client| takeable(client, device)).sum();
-            if gives == Bytes::ZERO || unit.role == Role::Leaving || !self.willing(unit, device, missing) {
+            let gives: Bytes = gang.members.iter().map(|client| takeable(client, device)).sum();
+            if gives == Bytes::ZERO || gang.role == Role::Leaving || !self.willing(gang, device, missing) {
                 continue;
             }
-            if unit.members.iter().any(|client| client.lease().is_some()) {
-                self.stop(unit, gains);
+            if gang.members.iter().any(|client| client.lease().is_some()) {
+                self.stop(gang, gains);
                 missing -= gives.0 as i64;
                 continue;
             }
-            for client in &unit.members {
+            for client in &gang.members {
                 missing -= self.swap_out(client, device, missing, gains);
             }
         }
     }
 
-    /// Whether the unit can give now: its last attempt did not just fail, and host memory for it is there.
-    fn willing(&self, unit: &Unit, device: DeviceId, missing: i64) -> bool {
-        unit.members.iter().all(|client| {
+    /// Whether the gang can give now: its last attempt did not just fail, and host memory for it is there.
+    fn willing(&self, gang: &Gang, device: DeviceId, missing: i64) -> bool {
+        gang.members.iter().all(|client| {
             let Some(holding) = client.devices().get(&device) else { return true };
             let moves =
                 Bytes(missing.max(0) as u64).min(takeable(client, device)).saturating_sub(holding.unused());
@@ -213,8 +213,8 @@ impl Plan<'_> {
         })
     }
 
-    fn stop(&mut self, unit: &Unit, gains: Option<ClientId>) {
-        for client in &unit.members {
+    fn stop(&mut self, gang: &Gang, gains: Option<ClientId>) {
+        for client in &gang.members {
             if client.lease().is_some() && client.stop().is_none() && self.stopping.insert(client.id()) {
                 self.out.todo.push(Decision::Stop { client: client.id(), gains });
             }
@@ -283,7 +283,7 @@ impl Plan<'_> {
     /// Leases for the chosen ones, and for those who rest where all they lack is there.
     fn run(&mut self, chosen: &Chosen, spare: &BTreeMap<DeviceId, (Option<i64>, bool)>) {
         for (index, cap) in &chosen.running {
-            for client in &self.units[*index].members {
+            for client in &self.gangs[*index].members {
                 if client.lease().is_none() {
                     self.out.todo.push(Decision::Run { client: client.id(), cap: *cap });
                 }
@@ -295,19 +295,19 @@ impl Plan<'_> {
         let mut left: BTreeMap<DeviceId, i64> =
             spare.iter().map(|(id, (left, _))| (*id, left.unwrap_or_default())).collect();
         for index in &chosen.resting {
-            let unit = &self.units[*index];
+            let gang = &self.gangs[*index];
             let lack =
-                |device: &DeviceId| lacks(unit, *device).iter().map(|lack| lack.bytes.0 as i64).sum::<i64>();
-            let free = unit.devices().all(|device| {
+                |device: &DeviceId| lacks(gang, *device).iter().map(|lack| lack.bytes.0 as i64).sum::<i64>();
+            let free = gang.devices().all(|device| {
                 lack(device) == 0 || left.get(device).is_some_and(|left| lack(device) <= *left)
             });
-            if !free || self.out.todo.iter().any(|decision| takes_from(decision, unit)) {
+            if !free || self.out.todo.iter().any(|decision| takes_from(decision, gang)) {
                 continue;
             }
-            for device in unit.devices() {
+            for device in gang.devices() {
                 *left.entry(*device).or_default() -= lack(device);
             }
-            for client in unit.members.iter().filter(|client| client.lease().is_none()) {
+            for client in gang.members.iter().filter(|client| client.lease().is_none()) {
                 self.out.todo.push(Decision::Run { client: client.id(), cap: None });
             }
         }
@@ -315,11 +315,11 @@ impl Plan<'_> {
 
     /// What nobody needs now goes to who runs next: it need not be brought in when the turn comes. Says whether a
     /// reading is needed for that.
-    fn ahead(&mut self, unit: &Unit, spare: &mut BTreeMap<DeviceId, (Option<i64>, bool)>) -> bool {
+    fn ahead(&mut self, gang: &Gang, spare: &mut BTreeMap<DeviceId, (Option<i64>, bool)>) -> bool {
         let mut reads = false;
-        for device in unit.devices() {
+        for device in gang.devices() {
             let Some((left, true)) = spare.get_mut(device) else { continue };
-            for lack in lacks(unit, *device) {
+            for lack in lacks(gang, *device) {
                 let bytes = part(lack.bytes, left.unwrap_or_default());
                 if let Some(left) = left
                     && bytes > Bytes::ZERO
@@ -336,19 +336,19 @@ impl Plan<'_> {
     }
 }
 
-fn takes_from(decision: &Decision, unit: &Unit) -> bool {
-    matches!(decision, Decision::SwapOut { client, .. } if unit.members.iter().any(|member| member.id() == *client))
+fn takes_from(decision: &Decision, gang: &Gang) -> bool {
+    matches!(decision, Decision::SwapOut { client, .. } if gang.members.iter().any(|member| member.id() == *client))
 }
 
-/// What the unit's members lack on `device`.
-fn lacks(unit: &Unit, device: DeviceId) -> Vec<Lack> {
+/// What the gang's members lack on `device`.
+fn lacks(gang: &Gang, device: DeviceId) -> Vec<Lack> {
     let lack = |client: &&Client| {
         let holding = client.devices().get(&device)?;
         let bytes = holding.needed().saturating_sub(holding.granted());
         (client.commandable() && bytes > Bytes::ZERO && holding.outgoing().is_none())
             .then_some(Lack { client: client.id(), bytes })
     };
-    unit.members.iter().filter_map(lack).collect()
+    gang.members.iter().filter_map(lack).collect()
 }
 
 /// As much of `lack` as `left` allows, in whole pieces.

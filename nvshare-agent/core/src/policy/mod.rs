@@ -3,13 +3,13 @@
 //! deciding again at once decides nothing.
 //!
 //! Everything that fits runs at once, untouched. Otherwise clients take turns: see `choose` for who runs (priorities,
-//! weights and their bounds), `memory` for whose memory moves (and that of clients swapped out by order), `units` for what
+//! weights and their bounds), `memory` for whose memory moves (and that of clients swapped out by order), `gangs` for what
 //! is stopped and resumed as one.
 
 mod choose;
+mod gangs;
 mod memory;
 mod rooms;
-mod units;
 
 use std::time::Duration;
 
@@ -105,9 +105,9 @@ pub struct Decisions {
 
 /// Decides.
 pub fn decide(ledger: &Ledger, settings: &Settings, now: Moment) -> Decisions {
-    let units = units::units(ledger, settings, now);
-    let chosen = choose::choose(ledger, settings, &units, now);
-    memory::arrange(ledger, &units, chosen, now)
+    let gangs = gangs::gangs(ledger, settings, now);
+    let chosen = choose::choose(ledger, settings, &gangs, now);
+    memory::arrange(ledger, &gangs, chosen, now)
 }
 
 /// Refuses the requests for room that could not be met by anything.

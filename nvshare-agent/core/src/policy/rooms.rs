@@ -6,7 +6,7 @@ use std::time::Duration;
 use nvshare_common::units::{Bytes, ClientId, DeviceId};
 
 use super::Decision;
-use super::units::takeable;
+use super::gangs::takeable;
 use crate::ledger::{Device, Incumbents, Ledger};
 use crate::moment::Moment;
 

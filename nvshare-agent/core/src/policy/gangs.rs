@@ -15,7 +15,7 @@ const SHORTEST_IDLE: Duration = Duration::from_millis(20);
 /// How long a client may take to get its memory before its lease counts as begun.
 const ARRIVAL: Duration = Duration::from_secs(10);
 
-/// What a unit is doing, as far as the choice is concerned.
+/// What a gang is doing, as far as the choice is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// Cannot be told anything: what it holds stays.
@@ -45,7 +45,7 @@ pub(super) enum Rank {
 }
 
 /// A gang. What was ordered for one of its members holds for all.
-pub(super) struct Unit<'a> {
+pub(super) struct Gang<'a> {
     pub(super) members: Vec<&'a Client>,
     pub(super) role: Role,
     pub(super) rank: Rank,
@@ -58,7 +58,7 @@ pub(super) struct Unit<'a> {
     pub(super) needs: Vec<(DeviceId, Need)>,
 }
 
-/// What a unit needs and holds on one device.
+/// What a gang needs and holds on one device.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Need {
     /// To run.
@@ -76,7 +76,7 @@ impl Need {
     }
 }
 
-impl Unit<'_> {
+impl Gang<'_> {
     pub(super) fn id(&self) -> ClientId {
         self.members[0].id()
     }
@@ -122,16 +122,16 @@ impl Unit<'_> {
     }
 }
 
-/// All units.
-pub(super) fn units<'a>(ledger: &'a Ledger, settings: &Settings, now: Moment) -> Vec<Unit<'a>> {
+/// All gangs.
+pub(super) fn gangs<'a>(ledger: &'a Ledger, settings: &Settings, now: Moment) -> Vec<Gang<'a>> {
     let mut clients: Vec<&Client> = ledger.clients().values().collect();
     // Stable: the members of a gang stay in the order of their numbers.
     clients.sort_by_key(|client| client.gang());
     let gangs = clients.chunk_by(|one, next| one.gang() == next.gang());
-    gangs.map(|members| unit(ledger, settings, members.to_vec(), now)).collect()
+    gangs.map(|members| gang(ledger, settings, members.to_vec(), now)).collect()
 }
 
-fn unit<'a>(ledger: &Ledger, settings: &Settings, members: Vec<&'a Client>, now: Moment) -> Unit<'a> {
+fn gang<'a>(ledger: &Ledger, settings: &Settings, members: Vec<&'a Client>, now: Moment) -> Gang<'a> {
     let mut needs: Vec<(DeviceId, Need)> = Vec::with_capacity(members[0].devices().len());
     for client in &members {
         for (device, holding) in client.devices() {
@@ -156,7 +156,7 @@ fn unit<'a>(ledger: &Ledger, settings: &Settings, members: Vec<&'a Client>, now:
         need.needed = need.needed.max(need.floor);
     }
     let role = role(ledger, settings, &members, now);
-    Unit {
+    Gang {
         role,
         rank: rank(&members, role),
         wants: members.iter().filter_map(|client| client.wants()).min(),

@@ -1,4 +1,4 @@
-//! The roll of the cards: which of those that were read answer no more. Each is told once when it is lost, however NVML
+//! The cards that are lost: which of those that were read answer no more. Each is told once when it is lost, however NVML
 //! shows that, and once when it is back.
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ const REMEDY: &str = "check the kernel log for Xid lines and `nvidia-smi -L`; a 
 
 /// What was read so far.
 #[derive(Debug, Default)]
-pub(crate) struct Roll {
+pub(crate) struct LostCards {
     cards: BTreeMap<DeviceId, Card>,
     problem: Option<String>,
 }
@@ -41,7 +41,7 @@ enum Line {
     Read(usize),
 }
 
-impl Roll {
+impl LostCards {
     /// Tells what is new in a report.
     pub(crate) fn call(&mut self, report: &Report) {
         for line in self.lines(report) {
@@ -119,33 +119,33 @@ mod tests {
 
     #[test]
     fn a_lost_card_is_told_once_however_nvml_shows_it_and_once_when_it_is_back() {
-        let mut roll = Roll::default();
+        let mut cards = LostCards::default();
         let both = report(&[(0, FIRST), (1, SECOND)], None);
-        assert_eq!(roll.lines(&both), []);
+        assert_eq!(cards.lines(&both), []);
         let lost = Line::Lost { gpu: 1, uuid: SECOND, why: LOST.to_owned() };
-        assert_eq!(roll.lines(&report(&[(0, FIRST)], Some(LOST))), [lost]);
-        assert_eq!(roll.lines(&report(&[(0, FIRST)], Some(LOST))), []);
-        assert_eq!(roll.lines(&report(&[(0, FIRST)], None)), [], "NVML started again and lists one card");
-        assert_eq!(roll.lines(&both), [Line::Back { gpu: 1, uuid: SECOND }]);
-        assert_eq!(roll.lines(&both), []);
+        assert_eq!(cards.lines(&report(&[(0, FIRST)], Some(LOST))), [lost]);
+        assert_eq!(cards.lines(&report(&[(0, FIRST)], Some(LOST))), []);
+        assert_eq!(cards.lines(&report(&[(0, FIRST)], None)), [], "NVML started again and lists one card");
+        assert_eq!(cards.lines(&both), [Line::Back { gpu: 1, uuid: SECOND }]);
+        assert_eq!(cards.lines(&both), []);
         let unlisted = Line::Lost { gpu: 0, uuid: FIRST, why: "NVML does not list it any more".to_owned() };
-        assert_eq!(roll.lines(&report(&[(0, SECOND)], None)), [unlisted]);
+        assert_eq!(cards.lines(&report(&[(0, SECOND)], None)), [unlisted]);
     }
 
     #[test]
     fn a_card_that_never_answered_is_told_with_its_problem() {
-        let mut roll = Roll::default();
+        let mut cards = LostCards::default();
         let one = |problem| report(&[(0, FIRST)], problem);
-        assert_eq!(roll.lines(&one(Some(LOST))), [Line::Unread(LOST.to_owned())]);
-        assert_eq!(roll.lines(&one(Some(LOST))), []);
-        assert_eq!(roll.lines(&one(None)), [Line::Read(1)]);
+        assert_eq!(cards.lines(&one(Some(LOST))), [Line::Unread(LOST.to_owned())]);
+        assert_eq!(cards.lines(&one(Some(LOST))), []);
+        assert_eq!(cards.lines(&one(None)), [Line::Read(1)]);
     }
 
     #[test]
     fn where_nothing_is_read_nothing_is_said_here() {
-        let mut roll = Roll::default();
-        roll.lines(&report(&[(0, FIRST)], None));
-        assert_eq!(roll.lines(&report(&[], Some("NVML does not start"))), []);
-        assert_eq!(roll.lines(&report(&[(0, FIRST)], None)), [Line::Read(1)]);
+        let mut cards = LostCards::default();
+        cards.lines(&report(&[(0, FIRST)], None));
+        assert_eq!(cards.lines(&report(&[], Some("NVML does not start"))), []);
+        assert_eq!(cards.lines(&report(&[(0, FIRST)], None)), [Line::Read(1)]);
     }
 }

@@ -1,5 +1,5 @@
 //! Which ranges of a client's memory its kernels used lately, as far as the uprobes saw: a hint for choosing what to swap
-//! out first. Wrong or missing heat costs speed only.
+//! out first. Wrong or missing recency costs speed only.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ const RANGES: usize = 16_384;
 
 /// Ranges with the time of their last known use.
 #[derive(Clone, Debug, Default)]
-pub struct Heat {
+pub struct Recency {
     ranges: BTreeMap<u64, Range>,
 }
 
@@ -22,7 +22,7 @@ struct Range {
     used: Moment,
 }
 
-impl Heat {
+impl Recency {
     /// Memory appeared. Pieces of one buffer come in order of address and become one range. There is `room` for so many.
     pub(super) fn mapped(&mut self, range: DeviceRange, room: usize, now: Moment) {
         let (start, Some(end)) = (range.start.0, range.start.0.checked_add(range.bytes.0)) else { return };
@@ -86,24 +86,24 @@ mod tests {
 
     #[test]
     fn pieces_of_one_buffer_are_one_range_and_the_unused_one_is_coldest() {
-        let mut heat = Heat::default();
-        heat.mapped(range(1000, 100), RANGES, Moment(1));
-        heat.mapped(range(1100, 100), RANGES, Moment(2));
-        heat.mapped(range(5000, 100), RANGES, Moment(3));
-        heat.launched(&[1150, 7, 9999], Moment(10));
-        assert_eq!(heat.coldest(9), [range(5000, 100), range(1000, 200)]);
-        assert_eq!(heat.coldest(1), [range(5000, 100)]);
-        heat.freed(DevicePtr(5000));
-        assert_eq!(heat.coldest(9), [range(1000, 200)]);
+        let mut recency = Recency::default();
+        recency.mapped(range(1000, 100), RANGES, Moment(1));
+        recency.mapped(range(1100, 100), RANGES, Moment(2));
+        recency.mapped(range(5000, 100), RANGES, Moment(3));
+        recency.launched(&[1150, 7, 9999], Moment(10));
+        assert_eq!(recency.coldest(9), [range(5000, 100), range(1000, 200)]);
+        assert_eq!(recency.coldest(1), [range(5000, 100)]);
+        recency.freed(DevicePtr(5000));
+        assert_eq!(recency.coldest(9), [range(1000, 200)]);
     }
 
     #[test]
     fn a_client_that_maps_without_end_does_not_grow_the_agent() {
-        let mut heat = Heat::default();
+        let mut recency = Recency::default();
         for at in 0..2 * RANGES as u64 {
-            heat.mapped(range(at * 10, 5), RANGES, Moment(1));
+            recency.mapped(range(at * 10, 5), RANGES, Moment(1));
         }
-        assert_eq!(heat.coldest(usize::MAX).len(), RANGES);
-        heat.mapped(range(u64::MAX, 5), RANGES, Moment(1));
+        assert_eq!(recency.coldest(usize::MAX).len(), RANGES);
+        recency.mapped(range(u64::MAX, 5), RANGES, Moment(1));
     }
 }

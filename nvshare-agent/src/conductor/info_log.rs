@@ -1,4 +1,4 @@
-//! The story of a node, told at info from what is published: which devices there are, and when clients have to take
+//! The log of a node, told at info from what is published: which devices there are, and when clients have to take
 //! turns. A few lines an hour: what goes to and fro is told once.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ const OVER: f64 = 10.0;
 
 /// What was told so far.
 #[derive(Debug, Default)]
-pub(super) struct Story {
+pub(super) struct InfoLog {
     devices: BTreeMap<String, Told>,
 }
 
@@ -39,7 +39,7 @@ enum Line<'a> {
     TurnsEnd { device: &'a Device, seconds: f64, switches: u64 },
 }
 
-impl Story {
+impl InfoLog {
     /// Tells what is new in `state`.
     pub(super) fn tell(&mut self, state: &State) {
         for line in self.lines(state) {
@@ -119,8 +119,8 @@ mod tests {
 
     #[test]
     fn taking_turns_is_told_when_it_begins_and_when_it_has_been_over_for_a_while() {
-        let mut story = Story::default();
-        let mut told = |state: State| story.lines(&state).len();
+        let mut log = InfoLog::default();
+        let mut told = |state: State| log.lines(&state).len();
         assert_eq!(told(at(0.0, false, 3)), 1, "the device");
         assert_eq!(told(at(1.0, true, 3)), 1, "it begins");
         assert_eq!(
@@ -130,8 +130,8 @@ mod tests {
         );
         let state = at(16.0, false, 9);
         let end = Line::TurnsEnd { device: &state.devices[0], seconds: 5.0, switches: 6 };
-        assert_eq!(story.lines(&state), [end]);
-        assert_eq!(story.lines(&State::default()), [], "the roll of the cards tells that one is lost");
-        assert_eq!(story.lines(&state), [Line::Device(&state.devices[0])]);
+        assert_eq!(log.lines(&state), [end]);
+        assert_eq!(log.lines(&State::default()), [], "`lost_cards` tells that one is lost");
+        assert_eq!(log.lines(&state), [Line::Device(&state.devices[0])]);
     }
 }
