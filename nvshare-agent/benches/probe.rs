@@ -13,11 +13,11 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use nvshare_agent::observation::Observation;
 use nvshare_agent::observer::{Observer, Options};
 use nvshare_common::event::{RECORDS_OF_PROCESS, SAMPLED_PARAMETERS, WINDOW_SHIFT};
 
 use fake::Fake;
+use nvshare_agent_core::observation::Observation;
 
 type Free = extern "C" fn(u64) -> i32;
 /// Dimensions and the like come between the function and the array of parameters.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use criterion::{Criterion, criterion_group, criterion_main};
 use nvshare_agent::health::Health;
 use nvshare_agent::metrics::Metrics;
-use nvshare_agent::snapshot::{Client, ClientDevice, Device, State, Totals};
+use nvshare_agent_core::snapshot::{Client, ClientDevice, Device, State, Totals};
 use nvshare_common::units::Bytes;
 use serde_json::json;
 use tokio::sync::watch;

@@ -8,28 +8,30 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nvshare_agent_core::change::Change;
+use nvshare_agent_core::moment::Moment;
+use nvshare_agent_core::observation::Observation;
+use nvshare_agent_core::order::Order;
+use nvshare_agent_core::reading::Report;
+use nvshare_agent_core::snapshot::State;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, info};
 
 use crate::admin::server::Server;
 use crate::admin::{Request, Response};
-use crate::change::Change;
+use crate::clock;
 use crate::conductor::{self, Conductor, Input};
 use crate::config::Config;
 use crate::control::{BindError, Listener};
-use crate::device::{self, Poll, Report};
+use crate::device::{self, Poll};
 use crate::health::{Health, Part};
 use crate::http;
 use crate::log;
-use crate::moment::Moment;
-use crate::observation::Observation;
 use crate::observer::{self, Observer};
-use crate::order::Order;
 use crate::plugin;
 use crate::pods::{self, directory::Directory};
 use crate::roll::Roll;
-use crate::snapshot::State;
 
 /// NVML takes a second at most; one that takes longer hangs.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -81,7 +83,7 @@ impl Agent {
         let address = pages.local_addr()?;
 
         let (inputs, heard) = conductor::inputs();
-        let read = Arc::new(AtomicU64::new(Moment::now().0));
+        let read = Arc::new(AtomicU64::new(clock::now().0));
         let poll =
             device::start(config.nvml.clone(), readings(inputs.clone(), health.clone(), Arc::clone(&read)))?;
         let (conductor, state) =
@@ -164,7 +166,7 @@ fn readings(
     let mut roll = Roll::default();
     let mut answered = Moment::NEVER;
     move |report| {
-        let now = Moment::now();
+        let now = clock::now();
         read.store(now.0, Ordering::Relaxed);
         roll.call(&report);
         // One device of several that does not answer keeps nobody from sharing the others, which may be late this time.
@@ -195,7 +197,7 @@ async fn report(
     }
     while state.changed().await.is_ok() {
         let state = Arc::clone(&state.borrow_and_update());
-        if let Some(why) = silence(Moment(read.load(Ordering::Relaxed)), Moment::now()) {
+        if let Some(why) = silence(Moment(read.load(Ordering::Relaxed)), clock::now()) {
             health.missing(Part::Devices, &why);
         }
         match &state.host.problem {
@@ -291,8 +293,9 @@ fn administrator(
 
 #[cfg(test)]
 mod tests {
+    use nvshare_agent_core::reading::Reading;
+
     use super::*;
-    use crate::device::Reading;
 
     #[test]
     fn a_card_that_is_late_beside_one_that_hangs_is_not_missing() {
@@ -300,7 +303,7 @@ mod tests {
         let health = Health::new();
         let mut tell = readings(inputs, health.clone(), Arc::default());
         let problem = Some("GPU 1 has not answered".to_owned());
-        let incomplete = Report { began: Moment::now(), problem, ..Report::default() };
+        let incomplete = Report { began: clock::now(), problem, ..Report::default() };
         let missing = || health.readiness().missing.iter().any(|missing| missing.why.contains("GPU 1"));
         let first = Reading {
             device: nvshare_common::units::DeviceId([1; 16]),

@@ -11,17 +11,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use nvshare_agent_core::change::Change;
+use nvshare_agent_core::settings::Settings;
+use nvshare_agent_core::value;
 use nvshare_common::protocol;
 use nvshare_common::units::Bytes;
 
 use crate::admin::orders::{PinArgs, SetWhat, SwapArgs};
-use crate::change::Change;
 use crate::install::InstallArgs;
 use crate::observer::Part;
 use crate::plugin;
 use crate::pods;
-use crate::settings::Settings;
-use crate::value;
 
 /// Where the agent listens for its administrator unless told otherwise.
 pub const ADMIN_SOCKET: &str = "/run/nvshare-admin/admin.sock";
@@ -123,7 +123,7 @@ pub struct SetArgs {
     pub admin: AdminArgs,
     /// What to change: lease-floor=200ms, lease-ceiling=60s, lease-factor=40, reserve=256M, host-memory=64G,
     /// log=debug
-    #[arg(required = true, value_name = "NAME=VALUE")]
+    #[arg(required = true, value_name = "NAME=VALUE", value_parser = crate::admin::change::read)]
     pub changes: Vec<Change>,
     /// What else to set.
     #[command(subcommand)]
@@ -260,11 +260,11 @@ pub struct Config {
     pub pod_resources: PathBuf,
 
     /// The API server, without an account, as by `kubectl proxy` [default: by the service account, in a cluster]
-    #[arg(long, value_name = "URL", env = "NVSHARE_AGENT_KUBE_API", value_parser = value::server)]
+    #[arg(long, value_name = "URL", env = "NVSHARE_AGENT_KUBE_API", value_parser = pods::server)]
     pub kube_api: Option<axum::http::Uri>,
 
-    /// Which log lines: error, warn, info, debug, trace, or a filter such as info,nvshare_agent::policy=debug
-    #[arg(long, value_name = "FILTER", env = "NVSHARE_AGENT_LOG", default_value = "info", value_parser = value::log_filter)]
+    /// Which log lines: error, warn, info, debug, trace, or a filter such as info,nvshare_agent_core=debug
+    #[arg(long, value_name = "FILTER", env = "NVSHARE_AGENT_LOG", default_value = "info", value_parser = crate::log::filter)]
     pub log: String,
 
     /// How log lines look

@@ -11,11 +11,11 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nvshare_agent_core::reading::Report;
+
 use self::cards::{Answer, Cards};
 use self::nvml::{DeviceError, Library};
-use crate::moment::Moment;
-
-pub use crate::reading::{Reading, Report};
+use crate::clock;
 
 /// How often the devices are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -128,7 +128,7 @@ where
 
     /// Asks all cards and reports what they say.
     fn round(&mut self, rhythm: &mut Rhythm) -> Result<(), Ended> {
-        let mut report = Report { began: Moment::now(), complete: true, ..Report::default() };
+        let mut report = Report { began: clock::now(), complete: true, ..Report::default() };
         let mut lost = false;
         match self.count() {
             Ok(count) => {
@@ -232,6 +232,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc;
 
+    use nvshare_agent_core::reading::Reading;
     use nvshare_common::units::{Bytes, DeviceId};
 
     use super::*;

@@ -9,7 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc;
 use std::thread;
 
-use nvshare_common::units::{ArenaId, Bytes, ClientId};
+use nvshare_agent_core::arena::{HostError, Wanted};
+use nvshare_common::units::Bytes;
 use rustix::fs::{
     FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
 };
@@ -23,42 +24,12 @@ pub const UNIT: Bytes = Bytes(2 << 20);
 /// is not made, for the kernel would sooner kill somebody than refuse it.
 const MARGIN: Bytes = Bytes::GIB;
 
-/// Why there is no arena.
-#[derive(Debug, thiserror::Error)]
-pub enum HostError {
-    /// The node, or the agent's cgroup, has no room for it.
-    #[error(
-        "an arena of {bytes} does not fit: {free} of host memory are available ({whose}), {margin} of it are left \
-         alone; lower --host-memory to what the node can spare, or lift the limit of the agent's container"
-    )]
-    NoRoom {
-        /// Its size.
-        bytes: Bytes,
-        /// What could be had.
-        free: Bytes,
-        /// What is kept of it.
-        margin: Bytes,
-        /// Whose limit that is.
-        whose: &'static str,
-    },
-    /// The system refused.
-    #[error("cannot {act} for an arena of {bytes}: {errno}")]
-    System {
-        /// What was tried.
-        act: &'static str,
-        /// Its size.
-        bytes: Bytes,
-        /// What the system said.
-        errno: Errno,
-    },
-}
-
 /// Makes an arena of `bytes`, rounded up to whole [`UNIT`]s: filled, in huge pages where there are any, and of this size
 /// for good.
 pub fn make(bytes: Bytes) -> Result<OwnedFd, HostError> {
     let bytes = bytes.max(UNIT).round_up(UNIT).unwrap_or(bytes);
     room(bytes)?;
-    let failed = |act| move |errno| HostError::System { act, bytes, errno };
+    let failed = |act| move |errno: Errno| HostError::System { act, bytes, error: errno.to_string() };
     let arena = memfd_create(c"nvshare-arena", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
         .map_err(failed("create a memfd"))?;
     ftruncate(&arena, bytes.0).map_err(failed("set the size"))?;
@@ -153,22 +124,11 @@ fn cgroup() -> Option<Room> {
     Some(Room { whose: "below the limit of the agent's cgroup", limit, free, least: Bytes::ZERO })
 }
 
-/// An arena that is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Order {
-    /// For whom.
-    pub client: ClientId,
-    /// Its number.
-    pub arena: ArenaId,
-    /// Its size.
-    pub bytes: Bytes,
-}
-
-/// What became of an order.
+/// What became of a wanted arena.
 #[derive(Debug)]
 pub struct Made {
-    /// The order.
-    pub order: Order,
+    /// Which.
+    pub wanted: Wanted,
     /// The arena.
     pub arena: Result<OwnedFd, HostError>,
 }
@@ -176,24 +136,24 @@ pub struct Made {
 /// Makes arenas on a thread of its own: filling one takes about 0.2 s per GiB. The thread ends when all of these are
 /// gone.
 #[derive(Clone, Debug)]
-pub struct Maker(mpsc::Sender<Order>);
+pub struct Maker(mpsc::Sender<Wanted>);
 
 impl Maker {
     /// Starts the thread; it gives every arena, or the reason why there is none, to `tell`.
     pub fn start(mut tell: impl FnMut(Made) + Send + 'static) -> std::io::Result<Maker> {
-        let (orders, ordered) = mpsc::channel::<Order>();
+        let (orders, ordered) = mpsc::channel::<Wanted>();
         thread::Builder::new().name("host-memory".to_owned()).spawn(move || {
-            for order in ordered {
-                tell(Made { order, arena: make(order.bytes) });
+            for wanted in ordered {
+                tell(Made { wanted, arena: make(wanted.bytes) });
             }
         })?;
         Ok(Maker(orders))
     }
 
     /// Orders an arena.
-    pub fn order(&self, order: Order) {
+    pub fn order(&self, wanted: Wanted) {
         // The thread ends only with the last of these.
-        let _ = self.0.send(order);
+        let _ = self.0.send(wanted);
     }
 }
 
@@ -203,6 +163,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
     use std::time::Duration;
 
+    use nvshare_common::units::{ArenaId, ClientId};
     use rustix::fs::{fcntl_get_seals, fstat};
 
     use super::*;
@@ -256,11 +217,11 @@ mod tests {
         let (answers, answered) = mpsc::channel();
         let maker = Maker::start(move |made| answers.send(made).unwrap()).unwrap();
         for (number, bytes) in [(1, UNIT), (2, Bytes(1 << 50))] {
-            maker.order(Order { client: ClientId(1), arena: ArenaId(number), bytes });
+            maker.order(Wanted { client: ClientId(1), arena: ArenaId(number), bytes });
         }
         let limit = Duration::from_secs(30);
         let first = answered.recv_timeout(limit).unwrap();
-        assert!(first.order.arena == ArenaId(1) && first.arena.is_ok());
+        assert!(first.wanted.arena == ArenaId(1) && first.arena.is_ok());
         assert!(answered.recv_timeout(limit).unwrap().arena.is_err());
     }
 

@@ -12,13 +12,14 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
+use nvshare_agent_core::order::{Priority, Weight};
+use nvshare_agent_core::process::Process;
 use nvshare_common::units::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::full;
-use crate::observation::Process;
-use crate::order::{Priority, Weight};
 use crate::pods::annotations::Annotations;
+use crate::proc;
 
 /// The file's name, beside the administrator's socket.
 pub const FILE: &str = "clients.json";
@@ -49,15 +50,15 @@ pub struct Remembered {
     pub process: Process,
     /// Driver work was seen that its shim did not pass.
     pub bypass: bool,
-    /// See [`crate::ledger::Orders`].
+    /// See [`nvshare_agent_core::ledger::Orders`].
     pub priority: Priority,
-    /// See [`crate::ledger::Orders`].
+    /// See [`nvshare_agent_core::ledger::Orders`].
     pub weight: Weight,
-    /// See [`crate::ledger::Orders`].
+    /// See [`nvshare_agent_core::ledger::Orders`].
     pub pinned: bool,
-    /// See [`crate::ledger::Orders`].
+    /// See [`nvshare_agent_core::ledger::Orders`].
     pub held_out: bool,
-    /// See [`crate::ledger::Orders`].
+    /// See [`nvshare_agent_core::ledger::Orders`].
     pub limit: Option<Bytes>,
     /// What of its pod's annotations was made into orders already.
     pub annotations: Annotations,
@@ -116,7 +117,8 @@ impl Kept {
         }
         kept.clients.truncate(MOST);
         let sane = |client: &Remembered| client.runtime.is_finite() && client.runtime >= 0.0;
-        kept.clients.retain(|client| sane(client) && Process::of(client.process.pid) == Some(client.process));
+        kept.clients
+            .retain(|client| sane(client) && proc::process(client.process.pid) == Some(client.process));
         Ok(kept)
     }
 }
@@ -200,7 +202,7 @@ mod tests {
     fn what_was_kept_of_living_processes_is_read_again() {
         let (_directory, path) = private();
         assert_eq!(Kept::read(&path).unwrap(), Kept::default());
-        let own = Process::of(std::process::id()).unwrap();
+        let own = proc::process(std::process::id()).unwrap();
         let another = Process { start: own.start + 1, ..own };
         let kept = Kept::new(Duration::from_millis(250), vec![remembered(own), remembered(another)]);
         write(&path, &kept).unwrap();
@@ -223,7 +225,7 @@ mod tests {
     #[test]
     fn pids_of_an_earlier_boot_mean_nothing() {
         let (_directory, path) = private();
-        let own = Process::of(std::process::id()).unwrap();
+        let own = proc::process(std::process::id()).unwrap();
         let kept = Kept { boot: "another".to_owned(), ..Kept::new(Duration::ZERO, vec![remembered(own)]) };
         write(&path, &kept).unwrap();
         assert_eq!(Kept::read(&path).unwrap(), Kept::default());

@@ -27,6 +27,14 @@ type ChangeFilter = dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync
 
 static FILTER: OnceLock<Box<ChangeFilter>> = OnceLock::new();
 
+/// Which log lines: a level, or a filter of `tracing`.
+pub fn filter(text: &str) -> Result<String, String> {
+    match text.parse::<EnvFilter>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("expected error, warn, info, debug, trace or a filter of these ({error})")),
+    }
+}
+
 /// Begins to write log lines to standard error. `filter` was parsed once already, when the command line was read.
 pub fn begin(filter: &str, format: LogFormat) {
     let filter = EnvFilter::builder().parse_lossy(filter);

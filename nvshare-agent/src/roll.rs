@@ -3,10 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use nvshare_agent_core::reading::Report;
 use nvshare_common::units::DeviceId;
 use tracing::{info, warn};
-
-use crate::device::Report;
 
 /// What to do about a card that is lost.
 const REMEDY: &str = "check the kernel log for Xid lines and `nvidia-smi -L`; a card that fell off the bus needs a reset \
@@ -93,9 +92,10 @@ impl Roll {
 
 #[cfg(test)]
 mod tests {
+    use nvshare_agent_core::moment::Moment;
+    use nvshare_agent_core::reading::Reading;
+
     use super::*;
-    use crate::device::Reading;
-    use crate::moment::Moment;
     use nvshare_common::units::Bytes;
 
     const FIRST: DeviceId = DeviceId([1; 16]);

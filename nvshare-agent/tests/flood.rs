@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use nvshare_agent::conductor::{self, Conductor, Input};
 use nvshare_agent::device;
-use nvshare_agent::moment::Moment;
-use nvshare_agent::observation::{Observation, Process};
-use nvshare_agent::settings::Settings;
+use nvshare_agent_core::moment::Moment;
+use nvshare_agent_core::observation::Observation;
+use nvshare_agent_core::process::Process;
+use nvshare_agent_core::settings::Settings;
 use tokio::sync::oneshot;
 
 #[test]

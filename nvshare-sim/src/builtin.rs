@@ -1,13 +1,15 @@
 //! The kernels that the simulator can run, known by name. They do their work for real, in the compute clock's time. All
 //! parameters are numbers of 64 bits; the launch's dimensions do not matter.
 
+#![expect(unsafe_code, reason = "the device's memory, found accessible")]
+
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use cudarc::driver::sys::CUresult;
 use nvshare_common::fingerprint::{Fingerprint, Key, fingerprint};
 use nvshare_sim_card::{Lane, now};
 
-use crate::export::Outcome;
+use crate::call::Outcome;
 use crate::kernel::Launch;
 use crate::memory::{self, Location};
 use crate::strict;

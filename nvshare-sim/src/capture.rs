@@ -8,9 +8,9 @@ use std::thread::ThreadId;
 
 use cudarc::driver::sys::CUresult;
 
+use crate::call::Outcome;
 pub(crate) use crate::capture_mode::{Mode, exchange_mode};
 use crate::context::Context;
-use crate::export::Outcome;
 use crate::graph::{Graph, Node};
 use crate::stream::{Kind, Stream};
 use crate::work::Work;

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use cudarc::driver::sys::CUresult;
 
-use crate::export::Outcome;
+use crate::call::Outcome;
 
 /// How a capture and other threads' calls get along; the values are the driver's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::{CUcontext, CUresult};
 
+use crate::call::{Call, Outcome};
 use crate::completion::Completion;
-use crate::export::{Call, Outcome};
 use crate::green::{GREENS, Green};
 use crate::handles::{Registry, handle_of};
 use crate::jam::Jam;

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use cudarc::driver::sys::{CUdevice, CUresult};
 use nvshare_sim_card::{Cards, FaultPlan, Lane, Member};
 
-use crate::export::Outcome;
+use crate::call::Outcome;
 
 static CARD: OnceLock<Option<Member>> = OnceLock::new();
 

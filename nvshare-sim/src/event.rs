@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{CUevent, CUresult};
 
+use crate::call::{Call, Outcome};
 use crate::capture::Mark;
 use crate::completion::Completion;
 use crate::context::Context;
-use crate::export::{Call, Outcome};
 use crate::handles::{Registry, handle_of};
 
 /// All events.

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use cudarc::driver::sys::{CUgraphNode, CUresult};
 
+use crate::call::Outcome;
 use crate::completion::Completion;
-use crate::export::Outcome;
 use crate::graph::{Graph, NodeKind};
 use crate::handles::Registry;
 use crate::memory::graph::{Backed, Hold};

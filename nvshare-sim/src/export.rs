@@ -4,29 +4,25 @@
 //! Each symbol begins as NVIDIA's own do: a comparison of a global word, a short conditional jump, a jump to the body.
 //! Uprobes sit on the second instruction; no export calls another, so one call is one hit.
 
+#![expect(unsafe_code, reason = "a table of addresses, for all threads")]
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicU32;
 
 use cudarc::driver::sys::CUresult;
 
+use crate::call::{Call, Outcome};
 use crate::{faults, init};
-
-/// Result of a driver function's body.
-pub(crate) type Outcome<T = ()> = Result<T, CUresult>;
-
-/// What the first instruction of every export compares with [`DEINITIALIZED`].
-pub(crate) static STATE_WORD: AtomicU32 = AtomicU32::new(0);
-
-/// The value of [`STATE_WORD`] once the process is exiting: every function then returns `CUDA_ERROR_DEINITIALIZED`.
-pub(crate) const DEINITIALIZED: u32 = 0x321c_ba00;
 
 /// One exported function.
 pub(crate) struct Export {
     /// The symbol.
     pub(crate) name: &'static str,
-    /// Its address.
-    pub(crate) address: unsafe extern "C" fn(),
+    /// Its address. Nothing is read through it.
+    pub(crate) address: *const (),
 }
+
+// SAFETY: a name and an address, which never change.
+unsafe impl Sync for Export {}
 
 /// One name of the driver API, whether this library implements it or not.
 pub(crate) struct Name {
@@ -40,14 +36,6 @@ pub(crate) struct Name {
 
 /// All names of the driver API.
 pub(crate) const NAMES: &[Name] = include!(concat!(env!("OUT_DIR"), "/names.rs"));
-
-/// The call that is being served: what its body may ask about it.
-pub(crate) struct Call {
-    /// The symbol that was called.
-    pub(crate) name: &'static str,
-    /// Whether the null stream means the thread's own default stream (the `_ptsz`/`_ptds` twins).
-    pub(crate) per_thread: bool,
-}
 
 /// Runs the body of an export: no panic leaves it, and it is refused where the driver is not initialised.
 pub(crate) fn serve(
@@ -76,41 +64,17 @@ pub(crate) fn serve(
     }
 }
 
-/// Writes an out-parameter that must be there.
-///
-/// # Safety
-/// `to` is null or valid for a write of `T`: the contract of every out-parameter of the driver API.
-pub(crate) unsafe fn put<T>(to: *mut T, value: T) -> Outcome {
-    if to.is_null() {
-        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-    }
-    // SAFETY: not null, and the caller of the driver function vouches for the rest.
-    unsafe { to.write(value) };
-    Ok(())
-}
-
-/// Writes an out-parameter that may be null.
-///
-/// # Safety
-/// As [`put`].
-pub(crate) unsafe fn put_if<T>(to: *mut T, value: T) {
-    if !to.is_null() {
-        // SAFETY: not null, and the caller of the driver function vouches for the rest.
-        unsafe { to.write(value) };
-    }
-}
-
 /// Defines exported driver functions and, as `EXPORTS`, the table of them.
 ///
 /// ```text
 /// export! {
-///     fn cuMemAlloc_v2(pointer: *mut CUdeviceptr, bytes: usize) |cx| { ...; Ok(()) }
+///     fn cuMemAlloc_v2(pointer: Out<CUdeviceptr>, bytes: usize) |cx| { ...; pointer.set(start) }
 ///     fn cuMemAllocAsync / cuMemAllocAsync_ptsz (...) |cx| { cx.stream(stream)?; ... }
 ///     @early fn cuInit(flags: u32) |cx| { ... }
 /// }
 /// ```
 ///
-/// A body is an unsafe block's worth of C contract: pointers are what the caller passed. It returns
+/// A body gets what the caller in C passed, as a type of `parameters` where that is a pointer. It returns
 /// `Result<(), CUresult>` and may use `?`. `@early` functions work before `cuInit`.
 macro_rules! export {
     ($($(@ $early:ident)? fn $name:ident $(/ $twin:ident)* ($($args:tt)*) |$cx:pat_param| $body:block)*) => {
@@ -129,38 +93,36 @@ macro_rules! export {
     (@early [early]) => { true };
     (@one $name:ident, $per_thread:literal, [$($early:ident)?], ($($arg:ident : $ty:ty),* $(,)?), $cx:pat_param, $body:block) => {{
         #[allow(unused_variables, reason = "not every body uses all its parameters")]
-        unsafe extern "C" fn body($($arg: $ty),*) -> ::cudarc::driver::sys::CUresult {
+        extern "C" fn body($($arg: $ty),*) -> ::cudarc::driver::sys::CUresult {
             $crate::export::serve(
                 stringify!($name), $per_thread, $crate::export::export!(@early [$($early)?]), |$cx| $body,
             )
         }
-        // As in the real library, the function that does the work stands apart from the exported one, and begins with an
-        // instruction that the kernel emulates under a probe.
-        #[unsafe(naked)]
-        unsafe extern "C" fn work($($arg: $ty),*) -> ::cudarc::driver::sys::CUresult {
-            ::std::arch::naked_asm!("nop", "jmp {body}", body = sym body)
-        }
-        #[unsafe(naked)]
-        #[unsafe(no_mangle)]
-        unsafe extern "C" fn $name($($arg: $ty),*) -> ::cudarc::driver::sys::CUresult {
-            ::std::arch::naked_asm!(
-                "cmp dword ptr [rip + {word}], 0x321cba00",
-                "je 2f",
-                "jmp {work}",
-                "2:",
-                "mov eax, 4",
-                "ret",
-                word = sym $crate::export::STATE_WORD,
-                work = sym work,
-            )
-        }
-        $crate::export::Export {
-            name: stringify!($name),
-            // SAFETY: only the address is used; nothing calls it by this type.
-            address: unsafe {
-                ::std::mem::transmute::<*const (), unsafe extern "C" fn()>($name as *const ())
-            },
-        }
+        #[expect(unsafe_code, reason = "a program finds a function of C by its name")]
+        const ADDRESS: *const () = {
+            // As in the real library, the function that does the work stands apart from the exported one, and begins with
+            // an instruction that the kernel emulates under a probe.
+            #[unsafe(naked)]
+            extern "C" fn work($($arg: $ty),*) -> ::cudarc::driver::sys::CUresult {
+                ::std::arch::naked_asm!("nop", "jmp {body}", body = sym body)
+            }
+            #[unsafe(naked)]
+            #[unsafe(no_mangle)]
+            extern "C" fn $name($($arg: $ty),*) -> ::cudarc::driver::sys::CUresult {
+                ::std::arch::naked_asm!(
+                    "cmp dword ptr [rip + {word}], 0x321cba00",
+                    "je 2f",
+                    "jmp {work}",
+                    "2:",
+                    "mov eax, 4",
+                    "ret",
+                    word = sym $crate::init::STATE_WORD,
+                    work = sym work,
+                )
+            }
+            $name as *const ()
+        };
+        $crate::export::Export { name: stringify!($name), address: ADDRESS }
     }};
 }
 pub(crate) use export;

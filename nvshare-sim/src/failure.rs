@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use cudarc::driver::sys::CUresult;
 
-use crate::export::Outcome;
+use crate::call::Outcome;
 
 /// The errors that are for good.
 const FOR_GOOD: [CUresult; 6] = [

@@ -3,8 +3,8 @@
 use cudarc::driver::sys::CUresult;
 pub(crate) use nvshare_sim_card::{Effect, Point};
 
+use crate::call::Outcome;
 use crate::device::card;
-use crate::export::Outcome;
 use crate::timeline::Timeline;
 use crate::work::Work;
 

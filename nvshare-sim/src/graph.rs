@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use cudarc::driver::sys::{CUgraph, CUgraphNode, CUresult};
 
+use crate::call::Outcome;
 use crate::executable::Executable;
-use crate::export::Outcome;
 use crate::handles::{Registry, handle_of};
 use crate::work::Work;
 

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cudarc::driver::sys::{CUcontext, CUgreenCtx, CUresult};
 
+use crate::call::Outcome;
 use crate::context::Context;
-use crate::export::Outcome;
 use crate::handles::{Registry, handle_of};
 use crate::primary;
 use crate::stream::Stream;

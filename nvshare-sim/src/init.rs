@@ -1,15 +1,23 @@
 //! The driver's life in a process: not initialised, initialised, gone. A forked child never becomes initialised, as with
 //! the real driver; a process that is exiting is answered `CUDA_ERROR_DEINITIALIZED`.
 
+#![expect(unsafe_code, reason = "handlers for the end of the process and for its child")]
+
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use cudarc::driver::sys::CUresult;
 
-use crate::export::{DEINITIALIZED, Outcome, STATE_WORD};
+use crate::call::Outcome;
 
 /// What `cuDriverGetVersion` answers.
 pub(crate) const DRIVER_VERSION: i32 = 12090;
+
+/// What the first instruction of every export compares with [`DEINITIALIZED`].
+pub(crate) static STATE_WORD: AtomicU32 = AtomicU32::new(0);
+
+/// The value of [`STATE_WORD`] once the process is exiting: every function then returns `CUDA_ERROR_DEINITIALIZED`.
+const DEINITIALIZED: u32 = 0x321c_ba00;
 
 static INITIALIZED: AtomicBool = AtomicBool::new(false);
 static FORKED: AtomicBool = AtomicBool::new(false);

@@ -1,12 +1,14 @@
 //! The just-in-time compiler. As in a real driver it is a library of its own, which is opened when PTX is to be compiled, so that
 //! such a call takes the loader's lock; a compiled image can be loaded without it.
 
+#![expect(unsafe_code, reason = "images of the caller's, whose first bytes tell how long they are")]
+
 use std::ffi::{CStr, c_void};
 use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::sys::CUresult;
 
-use crate::export::Outcome;
+use crate::call::Outcome;
 use crate::handles::Registry;
 use crate::ptx::{self, Entry};
 

@@ -1,15 +1,15 @@
 //! Kernels: functions of modules, launches of them, and what a launch carries.
 
-use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 
 use cudarc::driver::sys::{CUfunction, CUresult};
 
 use crate::builtin::Builtin;
+use crate::call::Outcome;
 use crate::context::Context;
-use crate::export::Outcome;
 use crate::handles::{Registry, handle_of};
+use crate::parameters::{Arguments, Extra};
 use crate::ptx::Parameter;
 use crate::timeline::Timeline;
 use crate::work::Touch;
@@ -81,15 +81,12 @@ pub(crate) struct Launch {
 }
 
 impl Launch {
-    /// Checks a launch as the driver does and copies its parameters.
-    ///
-    /// # Safety
-    /// `parameters` and `extra` are as `cuLaunchKernel` demands for this function.
-    pub(crate) unsafe fn new(
+    /// Checks a launch as the driver does and copies its parameters, which came with the function.
+    pub(crate) fn new(
         function: &Arc<Function>,
         shape: Shape,
-        parameters: *const *const c_void,
-        extra: *const *const c_void,
+        parameters: Arguments,
+        extra: Extra,
     ) -> Outcome<Launch> {
         shape.check()?;
         let bytes = function.parameter_bytes();
@@ -98,26 +95,11 @@ impl Launch {
             if !parameters.is_null() {
                 return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
             }
-            // SAFETY: a list as the driver API demands it.
-            let given = unsafe { buffer_of(extra) }?;
-            if given.len() < bytes {
-                return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-            }
-            buffer.copy_from_slice(&given[..bytes]);
+            let given = extra.buffer()?;
+            buffer.copy_from_slice(given.get(..bytes).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?);
         } else if bytes > 0 {
-            if parameters.is_null() {
-                return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-            }
-            for (index, parameter) in function.parameters.iter().enumerate() {
-                // SAFETY: the array has one pointer to a value of the parameter's size for each parameter.
-                unsafe {
-                    let value = parameters.add(index).read();
-                    if value.is_null() {
-                        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-                    }
-                    let to = buffer[parameter.offset..][..parameter.size].as_mut_ptr();
-                    std::ptr::copy_nonoverlapping(value.cast(), to, parameter.size);
-                }
+            for (index, &Parameter { offset, size }) in function.parameters.iter().enumerate() {
+                buffer[offset..][..size].copy_from_slice(parameters.get(index, size)?);
             }
         }
         Ok(Launch { function: Arc::clone(function), parameters: buffer })
@@ -141,37 +123,5 @@ impl Launch {
     pub(crate) fn execute(&self, timeline: &mut Timeline<'_>) -> Outcome {
         // A launch of a name without a builtin was refused.
         self.function.builtin.map_or(Ok(()), |builtin| builtin.run(self, timeline))
-    }
-}
-
-/// The parameter buffer of `extra`.
-///
-/// # Safety
-/// `extra` is a list of keys and values that ends with `CU_LAUNCH_PARAM_END`.
-unsafe fn buffer_of<'a>(extra: *const *const c_void) -> Outcome<&'a [u8]> {
-    const END: usize = 0;
-    const POINTER: usize = 1;
-    const SIZE: usize = 2;
-    let (mut pointer, mut size, mut at) = (std::ptr::null::<u8>(), None, 0);
-    loop {
-        // SAFETY: the list has not ended yet, so the key and what belongs to it are there.
-        let key = unsafe { extra.add(at).read() } as usize;
-        if key == END {
-            break;
-        }
-        // SAFETY: as above.
-        let value = unsafe { extra.add(at + 1).read() };
-        match key {
-            POINTER => pointer = value.cast(),
-            // SAFETY: this key's value points to a size_t.
-            SIZE => size = Some(unsafe { value.cast::<usize>().read() }),
-            _ => return Err(CUresult::CUDA_ERROR_INVALID_VALUE),
-        }
-        at += 2;
-    }
-    match (pointer.is_null(), size) {
-        // SAFETY: the caller's buffer of the caller's size.
-        (false, Some(size)) => Ok(unsafe { std::slice::from_raw_parts(pointer, size) }),
-        _ => Err(CUresult::CUDA_ERROR_INVALID_VALUE),
     }
 }

@@ -1,7 +1,8 @@
 //! libcuda.so.1 for machines without a GPU: a strict simulator of the CUDA driver API.
 //!
-//! - `export`: how functions are exported; `api`: the functions, a file per family, thin. A caller's pointers end
-//!   there. What is not simulated answers `CUDA_ERROR_NOT_SUPPORTED`.
+//! - `export`: how functions are exported; `parameters`: what they are called with, typed, and where a caller's pointers
+//!   end; `api`: the functions, a file per family, thin. What is not simulated answers `CUDA_ERROR_NOT_SUPPORTED`.
+//! - `call`: a call, and how it ends, as all the rest sees it.
 //! - `init`, `device`: the process and its cards. `context`, `primary`, `green`: contexts. `handles`: what the
 //!   application holds of all these.
 //! - `stream`, `event`, `completion`, `jam`: queues of work, their threads, and waiting. `work`: everything that a stream
@@ -10,9 +11,12 @@
 //! - `memory`: addresses and what is behind them. `array`: memory with a form. `texture`: views of both.
 //! - `failure`: the error for good. `strict`, `faults`: what the simulator punishes, and what it breaks on demand.
 
+#![deny(unsafe_code)]
+
 mod api;
 mod array;
 mod builtin;
+mod call;
 mod capture;
 mod capture_mode;
 mod completion;
@@ -32,6 +36,7 @@ mod jit;
 mod kernel;
 mod memory;
 mod module;
+mod parameters;
 mod primary;
 mod ptx;
 mod stream;

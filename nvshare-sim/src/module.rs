@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::sys::CUresult;
 
 use crate::builtin::Builtin;
+use crate::call::Outcome;
 use crate::context::Context;
-use crate::export::Outcome;
 use crate::handles::{Registry, handle_of};
 use crate::jit;
 use crate::kernel::{FUNCTIONS, Function};

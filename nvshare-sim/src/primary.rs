@@ -5,8 +5,8 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use cudarc::driver::sys::{CUcontext, CUresult};
 
+use crate::call::Outcome;
 use crate::context::Context;
-use crate::export::Outcome;
 
 /// What names a device's primary context, whichever it is at the time.
 #[derive(Clone, Copy)]

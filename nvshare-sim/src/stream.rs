@@ -9,9 +9,9 @@ use std::thread::ThreadId;
 use cudarc::driver::sys::{CUresult, CUstream};
 use nvshare_sim_card::now;
 
+use crate::call::{Call, Outcome};
 use crate::completion::Completion;
 use crate::context::{Context, Streams};
-use crate::export::{Call, Outcome};
 use crate::faults::Effect;
 use crate::green::Green;
 use crate::handles::Registry;

@@ -1,5 +1,7 @@
 //! The simulator's own threads, and what each does first.
 
+#![expect(unsafe_code, reason = "a thread that the standard library does not know")]
+
 use std::cell::Cell;
 use std::ffi::{CStr, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -8,8 +8,8 @@ use std::time::Duration;
 use cudarc::driver::sys::CUresult;
 use nvshare_sim_card::{Lane, now};
 
+use crate::call::Outcome;
 use crate::context::Context;
-use crate::export::Outcome;
 
 /// How much behind the real clock work may run and still catch up: the machine's hiccups, not its lack of speed.
 const CATCH_UP: u64 = 100_000_000;

@@ -167,23 +167,10 @@ fn the_end_of_a_context_waits_for_the_other_card_and_nothing_else_does() {
         let host = cards.here.pinned(4096).as_ptr();
         // Each beside a kernel of its own, so that none has to hurry.
         let waits = |act: &mut dyn FnMut() -> u32| {
-            let (nanoseconds, null) = (RUNS.as_nanos() as u64, 0_u64);
-            let parameters = [&raw const nanoseconds];
+            let nanoseconds = RUNS.as_nanos() as u64;
             ok!(cuCtxSetCurrent(cards.there));
             let begin = Instant::now();
-            ok!(cuLaunchKernel(
-                function,
-                1_u32,
-                1_u32,
-                1_u32,
-                1_u32,
-                1_u32,
-                1_u32,
-                0_u32,
-                stream,
-                parameters.as_ptr(),
-                null
-            ));
+            assert_eq!(client::launch(function, stream, &[nanoseconds]), 0);
             ok!(cuCtxSetCurrent(cards.here.handle));
             assert_eq!(act(), 0);
             let took = begin.elapsed();
@@ -200,4 +187,86 @@ fn the_end_of_a_context_waits_for_the_other_card_and_nothing_else_does() {
         assert!(waits(&mut || call!(cuCtxDestroy_v2(second))));
         assert_eq!(DRIVER.violations(), [""; 0]);
     });
+}
+
+#[test]
+fn bytes_move_between_two_cards() {
+    if !client::is_alone() {
+        client::alone("bytes_move_between_two_cards", &[("NVSHARE_SIM_CARDS", "2")]);
+        return;
+    }
+    let context = Context::new();
+    let (mut count, mut can, mut other) = (0, 0, 0_u64);
+    ok!(cuDeviceGetCount(&raw mut count));
+    ok!(cuDeviceCanAccessPeer(&raw mut can, 0_i32, 1_i32));
+    assert_eq!((count, can), (2, 1));
+    let here = context.device(MIB);
+    assert_eq!(context.launch(0, "nvshare_fill", &[here, MIB as u64 / 8, 1, 0]), 0);
+    ok!(cuCtxSynchronize());
+    ok!(cuCtxCreate_v2(&raw mut other, 0_u32, 1_i32));
+    let there = context.device(MIB);
+    ok!(cuMemcpyPeer(there, other, here, context.handle, MIB));
+    let mut host = vec![0_u64; MIB / 8];
+    ok!(cuMemcpyDtoH_v2(host.as_mut_ptr(), there, MIB));
+    assert_eq!(host[0], 0x910A_2DEC_8902_5CC1, "splitmix64's first output for state 1");
+    ok!(cuCtxEnablePeerAccess(context.handle, 0_u32));
+    assert_eq!(call!(cuCtxEnablePeerAccess(context.handle, 0_u32)), 704);
+    ok!(cuCtxDisablePeerAccess(context.handle));
+    assert_eq!(call!(cuCtxDisablePeerAccess(context.handle)), 705);
+    ok!(cuCtxDestroy_v2(other));
+}
+
+#[test]
+fn kernels_reach_another_cards_memory_by_peer_access_only_and_mapped_memory_is_not_staged() {
+    if !client::is_alone() {
+        for part in ["plain", "mapped", "kernel"] {
+            client::alone(
+                "kernels_reach_another_cards_memory_by_peer_access_only_and_mapped_memory_is_not_staged",
+                &[("NVSHARE_SIM_CARDS", "2"), ("PART", part)],
+            );
+        }
+        return;
+    }
+    let part = std::env::var("PART").expect("which part");
+    let context = Context::new();
+    let (here, mut other, mut there) = (context.device(MIB), 0_u64, 0_u64);
+    ok!(cuCtxCreate_v2(&raw mut other, 0_u32, 1_i32));
+    if part == "mapped" {
+        there = client::vmm_of(1, 2 * MIB).start;
+    } else {
+        ok!(cuMemAlloc_v2(&raw mut there, MIB));
+    }
+    ok!(cuMemsetD8_v2(there, 7_u8, MIB));
+    ok!(cuCtxSynchronize());
+    ok!(cuCtxSetCurrent(context.handle));
+    let mut word = 0_u64;
+    match part.as_str() {
+        "plain" => {
+            ok!(cuMemcpyDtoD_v2(here, there, MIB));
+            ok!(cuMemcpyDtoH_v2(&raw mut word, there, 8_usize));
+            assert_eq!(word, 0x0707_0707_0707_0707);
+            ok!(cuCtxEnablePeerAccess(other, 0_u32));
+            ok!(cuMemsetD8_v2(there, 9_u8, MIB));
+            assert_eq!(context.launch(0, "nvshare_step", &[there, 1, 1]), 0);
+            ok!(cuMemcpyDtoH_v2(&raw mut word, there, 8_usize));
+            assert_eq!(word, 0x0909_0909_0909_090a);
+        }
+        "mapped" => {
+            // With the contexts of both ends each device looks at its own.
+            ok!(cuMemcpyPeer(here, context.handle, there, other, MIB));
+            ok!(cuMemcpyDtoH_v2(&raw mut word, here, 8_usize));
+            assert_eq!(word, 0x0707_0707_0707_0707);
+            let copied = call!(cuMemcpyDtoD_v2(here, there, MIB));
+            assert!(copied == 0 || copied == 700);
+            assert_eq!(call!(cuCtxSynchronize()), 700);
+            assert_eq!(call!(cuCtxSynchronize()), 700, "for good");
+            std::process::exit(0);
+        }
+        _ => {
+            assert_eq!(context.launch(0, "nvshare_step", &[there, 1, 1]), 0);
+            assert_eq!(call!(cuCtxSynchronize()), 700);
+            std::process::exit(0);
+        }
+    }
+    ok!(cuCtxDestroy_v2(other));
 }

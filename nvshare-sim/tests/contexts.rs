@@ -3,10 +3,9 @@
 
 mod client;
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use client::{Context, DRIVER, PTX, Word};
+use client::{Context, DRIVER, PTX, Word, set_flag};
 
 const MIB: usize = 1 << 20;
 const NOT_READY: u32 = 600;
@@ -315,8 +314,7 @@ fn an_event_in_the_legacy_stream_holds_up_blocking_streams_and_a_question_does_n
             std::thread::sleep(Duration::from_millis(1));
         }
         let held = call!(cuStreamQuery(then)) == NOT_READY;
-        // SAFETY: the first word of pinned memory; the kernel reads it atomically too.
-        unsafe { AtomicU32::from_ptr(flag.as_mut_ptr().cast()) }.store(1, Ordering::SeqCst);
+        set_flag(flag);
         ok!(cuCtxSynchronize());
         held
     };

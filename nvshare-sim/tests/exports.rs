@@ -1,5 +1,7 @@
 //! What the library exports, how its functions begin, and how they are looked up.
 
+#![expect(unsafe_code, reason = "the code of functions, texts of the driver's, a fork")]
+
 mod client;
 
 use std::collections::HashMap;

@@ -1,5 +1,7 @@
 //! What goes wrong: by mistakes that a GPU punishes, and on demand.
 
+#![expect(unsafe_code, reason = "the end of a process, as a program may have it")]
+
 mod client;
 
 use client::{Context, DRIVER};
@@ -37,23 +39,8 @@ fn a_kernel_that_touches_what_is_not_mapped_ends_all_contexts_of_the_process_for
     ok!(cuModuleGetFunction(&raw mut function, module, c"nvshare_step".as_ptr()));
     ok!(cuMemAlloc_v2(&raw mut address, 2_usize << 20));
     ok!(cuMemFree_v2(address));
-    let (words, add) = (8_u64, 1_u64);
-    let parameters = [&raw const address, &raw const words, &raw const add];
-    let launch = || {
-        call!(cuLaunchKernel(
-            function,
-            1_u32,
-            1_u32,
-            1_u32,
-            1_u32,
-            1_u32,
-            1_u32,
-            0_u32,
-            0_u64,
-            parameters.as_ptr(),
-            0_u64
-        ))
-    };
+    let freed = address;
+    let launch = || client::launch(function, 0, &[freed, 8, 1]);
     assert_eq!(launch(), 0, "the launch itself is fine");
     assert_eq!(call!(cuCtxSynchronize()), ILLEGAL_ADDRESS);
     assert_eq!(launch(), ILLEGAL_ADDRESS, "and from now on every call fails");

@@ -1,5 +1,7 @@
 //! Memory of graphs: allocated when a graph is launched, freed by a node or from outside, kept in the pool until trimmed.
 
+#![expect(unsafe_code, reason = "the end of a process, as a program may have it")]
+
 mod client;
 
 use client::{Context, DRIVER};

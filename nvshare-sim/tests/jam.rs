@@ -2,11 +2,11 @@
 
 mod client;
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use client::{Context, Word};
+use client::{Context, Word, set_flag};
 
 /// A call of the driver, to be made in a thread of its own.
 type Call = Box<dyn FnOnce() -> u32 + Send>;
@@ -24,11 +24,6 @@ fn beside(context: Word, act: impl FnOnce() -> u32 + Send + 'static) -> Receiver
         let _ = answer.send(act());
     });
     answers
-}
-
-fn set_flag(flag: &mut [u64]) {
-    // SAFETY: the first word of the caller's memory; the kernel reads it atomically too.
-    unsafe { AtomicU32::from_ptr(flag.as_mut_ptr().cast()) }.store(1, Ordering::SeqCst);
 }
 
 /// Submits from a thread behind a kernel that waits; how often it came through so far.
@@ -64,23 +59,7 @@ fn fill(
 }
 
 fn launcher(function: Word, stream: Word) -> impl Fn() -> u32 + Send + 'static {
-    move || {
-        let nanoseconds = 0_u64;
-        let parameters = [&raw const nanoseconds];
-        call!(cuLaunchKernel(
-            function,
-            1_u32,
-            1_u32,
-            1_u32,
-            1_u32,
-            1_u32,
-            1_u32,
-            0_u32,
-            stream,
-            parameters.as_ptr(),
-            0_u64
-        ))
-    }
+    move || client::launch(function, stream, &[0])
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Virtual memory: the header's rules, and what the strict simulator says about work on unmapped memory.
 
+#![expect(unsafe_code, reason = "a descriptor that the driver gave")]
+
 mod client;
 
 use std::ffi::c_void;

@@ -73,7 +73,13 @@ fn needed(packages: &[&str]) -> Result<Artifacts> {
 /// What the tests of `package` start or load; none where that may be anything.
 fn artifacts_of(package: &str) -> Option<&'static [&'static str]> {
     Some(match package {
-        "nvshare-common" | "nvshare-sim-card" | "nvshare-sim-nvml" | "nvshare-workload" | "nvshare-fuzz"
+        "nvshare-common"
+        | "nvshare-agent-core"
+        | "nvshare-agent-world"
+        | "nvshare-sim-card"
+        | "nvshare-sim-nvml"
+        | "nvshare-workload"
+        | "nvshare-fuzz"
         | "xtask" => &[],
         "nvshare-sim" => &["nvshare-sim"],
         "nvshare-shim" => &["nvshare-sim", "nvshare-sim-nvml", "nvshare-shim"],
@@ -82,10 +88,11 @@ fn artifacts_of(package: &str) -> Option<&'static [&'static str]> {
 }
 
 /// The packages and targets of `--quick`. Of the simulator all: its tests are programs of their own over its C interface.
-const QUICK: [(&str, &[&str]); 5] = [
+const QUICK: [(&str, &[&str]); 6] = [
     ("nvshare-common", &[]),
+    ("nvshare-agent", &[]),
     (
-        "nvshare-agent",
+        "nvshare-agent-core",
         &["admission", "books", "grants", "hostile", "orders", "promises", "pure", "turns", "unmanaged"],
     ),
     ("nvshare-shim", &["gate_model", "asks_model"]),
@@ -95,13 +102,18 @@ const QUICK: [(&str, &[&str]); 5] = [
             "arrays",
             "cards",
             "contexts",
+            "copies",
             "execution",
             "exports",
             "failures",
             "graph_memory",
             "graphs",
             "jam",
+            "kernels",
+            "managed",
             "memory",
+            "pointers",
+            "pools",
             "vmm",
         ],
     ),
@@ -137,11 +149,15 @@ mod tests {
         assert!(named(&words("--test turns a_lease -- -p")).is_empty());
     }
 
-    /// The simulator and the pure tests of the agent, which live in one world in virtual time.
+    /// The simulator and the agent's core.
     #[test]
     fn whatever_is_quick_is_among_the_quick_tests() {
         for (package, tests) in QUICK {
-            let folder = if package == "nvshare-sim-card" { "nvshare-sim/card" } else { package };
+            let folder = match package {
+                "nvshare-agent-core" => "nvshare-agent/core",
+                "nvshare-sim-card" => "nvshare-sim/card",
+                other => other,
+            };
             let folder = root().join(folder).join("tests");
             for test in tests {
                 assert!(folder.join(test).with_extension("rs").is_file(), "{package} has no test {test}");
@@ -150,9 +166,8 @@ mod tests {
                 if file.extension().is_none_or(|extension| extension != "rs") {
                     continue;
                 }
-                let text = fs::read_to_string(&file).unwrap();
                 let name = file.file_stem().unwrap().to_str().unwrap();
-                let pure = text.contains("\nmod world;") || package == "nvshare-sim";
+                let pure = ["nvshare-agent-core", "nvshare-sim"].contains(&package);
                 assert!(!pure || tests.contains(&name), "{} is not among the quick tests", file.display());
             }
         }

@@ -2,14 +2,15 @@
 
 use std::io::{self, Write};
 
+use nvshare_agent_core::change::Change;
+use nvshare_agent_core::snapshot::State;
+
 use super::client::{AskError, Client};
 use super::orders;
 use super::who::NoSuchClient;
 use super::{Request, Response, view};
-use crate::change::Change;
 use crate::config::{ProbesArgs, SetArgs, StatusArgs};
 use crate::health::Readiness;
-use crate::snapshot::State;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]

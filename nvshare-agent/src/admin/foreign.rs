@@ -1,9 +1,9 @@
 //! Processes that use the driver without the library, for people: who they are, whose, and what they hold.
 
+use nvshare_agent_core::snapshot::Foreign;
 use nvshare_common::units::Bytes;
 
 use super::view::{printable, table};
-use crate::snapshot::Foreign;
 
 /// Above the table of them.
 pub(super) const TITLE: &str = "processes without the library";
@@ -40,9 +40,10 @@ pub(super) fn text(processes: &[Foreign]) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use nvshare_agent_core::process::Process;
+    use nvshare_agent_core::snapshot::Owner;
+
     use super::*;
-    use crate::observation::Process;
-    use crate::snapshot::Owner;
 
     pub(in super::super) fn process(pid: u32, name: &str, pod: &str, allocated: u64) -> Foreign {
         let owner = match pod {
@@ -60,7 +61,7 @@ pub(super) mod tests {
             managed: Bytes(2 << 20),
             inexact: false,
             idle_seconds: 0.0,
-            seen: crate::snapshot::Calls::default(),
+            seen: nvshare_agent_core::snapshot::Calls::default(),
         }
     }
 

@@ -1,16 +1,16 @@
 //! The commands that order something for one client: `swap`, `pin`, `unpin`, `set priority|weight|limit`.
 
 use clap::{Args, Subcommand};
+use nvshare_agent_core::change::Change;
+use nvshare_agent_core::order::{Priority, Weight, What};
+use nvshare_agent_core::value;
 use nvshare_common::units::Bytes;
 
 use super::client::{AskError, Client};
 use super::command::{CommandError, ask, print};
 use super::who::Who;
 use super::{Request, Response};
-use crate::change::Change;
 use crate::config::{AdminArgs, EXIT_STATUSES};
-use crate::order::{Priority, Weight, What};
-use crate::value;
 
 /// `swap`.
 #[derive(Debug, Args)]

@@ -3,14 +3,14 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use nvshare_agent_core::observation::Health;
+use nvshare_agent_core::snapshot::{Client, Device, State};
+use nvshare_agent_core::value;
 use nvshare_common::event::Loss;
 use nvshare_common::units::Bytes;
 
 use super::foreign;
 use crate::health::Readiness;
-use crate::observation::Health;
-use crate::snapshot::{Client, Device, State};
-use crate::value;
 
 /// What moved since an earlier look.
 pub(super) struct Since<'a> {
@@ -147,7 +147,7 @@ fn clients(state: &State) -> String {
 }
 
 fn client(client: &Client) -> [String; 12] {
-    let sum = |of: fn(&crate::snapshot::ClientDevice) -> Bytes| {
+    let sum = |of: fn(&nvshare_agent_core::snapshot::ClientDevice) -> Bytes| {
         Bytes(client.devices.iter().fold(0, |sum, held| of(held).0.saturating_add(sum))).to_string()
     };
     let orders = client.orders();
@@ -282,7 +282,7 @@ mod tests {
                 "shim": "0.1.0", "activity": "waiting", "waiting_seconds": 75.0, "idle_seconds": 0.0,
                 "lease_seconds": null, "virtual_runtime_seconds": 0.0, "stalls": 0,
                 "notes": ["waits for host memory"], "arenas": 0, "arena_bytes": 0,
-                "devices": [], "totals": crate::snapshot::Totals::default(),
+                "devices": [], "totals": nvshare_agent_core::snapshot::Totals::default(),
             }))
             .unwrap(),
         );
@@ -314,7 +314,7 @@ mod tests {
         let readiness = Readiness { ready: true, missing: vec![] };
         assert!(!text(&state, &readiness, None).contains("pinned"));
         let client = &mut state.clients[0];
-        client.priority = crate::order::Priority::High;
+        client.priority = nvshare_agent_core::order::Priority::High;
         client.weight = 0.5;
         client.pinned = true;
         assert!(text(&state, &readiness, None).contains("pinned, high, weight 0.5"));
@@ -342,8 +342,8 @@ mod tests {
 
     #[test]
     fn probes_names_each_library_with_what_is_wrong_with_it() {
-        let file =
-            |path: &str, functions, refused: &[&str], problem: Option<&str>| crate::observation::Attachment {
+        let file = |path: &str, functions, refused: &[&str], problem: Option<&str>| {
+            nvshare_agent_core::observation::Attachment {
                 path: path.to_owned(),
                 functions,
                 refused: refused.iter().map(ToString::to_string).collect(),
@@ -351,13 +351,17 @@ mod tests {
                 means: "uprobe_multi".to_owned(),
                 problem: problem.map(str::to_owned),
                 places: format!("cuMemFree_v2 +0x{functions:x} (behind it) 55 emulated\n"),
-            };
+            }
+        };
         let observer = Health {
             loaded: true,
             problems: vec!["no return probes here".to_owned()],
             lost: 7,
             losses: [0, 7, 0, 0],
-            uvm: crate::observation::Uvm { why: Some("no module".to_owned()), ..Default::default() },
+            uvm: nvshare_agent_core::observation::Uvm {
+                why: Some("no module".to_owned()),
+                ..Default::default()
+            },
             attachments: vec![
                 file("/lib/a.so.1", 40, &["cuMemAlloc_v2: no such symbol"], None),
                 file("/lib/b\u{1b}.so.1", 0, &[], Some("no permission")),

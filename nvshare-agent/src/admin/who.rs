@@ -3,9 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use nvshare_agent_core::snapshot::{Activity, Client};
 use nvshare_common::units::ClientId;
-
-use crate::snapshot::{Activity, Client};
 
 /// A client as it is written on a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,8 +68,9 @@ impl FromStr for Who {
 
 #[cfg(test)]
 mod tests {
+    use nvshare_agent_core::snapshot::Totals;
+
     use super::*;
-    use crate::snapshot::Totals;
 
     fn client(number: u64, pid: u32, activity: &str) -> Client {
         serde_json::from_value(serde_json::json!({

@@ -1,12 +1,12 @@
 //! What is said on the administrator's socket.
 
+use nvshare_agent_core::change::Change;
+use nvshare_agent_core::order::What;
 use nvshare_common::units::ClientId;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::change::Change;
 use crate::health::Readiness;
-use crate::order::What;
 
 /// The longest request.
 pub const MAX_LINE_BYTES: usize = 64 << 10;
@@ -20,6 +20,7 @@ pub enum Request {
     /// Change settings, all of them or none.
     Set {
         /// As on the command line: `lease-floor=200ms`.
+        #[serde(deserialize_with = "super::change::all")]
         changes: Vec<Change>,
     },
     /// Order something for one client.

@@ -11,10 +11,9 @@
 //!
 //! Pure: batches and threads are counted by the conductor.
 
+use nvshare_agent_core::moment::Moment;
+use nvshare_agent_core::observation::Counts;
 use nvshare_common::probe::Call;
-
-use crate::moment::Moment;
-use crate::observation::Counts;
 
 /// An observation in the batch that many later was read from the kernel after the page was looked at: no more of them can
 /// have been on their way.

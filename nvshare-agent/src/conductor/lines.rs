@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use nvshare_agent_core::ledger::SessionId;
 use nvshare_common::units::ClientId;
 
 use crate::control::Outbox;
-use crate::ledger::SessionId;
 
 /// All of them.
 #[derive(Default)]

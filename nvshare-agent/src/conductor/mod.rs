@@ -1,22 +1,15 @@
 //! The one task that owns ledger and policy: it takes observations, requests and readings, and sends commands. What it
-//! does with them is in `core`; here are its inputs, its rhythm, and what it holds for each client.
+//! does with them is in the core; here are its inputs, its rhythm, and what it holds for each client.
 
-mod asks;
 mod bypass;
-pub mod core;
-mod hindrance;
 mod host;
-mod lack;
 mod lines;
-mod orders;
 mod owners;
 mod publish;
 mod remember;
 mod rest;
 mod story;
-pub mod switches;
 mod takeover;
-mod terms;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
@@ -24,30 +17,34 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nvshare_agent_core::change::Change;
+use nvshare_agent_core::conductor::{Command, Core};
+use nvshare_agent_core::ledger::{Client, Page, SessionId};
+use nvshare_agent_core::moment::Moment;
+use nvshare_agent_core::observation::{Counts, Health, Observation};
+use nvshare_agent_core::order::Order;
+use nvshare_agent_core::process::Process;
+use nvshare_agent_core::reading::{Reading, Report};
+use nvshare_agent_core::settings::{Settings, SettingsError};
+use nvshare_agent_core::snapshot::{Ended, State, Totals};
 use nvshare_common::probe::Call;
 use nvshare_common::protocol::{Answer, ToAgent, ToShim};
 use nvshare_common::units::{ClientId, DeviceId};
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use self::core::{Command, Core};
 use self::host::HostMemory;
 use self::lines::{Line, Lines};
 use self::owners::Owners;
 use self::remember::Memory;
 use self::rest::digest;
 use self::story::Story;
-use crate::change::Change;
+use crate::clock;
 use crate::control::{Counted, CounterPage, Event, Opened, wait_for};
-use crate::device::{Poll, Reading, Report, Rhythm};
+use crate::device::{Poll, Rhythm};
 use crate::hostmem::Made;
-use crate::ledger::{Client, Page, SessionId};
-use crate::moment::Moment;
-use crate::observation::{Counts, Health, Observation, Process};
-use crate::order::Order;
 use crate::pods;
-use crate::settings::{Settings, SettingsError};
-use crate::snapshot::{Ended, State, Totals};
+use crate::proc;
 
 /// How many inputs may wait for the conductor; then whoever sends waits too.
 pub const INPUTS: usize = 4096;
@@ -118,7 +115,7 @@ pub struct Conductor {
     state: watch::Sender<Arc<State>>,
     lines: Lines,
     pages: BTreeMap<ClientId, Paged>,
-    sessions: crate::snapshot::Sessions,
+    sessions: nvshare_agent_core::snapshot::Sessions,
     observer: Health,
     owners: Owners,
     ended: VecDeque<Ended>,
@@ -152,25 +149,27 @@ impl Conductor {
         socket: Option<PathBuf>,
     ) -> std::io::Result<(Conductor, watch::Receiver<Arc<State>>)> {
         let (state, watched) = watch::channel(Arc::new(State::default()));
-        let now = Moment::now();
+        let now = clock::now();
         let made = inputs.clone().downgrade();
-        let host = HostMemory::start(now, move |arena| {
+        let host = HostMemory::start(move |arena| {
             // The conductor may be gone: then nobody wants it.
             if let Some(inputs) = made.upgrade() {
                 let _ = inputs.blocking_send(Input::Arena(arena));
             }
         })?;
+        let mut core = Core::new(settings);
+        core.held_back = true;
         let conductor = Conductor {
-            core: Core { held_back: true, ..Core::new(settings) },
+            core,
             host,
             poll,
             inputs: inputs.downgrade(),
             state,
             lines: Lines::default(),
             pages: BTreeMap::new(),
-            sessions: crate::snapshot::Sessions {
+            sessions: nvshare_agent_core::snapshot::Sessions {
                 closed: crate::control::End::LABELS.map(|reason| (reason.to_owned(), 0)).into(),
-                ..crate::snapshot::Sessions::default()
+                ..nvshare_agent_core::snapshot::Sessions::default()
             },
             observer: Health::default(),
             owners: Owners::default(),
@@ -200,21 +199,21 @@ impl Conductor {
         mut inputs: mpsc::Receiver<Input>,
         mut observations: mpsc::Receiver<Vec<Observation>>,
     ) {
-        let mut pressing = self.turn(Moment::now());
+        let mut pressing = self.turn(clock::now());
         loop {
             let pause = self.pause(pressing);
             tokio::select! {
                 biased;
                 input = inputs.recv() => {
                     let Some(input) = input else { return };
-                    self.changed |= self.hear(input, Moment::now());
+                    self.changed |= self.hear(input, clock::now());
                     for _ in 1..BATCH {
                         let Ok(input) = inputs.try_recv() else { break };
-                        self.changed |= self.hear(input, Moment::now());
+                        self.changed |= self.hear(input, clock::now());
                     }
                 }
                 Some(all) = observations.recv() => {
-                    let now = Moment::now();
+                    let now = clock::now();
                     self.batches += 1;
                     for observation in all {
                         self.observed(observation, now);
@@ -223,10 +222,10 @@ impl Conductor {
                 }
                 () = tokio::time::sleep(pause) => {}
             }
-            if self.nothing_happens(Moment::now()) {
+            if self.nothing_happens(clock::now()) {
                 continue;
             }
-            pressing = self.turn(Moment::now());
+            pressing = self.turn(clock::now());
         }
     }
 
@@ -240,8 +239,7 @@ impl Conductor {
             Input::Session(session, Event::Closed(end)) => {
                 *self.sessions.closed.entry(end.label().to_owned()).or_default() += 1;
                 if let Some(line) = self.lines.close(session) {
-                    self.core.ledger.disconnected(line.client, session, now);
-                    self.host.left(line.client);
+                    self.disconnected(line.client, session, now);
                 }
             }
             Input::Session(_, Event::Refused(why)) => {
@@ -258,7 +256,7 @@ impl Conductor {
                 return self.is_news(report);
             }
             Input::Arena(made) => {
-                for (command, descriptor) in self.host.made(&mut self.core, made, now) {
+                if let Some((command, descriptor)) = self.host.made(&mut self.core, made, now) {
                     self.send(command, Some(descriptor));
                 }
             }
@@ -305,7 +303,7 @@ impl Conductor {
         match page {
             Ok(page) => {
                 let calls = view(&page).calls;
-                let bypass = bypass::Watch::since(&calls, Moment::now(), threads(peer.process.pid));
+                let bypass = bypass::Watch::since(&calls, clock::now(), threads(peer.process.pid));
                 self.pages.insert(client, Paged { page, digest: 0, bypass });
             }
             Err(why) => {
@@ -315,7 +313,7 @@ impl Conductor {
             }
         }
         self.lines.dismiss(client);
-        self.host.opened(client, hello.arenas, now);
+        self.host.left(client);
         self.sessions.opened += 1;
         let [limits, sizes] = self.core.first_limits(client);
         if outbox.answer(&Answer::Welcome { client, limits, sizes }).is_ok() {
@@ -323,7 +321,7 @@ impl Conductor {
             self.tell_bypass(client);
         } else {
             // It is over already, and that it was closed finds no line.
-            self.core.ledger.disconnected(client, session, now);
+            self.disconnected(client, session, now);
         }
         if new {
             self.watch(peer.process, peer.pidfd, counted);
@@ -350,7 +348,7 @@ impl Conductor {
                 // Without it the process is looked for now and then.
                 Err(error) => {
                     tracing::warn!(pid = process.pid, %error, "cannot watch a process");
-                    while Process::of(process.pid) == Some(process) {
+                    while proc::process(process.pid) == Some(process) {
                         tokio::time::sleep(Duration::from_secs(1)).await;
                     }
                 }
@@ -364,22 +362,24 @@ impl Conductor {
 
     fn said(&mut self, session: SessionId, message: ToAgent, descriptor: Option<OwnedFd>, now: Moment) {
         let Some(client) = self.lines.get(session).map(|line| line.client) else { return };
-        match &message {
-            ToAgent::ArenaHeld { arena } => {
-                let brought = self.host.brought(&mut self.core, client, *arena, descriptor.as_ref());
-                if let Err(why) = brought {
-                    tracing::debug!(client = client.0, arena = arena.0, why, "no arena");
-                }
-            }
-            ToAgent::ArenaReady { arena } => self.host.ready(client, *arena),
-            ToAgent::ArenaReturned { arena } => self.host.returned(client, *arena, now),
-            // A reading that began before is no answer, so it is asked for again until there is one: see `turn`.
-            ToAgent::Met { .. } => self.ask(now),
-            _ => {}
+        let measure = || host::measure(descriptor.ok_or("no descriptor")?);
+        let heard = self.core.hear_with(client, session, message, measure, now);
+        if let Some((arena, fate)) = heard.arena {
+            self.host.follow(client, arena, fate);
         }
-        for command in self.core.hear(client, session, message, now) {
+        if heard.read {
+            // Until there is an answer it is asked for again: see `turn`.
+            self.ask(now);
+        }
+        for command in heard.commands {
             self.send(command, None);
         }
+    }
+
+    /// A client's session is over.
+    fn disconnected(&mut self, client: ClientId, session: SessionId, now: Moment) {
+        self.core.disconnected(client, session, now);
+        self.host.left(client);
     }
 
     fn exited(&mut self, process: Process, now: Moment) {
@@ -390,7 +390,7 @@ impl Conductor {
         if let Some(paged) = self.pages.get(&client) {
             self.core.sample(client, &view(&paged.page), now);
         }
-        self.core.ledger.exited(client, now);
+        self.core.exited(client, now);
         self.host.left(client);
         self.lines.dismiss(client);
         self.ask(now);
@@ -540,7 +540,11 @@ impl Conductor {
         for command in outcome.commands {
             self.send(command, None);
         }
-        for command in self.host.plan(&mut self.core, now) {
+        let arenas = self.core.plan_arenas(now);
+        for wanted in arenas.wanted {
+            self.host.make(wanted);
+        }
+        for command in arenas.commands {
             self.send(command, None);
         }
         if outcome.read {
@@ -597,7 +601,7 @@ impl Conductor {
             line.outbox.dismiss();
             self.lines.close(command.session);
             *self.sessions.closed.entry("deaf".to_owned()).or_default() += 1;
-            self.core.ledger.disconnected(command.client, command.session, Moment::now());
+            self.disconnected(command.client, command.session, clock::now());
         }
     }
 
@@ -605,7 +609,7 @@ impl Conductor {
         let totals = self.totals(client);
         self.pages.remove(&client.id());
         self.ended_count += 1;
-        if self.ended.len() == crate::snapshot::ENDED
+        if self.ended.len() == nvshare_agent_core::snapshot::ENDED
             && let Some(oldest) = self.ended.pop_front()
         {
             self.ended_totals.add(&oldest.totals);

@@ -4,17 +4,17 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use nvshare_agent_core::moment::Moment;
+use nvshare_agent_core::order::Order;
+use nvshare_agent_core::process::Process;
+use nvshare_agent_core::snapshot::Owner;
 use nvshare_common::units::ClientId;
 
 use super::{Conductor, Input};
-use crate::moment::Moment;
-use crate::observation::Process;
-use crate::order::Order;
 use crate::pods::annotations::{self, Annotations, Problem};
 use crate::pods::cgroup::Place;
 use crate::pods::directory::{Certainty, Directory, Found};
 use crate::pods::environ;
-use crate::snapshot::Owner;
 
 /// All of them. As many as there are clients and observed processes; whoever forgets these forgets here too.
 #[derive(Debug, Default)]
@@ -210,8 +210,9 @@ impl Conductor {
 mod tests {
     use std::collections::BTreeMap;
 
+    use nvshare_agent_core::order::{Priority, What};
+
     use super::*;
-    use crate::order::{Priority, What};
     use crate::pods::cgroup::{ContainerId, PodUid};
     use crate::pods::directory::{Allocated, Pod};
 

@@ -1,15 +1,16 @@
 //! The state that others may see, made from everything the conductor holds.
 
+use nvshare_agent_core::conductor::orders;
+use nvshare_agent_core::ledger::{Client, Device, Observed};
+use nvshare_agent_core::moment::Moment;
+use nvshare_agent_core::policy;
+use nvshare_agent_core::process::Process;
+use nvshare_agent_core::snapshot::{self, Activity, State, Totals};
 use nvshare_common::counters::Holdings;
 use nvshare_common::protocol;
 use nvshare_common::units::{Bytes, DeviceId};
 
-use super::{Conductor, host};
-use crate::ledger::{Client, Device, Observed};
-use crate::moment::Moment;
-use crate::observation::Process;
-use crate::policy;
-use crate::snapshot::{self, Activity, State, Totals};
+use super::Conductor;
 
 impl Conductor {
     pub(super) fn state(&self, now: Moment) -> State {
@@ -18,7 +19,7 @@ impl Conductor {
         for ended in &self.ended {
             ended_totals.add(&ended.totals);
         }
-        let contended = host::contended(core);
+        let contended = core.contended();
         State {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: protocol::VERSION,
@@ -44,7 +45,7 @@ impl Conductor {
             ended: self.ended.iter().cloned().collect(),
             ended_totals,
             ended_count: self.ended_count,
-            host: self.host.snapshot(core),
+            host: core.host(),
             observer: self.observer.clone(),
             switches: core.switches.snapshot_since(self.began),
             waiting_seconds: core.waiting_seconds.clone(),
@@ -129,7 +130,7 @@ impl Conductor {
 
     /// Why it cannot run, be stopped or be moved.
     fn notes(&self, client: &Client, now: Moment) -> Vec<String> {
-        let mut notes = super::orders::notes(client, now);
+        let mut notes = orders::notes(client, now);
         notes.extend(self.core.hindered.get(&client.id()).cloned());
         notes.extend(
             client.dead().map(|why| format!("its device failed ({why}): its memory stays until it exits")),

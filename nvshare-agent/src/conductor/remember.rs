@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nvshare_agent_core::ledger::{Client, Orders, Past};
+use nvshare_agent_core::moment::Moment;
+use nvshare_agent_core::process::Process;
+
 use super::Conductor;
 use crate::keep::{FILE, Keeper, Kept, MOST, Remembered};
-use crate::ledger::{Client, Orders, Past};
-use crate::moment::Moment;
-use crate::observation::Process;
+use crate::proc;
 
 /// How often it is written when only run times have changed.
 const RARELY: Duration = Duration::from_secs(10);
@@ -72,7 +74,7 @@ impl Conductor {
         let living = self.core.ledger.clients().values().filter(|client| client.exited().is_none());
         let mut clients: Vec<Remembered> = living.map(|client| self.remembered(client)).collect();
         // Those that have not come yet may still come; once granting has begun, only if they live.
-        self.memory.before.retain(|process, _| Process::of(process.pid) == Some(*process));
+        self.memory.before.retain(|process, _| proc::process(process.pid) == Some(*process));
         clients.extend(self.memory.before.values().cloned());
         clients.truncate(MOST);
         let kept = Kept::new(self.core.ledger.switch_cost(), clients);

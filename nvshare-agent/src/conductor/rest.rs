@@ -6,9 +6,11 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use nvshare_agent_core::moment::Moment;
+use nvshare_agent_core::reading::Report;
+
 use super::{Conductor, CounterPage};
-use crate::device::{Report, Rhythm};
-use crate::moment::Moment;
+use crate::device::Rhythm;
 
 /// Between two decisions while clients work and nobody waits, and between two looks at pages while nothing happens.
 const CALM: Duration = Duration::from_millis(100);

@@ -3,9 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use nvshare_agent_core::snapshot::{Device, State};
 use tracing::info;
-
-use crate::snapshot::{Device, State};
 
 /// Taking turns is over when it has been for this long, in seconds of the agent's time.
 const OVER: f64 = 10.0;

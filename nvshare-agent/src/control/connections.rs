@@ -6,10 +6,10 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nvshare_agent_core::process::Process;
 use tokio::time::Instant;
 
 use super::pace::{Allowance, CONNECTION, OF_CGROUP, OF_PROCESS, Pace};
-use crate::observation::Process;
 
 /// How many connections one process may have: its own, an old one that has not ended yet, and itself until its end.
 const PER_PROCESS: usize = 5;

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use nvshare_agent_core::process::Process;
 use nvshare_common::counters::{Counters, PAGE_BYTES};
 use nvshare_common::protocol;
 use rustix::io::Errno;
@@ -18,7 +19,7 @@ use rustix::net::{SendFlags, send};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::page::peer_pid;
-use crate::observation::Process;
+use crate::proc;
 
 /// What is said of a client that cannot be reached.
 const REMEDY: &str = "restart its pod; only remove the directory of the clients' socket when no client runs";
@@ -75,7 +76,7 @@ impl Doors {
             if !(is_removed(&directory) || !directory.exists() && offers()) {
                 continue;
             }
-            let Some(process) = Process::of(pid) else { continue };
+            let Some(process) = proc::process(pid) else { continue };
             if self.left.get(&pid).is_none_or(|left| left.process != process) {
                 tracing::warn!(
                     pid,
@@ -89,7 +90,7 @@ impl Doors {
 
     /// Knocks at every door that is open; the sockets are sessions from now on.
     pub(super) fn knock(&mut self) -> Vec<OwnedFd> {
-        self.left.retain(|pid, left| Process::of(*pid) == Some(left.process));
+        self.left.retain(|pid, left| proc::process(*pid) == Some(left.process));
         let mut sockets = Vec::new();
         for (pid, left) in &mut self.left {
             match through(*pid, left.knocked) {

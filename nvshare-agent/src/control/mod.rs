@@ -29,6 +29,7 @@ use tokio::time::Instant;
 
 pub(crate) use connections::{CONNECTIONS, Counted};
 pub(crate) use door::{is_removed, lookers};
+use nvshare_agent_core::ledger::SessionId;
 pub(crate) use page::wait_for;
 pub use page::{CounterPage, PageError};
 pub use peer::{Peer, PeerError};
@@ -37,7 +38,6 @@ use self::connections::Connections;
 use self::door::Doors;
 use crate::conductor::Input;
 use crate::full;
-use crate::ledger::SessionId;
 
 /// How often it is looked whether the socket is still where it was made, and knocked at back doors.
 const LOOK_AT_PATH: std::time::Duration = std::time::Duration::from_secs(1);

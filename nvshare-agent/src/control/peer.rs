@@ -2,13 +2,14 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use nvshare_agent_core::process::Process;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::page;
-use crate::observation::Process;
 use crate::pods::cgroup;
+use crate::proc;
 
 /// A process that connected.
 #[derive(Debug)]
@@ -48,7 +49,7 @@ impl Peer {
             return Err(PeerError::Invisible);
         };
         let gone = || PeerError::Gone(number);
-        let process = Process::of(number.unsigned_abs()).ok_or_else(gone)?;
+        let process = proc::process(number.unsigned_abs()).ok_or_else(gone)?;
         // With a pidfd from the socket the number cannot have passed to another process meanwhile; an older kernel leaves
         // a pidfd by number, whose process must at least have begun when the one we looked at did.
         let pidfd = match page::peer_pidfd(socket.as_fd()) {
@@ -60,7 +61,7 @@ impl Peer {
             })?,
         };
         // The number may have passed to another before we looked for the first time: then the one that connected is dead.
-        if Process::of(number.unsigned_abs()) != Some(process) || ended(&pidfd) {
+        if proc::process(number.unsigned_abs()) != Some(process) || ended(&pidfd) {
             return Err(gone());
         }
         let read = |file: &str| std::fs::read_to_string(format!("/proc/{number}/{file}")).unwrap_or_default();

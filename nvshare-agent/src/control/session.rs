@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nvshare_agent_core::ledger::SessionId;
 use nvshare_common::frame::{self, FrameError, MAX_BYTES};
 use nvshare_common::protocol::{Answer, OLDEST, ToAgent, VERSION};
 use rustix::io::retry_on_intr;
@@ -17,7 +18,6 @@ use super::connections::{Connections, Counted};
 use super::wire::{self, Received};
 use super::{CounterPage, End, Event, Opened, Outbox, Packet, PageError, Peer, QUEUE, wait_for};
 use crate::conductor::Input;
-use crate::ledger::SessionId;
 
 /// How long a client may take to say `Hello`.
 pub(super) const HELLO_LIMIT: Duration = Duration::from_secs(5);

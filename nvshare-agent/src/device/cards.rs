@@ -7,10 +7,12 @@ use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nvshare_agent_core::moment::Moment;
+use nvshare_agent_core::reading::Reading;
+
 use super::Event;
-use super::Reading;
 use super::nvml::{DeviceError, Library};
-use crate::moment::Moment;
+use crate::clock;
 
 /// What one card said.
 pub(super) struct Answer {
@@ -45,7 +47,7 @@ impl Cards {
             let answers = self.answers.clone();
             thread::Builder::new().name(format!("card {index}")).spawn(move || {
                 for library in asked {
-                    let began = Moment::now();
+                    let began = clock::now();
                     let said = library.read(index);
                     drop(library);
                     if answers.send(Event::Answer(Answer { index, began, said })).is_err() {

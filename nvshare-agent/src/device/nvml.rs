@@ -7,9 +7,8 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
+use nvshare_agent_core::reading::Reading;
 use nvshare_common::units::Bytes;
-
-use super::Reading;
 
 /// Why there are no readings.
 #[derive(Debug, thiserror::Error)]

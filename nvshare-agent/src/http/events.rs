@@ -10,10 +10,10 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use nvshare_agent_core::snapshot::State;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::health::{Health, Readiness};
-use crate::snapshot::State;
 
 /// How many may listen at the same time.
 pub(super) const LISTENERS: usize = 64;

@@ -3,10 +3,9 @@
 
 use std::collections::VecDeque;
 
+use nvshare_agent_core::snapshot::{Activity, State, Switch};
 use nvshare_common::units::{Bytes, ClientId};
 use serde::Serialize;
-
-use crate::snapshot::{Activity, State, Switch};
 
 /// Seconds between two samples, at least.
 pub(super) const STEP: f64 = 1.0;
@@ -49,7 +48,9 @@ impl History {
             self.samples.pop_front();
         }
         let clients = state.clients.iter().take(CLIENTS).map(|client| {
-            let sum = |of: fn(&crate::snapshot::ClientDevice) -> Bytes| client.devices.iter().map(of).sum();
+            let sum = |of: fn(&nvshare_agent_core::snapshot::ClientDevice) -> Bytes| {
+                client.devices.iter().map(of).sum()
+            };
             (client.client, client.activity, sum(|held| held.resident), sum(|held| held.swapped))
         });
         self.samples.push_back(Sample { up_seconds: state.up_seconds, clients: clients.collect() });

@@ -27,6 +27,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use nvshare_agent_core::snapshot::State;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::warn;
@@ -36,7 +37,6 @@ use self::events::Events;
 use self::history::History;
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::snapshot::State;
 
 /// The conductor publishes every few seconds even if nothing happens; silent for this long, it hangs.
 const SILENCE: Duration = Duration::from_secs(30);

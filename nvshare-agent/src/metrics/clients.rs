@@ -1,9 +1,10 @@
 //! What is exported of each client.
 
+use nvshare_agent_core::snapshot::{Activity, Client, Device, State};
+
 use super::lines::{Lines, Who};
 use super::series::Series;
 use super::{CLIENTS, bytes, few, flag, label};
-use crate::snapshot::{Activity, Client, Device, State};
 
 /// The series of all clients, as many as may have some of their own.
 pub(super) fn clients(lines: &mut Lines, state: &State) {

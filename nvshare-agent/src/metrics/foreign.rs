@@ -3,9 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use nvshare_agent_core::snapshot::Foreign;
 use nvshare_common::units::Bytes;
-
-use crate::snapshot::Foreign;
 
 /// Containers that have a series of their own: those that hold most. The rest is `other`.
 pub(super) const OWNERS: usize = 64;
@@ -32,12 +31,12 @@ pub(super) fn by_owner(processes: &[Foreign]) -> Vec<([&str; 3], Bytes)> {
 mod tests {
     use std::sync::Arc;
 
+    use nvshare_agent_core::snapshot::State;
     use tokio::sync::watch;
 
     use super::*;
     use crate::health::Health;
     use crate::metrics::Metrics;
-    use crate::snapshot::State;
 
     fn process(pid: usize, pod: &str, allocated: u64) -> Foreign {
         serde_json::from_value(serde_json::json!({

@@ -9,6 +9,7 @@ mod series;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use nvshare_agent_core::snapshot::{Activity, State, Totals};
 use nvshare_common::event::Loss;
 use nvshare_common::units::Bytes;
 use prometheus::TextEncoder;
@@ -16,7 +17,6 @@ use tokio::sync::watch;
 
 use crate::control::CONNECTIONS;
 use crate::health::{Health, Readiness};
-use crate::snapshot::{Activity, State, Totals};
 use clients::clients;
 use lines::Lines;
 use series::{Page, Series};
@@ -256,10 +256,11 @@ fn flag(set: bool) -> f64 {
 mod tests {
     use std::collections::BTreeSet;
 
+    use nvshare_agent_core::observation::Attachment;
+    use nvshare_agent_core::snapshot::{Client, ClientDevice, Device};
+
     use super::*;
     use crate::health::Part;
-    use crate::observation::Attachment;
-    use crate::snapshot::{Client, ClientDevice, Device};
 
     const GPU: &str = "GPU-01234567-89ab-cdef-1032-547698badcfe";
 
@@ -419,7 +420,7 @@ mod tests {
     #[test]
     fn what_was_ordered_for_a_client_can_be_asked_for() {
         let mut state = full();
-        state.clients[0].priority = crate::order::Priority::High;
+        state.clients[0].priority = nvshare_agent_core::order::Priority::High;
         state.clients[0].weight = 2.5;
         state.clients[0].held_out = true;
         let samples = samples(&scrape(state));

@@ -1,10 +1,9 @@
 //! The table of series, and the page that values are put on.
 
+use nvshare_agent_core::snapshot::Histogram;
 use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram as Distribution, LabelPair, Metric, MetricFamily, MetricType,
 };
-
-use crate::snapshot::Histogram;
 
 /// What is known of a series before it has a value.
 pub(super) struct Definition {

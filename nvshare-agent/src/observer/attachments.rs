@@ -8,6 +8,8 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use nvshare_agent_core::moment::Moment;
+use nvshare_agent_core::observation::Attachment;
 use nvshare_common::event::{SITES, SITES_OF_LIBRARY};
 use nvshare_common::probe::PROBES;
 
@@ -20,8 +22,7 @@ use super::rewrites::{Rewrites, Watched};
 use super::seccomp::{self, Returns};
 use super::share::{self, Owner};
 use super::watch::Coverage;
-use crate::moment::Moment;
-use crate::observation::Attachment;
+use crate::clock;
 
 /// How many that cannot be observed are remembered.
 const REMEMBERED: usize = 1024;
@@ -221,7 +222,7 @@ impl Attachments {
             guard,
             files,
             how: How::Not(String::new()),
-            since: Moment::now(),
+            since: clock::now(),
             watch,
             owner,
             used: Instant::now(),
@@ -360,7 +361,7 @@ impl Attachments {
             }
             let sites = self.free_sites();
             let file = &mut self.files[index];
-            (file.sites, file.since) = (sites, Moment::now());
+            (file.sites, file.since) = (sites, clock::now());
             file.how = attach(&mut self.programs, &self.returns, file);
             self.gaps += 1;
             self.changed = true;

@@ -1,10 +1,11 @@
 //! Where the observer reads bytes that other processes wrote, each as a function of these bytes alone: what the fuzzer
 //! (`xtask/fuzz`) knocks at. Libraries come in through [`super::Library::read`], code through [`super::choose_site`].
 
+use nvshare_agent_core::observation::Observation;
+use nvshare_agent_core::process::Process;
 use nvshare_common::event::Record;
 
 use super::{find, mappings, translate};
-use crate::observation::{Observation, Process};
 
 /// The libraries named in the text of a process' `/proc/PID/maps`.
 pub fn maps(text: &str) -> Vec<String> {

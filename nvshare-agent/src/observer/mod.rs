@@ -37,11 +37,11 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
+use nvshare_agent_core::observation::{self, Health, Observation};
 use nvshare_common::event::{Loss, RING_BYTES, Record};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use crate::config::Config;
-use crate::observation::{self, Health, Observation};
 use attachments::Attachments;
 use kernel_log::KernelLog;
 use mappings::{Mapped, Mappings};

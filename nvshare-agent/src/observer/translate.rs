@@ -1,11 +1,11 @@
 //! A record of the ring buffer as an observation.
 
+use nvshare_agent_core::moment::Moment;
+use nvshare_agent_core::observation::{Context, Observation};
+use nvshare_agent_core::process::Process;
 use nvshare_common::event::{Kind, Record};
 use nvshare_common::probe::{Call, Manner};
 use nvshare_common::units::{Bytes, DevicePtr, DeviceRange};
-
-use crate::moment::Moment;
-use crate::observation::{Context, Observation, Process};
 
 /// `CU_MEM_LOCATION_TYPE_DEVICE`.
 const ON_DEVICE: u64 = 1;

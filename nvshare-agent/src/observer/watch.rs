@@ -5,6 +5,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nvshare_agent_core::moment::Moment;
+use nvshare_agent_core::observation::{Counts, Observation};
+use nvshare_agent_core::process::Process;
 use nvshare_common::event::{Kind, Loss, Record};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -12,8 +15,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::slots::{Slots, Sum};
 use super::translate;
-use crate::moment::Moment;
-use crate::observation::{Counts, Observation, Process};
+use crate::proc;
 
 /// The kernel counts the start of a process in these: 10 ms, `USER_HZ`.
 const TICK: Duration = Duration::from_millis(10);
@@ -107,7 +109,7 @@ impl Watch {
             }
         };
         self.blind = false;
-        let process = Process::of(pid);
+        let process = proc::process(pid);
         // A process that began after the slot's first call has only inherited the number.
         let same = process.is_some_and(|process| began(process) <= Moment(first) + 2 * TICK);
         let descriptor = if same { descriptor } else { None };

@@ -133,8 +133,9 @@ pub fn preload_line() -> String {
 
 #[cfg(test)]
 mod tests {
+    use nvshare_agent_core::snapshot::{self, State};
+
     use super::*;
-    use crate::snapshot::{self, State};
 
     fn roster() -> Roster {
         let mut roster = Roster::new(4);

@@ -6,8 +6,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use nvshare_agent_core::snapshot::State;
+
 use super::api::{Device, HEALTHY, UNHEALTHY};
-use crate::snapshot::State;
 
 /// A reading older than this is no sign of life. NVML is read every two seconds, and is slow at times.
 const OLD: Duration = Duration::from_secs(15);
@@ -88,8 +89,9 @@ impl Roster {
 
 #[cfg(test)]
 mod tests {
+    use nvshare_agent_core::snapshot;
+
     use super::*;
-    use crate::snapshot;
 
     fn state(gpus: &[(&str, f64)]) -> State {
         let device = |&(uuid, age): &(&str, f64)| snapshot::Device {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nvshare_agent_core::snapshot::State;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -25,7 +26,6 @@ use super::socket::{Identity, Socket, SocketError};
 use super::watch::Watch;
 use super::{OWN_SOCKET, RESOURCE, cdi, library};
 use crate::health::Health;
-use crate::snapshot::State;
 
 /// Time between two looks at everything while nothing happens.
 const CALM: Duration = Duration::from_secs(10);

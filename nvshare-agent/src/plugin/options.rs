@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use nvshare_agent_core::value;
 
 use super::OWN_SOCKET;
 use super::allocate::LIBRARY_DIRECTORY;
-use crate::value;
 
 /// Whether the plugin runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use nvshare_agent_core::snapshot::State;
 use nvshare_common::units::Bytes;
 
 use super::devices::{NoShare, Share};
-use crate::snapshot::State;
 
 /// How much a GPU is used already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

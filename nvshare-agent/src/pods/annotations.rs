@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use nvshare_agent_core::order::{Order, Priority, Weight, What};
 use nvshare_common::units::{Bytes, ClientId};
 use serde::{Deserialize, Serialize};
 
 use super::quantity;
-use crate::order::{Order, Priority, Weight, What};
 
 /// All of ours begin with this.
 const PREFIX: &str = "nvshare.com/";

@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use nvshare_agent_core::snapshot::Owner;
+
 use super::annotations::Annotations;
 use super::cgroup::{ContainerId, Place, PodUid};
-use crate::snapshot::Owner;
 
 /// A pod of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -6,9 +6,10 @@
 use std::io::Read;
 use std::sync::Arc;
 
+use nvshare_agent_core::process::Process;
 use tokio::sync::Semaphore;
 
-use crate::observation::Process;
+use crate::proc;
 
 /// Set by the device plugin: the ids that the kubelet chose, separated by commas.
 const VARIABLE: &str = "NVSHARE_DEVICE_IDS";
@@ -37,7 +38,7 @@ impl Reader {
         tokio::task::spawn_blocking(move || {
             let ids = device_ids(&environ(process.pid));
             // The number may have passed to another process before it was opened.
-            tell(if Process::of(process.pid) == Some(process) { ids } else { Vec::new() });
+            tell(if proc::process(process.pid) == Some(process) { ids } else { Vec::new() });
             drop(place);
         });
         true
@@ -88,7 +89,7 @@ mod tests {
         // While a program is being started its environment is empty for a moment.
         child.stdin.as_mut().unwrap().write_all(b".").unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-        let process = Process::of(child.id()).unwrap();
+        let process = proc::process(child.id()).unwrap();
         let (tell, told) = tokio::sync::oneshot::channel();
         assert!(Reader::default().read(process, |ids| tell.send(ids).unwrap()));
         assert_eq!(told.await.unwrap(), ["GPU-1::7"]);
@@ -103,7 +104,7 @@ mod tests {
     #[tokio::test]
     async fn no_more_are_read_at_a_time_than_there_are_places() {
         let reader = Reader::default();
-        let this = Process::of(std::process::id()).unwrap();
+        let this = proc::process(std::process::id()).unwrap();
         let (release, hold) = std::sync::mpsc::channel::<()>();
         let hold = Arc::new(std::sync::Mutex::new(hold));
         for _ in 0..AT_ONCE {

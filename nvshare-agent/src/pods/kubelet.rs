@@ -9,12 +9,12 @@ use std::time::Duration;
 use axum::http::uri::PathAndQuery;
 use tokio::sync::mpsc;
 
+use nvshare_agent_core::snapshot::Owner;
 use tonic::transport::{Channel, Endpoint};
 
 use super::News;
 use super::directory::Allocated;
 use super::trouble::Trouble;
-use crate::snapshot::Owner;
 
 /// The resource of our device plugin.
 const RESOURCE: &str = "nvshare.com/gpu";

@@ -41,6 +41,13 @@ pub struct ApiServer {
     pub url: Option<axum::http::Uri>,
 }
 
+/// The address of an API server.
+pub fn server(text: &str) -> Result<axum::http::Uri, String> {
+    let uri = text.parse::<axum::http::Uri>().ok();
+    uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some())
+        .ok_or_else(|| "expected a URL such as http://127.0.0.1:8001".to_owned())
+}
+
 /// Whom to ask about pods.
 #[derive(Clone, Debug, Default)]
 pub struct Options {

@@ -21,7 +21,7 @@ fn the_log_says_more_and_less_at_once_when_it_is_told_to() {
         assert!(output.status.success(), "{output:?}");
         assert_eq!(text(&output.stdout), "log=warn; this holds until the agent restarts\n");
         assert_eq!(told(), 0, "{}", running.log());
-        assert!(set("info,nvshare_agent::policy=debug").status.success());
+        assert!(set("info,nvshare_agent_core=debug").status.success());
         wait_for("the change to info is told", Duration::from_secs(30), || (told() == 1).then_some(()));
         assert!(set("error").status.success());
         assert!(set("error").status.success());

@@ -1,6 +1,6 @@
 //! Seen calls are the calls made: exactly, by every thread, of every process.
 
-use nvshare_agent::observation::Observation;
+use nvshare_agent_core::observation::Observation;
 use nvshare_common::event::Loss;
 use nvshare_common::probe::{Call, PROBES};
 use nvshare_common::units::{Bytes, DevicePtr, DeviceRange};
@@ -290,13 +290,12 @@ fn a_traced_process_is_counted_as_exactly() {
     assert_eq!(unsafe { libc::waitpid(pid as i32, &raw mut status, libc::__WALL) }, pid as i32);
     trace(libc::PTRACE_CONT);
     client.run("call cuMemFree_v2 500 1").run("call cuLaunchKernel 500 2").run("alloc 4096");
-    // SAFETY: a plain signal, to stop it once more.
-    assert_eq!(unsafe { libc::kill(pid as i32, libc::SIGSTOP) }, 0);
+    // To stop it once more.
+    nvshare_testbed::signal(pid, libc::SIGSTOP).unwrap();
     // SAFETY: as above.
     assert_eq!(unsafe { libc::waitpid(pid as i32, &raw mut status, libc::__WALL) }, pid as i32);
     trace(libc::PTRACE_DETACH);
-    // SAFETY: a plain signal.
-    unsafe { libc::kill(pid as i32, libc::SIGCONT) };
+    nvshare_testbed::signal(pid, libc::SIGCONT).unwrap();
     client.run("call cuMemFree_v2 20 1");
     client.end();
     let counts = seen.counts_of_dead(pid);

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nvshare_agent::observation::Observation;
 use nvshare_agent::observer::{Options, Part};
+use nvshare_agent_core::observation::Observation;
 use nvshare_common::event::SLOTS_OF_GROUP;
 use nvshare_common::probe::Call;
 use nvshare_testbed::{Cgroups, Node, wait_for};

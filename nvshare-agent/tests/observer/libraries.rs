@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use nvshare_agent::observation::{Attachment, Observation};
 use nvshare_agent::observer::Options;
+use nvshare_agent_core::observation::{Attachment, Observation};
 use nvshare_common::probe::Call;
 
 use crate::client::Client;

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use nvshare_agent::observation::Observation;
 use nvshare_agent::observer::{Library, Options};
+use nvshare_agent_core::observation::Observation;
 use nvshare_common::event::Loss;
 use nvshare_common::probe::Call;
 use tempfile::TempDir;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use nvshare_agent::observation::{Counts, Health, Observation};
 use nvshare_agent::observer::{Observer, Options};
+use nvshare_agent_core::observation::{Counts, Health, Observation};
 use nvshare_common::probe::Call;
 
 /// No test waits longer for anything.
@@ -44,9 +44,10 @@ pub(crate) fn observe_with(options: impl FnOnce(PathBuf) -> Options) -> Option<S
     .unwrap();
     let seen = Seen { observer: Some(observer), told };
     let health = seen.wait("the observer's health", |told| last_health(told).cloned());
-    // SAFETY: no arguments.
-    let root = unsafe { libc::geteuid() } == 0;
-    if !health.loaded && (!root || health.problems.iter().any(|problem| problem.contains("does not let"))) {
+    if !health.loaded
+        && (!nvshare_testbed::is_root()
+            || health.problems.iter().any(|problem| problem.contains("does not let")))
+    {
         eprintln!("SKIPPED: nothing about the uprobes was tested: {}", health.problems.join("; "));
         return None;
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nvshare_agent::health::{Health, Part};
 use nvshare_agent::plugin;
-use nvshare_agent::snapshot::{Device, State};
+use nvshare_agent_core::snapshot::{Device, State};
 use nvshare_sim_card::{Bus, Cards, Config};
 use nvshare_testbed::kubernetes::Kubelet;
 use nvshare_testbed::{Agent, Client, wait_for};

@@ -1,5 +1,7 @@
 //! The control block: one file that every process maps, with the parameters, the clocks and the tables of the ledger.
 
+#![expect(unsafe_code, reason = "a mapping that processes share")]
+
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;

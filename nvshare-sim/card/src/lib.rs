@@ -8,6 +8,8 @@
 //! [`clock`] the time that transfers and kernels take; [`faults`] what is to go wrong on purpose,
 //! `bus` which card is to be lost.
 
+#![deny(unsafe_code)]
+
 mod bus;
 pub mod clock;
 pub mod config;

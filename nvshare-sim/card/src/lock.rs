@@ -1,5 +1,7 @@
 //! The lock of the control block: a mutex in shared memory that survives the death of its holder.
 
+#![expect(unsafe_code, reason = "a mutex of the C library, which processes share")]
+
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;

@@ -1,5 +1,7 @@
 //! The bytes of a card: one sparse file, whose blocks are faulted in once, as huge pages where the kernel can.
 
+#![expect(unsafe_code, reason = "a mapping of the card's file")]
+
 use std::fs::{File, OpenOptions};
 use std::path::Path;
 use std::ptr::NonNull;

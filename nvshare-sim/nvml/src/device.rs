@@ -1,12 +1,13 @@
 //! The cards: which there are, what they are called, how much of them is in use.
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::fmt::Write;
 use std::sync::Arc;
 
 use nvshare_sim_card::{Bus, Cards, DEVICE_NAME};
 
-use crate::{Return, export, put, put_text, session};
+use crate::parameters::{Buffer, Length, Out, Text, Versioned};
+use crate::{Return, export, session};
 
 /// `nvmlDevice_t`: a card's index + 1.
 pub(crate) type Device = *mut c_void;
@@ -108,19 +109,9 @@ fn by_index(index: c_uint) -> Result<Device, Return> {
 }
 
 /// The first card that `matches` the caller's text.
-///
-/// # Safety
-/// `wanted` is null or a C string.
-unsafe fn by_text(
-    wanted: *const c_char,
-    matches: impl Fn(&Cards, usize, &str) -> bool,
-) -> Result<Device, Return> {
+fn by_text(wanted: &Text, matches: impl Fn(&Cards, usize, &str) -> bool) -> Result<Device, Return> {
     let cards = session::cards()?;
-    if wanted.is_null() {
-        return Err(Return::InvalidArgument);
-    }
-    // SAFETY: a C string, by this function's contract.
-    let wanted = unsafe { CStr::from_ptr(wanted) }.to_str().map_err(|_| Return::InvalidArgument)?;
+    let wanted = wanted.get()?;
     let listed = session::listed()?;
     let found = listed.iter().find(|index| matches(&cards, **index, wanted));
     handle(*found.ok_or(Return::NotFound)?)
@@ -131,66 +122,54 @@ fn count() -> Result<c_uint, Return> {
 }
 
 export! {
-    fn nvmlDeviceGetCount(number: *mut c_uint) {
-        // SAFETY: an out-parameter of NVML.
-        unsafe { put(number, count()?) }
+    fn nvmlDeviceGetCount(number: Out<c_uint>) {
+        number.set(count()?)
     }
 
-    fn nvmlDeviceGetCount_v2(number: *mut c_uint) {
-        // SAFETY: an out-parameter of NVML.
-        unsafe { put(number, count()?) }
+    fn nvmlDeviceGetCount_v2(number: Out<c_uint>) {
+        number.set(count()?)
     }
 
-    fn nvmlDeviceGetHandleByIndex(index: c_uint, device: *mut Device) {
-        // SAFETY: an out-parameter of NVML.
-        unsafe { put(device, by_index(index)?) }
+    fn nvmlDeviceGetHandleByIndex(index: c_uint, device: Out<Device>) {
+        device.set(by_index(index)?)
     }
 
-    fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, device: *mut Device) {
-        // SAFETY: an out-parameter of NVML.
-        unsafe { put(device, by_index(index)?) }
+    fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, device: Out<Device>) {
+        device.set(by_index(index)?)
     }
 
-    fn nvmlDeviceGetHandleByUUID(wanted: *const c_char, device: *mut Device) {
-        // SAFETY: the caller's C string.
-        let found = unsafe { by_text(wanted, |cards, index, wanted| uuid(cards, index) == wanted)? };
-        // SAFETY: an out-parameter of NVML.
-        unsafe { put(device, found) }
+    fn nvmlDeviceGetHandleByUUID(wanted: Text, device: Out<Device>) {
+        let found = by_text(&wanted, |cards, index, wanted| uuid(cards, index) == wanted)?;
+        device.set(found)
     }
 
-    fn nvmlDeviceGetHandleByPciBusId_v2(wanted: *const c_char, device: *mut Device) {
-        // SAFETY: the caller's C string.
-        let found = unsafe { by_text(wanted, |_, index, wanted| bus_id(index).eq_ignore_ascii_case(wanted))? };
-        // SAFETY: an out-parameter of NVML.
-        unsafe { put(device, found) }
+    fn nvmlDeviceGetHandleByPciBusId_v2(wanted: Text, device: Out<Device>) {
+        let found = by_text(&wanted, |_, index, wanted| bus_id(index).eq_ignore_ascii_case(wanted))?;
+        device.set(found)
     }
 
-    fn nvmlDeviceGetIndex(device: Device, index: *mut c_uint) {
+    fn nvmlDeviceGetIndex(device: Device, index: Out<c_uint>) {
         let (_, known) = card(device)?;
         let place = session::listed()?.iter().position(|listed| *listed == known);
-        // SAFETY: an out-parameter of NVML.
-        unsafe { put(index, place.ok_or(Return::InvalidArgument)? as c_uint) }
+        index.set(place.ok_or(Return::InvalidArgument)? as c_uint)
     }
 
-    fn nvmlDeviceGetMinorNumber(device: Device, number: *mut c_uint) {
+    fn nvmlDeviceGetMinorNumber(device: Device, number: Out<c_uint>) {
         let (_, known) = card(device)?;
-        // SAFETY: an out-parameter of NVML.
-        unsafe { put(number, known as c_uint) }
+        number.set(known as c_uint)
     }
 
-    fn nvmlDeviceGetUUID(device: Device, to: *mut c_char, length: c_uint) {
+    fn nvmlDeviceGetUUID(device: Device, to: Buffer, length: Length) {
         let (cards, index) = card(device)?;
-        // SAFETY: the caller's buffer of that length.
-        unsafe { put_text(to, length, &uuid(&cards, index)) }
+        to.set(length, &uuid(&cards, index))
     }
 
-    fn nvmlDeviceGetName(device: Device, to: *mut c_char, length: c_uint) {
+    fn nvmlDeviceGetName(device: Device, to: Buffer, length: Length) {
         card(device)?;
-        // SAFETY: the caller's buffer of that length.
-        unsafe { put_text(to, length, DEVICE_NAME) }
+        to.set(length, DEVICE_NAME)
     }
 
-    fn nvmlDeviceGetPciInfo_v3(device: Device, to: *mut c_void) {
+    fn nvmlDeviceGetPciInfo_v3(device: Device, to: Out<Pci>) {
         let (_, index) = card(device)?;
         let bus = bus_id(index);
         let info = Pci {
@@ -202,72 +181,54 @@ export! {
             subsystem_id: 0,
             bus_id: text(&bus),
         };
-        // SAFETY: an out-parameter of NVML, a `nvmlPciInfo_t`.
-        unsafe { put(to.cast(), info) }
+        to.set(info)
     }
 
-    fn nvmlDeviceGetCudaComputeCapability(device: Device, major: *mut c_int, minor: *mut c_int) {
+    fn nvmlDeviceGetCudaComputeCapability(device: Device, major: Out<c_int>, minor: Out<c_int>) {
         card(device)?;
-        // SAFETY: out-parameters of NVML.
-        unsafe {
-            put(major, 9)?;
-            put(minor, 0)
-        }
+        major.set(9)?;
+        minor.set(0)
     }
 
-    fn nvmlDeviceGetMemoryInfo(device: Device, to: *mut c_void) {
+    fn nvmlDeviceGetMemoryInfo(device: Device, to: Out<Memory>) {
         let (cards, index) = card(device)?;
         let usage = cards.usage(index);
         let info = Memory { total: usage.total, free: usage.free, used: usage.total - usage.free };
-        // SAFETY: an out-parameter of NVML, a `nvmlMemory_t`.
-        unsafe { put(to.cast(), info) }
+        to.set(info)
     }
 
-    fn nvmlDeviceGetMemoryInfo_v2(device: Device, to: *mut c_void) {
+    fn nvmlDeviceGetMemoryInfo_v2(device: Device, to: Versioned<Memory2>) {
         let (cards, index) = card(device)?;
-        if to.is_null() {
-            return Err(Return::InvalidArgument);
-        }
-        // SAFETY: the caller passes a `nvmlMemory_v2_t` whose first field it has set.
-        let version = unsafe { to.cast::<c_uint>().read() };
-        if version != size_of::<Memory2>() as c_uint | 2 << 24 {
-            return Err(Return::ArgumentVersionMismatch);
-        }
+        let version = size_of::<Memory2>() as c_uint | 2 << 24;
         let usage = cards.usage(index);
         let used = usage.total - usage.free;
         let info = Memory2 { version, total: usage.total, reserved: 0, free: usage.free, used };
-        // SAFETY: as above.
-        unsafe { put(to.cast(), info) }
+        to.set(version, info)
     }
 
-    fn nvmlDeviceGetUtilizationRates(device: Device, to: *mut c_void) {
+    fn nvmlDeviceGetUtilizationRates(device: Device, to: Out<Utilization>) {
         card(device)?;
-        // SAFETY: an out-parameter of NVML, a `nvmlUtilization_t`.
-        unsafe { put(to.cast(), Utilization { gpu: 0, memory: 0 }) }
+        to.set(Utilization { gpu: 0, memory: 0 })
     }
 
-    fn nvmlDeviceGetCurrPcieLinkGeneration(device: Device, to: *mut c_uint) {
+    fn nvmlDeviceGetCurrPcieLinkGeneration(device: Device, to: Out<c_uint>) {
         let link = link(device)?;
-        // SAFETY: an out-parameter of NVML.
-        unsafe { put(to, link.0) }
+        to.set(link.0)
     }
 
-    fn nvmlDeviceGetMaxPcieLinkGeneration(device: Device, to: *mut c_uint) {
+    fn nvmlDeviceGetMaxPcieLinkGeneration(device: Device, to: Out<c_uint>) {
         let link = link(device)?;
-        // SAFETY: an out-parameter of NVML.
-        unsafe { put(to, link.0) }
+        to.set(link.0)
     }
 
-    fn nvmlDeviceGetCurrPcieLinkWidth(device: Device, to: *mut c_uint) {
+    fn nvmlDeviceGetCurrPcieLinkWidth(device: Device, to: Out<c_uint>) {
         let link = link(device)?;
-        // SAFETY: an out-parameter of NVML.
-        unsafe { put(to, link.1) }
+        to.set(link.1)
     }
 
-    fn nvmlDeviceGetMaxPcieLinkWidth(device: Device, to: *mut c_uint) {
+    fn nvmlDeviceGetMaxPcieLinkWidth(device: Device, to: Out<c_uint>) {
         let link = link(device)?;
-        // SAFETY: an out-parameter of NVML.
-        unsafe { put(to, link.1) }
+        to.set(link.1)
     }
 
     fn nvmlDeviceGetMigMode(device: Device, _current: *mut c_uint, _pending: *mut c_uint) {

@@ -1,15 +1,17 @@
 //! libnvidia-ml.so.1 over the simulated cards: what monitors ask for, answered from the control block that the processes
 //! using the cards share. It never joins the cards: a monitor holds no memory.
 //!
-//! [`session`]: initialisation and the cards; [`system`], [`device`], [`processes`]: the functions by what they are
+//! [`session`]: initialisation and the cards; [`parameters`]: what functions are called with; [`system`], [`device`], [`processes`]: the functions by what they are
 //! about. Functions of NVML that are not here are missing from the library, as they are from older drivers.
 
+#![deny(unsafe_code)]
+
 mod device;
+mod parameters;
 mod processes;
 mod session;
 mod system;
 
-use std::ffi::{c_char, c_uint};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// `nvmlReturn_t`.
@@ -52,44 +54,15 @@ fn serve(name: &str, body: impl FnOnce() -> Outcome) -> Return {
     }
 }
 
-/// Writes an out-parameter that must be there.
-///
-/// # Safety
-/// `to` is null or valid for a write.
-unsafe fn put<T>(to: *mut T, value: T) -> Outcome {
-    if to.is_null() {
-        return Err(Return::InvalidArgument);
-    }
-    // SAFETY: not null, and valid by this function's contract.
-    unsafe { to.write(value) };
-    Ok(())
-}
-
-/// Writes a text and its final zero into the caller's buffer.
-///
-/// # Safety
-/// `to` is null or valid for writes of `length` bytes.
-unsafe fn put_text(to: *mut c_char, length: c_uint, text: &str) -> Outcome {
-    if to.is_null() {
-        return Err(Return::InvalidArgument);
-    }
-    if text.len() >= length as usize {
-        return Err(Return::InsufficientSize);
-    }
-    // SAFETY: text and zero fit, by the check above and this function's contract.
-    unsafe {
-        std::ptr::copy_nonoverlapping(text.as_ptr().cast(), to, text.len());
-        to.add(text.len()).write(0);
-    }
-    Ok(())
-}
-
-/// Defines exported functions, each guarded by [`serve`]. Pointers are null or what NVML's header wants there.
+/// Defines exported functions, each guarded by [`serve`]. Pointers are types of [`parameters`].
 macro_rules! export {
     ($(fn $name:ident($($arg:ident : $ty:ty),* $(,)?) $body:block)*) => {$(
+        #[expect(unsafe_code, reason = "a program finds a function of C by its name")]
         #[unsafe(no_mangle)]
-        unsafe extern "C" fn $name($($arg: $ty),*) -> $crate::Return {
-            $crate::serve(stringify!($name), || $body)
+        extern "C" fn $name($($arg: $ty),*) -> $crate::Return {
+            #[deny(unsafe_code, reason = "the types of the parameters have it")]
+            fn body($($arg: $ty),*) -> $crate::Outcome $body
+            $crate::serve(stringify!($name), || body($($arg),*))
         }
     )*};
 }

@@ -1,9 +1,10 @@
 //! Which processes use a card, and how much of its memory each.
 
-use std::ffi::{c_uint, c_void};
+use std::ffi::c_uint;
 
 use crate::device::{Device, card};
-use crate::{Outcome, Return, export};
+use crate::parameters::{Places, Room};
+use crate::{Return, export};
 
 /// `nvmlProcessInfo_v1_t`.
 #[repr(C)]
@@ -35,32 +36,6 @@ impl From<(u32, u64)> for Process2 {
     }
 }
 
-/// Fills the caller's array, or says how long it has to be.
-///
-/// # Safety
-/// `count` is null or valid; `to` is null or has room for as many `T` as `count` says.
-unsafe fn list<T: From<(u32, u64)>>(found: &[(u32, u64)], count: *mut c_uint, to: *mut c_void) -> Outcome {
-    if count.is_null() {
-        return Err(Return::InvalidArgument);
-    }
-    // SAFETY: by this function's contract.
-    let room = unsafe { count.replace(found.len() as c_uint) } as usize;
-    if found.len() > room {
-        return Err(Return::InsufficientSize);
-    }
-    if found.is_empty() {
-        return Ok(());
-    }
-    if to.is_null() {
-        return Err(Return::InvalidArgument);
-    }
-    for (index, process) in found.iter().enumerate() {
-        // SAFETY: there is room for all of them, as was checked.
-        unsafe { to.cast::<T>().add(index).write(T::from(*process)) };
-    }
-    Ok(())
-}
-
 /// Processes that hold memory of the card.
 fn computing(device: Device) -> Result<Vec<(u32, u64)>, Return> {
     let (cards, index) = card(device)?;
@@ -73,38 +48,31 @@ fn none(device: Device) -> Result<Vec<(u32, u64)>, Return> {
 }
 
 export! {
-    fn nvmlDeviceGetComputeRunningProcesses(device: Device, count: *mut c_uint, to: *mut c_void) {
-        // SAFETY: the caller's array of `nvmlProcessInfo_v1_t`.
-        unsafe { list::<Process1>(&computing(device)?, count, to) }
+    fn nvmlDeviceGetComputeRunningProcesses(device: Device, count: Room, to: Places<Process1>) {
+        to.fill(count, computing(device)?.into_iter().map(Process1::from))
     }
 
-    fn nvmlDeviceGetComputeRunningProcesses_v2(device: Device, count: *mut c_uint, to: *mut c_void) {
-        // SAFETY: the caller's array of `nvmlProcessInfo_v2_t`.
-        unsafe { list::<Process2>(&computing(device)?, count, to) }
+    fn nvmlDeviceGetComputeRunningProcesses_v2(device: Device, count: Room, to: Places<Process2>) {
+        to.fill(count, computing(device)?.into_iter().map(Process2::from))
     }
 
-    fn nvmlDeviceGetComputeRunningProcesses_v3(device: Device, count: *mut c_uint, to: *mut c_void) {
-        // SAFETY: the caller's array of `nvmlProcessInfo_t`.
-        unsafe { list::<Process2>(&computing(device)?, count, to) }
+    fn nvmlDeviceGetComputeRunningProcesses_v3(device: Device, count: Room, to: Places<Process2>) {
+        to.fill(count, computing(device)?.into_iter().map(Process2::from))
     }
 
-    fn nvmlDeviceGetGraphicsRunningProcesses(device: Device, count: *mut c_uint, to: *mut c_void) {
-        // SAFETY: the caller's array of `nvmlProcessInfo_v1_t`.
-        unsafe { list::<Process1>(&none(device)?, count, to) }
+    fn nvmlDeviceGetGraphicsRunningProcesses(device: Device, count: Room, to: Places<Process1>) {
+        to.fill(count, none(device)?.into_iter().map(Process1::from))
     }
 
-    fn nvmlDeviceGetGraphicsRunningProcesses_v2(device: Device, count: *mut c_uint, to: *mut c_void) {
-        // SAFETY: the caller's array of `nvmlProcessInfo_v2_t`.
-        unsafe { list::<Process2>(&none(device)?, count, to) }
+    fn nvmlDeviceGetGraphicsRunningProcesses_v2(device: Device, count: Room, to: Places<Process2>) {
+        to.fill(count, none(device)?.into_iter().map(Process2::from))
     }
 
-    fn nvmlDeviceGetGraphicsRunningProcesses_v3(device: Device, count: *mut c_uint, to: *mut c_void) {
-        // SAFETY: the caller's array of `nvmlProcessInfo_t`.
-        unsafe { list::<Process2>(&none(device)?, count, to) }
+    fn nvmlDeviceGetGraphicsRunningProcesses_v3(device: Device, count: Room, to: Places<Process2>) {
+        to.fill(count, none(device)?.into_iter().map(Process2::from))
     }
 
-    fn nvmlDeviceGetMPSComputeRunningProcesses_v3(device: Device, count: *mut c_uint, to: *mut c_void) {
-        // SAFETY: the caller's array of `nvmlProcessInfo_t`.
-        unsafe { list::<Process2>(&none(device)?, count, to) }
+    fn nvmlDeviceGetMPSComputeRunningProcesses_v3(device: Device, count: Room, to: Places<Process2>) {
+        to.fill(count, none(device)?.into_iter().map(Process2::from))
     }
 }

@@ -4,12 +4,14 @@ use std::ffi::{c_char, c_int, c_uint};
 
 use nvshare_sim_card::DRIVER_VERSION;
 
-use crate::{Return, export, put, put_text, session};
+use crate::parameters::{Buffer, Length, Out};
+use crate::{Return, export, session};
 
 /// What a simulated driver supports: 12.9.
 const CUDA_VERSION: c_int = 12090;
 
 /// The text of an error.
+#[expect(unsafe_code, reason = "a program finds a function of C by its name")]
 #[unsafe(no_mangle)]
 extern "C" fn nvmlErrorString(error: c_uint) -> *const c_char {
     let text = match error {
@@ -27,33 +29,28 @@ extern "C" fn nvmlErrorString(error: c_uint) -> *const c_char {
 }
 
 export! {
-    fn nvmlSystemGetDriverVersion(version: *mut c_char, length: c_uint) {
+    fn nvmlSystemGetDriverVersion(version: Buffer, length: Length) {
         session::cards()?;
-        // SAFETY: the caller's buffer of that length.
-        unsafe { put_text(version, length, DRIVER_VERSION) }
+        version.set(length, DRIVER_VERSION)
     }
 
-    fn nvmlSystemGetNVMLVersion(version: *mut c_char, length: c_uint) {
+    fn nvmlSystemGetNVMLVersion(version: Buffer, length: Length) {
         session::cards()?;
-        // SAFETY: the caller's buffer of that length.
-        unsafe { put_text(version, length, &format!("12.{DRIVER_VERSION}")) }
+        version.set(length, &format!("12.{DRIVER_VERSION}"))
     }
 
-    fn nvmlSystemGetCudaDriverVersion(version: *mut c_int) {
-        // SAFETY: an out-parameter of NVML.
-        unsafe { put(version, CUDA_VERSION) }
+    fn nvmlSystemGetCudaDriverVersion(version: Out<c_int>) {
+        version.set(CUDA_VERSION)
     }
 
-    fn nvmlSystemGetCudaDriverVersion_v2(version: *mut c_int) {
-        // SAFETY: an out-parameter of NVML.
-        unsafe { put(version, CUDA_VERSION) }
+    fn nvmlSystemGetCudaDriverVersion_v2(version: Out<c_int>) {
+        version.set(CUDA_VERSION)
     }
 
-    fn nvmlSystemGetProcessName(process: c_uint, name: *mut c_char, length: c_uint) {
+    fn nvmlSystemGetProcessName(process: c_uint, name: Buffer, length: Length) {
         session::cards()?;
         let command = std::fs::read(format!("/proc/{process}/cmdline")).map_err(|_| Return::NotFound)?;
         let path = command.split(|byte| *byte == 0).next().unwrap_or_default();
-        // SAFETY: the caller's buffer of that length.
-        unsafe { put_text(name, length, &String::from_utf8_lossy(path)) }
+        name.set(length, &String::from_utf8_lossy(path))
     }
 }

@@ -1,5 +1,7 @@
 //! The library as the agent uses it: through nvml-wrapper. One test, because the cards come from the environment.
 
+#![expect(unsafe_code, reason = "a variable of the environment, before there are threads")]
+
 use std::path::PathBuf;
 
 use nvml_wrapper::Nvml;

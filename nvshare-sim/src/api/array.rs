@@ -5,8 +5,10 @@ use std::ffi::c_uint;
 use cudarc::driver::sys::{CUarray, CUdevice, CUmipmappedArray, CUresult};
 
 use crate::array::{Array, Form, Levelled};
+use crate::call::{Call, Outcome};
 use crate::device;
-use crate::export::{Call, Outcome, export, put};
+use crate::export::export;
+use crate::parameters::{In, Out};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 
@@ -28,17 +30,13 @@ pub(super) struct Requirements {
 }
 
 export! {
-    fn cuArrayCreate_v2(made: *mut CUarray, form: *const Flat) |cx| {
-        // SAFETY: null, or a descriptor as the driver API demands it.
-        let Some(form) = (unsafe { form.as_ref() }) else { return Err(INVALID) };
-        let Flat { width, height, format, channels } = *form;
+    fn cuArrayCreate_v2(made: Out<CUarray>, form: In<Flat>) |cx| {
+        let Flat { width, height, format, channels } = *form.get()?;
         create(cx, made, Form { width, height, depth: 0, format, channels, flags: 0 })
     }
 
-    fn cuArray3DCreate_v2(made: *mut CUarray, form: *const Form) |cx| {
-        // SAFETY: null, or a descriptor as the driver API demands it.
-        let form = unsafe { form.as_ref() }.ok_or(INVALID)?;
-        create(cx, made, *form)
+    fn cuArray3DCreate_v2(made: Out<CUarray>, form: In<Form>) |cx| {
+        create(cx, made, *form.get()?)
     }
 
     fn cuArrayDestroy(array: CUarray) |cx| {
@@ -47,16 +45,14 @@ export! {
         Array::destroy(array)
     }
 
-    fn cuArrayGetDescriptor_v2(form: *mut Flat, array: CUarray) |cx| {
+    fn cuArrayGetDescriptor_v2(form: Out<Flat>, array: CUarray) |cx| {
         let Form { width, height, format, channels, .. } = asked(cx, array)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(form, Flat { width, height, format, channels }) }
+        form.set(Flat { width, height, format, channels })
     }
 
-    fn cuArray3DGetDescriptor_v2(form: *mut Form, array: CUarray) |cx| {
+    fn cuArray3DGetDescriptor_v2(form: Out<Form>, array: CUarray) |cx| {
         let known = asked(cx, array)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(form, known) }
+        form.set(known)
     }
 
     fn cuArrayGetMemoryRequirements(requirements: *mut Requirements, array: CUarray, of: CUdevice) |cx| {
@@ -65,25 +61,20 @@ export! {
         not_deferred()
     }
 
-    fn cuMipmappedArrayCreate(made: *mut CUmipmappedArray, form: *const Form, levels: c_uint) |cx| {
-        // SAFETY: null, or a descriptor as the driver API demands it.
-        let form = *unsafe { form.as_ref() }.ok_or(INVALID)?;
-        if made.is_null() {
-            return Err(INVALID);
-        }
+    fn cuMipmappedArrayCreate(made: Out<CUmipmappedArray>, form: In<Form>, levels: c_uint) |cx| {
+        let form = *form.get()?;
+        made.needed()?;
         let context = cx.context()?;
         crate::capture::unsafe_call()?;
         context.jam.pass();
         let array = Levelled::create(&context, form, levels)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(made, array) }
+        made.set(array)
     }
 
-    fn cuMipmappedArrayGetLevel(level: *mut CUarray, array: CUmipmappedArray, number: c_uint) |cx| {
+    fn cuMipmappedArrayGetLevel(level: Out<CUarray>, array: CUmipmappedArray, number: c_uint) |cx| {
         cx.context()?;
         let whole = Levelled::by_handle(array).ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(level, whole.level(number).ok_or(INVALID)?) }
+        level.set(whole.level(number).ok_or(INVALID)?)
     }
 
     fn cuMipmappedArrayDestroy(array: CUmipmappedArray) |cx| {
@@ -101,16 +92,13 @@ export! {
     }
 }
 
-fn create(cx: &Call, made: *mut CUarray, form: Form) -> Outcome {
-    if made.is_null() {
-        return Err(INVALID);
-    }
+fn create(cx: &Call, made: Out<CUarray>, form: Form) -> Outcome {
+    made.needed()?;
     let context = cx.context()?;
     crate::capture::unsafe_call()?;
     context.jam.pass();
     let array = Array::create(&context, form)?;
-    // SAFETY: an out-parameter of the driver API.
-    unsafe { put(made, array) }
+    made.set(array)
 }
 
 fn asked(cx: &Call, array: CUarray) -> Outcome<Form> {

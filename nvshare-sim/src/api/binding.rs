@@ -5,7 +5,8 @@ use std::ffi::c_void;
 
 use cudarc::driver::sys::{CUdevice, CUdeviceptr, CUmemGenericAllocationHandle, CUresult};
 
-use crate::export::{Outcome, export};
+use crate::call::Outcome;
+use crate::export::export;
 use crate::memory::space::{self, Kind};
 
 export! {

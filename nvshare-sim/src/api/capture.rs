@@ -4,12 +4,14 @@ use std::cell::RefCell;
 use std::ffi::{c_uint, c_void};
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUgraph, CUgraphNode, CUresult, CUstream};
+use cudarc::driver::sys::{CUgraph, CUgraphNode, CUstream};
 
 use super::graph::{graph_of, nodes_of};
+use crate::call::{Call, Outcome};
 use crate::capture::{self, Mode, Status};
-use crate::export::{Call, Outcome, export, put, put_if};
+use crate::export::export;
 use crate::graph::{Graph, Node};
+use crate::parameters::{Count, InOut, List, Maybe, Out};
 
 /// `CU_STREAM_CAPTURE_STATUS_NONE`, `_ACTIVE`, `_INVALIDATED`.
 const NONE: c_uint = 0;
@@ -31,78 +33,66 @@ export! {
     }
 
     fn cuStreamBeginCaptureToGraph / cuStreamBeginCaptureToGraph_ptsz(
-        stream: CUstream, graph: CUgraph, after: *const CUgraphNode, data: *const c_void, count: usize, mode: c_uint,
+        stream: CUstream, graph: CUgraph, after: List<CUgraphNode>, data: *const c_void, count: Count, mode: c_uint,
     ) |cx| {
-        // SAFETY: the caller's array of that many.
-        let after = unsafe { nodes_of(after, count) }?;
+        let after = nodes_of((after, count))?;
         capture::begin(&cx.stream(stream)?, Mode::from_value(mode)?, graph_of(graph)?, after)
     }
 
-    fn cuStreamEndCapture / cuStreamEndCapture_ptsz(stream: CUstream, made: *mut CUgraph) |cx| {
+    fn cuStreamEndCapture / cuStreamEndCapture_ptsz(stream: CUstream, made: Maybe<CUgraph>) |cx| {
         let ended = capture::end(&cx.stream(stream)?);
         let handle = ended.as_ref().map_or(std::ptr::null_mut(), Graph::handle);
-        // SAFETY: an optional out-parameter of the driver API.
-        unsafe { put_if(made, handle) };
+        made.set(handle);
         ended.map(|_| ())
     }
 
-    fn cuStreamIsCapturing / cuStreamIsCapturing_ptsz(stream: CUstream, status: *mut c_uint) |cx| {
+    fn cuStreamIsCapturing / cuStreamIsCapturing_ptsz(stream: CUstream, status: Out<c_uint>) |cx| {
         let value = match capture::status(&cx.stream(stream)?)? {
             Status::None => NONE,
             Status::Active { .. } => ACTIVE,
             Status::Invalidated { .. } => INVALIDATED,
         };
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(status, value) }
+        status.set(value)
     }
 
     fn cuStreamGetCaptureInfo / cuStreamGetCaptureInfo_ptsz(
-        stream: CUstream, status: *mut c_uint, id: *mut u64,
+        stream: CUstream, status: Out<c_uint>, id: Maybe<u64>,
     ) |cx| {
-        // SAFETY: out-parameters of the driver API.
-        unsafe { tell(cx, stream, status, id, &More::NOTHING) }
+        tell(cx, stream, status, id, &More::NOTHING)
     }
 
     fn cuStreamGetCaptureInfo_v2 / cuStreamGetCaptureInfo_v2_ptsz(
-        stream: CUstream, status: *mut c_uint, id: *mut u64, graph: *mut CUgraph, nodes: *mut *const CUgraphNode,
-        count: *mut usize,
+        stream: CUstream, status: Out<c_uint>, id: Maybe<u64>, graph: Maybe<CUgraph>,
+        nodes: Maybe<*const CUgraphNode>, count: Maybe<usize>,
     ) |cx| {
-        let more = More { graph, nodes, edges: std::ptr::null_mut(), count };
-        // SAFETY: out-parameters of the driver API.
-        unsafe { tell(cx, stream, status, id, &more) }
+        tell(cx, stream, status, id, &More { graph, nodes, edges: Maybe::NONE, count })
     }
 
     fn cuStreamGetCaptureInfo_v3 / cuStreamGetCaptureInfo_v3_ptsz(
-        stream: CUstream, status: *mut c_uint, id: *mut u64, graph: *mut CUgraph, nodes: *mut *const CUgraphNode,
-        edges: *mut *const c_void, count: *mut usize,
+        stream: CUstream, status: Out<c_uint>, id: Maybe<u64>, graph: Maybe<CUgraph>,
+        nodes: Maybe<*const CUgraphNode>, edges: Maybe<*const c_void>, count: Maybe<usize>,
     ) |cx| {
-        let more = More { graph, nodes, edges, count };
-        // SAFETY: out-parameters of the driver API.
-        unsafe { tell(cx, stream, status, id, &more) }
+        tell(cx, stream, status, id, &More { graph, nodes, edges, count })
     }
 
     fn cuStreamUpdateCaptureDependencies / cuStreamUpdateCaptureDependencies_ptsz(
-        stream: CUstream, nodes: *mut CUgraphNode, count: usize, flags: c_uint,
+        stream: CUstream, nodes: List<CUgraphNode>, count: Count, flags: c_uint,
     ) |cx| {
-        // SAFETY: the caller's array of that many.
-        let nodes = unsafe { nodes_of(nodes, count) }?;
+        let nodes = nodes_of((nodes, count))?;
         capture::set_tails(&cx.stream(stream)?, nodes, flags == 0)
     }
 
     fn cuStreamUpdateCaptureDependencies_v2 / cuStreamUpdateCaptureDependencies_v2_ptsz(
-        stream: CUstream, nodes: *mut CUgraphNode, data: *const c_void, count: usize, flags: c_uint,
+        stream: CUstream, nodes: List<CUgraphNode>, data: *const c_void, count: Count, flags: c_uint,
     ) |cx| {
-        // SAFETY: the caller's array of that many.
-        let nodes = unsafe { nodes_of(nodes, count) }?;
+        let nodes = nodes_of((nodes, count))?;
         capture::set_tails(&cx.stream(stream)?, nodes, flags == 0)
     }
 
-    fn cuThreadExchangeStreamCaptureMode(mode: *mut c_uint) |cx| {
-        if mode.is_null() {
-            return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-        }
-        // SAFETY: an in- and out-parameter of the driver API.
-        unsafe { mode.write(capture::exchange_mode(Mode::from_value(mode.read())?) as c_uint) };
+    fn cuThreadExchangeStreamCaptureMode(mode: InOut<c_uint>) |cx| {
+        let mut mode = mode;
+        let mode = mode.get()?;
+        *mode = capture::exchange_mode(Mode::from_value(*mode)?) as c_uint;
         Ok(())
     }
 }
@@ -115,41 +105,31 @@ fn begin(cx: &Call, stream: CUstream, mode: c_uint) -> Outcome {
 
 /// What the newer versions tell besides status and number.
 struct More {
-    graph: *mut CUgraph,
-    nodes: *mut *const CUgraphNode,
-    edges: *mut *const c_void,
-    count: *mut usize,
+    graph: Maybe<CUgraph>,
+    nodes: Maybe<*const CUgraphNode>,
+    edges: Maybe<*const c_void>,
+    count: Maybe<usize>,
 }
 
 impl More {
-    const NOTHING: More = More {
-        graph: std::ptr::null_mut(),
-        nodes: std::ptr::null_mut(),
-        edges: std::ptr::null_mut(),
-        count: std::ptr::null_mut(),
-    };
+    const NOTHING: More =
+        More { graph: Maybe::NONE, nodes: Maybe::NONE, edges: Maybe::NONE, count: Maybe::NONE };
 }
 
-/// # Safety
-/// All pointers are null or writable.
-unsafe fn tell(cx: &Call, stream: CUstream, status: *mut c_uint, id: *mut u64, more: &More) -> Outcome {
-    let told = capture::status(&cx.stream(stream)?)?;
-    // SAFETY: the caller's.
-    unsafe {
-        match told {
-            Status::None => put(status, NONE),
-            Status::Invalidated { id: number } => {
-                put_if(id, number);
-                put(status, INVALIDATED)
-            }
-            Status::Active { id: number, graph, tails } => {
-                put_if(id, number);
-                put_if(more.graph, graph.handle());
-                put_if(more.count, tails.len());
-                put_if(more.edges, std::ptr::null());
-                put_if(more.nodes, remember(&tails));
-                put(status, ACTIVE)
-            }
+fn tell(cx: &Call, stream: CUstream, status: Out<c_uint>, id: Maybe<u64>, more: &More) -> Outcome {
+    match capture::status(&cx.stream(stream)?)? {
+        Status::None => status.set(NONE),
+        Status::Invalidated { id: number } => {
+            id.set(number);
+            status.set(INVALIDATED)
+        }
+        Status::Active { id: number, graph, tails } => {
+            id.set(number);
+            more.graph.set(graph.handle());
+            more.count.set(tails.len());
+            more.edges.set(std::ptr::null());
+            more.nodes.set(remember(&tails));
+            status.set(ACTIVE)
         }
     }
 }

@@ -5,8 +5,10 @@ use std::sync::atomic::Ordering;
 
 use cudarc::driver::sys::{CUcontext, CUdevice, CUresult};
 
+use crate::call::Outcome;
 use crate::context::{self, Context, Current};
-use crate::export::{Outcome, export, put, put_if};
+use crate::export::export;
+use crate::parameters::{Maybe, Out};
 use crate::{capture, device, primary};
 
 /// All flags that a context can have.
@@ -19,21 +21,18 @@ const STACK: c_uint = 0;
 const API_VERSION: c_uint = 3020;
 
 export! {
-    fn cuCtxCreate_v2(made: *mut CUcontext, flags: c_uint, of: CUdevice) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { create(made, flags, of) }
+    fn cuCtxCreate_v2(made: Out<CUcontext>, flags: c_uint, of: CUdevice) |cx| {
+        create(made, flags, of)
     }
 
     fn cuCtxCreate_v3(
-        made: *mut CUcontext, parameters: *const c_void, count: c_int, flags: c_uint, of: CUdevice,
+        made: Out<CUcontext>, parameters: *const c_void, count: c_int, flags: c_uint, of: CUdevice,
     ) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { create(made, flags, of) }
+        create(made, flags, of)
     }
 
-    fn cuCtxCreate_v4(made: *mut CUcontext, parameters: *const c_void, flags: c_uint, of: CUdevice) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { create(made, flags, of) }
+    fn cuCtxCreate_v4(made: Out<CUcontext>, parameters: *const c_void, flags: c_uint, of: CUdevice) |cx| {
+        create(made, flags, of)
     }
 
     fn cuCtxDestroy_v2(handle: CUcontext) |cx| {
@@ -53,10 +52,9 @@ export! {
         Ok(())
     }
 
-    fn cuCtxPopCurrent_v2(popped: *mut CUcontext) |cx| {
+    fn cuCtxPopCurrent_v2(popped: Maybe<CUcontext>) |cx| {
         let current = context::pop().ok_or(CUresult::CUDA_ERROR_INVALID_CONTEXT)?;
-        // SAFETY: an optional out-parameter of the driver API.
-        unsafe { put_if(popped, current.handle()) };
+        popped.set(current.handle());
         Ok(())
     }
 
@@ -65,25 +63,21 @@ export! {
         Ok(())
     }
 
-    fn cuCtxGetCurrent(current: *mut CUcontext) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(current, context::current_handle()) }
+    fn cuCtxGetCurrent(current: Out<CUcontext>) |cx| {
+        current.set(context::current_handle())
     }
 
-    fn cuCtxGetDevice(of: *mut CUdevice) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(of, context::asked()?.device as CUdevice) }
+    fn cuCtxGetDevice(of: Out<CUdevice>) |cx| {
+        of.set(context::asked()?.device as CUdevice)
     }
 
-    fn cuCtxGetId(handle: CUcontext, id: *mut u64) |cx| {
+    fn cuCtxGetId(handle: CUcontext, id: Out<u64>) |cx| {
         let context = if handle.is_null() { cx.context()? } else { context::by_handle(handle)? };
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(id, context.id) }
+        id.set(context.id)
     }
 
-    fn cuCtxGetFlags(flags: *mut c_uint) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(flags, context::asked()?.flags.load(Ordering::Relaxed)) }
+    fn cuCtxGetFlags(flags: Out<c_uint>) |cx| {
+        flags.set(context::asked()?.flags.load(Ordering::Relaxed))
     }
 
     fn cuCtxSetFlags(flags: c_uint) |cx| {
@@ -94,14 +88,13 @@ export! {
         Ok(())
     }
 
-    fn cuCtxGetApiVersion(handle: CUcontext, version: *mut c_uint) |cx| {
+    fn cuCtxGetApiVersion(handle: CUcontext, version: Out<c_uint>) |cx| {
         if handle.is_null() {
             cx.context()?;
         } else {
             context::by_handle(handle)?;
         }
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(version, API_VERSION) }
+        version.set(API_VERSION)
     }
 
     fn cuCtxSynchronize() |cx| {
@@ -110,7 +103,7 @@ export! {
         context.synchronize()
     }
 
-    fn cuCtxGetLimit(value: *mut usize, limit: c_uint) |cx| {
+    fn cuCtxGetLimit(value: Out<usize>, limit: c_uint) |cx| {
         let context = cx.context()?;
         let default = match limit {
             STACK => 1024,
@@ -122,8 +115,7 @@ export! {
             6 => 0,                           // persisting lines
             _ => return Err(CUresult::CUDA_ERROR_UNSUPPORTED_LIMIT),
         };
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(value, context.limits().get(&limit).copied().unwrap_or(default)) }
+        value.set(context.limits().get(&limit).copied().unwrap_or(default))
     }
 
     fn cuCtxSetLimit(limit: c_uint, value: usize) |cx| {
@@ -143,33 +135,28 @@ export! {
         cx.context().map(|_| ())
     }
 
-    fn cuCtxGetCacheConfig(config: *mut c_uint) |cx| {
+    fn cuCtxGetCacheConfig(config: Out<c_uint>) |cx| {
         cx.context()?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(config, 0) }
+        config.set(0)
     }
 
     fn cuCtxSetCacheConfig(config: c_uint) |cx| {
         cx.context().map(|_| ())
     }
 
-    fn cuCtxGetSharedMemConfig(config: *mut c_uint) |cx| {
+    fn cuCtxGetSharedMemConfig(config: Out<c_uint>) |cx| {
         cx.context()?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(config, 0) }
+        config.set(0)
     }
 
     fn cuCtxSetSharedMemConfig(config: c_uint) |cx| {
         cx.context().map(|_| ())
     }
 
-    fn cuCtxGetStreamPriorityRange(least: *mut c_int, greatest: *mut c_int) |cx| {
+    fn cuCtxGetStreamPriorityRange(least: Maybe<c_int>, greatest: Maybe<c_int>) |cx| {
         cx.context()?;
-        // SAFETY: optional out-parameters of the driver API.
-        unsafe {
-            put_if(least, 0);
-            put_if(greatest, crate::api::stream::GREATEST_PRIORITY);
-        }
+        least.set(0);
+        greatest.set(crate::api::stream::GREATEST_PRIORITY);
         Ok(())
     }
 
@@ -195,10 +182,9 @@ export! {
         Ok(())
     }
 
-    fn cuDevicePrimaryCtxRetain(retained: *mut CUcontext, of: CUdevice) |cx| {
+    fn cuDevicePrimaryCtxRetain(retained: Out<CUcontext>, of: CUdevice) |cx| {
         let context = primary::retain(device::index(of)?)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(retained, context.handle()) }
+        retained.set(context.handle())
     }
 
     fn cuDevicePrimaryCtxRelease_v2(of: CUdevice) |cx| {
@@ -210,13 +196,10 @@ export! {
         Ok(())
     }
 
-    fn cuDevicePrimaryCtxGetState(of: CUdevice, flags: *mut c_uint, active: *mut c_int) |cx| {
+    fn cuDevicePrimaryCtxGetState(of: CUdevice, flags: Maybe<c_uint>, active: Maybe<c_int>) |cx| {
         let (value, is_active) = primary::state(device::index(of)?);
-        // SAFETY: out-parameters of the driver API.
-        unsafe {
-            put_if(flags, value);
-            put_if(active, c_int::from(is_active));
-        }
+        flags.set(value);
+        active.set(c_int::from(is_active));
         Ok(())
     }
 
@@ -230,16 +213,12 @@ export! {
 }
 
 /// Makes a context and makes it current.
-///
-/// # Safety
-/// `made` is null or writable.
-unsafe fn create(made: *mut CUcontext, flags: c_uint, of: CUdevice) -> Outcome {
+fn create(made: Out<CUcontext>, flags: c_uint, of: CUdevice) -> Outcome {
     if made.is_null() || flags & !FLAGS != 0 {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
     let context = Context::create(device::index(of)?, flags, None)?;
-    // SAFETY: not null, and the caller vouches for the rest.
-    unsafe { made.write(context.handle()) };
+    made.set(context.handle())?;
     context::push(Current { context, green: None });
     Ok(())
 }

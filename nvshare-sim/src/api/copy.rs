@@ -1,16 +1,20 @@
 //! Copies. Those that the host waits for, those that it does not, and the ones between which the kind of memory decides.
 
+#![expect(unsafe_code, reason = "the application's bytes, which a copy reads at the call")]
+
 use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{CUcontext, CUdeviceptr, CUresult, CUstream};
 
 use super::described::{Boxes, Rows, Slices, between, boxes, rows, slices};
+use crate::call::{Call, Outcome};
 use crate::capture;
 use crate::context;
-use crate::export::{Call, Outcome, export, put_if};
+use crate::export::export;
 use crate::failure;
 use crate::memory::{self, Location};
+use crate::parameters::{Count, In, List, Maybe};
 use crate::work::{self, Plane, Transfer, Work, device_end};
 
 /// Up to this size the driver takes the bytes of pageable memory at the call.
@@ -81,108 +85,86 @@ export! {
     }
 
     fn cuMemcpyBatchAsync / cuMemcpyBatchAsync_ptsz(
-        to: *const CUdeviceptr, from: *const CUdeviceptr, bytes: *const usize, count: usize,
-        attributes: *const c_void, indices: *const usize, attribute_count: usize, failed: *mut usize,
+        to: List<CUdeviceptr>, from: List<CUdeviceptr>, bytes: List<usize>, count: Count,
+        attributes: *const c_void, indices: *const usize, attribute_count: usize, failed: Maybe<usize>,
         stream: CUstream,
     ) |cx| {
+        let (to, from, bytes) = (to.of(count)?, from.of(count)?, bytes.of(count)?);
         // The default streams would give the copies of a batch an order; the driver refuses them.
-        if stream.is_null() || to.is_null() || from.is_null() || bytes.is_null() || count == 0 {
+        if stream.is_null() || to.is_empty() {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
-        for index in 0..count {
-            // SAFETY: the caller's arrays of that many, and an optional out-parameter.
-            let copied = unsafe {
-                put_if(failed, index);
-                let (to, from) = (to.add(index).read(), from.add(index).read());
-                asynchronous(cx, Transfer::linear(to, from, bytes.add(index).read() as u64), stream)
-            };
-            copied?;
+        for (index, ((to, from), bytes)) in to.iter().zip(from).zip(bytes).enumerate() {
+            failed.set(index);
+            asynchronous(cx, Transfer::linear(*to, *from, *bytes as u64), stream)?;
         }
-        // SAFETY: an optional out-parameter.
-        unsafe { put_if(failed, usize::MAX) };
+        failed.set(usize::MAX);
         Ok(())
     }
 
     fn cuMemcpy3DBatchAsync / cuMemcpy3DBatchAsync_ptsz(
-        count: usize, list: *const Boxes, failed: *mut usize, flags: u64, stream: CUstream,
+        count: Count, list: List<Boxes>, failed: Maybe<usize>, flags: u64, stream: CUstream,
     ) |cx| {
-        if stream.is_null() || list.is_null() || count == 0 || flags != 0 {
+        let list = list.of(count)?;
+        if stream.is_null() || list.is_empty() || flags != 0 {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
-        for index in 0..count {
-            // SAFETY: the caller's array of that many, and an optional out-parameter.
-            let copied = unsafe {
-                put_if(failed, index);
-                boxes(&*list.add(index)).and_then(|transfer| asynchronous(cx, transfer, stream))
-            };
-            copied?;
+        for (index, copy) in list.iter().enumerate() {
+            failed.set(index);
+            asynchronous(cx, boxes(copy)?, stream)?;
         }
-        // SAFETY: an optional out-parameter.
-        unsafe { put_if(failed, usize::MAX) };
+        failed.set(usize::MAX);
         Ok(())
     }
 
     fn cuMemcpyWithAttributesAsync / cuMemcpyWithAttributesAsync_ptsz(
-        to: CUdeviceptr, from: CUdeviceptr, bytes: usize, attributes: *const u32, stream: CUstream,
+        to: CUdeviceptr, from: CUdeviceptr, bytes: usize, attributes: In<u32>, stream: CUstream,
     ) |cx| {
-        // SAFETY: null, or attributes as the driver API demands them, the order first.
-        let order = unsafe { attributes.as_ref() }.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
-        ordered(cx, Transfer::linear(to, from, bytes as u64), stream, *order)
+        // The order stands first in them.
+        let order = *attributes.get()?;
+        ordered(cx, Transfer::linear(to, from, bytes as u64), stream, order)
     }
 
     fn cuMemcpy3DWithAttributesAsync / cuMemcpy3DWithAttributesAsync_ptsz(
-        copy: *const Boxes, flags: u64, stream: CUstream,
+        copy: In<Boxes>, flags: u64, stream: CUstream,
     ) |cx| {
-        // SAFETY: a description as the driver API demands it.
-        let copy = unsafe { copy.as_ref() }.filter(|_| flags == 0).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+        let copy = copy.given().filter(|_| flags == 0).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
         ordered(cx, boxes(copy)?, stream, copy.order)
     }
 
-    fn cuMemcpy2D_v2 / cuMemcpy2D_v2_ptds(copy: *const Rows) |cx| {
+    fn cuMemcpy2D_v2 / cuMemcpy2D_v2_ptds(copy: In<Rows>) |cx| {
         cx.context()?;
-        // SAFETY: a description as the driver API demands it.
-        let transfer = unsafe { rows(copy) }?;
-        synchronous(cx, transfer)
+        synchronous(cx, rows(copy.get()?)?)
     }
 
-    fn cuMemcpy2DUnaligned_v2 / cuMemcpy2DUnaligned_v2_ptds(copy: *const Rows) |cx| {
+    fn cuMemcpy2DUnaligned_v2 / cuMemcpy2DUnaligned_v2_ptds(copy: In<Rows>) |cx| {
         cx.context()?;
-        // SAFETY: a description as the driver API demands it.
-        let transfer = unsafe { rows(copy) }?;
-        synchronous(cx, transfer)
+        synchronous(cx, rows(copy.get()?)?)
     }
 
-    fn cuMemcpy2DAsync_v2 / cuMemcpy2DAsync_v2_ptsz(copy: *const Rows, stream: CUstream) |cx| {
+    fn cuMemcpy2DAsync_v2 / cuMemcpy2DAsync_v2_ptsz(copy: In<Rows>, stream: CUstream) |cx| {
         cx.stream(stream)?;
-        // SAFETY: a description as the driver API demands it.
-        let transfer = unsafe { rows(copy) }?;
-        asynchronous(cx, transfer, stream)
+        asynchronous(cx, rows(copy.get()?)?, stream)
     }
 
-    fn cuMemcpy3D_v2 / cuMemcpy3D_v2_ptds(copy: *const Slices) |cx| {
+    fn cuMemcpy3D_v2 / cuMemcpy3D_v2_ptds(copy: In<Slices>) |cx| {
         cx.context()?;
-        // SAFETY: a description as the driver API demands it.
-        let transfer = unsafe { slices(copy) }?;
-        synchronous(cx, transfer)
+        synchronous(cx, slices(copy.get()?)?)
     }
 
-    fn cuMemcpy3DAsync_v2 / cuMemcpy3DAsync_v2_ptsz(copy: *const Slices, stream: CUstream) |cx| {
+    fn cuMemcpy3DAsync_v2 / cuMemcpy3DAsync_v2_ptsz(copy: In<Slices>, stream: CUstream) |cx| {
         cx.stream(stream)?;
-        // SAFETY: a description as the driver API demands it.
-        let transfer = unsafe { slices(copy) }?;
-        asynchronous(cx, transfer, stream)
+        asynchronous(cx, slices(copy.get()?)?, stream)
     }
 
-    fn cuMemcpy3DPeer / cuMemcpy3DPeer_ptds(copy: *const Slices) |cx| {
-        // SAFETY: a description as the driver API demands it; contexts stand where the others have reserved words.
-        let transfer = unsafe { between(copy) }?;
+    fn cuMemcpy3DPeer / cuMemcpy3DPeer_ptds(copy: In<Slices>) |cx| {
+        let transfer = between(copy.get()?)?;
         not_captured(cx, std::ptr::null_mut())?;
         synchronous(cx, transfer)
     }
 
-    fn cuMemcpy3DPeerAsync / cuMemcpy3DPeerAsync_ptsz(copy: *const Slices, stream: CUstream) |cx| {
-        // SAFETY: as above.
-        let transfer = unsafe { between(copy) }?;
+    fn cuMemcpy3DPeerAsync / cuMemcpy3DPeerAsync_ptsz(copy: In<Slices>, stream: CUstream) |cx| {
+        let transfer = between(copy.get()?)?;
         not_captured(cx, stream)?;
         asynchronous(cx, transfer, stream)
     }

@@ -4,8 +4,8 @@ use cudarc::driver::sys::{CUarray, CUcontext, CUresult};
 
 use super::copy::not_null;
 use crate::array::Array;
+use crate::call::Outcome;
 use crate::context;
-use crate::export::Outcome;
 use crate::work::{Plane, Transfer, device_end};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
@@ -38,6 +38,7 @@ struct RowEnd {
 
 /// `CUDA_MEMCPY3D` and `CUDA_MEMCPY3D_PEER`, with plain numbers where they have enums.
 #[repr(C)]
+#[derive(Clone, Copy)]
 pub(crate) struct Slices {
     from: SliceEnd,
     to: SliceEnd,
@@ -47,6 +48,7 @@ pub(crate) struct Slices {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct SliceEnd {
     x: usize,
     y: usize,
@@ -148,12 +150,7 @@ pub(super) fn boxes(copy: &Boxes) -> Outcome<Transfer> {
 }
 
 /// Rows.
-///
-/// # Safety
-/// `copy` is null or a description whose ends are memory as it says.
-pub(super) unsafe fn rows(copy: *const Rows) -> Outcome<Transfer> {
-    // SAFETY: the caller's.
-    let copy = unsafe { copy.as_ref() }.ok_or(INVALID)?;
+pub(super) fn rows(copy: &Rows) -> Outcome<Transfer> {
     let extents = [copy.width, copy.height, 1];
     let end = |end: &RowEnd| {
         let base = match place(end.kind, end.host, end.device, end.array)? {
@@ -172,16 +169,7 @@ pub(super) unsafe fn rows(copy: *const Rows) -> Outcome<Transfer> {
 }
 
 /// Slices.
-///
-/// # Safety
-/// As [`rows`].
-pub(super) unsafe fn slices(copy: *const Slices) -> Outcome<Transfer> {
-    // SAFETY: the caller's.
-    let copy = unsafe { copy.as_ref() }.ok_or(INVALID)?;
-    within(copy)
-}
-
-fn within(copy: &Slices) -> Outcome<Transfer> {
+pub(super) fn slices(copy: &Slices) -> Outcome<Transfer> {
     let extents = [copy.width, copy.height, copy.depth];
     let end = |end: &SliceEnd| {
         if end.lod != 0 {
@@ -204,20 +192,15 @@ fn within(copy: &Slices) -> Outcome<Transfer> {
     Ok(transfer(to, from, extents))
 }
 
-/// Like [`slices`], with the contexts of both ends.
-///
-/// # Safety
-/// As [`rows`].
-pub(super) unsafe fn between(copy: *const Slices) -> Outcome<Transfer> {
-    // SAFETY: the caller's.
-    let copy = unsafe { copy.as_ref() }.ok_or(INVALID)?;
+/// Like [`slices`], with the contexts of both ends, which stand where the others have reserved words.
+pub(super) fn between(copy: &Slices) -> Outcome<Transfer> {
     // An end in the host's memory names no context.
     let [from, to] = [&copy.from, &copy.to].map(|end| match end.kind {
         HOST => Ok(None),
         _ => context::by_handle(end.context).map(Some),
     });
     let contexts = [from?, to?];
-    let transfer = within(copy)?;
+    let transfer = slices(copy)?;
     let by = contexts.map(|of| of.map_or(0, |context| context.device));
     Ok(Transfer { by: Some(by), ..transfer })
 }

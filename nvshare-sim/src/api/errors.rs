@@ -4,20 +4,19 @@ use std::ffi::{CStr, c_char, c_uint};
 
 use cudarc::driver::sys::CUresult;
 
-use crate::export::{export, put};
+use crate::export::export;
+use crate::parameters::Out;
 
 export! {
-    @early fn cuGetErrorName(error: c_uint, text: *mut *const c_char) |cx| {
+    @early fn cuGetErrorName(error: c_uint, text: Out<*const c_char>) |cx| {
         let found = ERRORS.iter().find(|(value, ..)| *value == error);
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(text, found.map_or(std::ptr::null(), |(_, name, _)| name.as_ptr())) }?;
+        text.set(found.map_or(std::ptr::null(), |(_, name, _)| name.as_ptr()))?;
         found.map(|_| ()).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)
     }
 
-    @early fn cuGetErrorString(error: c_uint, text: *mut *const c_char) |cx| {
+    @early fn cuGetErrorString(error: c_uint, text: Out<*const c_char>) |cx| {
         let found = ERRORS.iter().find(|(value, ..)| *value == error);
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(text, found.map_or(std::ptr::null(), |(_, _, text)| text.as_ptr())) }?;
+        text.set(found.map_or(std::ptr::null(), |(_, _, text)| text.as_ptr()))?;
         found.map(|_| ()).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)
     }
 }

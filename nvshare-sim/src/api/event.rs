@@ -4,10 +4,12 @@ use std::ffi::c_uint;
 
 use cudarc::driver::sys::{CUevent, CUresult, CUstream};
 
+use crate::call::{Call, Outcome};
 use crate::capture;
 use crate::event::{EVENTS, Event, Record};
-use crate::export::{Call, Outcome, export, put};
+use crate::export::export;
 use crate::failure;
+use crate::parameters::Out;
 use crate::work::Work;
 
 /// `CU_EVENT_DISABLE_TIMING`.
@@ -18,15 +20,14 @@ const INTERPROCESS: c_uint = 4;
 const RECORD_EXTERNAL: c_uint = 1;
 
 export! {
-    fn cuEventCreate(made: *mut CUevent, flags: c_uint) |cx| {
+    fn cuEventCreate(made: Out<CUevent>, flags: c_uint) |cx| {
         let context = cx.context()?;
         if flags & !7 != 0 || (flags & INTERPROCESS != 0 && flags & DISABLE_TIMING == 0) {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
         context.jam.pass();
         let event = Event::new(context, flags & DISABLE_TIMING != 0);
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(made, event.handle()) }
+        made.set(event.handle())
     }
 
     fn cuEventDestroy_v2(handle: CUevent) |cx| {
@@ -66,14 +67,12 @@ export! {
         }
     }
 
-    fn cuEventElapsedTime(milliseconds: *mut f32, from: CUevent, to: CUevent) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(milliseconds, elapsed(cx, from, to)?) }
+    fn cuEventElapsedTime(milliseconds: Out<f32>, from: CUevent, to: CUevent) |cx| {
+        milliseconds.set(elapsed(cx, from, to)?)
     }
 
-    fn cuEventElapsedTime_v2(milliseconds: *mut f32, from: CUevent, to: CUevent) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(milliseconds, elapsed(cx, from, to)?) }
+    fn cuEventElapsedTime_v2(milliseconds: Out<f32>, from: CUevent, to: CUevent) |cx| {
+        milliseconds.set(elapsed(cx, from, to)?)
     }
 }
 

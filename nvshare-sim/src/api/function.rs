@@ -7,9 +7,11 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use cudarc::driver::sys::{CUdevice, CUfunction, CUkernel, CUresult};
 
 use super::launch::function_of;
+use crate::call::Outcome;
 use crate::device::MULTIPROCESSORS;
-use crate::export::{Outcome, export, put, put_if};
+use crate::export::export;
 use crate::kernel::{Function, MAX_SHARED};
+use crate::parameters::{Maybe, Out};
 
 /// Threads of a multiprocessor.
 const THREADS: usize = 2048;
@@ -17,18 +19,16 @@ const THREADS: usize = 2048;
 const BLOCKS: usize = 32;
 
 export! {
-    fn cuFuncGetAttribute(value: *mut c_int, attribute: c_uint, handle: CUfunction) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(value, attribute_of(&function_of(cx, handle)?, attribute)?) }
+    fn cuFuncGetAttribute(value: Out<c_int>, attribute: c_uint, handle: CUfunction) |cx| {
+        value.set(attribute_of(&function_of(cx, handle)?, attribute)?)
     }
 
     fn cuFuncSetAttribute(handle: CUfunction, attribute: c_uint, value: c_int) |cx| {
         set_attribute(&function_of(cx, handle)?, attribute, value)
     }
 
-    fn cuKernelGetAttribute(value: *mut c_int, attribute: c_uint, handle: CUkernel, of: CUdevice) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(value, attribute_of(&function_of(cx, handle.cast())?, attribute)?) }
+    fn cuKernelGetAttribute(value: Out<c_int>, attribute: c_uint, handle: CUkernel, of: CUdevice) |cx| {
+        value.set(attribute_of(&function_of(cx, handle.cast())?, attribute)?)
     }
 
     fn cuKernelSetAttribute(attribute: c_uint, value: c_int, handle: CUkernel, of: CUdevice) |cx| {
@@ -47,30 +47,25 @@ export! {
         function_of(cx, handle.cast()).map(|_| ())
     }
 
-    fn cuFuncGetName(name: *mut *const c_char, handle: CUfunction) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(name, kept(&function_of(cx, handle)?.name)) }
+    fn cuFuncGetName(name: Out<*const c_char>, handle: CUfunction) |cx| {
+        name.set(kept(&function_of(cx, handle)?.name))
     }
 
-    fn cuKernelGetName(name: *mut *const c_char, handle: CUkernel) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(name, kept(&function_of(cx, handle.cast())?.name)) }
+    fn cuKernelGetName(name: Out<*const c_char>, handle: CUkernel) |cx| {
+        name.set(kept(&function_of(cx, handle.cast())?.name))
     }
 
-    fn cuFuncGetParamInfo(handle: CUfunction, index: usize, offset: *mut usize, size: *mut usize) |cx| {
-        // SAFETY: out-parameters of the driver API.
-        unsafe { parameter(&function_of(cx, handle)?, index, offset, size) }
+    fn cuFuncGetParamInfo(handle: CUfunction, index: usize, offset: Out<usize>, size: Maybe<usize>) |cx| {
+        parameter(&function_of(cx, handle)?, index, offset, &size)
     }
 
-    fn cuKernelGetParamInfo(handle: CUkernel, index: usize, offset: *mut usize, size: *mut usize) |cx| {
-        // SAFETY: out-parameters of the driver API.
-        unsafe { parameter(&function_of(cx, handle.cast())?, index, offset, size) }
+    fn cuKernelGetParamInfo(handle: CUkernel, index: usize, offset: Out<usize>, size: Maybe<usize>) |cx| {
+        parameter(&function_of(cx, handle.cast())?, index, offset, &size)
     }
 
-    fn cuFuncIsLoaded(state: *mut c_uint, handle: CUfunction) |cx| {
+    fn cuFuncIsLoaded(state: Out<c_uint>, handle: CUfunction) |cx| {
         function_of(cx, handle)?;
-        // SAFETY: an out-parameter of the driver API; everything is loaded at once.
-        unsafe { put(state, 1) }
+        state.set(1)
     }
 
     fn cuFuncLoad(handle: CUfunction) |cx| {
@@ -78,48 +73,43 @@ export! {
     }
 
     fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
-        blocks: *mut c_int, handle: CUfunction, block_size: c_int, shared: usize,
+        blocks: Out<c_int>, handle: CUfunction, block_size: c_int, shared: usize,
     ) |cx| {
         function_of(cx, handle)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(blocks, fitting(block_size, shared)?) }
+        blocks.set(fitting(block_size, shared)?)
     }
 
     fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
-        blocks: *mut c_int, handle: CUfunction, block_size: c_int, shared: usize, flags: c_uint,
+        blocks: Out<c_int>, handle: CUfunction, block_size: c_int, shared: usize, flags: c_uint,
     ) |cx| {
         function_of(cx, handle)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(blocks, fitting(block_size, shared)?) }
+        blocks.set(fitting(block_size, shared)?)
     }
 
     fn cuOccupancyMaxPotentialBlockSize(
-        grid_size: *mut c_int, block_size: *mut c_int, handle: CUfunction,
+        grid_size: Out<c_int>, block_size: Out<c_int>, handle: CUfunction,
         shared_of: Option<unsafe extern "C" fn(c_int) -> usize>, shared: usize, limit: c_int,
     ) |cx| {
         function_of(cx, handle)?;
-        // SAFETY: out-parameters of the driver API.
-        unsafe { best(grid_size, block_size, limit) }
+        best(grid_size, block_size, limit)
     }
 
     fn cuOccupancyMaxPotentialBlockSizeWithFlags(
-        grid_size: *mut c_int, block_size: *mut c_int, handle: CUfunction,
+        grid_size: Out<c_int>, block_size: Out<c_int>, handle: CUfunction,
         shared_of: Option<unsafe extern "C" fn(c_int) -> usize>, shared: usize, limit: c_int, flags: c_uint,
     ) |cx| {
         function_of(cx, handle)?;
-        // SAFETY: out-parameters of the driver API.
-        unsafe { best(grid_size, block_size, limit) }
+        best(grid_size, block_size, limit)
     }
 
     fn cuOccupancyAvailableDynamicSMemPerBlock(
-        bytes: *mut usize, handle: CUfunction, blocks: c_int, block_size: c_int,
+        bytes: Out<usize>, handle: CUfunction, blocks: c_int, block_size: c_int,
     ) |cx| {
         function_of(cx, handle)?;
         if blocks <= 0 || block_size <= 0 {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(bytes, MAX_SHARED as usize / blocks as usize) }
+        bytes.set(MAX_SHARED as usize / blocks as usize)
     }
 }
 
@@ -147,15 +137,10 @@ fn set_attribute(function: &Arc<Function>, attribute: c_uint, value: c_int) -> O
     }
 }
 
-/// # Safety
-/// `offset` and `size` are null or writable.
-unsafe fn parameter(function: &Arc<Function>, index: usize, offset: *mut usize, size: *mut usize) -> Outcome {
+fn parameter(function: &Arc<Function>, index: usize, offset: Out<usize>, size: &Maybe<usize>) -> Outcome {
     let parameter = function.parameters.get(index).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
-    // SAFETY: the caller's.
-    unsafe {
-        put(offset, parameter.offset)?;
-        put_if(size, parameter.size);
-    }
+    offset.set(parameter.offset)?;
+    size.set(parameter.size);
     Ok(())
 }
 
@@ -181,13 +166,8 @@ fn fitting(block_size: c_int, shared: usize) -> Outcome<c_int> {
     Ok((THREADS / block_size as usize).min(BLOCKS).min(by_shared) as c_int)
 }
 
-/// # Safety
-/// `grid_size` and `block_size` are null or writable.
-unsafe fn best(grid_size: *mut c_int, block_size: *mut c_int, limit: c_int) -> Outcome {
+fn best(grid_size: Out<c_int>, block_size: Out<c_int>, limit: c_int) -> Outcome {
     let block = if limit > 0 { limit.min(1024) } else { 1024 };
-    // SAFETY: the caller's.
-    unsafe {
-        put(grid_size, MULTIPROCESSORS * (THREADS as c_int / block))?;
-        put(block_size, block)
-    }
+    grid_size.set(MULTIPROCESSORS * (THREADS as c_int / block))?;
+    block_size.set(block)
 }

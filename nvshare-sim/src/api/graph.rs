@@ -5,18 +5,19 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{CUgraph, CUgraphExec, CUgraphNode, CUresult, CUstream};
 
+use crate::call::Outcome;
 use crate::executable::{EXECUTABLES, Executable};
-use crate::export::{Outcome, export, put, put_if};
+use crate::export::export;
 use crate::graph::{GRAPHS, Graph, NODES, Node, NodeKind};
 use crate::handles::handle_of;
+use crate::parameters::{Count, InOut, List, Maybe, Out, Places, Room};
 
 export! {
-    fn cuGraphCreate(made: *mut CUgraph, flags: c_uint) |cx| {
+    fn cuGraphCreate(made: Out<CUgraph>, flags: c_uint) |cx| {
         if made.is_null() || flags != 0 {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(made, Graph::new().handle()) }
+        made.set(Graph::new().handle())
     }
 
     fn cuGraphDestroy(handle: CUgraph) |cx| {
@@ -24,76 +25,60 @@ export! {
         Ok(())
     }
 
-    fn cuGraphClone(made: *mut CUgraph, original: CUgraph) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(made, graph_of(original)?.duplicate()?.handle()) }
+    fn cuGraphClone(made: Out<CUgraph>, original: CUgraph) |cx| {
+        made.set(graph_of(original)?.duplicate()?.handle())
     }
 
-    fn cuGraphGetNodes(handle: CUgraph, nodes: *mut CUgraphNode, count: *mut usize) |cx| {
-        // SAFETY: out-parameters of the driver API.
-        unsafe { list(&graph_of(handle)?.nodes(), nodes, count) }
+    fn cuGraphGetNodes(handle: CUgraph, nodes: Places<CUgraphNode>, count: Room) |cx| {
+        list(&graph_of(handle)?.nodes(), &nodes, count)
     }
 
-    fn cuGraphGetRootNodes(handle: CUgraph, nodes: *mut CUgraphNode, count: *mut usize) |cx| {
+    fn cuGraphGetRootNodes(handle: CUgraph, nodes: Places<CUgraphNode>, count: Room) |cx| {
         let mut roots = graph_of(handle)?.nodes();
         roots.retain(|node| node.after().is_empty());
-        // SAFETY: out-parameters of the driver API.
-        unsafe { list(&roots, nodes, count) }
+        list(&roots, &nodes, count)
     }
 
-    fn cuGraphGetEdges(handle: CUgraph, from: *mut CUgraphNode, to: *mut CUgraphNode, count: *mut usize) |cx| {
-        // SAFETY: out-parameters of the driver API.
-        unsafe { edges(&graph_of(handle)?, from, to, count) }
+    fn cuGraphGetEdges(
+        handle: CUgraph, from: Places<CUgraphNode>, to: Places<CUgraphNode>, count: Room,
+    ) |cx| {
+        edges(&graph_of(handle)?, &from, &to, count)
     }
 
     fn cuGraphGetEdges_v2(
-        handle: CUgraph, from: *mut CUgraphNode, to: *mut CUgraphNode, data: *mut [u8; 8], count: *mut usize,
+        handle: CUgraph, from: Places<CUgraphNode>, to: Places<CUgraphNode>, data: Places<Edge>, count: Room,
     ) |cx| {
-        // SAFETY: out-parameters of the driver API.
-        unsafe {
-            if !data.is_null() && !count.is_null() {
-                data.write_bytes(0, count.read());
-            }
-            edges(&graph_of(handle)?, from, to, count)
-        }
+        no_data(&data, &count)?;
+        edges(&graph_of(handle)?, &from, &to, count)
     }
 
-    fn cuGraphNodeGetType(handle: CUgraphNode, kind: *mut c_uint) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(kind, NodeKind::of(&node_of(handle)?.work()) as c_uint) }
+    fn cuGraphNodeGetType(handle: CUgraphNode, kind: Out<c_uint>) |cx| {
+        kind.set(NodeKind::of(&node_of(handle)?.work()) as c_uint)
     }
 
-    fn cuGraphNodeGetDependencies(handle: CUgraphNode, nodes: *mut CUgraphNode, count: *mut usize) |cx| {
-        // SAFETY: out-parameters of the driver API.
-        unsafe { list(&node_of(handle)?.after(), nodes, count) }
+    fn cuGraphNodeGetDependencies(handle: CUgraphNode, nodes: Places<CUgraphNode>, count: Room) |cx| {
+        list(&node_of(handle)?.after(), &nodes, count)
     }
 
     fn cuGraphNodeGetDependencies_v2(
-        handle: CUgraphNode, nodes: *mut CUgraphNode, data: *mut [u8; 8], count: *mut usize,
+        handle: CUgraphNode, nodes: Places<CUgraphNode>, data: Places<Edge>, count: Room,
     ) |cx| {
-        // SAFETY: out-parameters of the driver API.
-        unsafe {
-            if !data.is_null() && !count.is_null() {
-                data.write_bytes(0, count.read());
-            }
-            list(&node_of(handle)?.after(), nodes, count)
-        }
+        no_data(&data, &count)?;
+        list(&node_of(handle)?.after(), &nodes, count)
     }
 
     fn cuGraphAddDependencies(
-        handle: CUgraph, from: *const CUgraphNode, to: *const CUgraphNode, count: usize,
+        handle: CUgraph, from: List<CUgraphNode>, to: List<CUgraphNode>, count: Count,
     ) |cx| {
         graph_of(handle)?;
-        // SAFETY: the caller's arrays of that many.
-        unsafe { connect(from, to, count) }
+        connect(from, to, count)
     }
 
     fn cuGraphAddDependencies_v2(
-        handle: CUgraph, from: *const CUgraphNode, to: *const CUgraphNode, data: *const c_void, count: usize,
+        handle: CUgraph, from: List<CUgraphNode>, to: List<CUgraphNode>, data: *const c_void, count: Count,
     ) |cx| {
         graph_of(handle)?;
-        // SAFETY: the caller's arrays of that many.
-        unsafe { connect(from, to, count) }
+        connect(from, to, count)
     }
 
     fn cuGraphDestroyNode(handle: CUgraphNode) |cx| {
@@ -105,36 +90,29 @@ export! {
     }
 
     fn cuGraphInstantiate(
-        made: *mut CUgraphExec, handle: CUgraph, wrong: *mut CUgraphNode, log: *mut c_char, bytes: usize,
+        made: Out<CUgraphExec>, handle: CUgraph, wrong: *mut CUgraphNode, log: *mut c_char, bytes: usize,
     ) |cx| {
-        // SAFETY: out-parameters of the driver API.
-        unsafe { instantiate(made, handle, 0) }
+        instantiate(made, handle, 0)
     }
 
     fn cuGraphInstantiate_v2(
-        made: *mut CUgraphExec, handle: CUgraph, wrong: *mut CUgraphNode, log: *mut c_char, bytes: usize,
+        made: Out<CUgraphExec>, handle: CUgraph, wrong: *mut CUgraphNode, log: *mut c_char, bytes: usize,
     ) |cx| {
-        // SAFETY: out-parameters of the driver API.
-        unsafe { instantiate(made, handle, 0) }
+        instantiate(made, handle, 0)
     }
 
-    fn cuGraphInstantiateWithFlags(made: *mut CUgraphExec, handle: CUgraph, flags: u64) |cx| {
-        // SAFETY: out-parameters of the driver API.
-        unsafe { instantiate(made, handle, flags) }
+    fn cuGraphInstantiateWithFlags(made: Out<CUgraphExec>, handle: CUgraph, flags: u64) |cx| {
+        instantiate(made, handle, flags)
     }
 
     fn cuGraphInstantiateWithParams / cuGraphInstantiateWithParams_ptsz(
-        made: *mut CUgraphExec, handle: CUgraph, parameters: *mut Parameters,
+        made: Out<CUgraphExec>, handle: CUgraph, parameters: InOut<Parameters>,
     ) |cx| {
-        if parameters.is_null() {
-            return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-        }
-        // SAFETY: in- and out-parameters of the driver API.
-        unsafe {
-            instantiate(made, handle, (*parameters).flags)?;
-            (*parameters).wrong = std::ptr::null_mut();
-            (*parameters).result = 0;
-        }
+        let mut parameters = parameters;
+        let parameters = parameters.get()?;
+        instantiate(made, handle, parameters.flags)?;
+        parameters.wrong = std::ptr::null_mut();
+        parameters.result = 0;
         Ok(())
     }
 
@@ -142,20 +120,18 @@ export! {
         EXECUTABLES.remove(handle).map(|_| ()).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)
     }
 
-    fn cuGraphExecUpdate(handle: CUgraphExec, graph: CUgraph, wrong: *mut CUgraphNode, result: *mut c_uint) |cx| {
+    fn cuGraphExecUpdate(
+        handle: CUgraphExec, graph: CUgraph, wrong: Maybe<CUgraphNode>, result: Maybe<c_uint>,
+    ) |cx| {
         let updated = executable_of(handle)?.update(&graph_of(graph)?);
-        // SAFETY: optional out-parameters of the driver API.
-        unsafe {
-            put_if(wrong, std::ptr::null_mut());
-            put_if(result, c_uint::from(updated.is_err()));
-        }
+        wrong.set(std::ptr::null_mut());
+        result.set(c_uint::from(updated.is_err()));
         updated
     }
 
-    fn cuGraphExecUpdate_v2(handle: CUgraphExec, graph: CUgraph, information: *mut [u64; 3]) |cx| {
+    fn cuGraphExecUpdate_v2(handle: CUgraphExec, graph: CUgraph, information: Maybe<[u64; 3]>) |cx| {
         let updated = executable_of(handle)?.update(&graph_of(graph)?);
-        // SAFETY: an out-parameter of the driver API: a result and two nodes.
-        unsafe { put_if(information, [u64::from(updated.is_err()), 0, 0]) };
+        information.set([u64::from(updated.is_err()), 0, 0]);
         updated
     }
 
@@ -194,80 +170,51 @@ pub(crate) fn executable_of(handle: CUgraphExec) -> Outcome<Arc<Executable>> {
     EXECUTABLES.get(handle).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)
 }
 
-/// The nodes of an array of handles.
-///
-/// # Safety
-/// `nodes` points to `count` handles, or `count` is 0.
-pub(crate) unsafe fn nodes_of(nodes: *const CUgraphNode, count: usize) -> Outcome<Vec<Arc<Node>>> {
-    if count > 0 && nodes.is_null() {
-        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-    }
-    // SAFETY: the caller's array.
-    (0..count).map(|index| node_of(unsafe { nodes.add(index).read() })).collect()
+/// The nodes that a list of handles names.
+pub(crate) fn nodes_of((nodes, count): (List<CUgraphNode>, Count)) -> Outcome<Vec<Arc<Node>>> {
+    nodes.of(count)?.iter().map(|node| node_of(*node)).collect()
 }
 
-/// Tells how many there are, and as many of them as there is room for.
-///
-/// # Safety
-/// `count` is writable and says how many handles fit into `to`, unless that is null.
-unsafe fn list(nodes: &[Arc<Node>], to: *mut CUgraphNode, count: *mut usize) -> Outcome {
-    if count.is_null() {
-        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-    }
-    // SAFETY: the caller's.
-    unsafe {
-        if !to.is_null() {
-            let room = count.read();
-            for index in 0..room {
-                to.add(index).write(nodes.get(index).map_or(std::ptr::null_mut(), Node::handle));
-            }
-        }
-        count.write(nodes.len());
-    }
-    Ok(())
+/// Tells how many there are, and as many of them as there is room for; null for those that are not.
+fn list(nodes: &[Arc<Node>], to: &Places<CUgraphNode>, room: Room) -> Outcome {
+    write(nodes, to, &room)?;
+    room.set(nodes.len())
 }
 
-/// # Safety
-/// As [`list`], for two arrays.
-unsafe fn edges(
-    graph: &Arc<Graph>,
-    from: *mut CUgraphNode,
-    to: *mut CUgraphNode,
-    count: *mut usize,
-) -> Outcome {
+fn write(nodes: &[Arc<Node>], to: &Places<CUgraphNode>, room: &Room) -> Outcome {
+    let handles = nodes.iter().map(Node::handle).chain(std::iter::repeat(std::ptr::null_mut()));
+    let room = room.count()?;
+    if to.is_null() { Ok(()) } else { to.fill(room, handles.map(Ok)) }
+}
+
+/// `CUgraphEdgeData`.
+type Edge = [u8; 8];
+
+/// Edges have none.
+fn no_data(to: &Places<Edge>, room: &Room) -> Outcome {
+    let room = room.count()?;
+    if to.is_null() { Ok(()) } else { to.fill(room, std::iter::repeat(Ok([0; 8]))) }
+}
+
+fn edges(graph: &Arc<Graph>, from: &Places<CUgraphNode>, to: &Places<CUgraphNode>, room: Room) -> Outcome {
     let pairs = graph.nodes().into_iter().flat_map(|node| {
         let after = node.after();
         after.into_iter().map(move |before| (before, Arc::clone(&node)))
     });
     let (before, after): (Vec<_>, Vec<_>) = pairs.unzip();
-    if count.is_null() {
-        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-    }
-    // SAFETY: the caller's.
-    unsafe {
-        let mut room = count.read();
-        list(&before, from, &raw mut room)?;
-        list(&after, to, count)
-    }
+    write(&before, from, &room)?;
+    list(&after, to, room)
 }
 
-/// # Safety
-/// `from` and `to` point to `count` handles each.
-unsafe fn connect(from: *const CUgraphNode, to: *const CUgraphNode, count: usize) -> Outcome {
-    // SAFETY: the caller's.
-    let (from, to) = unsafe { (nodes_of(from, count)?, nodes_of(to, count)?) };
+fn connect(from: List<CUgraphNode>, to: List<CUgraphNode>, count: Count) -> Outcome {
+    let (from, to) = (nodes_of((from, count))?, nodes_of((to, count))?);
     for (before, node) in from.into_iter().zip(to) {
         node.after.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(before);
     }
     Ok(())
 }
 
-/// # Safety
-/// `made` is null or writable.
-unsafe fn instantiate(made: *mut CUgraphExec, handle: CUgraph, flags: u64) -> Outcome {
-    if made.is_null() {
-        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-    }
-    // SAFETY: the caller's.
-    unsafe { put(made, handle_of(&Executable::new(&graph_of(handle)?, flags)?)) }
+fn instantiate(made: Out<CUgraphExec>, handle: CUgraph, flags: u64) -> Outcome {
+    made.needed()?;
+    made.set(handle_of(&Executable::new(&graph_of(handle)?, flags)?))
 }

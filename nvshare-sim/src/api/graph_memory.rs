@@ -1,15 +1,19 @@
 //! Memory of graphs: nodes that allocate and free, and the pools that they use.
 
+#![expect(unsafe_code, reason = "a list that a description points to")]
+
 use std::ffi::{c_uint, c_void};
 
 use cudarc::driver::sys::{CUdevice, CUdeviceptr, CUgraph, CUgraphNode, CUresult};
 
 use super::graph::{graph_of, node_of, nodes_of};
 use super::vmm::{Grant, Location, ON_DEVICE};
+use crate::call::Outcome;
 use crate::device;
-use crate::export::{Outcome, export, put};
+use crate::export::export;
 use crate::memory::graph::{self, Allocation};
 use crate::memory::graph_pool;
+use crate::parameters::{Count, In, InOut, List, Out};
 use crate::work::Work;
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
@@ -29,6 +33,7 @@ struct Properties {
 
 /// `CUDA_MEM_ALLOC_NODE_PARAMS`, of both versions.
 #[repr(C)]
+#[derive(Clone, Copy)]
 pub(super) struct Parameters {
     pool: Properties,
     grants: *const Grant,
@@ -51,13 +56,14 @@ const RESERVED_HIGH: c_uint = 3;
 
 export! {
     fn cuGraphAddMemAllocNode(
-        made: *mut CUgraphNode, graph: CUgraph, after: *const CUgraphNode, count: usize, parameters: *mut Parameters,
+        made: Out<CUgraphNode>, graph: CUgraph, after: List<CUgraphNode>, count: Count,
+        parameters: InOut<Parameters>,
     ) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        unsafe { add_allocation(made, graph, after, count, parameters) }
+        let mut parameters = parameters;
+        add_allocation(made, graph, (after, count), parameters.get()?)
     }
 
-    fn cuGraphMemAllocNodeGetParams(node: CUgraphNode, parameters: *mut Parameters) |cx| {
+    fn cuGraphMemAllocNodeGetParams(node: CUgraphNode, parameters: Out<Parameters>) |cx| {
         let Work::Allocate(hold) = node_of(node)?.work() else { return Err(INVALID) };
         let location = Location { kind: ON_DEVICE, id: hold.device as i32 };
         let pool = Properties {
@@ -71,21 +77,18 @@ export! {
         };
         let (grants, grant_count) = (hold.grants.as_ptr(), hold.grants.len());
         let known = Parameters { pool, grants, grant_count, bytes: hold.bytes as usize, address: hold.start };
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(parameters, known) }
+        parameters.set(known)
     }
 
     fn cuGraphAddMemFreeNode(
-        made: *mut CUgraphNode, graph: CUgraph, after: *const CUgraphNode, count: usize, pointer: CUdeviceptr,
+        made: Out<CUgraphNode>, graph: CUgraph, after: List<CUgraphNode>, count: Count, pointer: CUdeviceptr,
     ) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        unsafe { add_free(made, graph, after, count, pointer) }
+        add_free(made, graph, (after, count), pointer)
     }
 
-    fn cuGraphMemFreeNodeGetParams(node: CUgraphNode, pointer: *mut CUdeviceptr) |cx| {
+    fn cuGraphMemFreeNodeGetParams(node: CUgraphNode, pointer: Out<CUdeviceptr>) |cx| {
         let Work::Free(hold) = node_of(node)?.work() else { return Err(INVALID) };
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(pointer, hold.start) }
+        pointer.set(hold.start)
     }
 
     fn cuDeviceGraphMemTrim(of: CUdevice) |cx| {
@@ -93,7 +96,7 @@ export! {
         Ok(())
     }
 
-    fn cuDeviceGetGraphMemAttribute(of: CUdevice, attribute: c_uint, value: *mut c_void) |cx| {
+    fn cuDeviceGetGraphMemAttribute(of: CUdevice, attribute: c_uint, value: Out<u64>) |cx| {
         let pool = graph_pool::of_device(device::index(of)?);
         let known = match attribute {
             USED => pool.used.now,
@@ -102,14 +105,12 @@ export! {
             RESERVED_HIGH => pool.reserved.high,
             _ => return Err(INVALID),
         };
-        // SAFETY: the caller passes room for the attribute, all are of 64 bits.
-        unsafe { put(value.cast::<u64>(), known) }
+        value.set(known)
     }
 
-    fn cuDeviceSetGraphMemAttribute(of: CUdevice, attribute: c_uint, value: *mut c_void) |cx| {
+    fn cuDeviceSetGraphMemAttribute(of: CUdevice, attribute: c_uint, value: In<u64>) |cx| {
         let mut pool = graph_pool::of_device(device::index(of)?);
-        // SAFETY: null, or a value of the attribute's type.
-        if unsafe { value.cast::<u64>().as_ref() } != Some(&0) {
+        if value.given() != Some(&0) {
             return Err(INVALID);
         }
         match attribute {
@@ -121,17 +122,13 @@ export! {
     }
 }
 
-/// # Safety
-/// `made` is null or writable, `after` points to `count` handles, `parameters` is null or what the driver API demands.
-pub(super) unsafe fn add_allocation(
-    made: *mut CUgraphNode,
+pub(super) fn add_allocation(
+    made: Out<CUgraphNode>,
     graph: CUgraph,
-    after: *const CUgraphNode,
-    count: usize,
-    parameters: *mut Parameters,
+    after: (List<CUgraphNode>, Count),
+    parameters: &mut Parameters,
 ) -> Outcome {
-    // SAFETY: the caller's.
-    let parameters = unsafe { parameters.as_mut() }.filter(|_| !made.is_null()).ok_or(INVALID)?;
+    made.needed()?;
     let pool = &parameters.pool;
     if pool.kind != PINNED || pool.handle_types != 0 || pool.location.kind != ON_DEVICE {
         return Err(INVALID);
@@ -150,30 +147,21 @@ pub(super) unsafe fn add_allocation(
         return Err(INVALID);
     }
     let graph = graph_of(graph)?;
-    // SAFETY: the caller's.
-    let after = unsafe { nodes_of(after, count) }?;
+    let after = nodes_of(after)?;
     let hold = Allocation::create(&graph, on, parameters.bytes as u64, grants)?;
     parameters.address = hold.start;
-    // SAFETY: the caller's.
-    unsafe { put(made, graph.add(Work::Allocate(hold), after).handle()) }
+    made.set(graph.add(Work::Allocate(hold), after).handle())
 }
 
-/// # Safety
-/// `made` is null or writable, `after` points to `count` handles.
-pub(super) unsafe fn add_free(
-    made: *mut CUgraphNode,
+pub(super) fn add_free(
+    made: Out<CUgraphNode>,
     graph: CUgraph,
-    after: *const CUgraphNode,
-    count: usize,
+    after: (List<CUgraphNode>, Count),
     pointer: CUdeviceptr,
 ) -> Outcome {
-    if made.is_null() {
-        return Err(INVALID);
-    }
+    made.needed()?;
     let graph = graph_of(graph)?;
-    // SAFETY: the caller's.
-    let after = unsafe { nodes_of(after, count) }?;
+    let after = nodes_of(after)?;
     let hold = Allocation::at(pointer)?.freed_in(&graph)?;
-    // SAFETY: the caller's.
-    unsafe { put(made, graph.add(Work::Free(hold), after).handle()) }
+    made.set(graph.add(Work::Free(hold), after).handle())
 }

@@ -8,9 +8,10 @@ use cudarc::driver::sys::{CUcontext, CUdevResourceDesc, CUdevice, CUevent, CUgre
 use crate::completion::Completion;
 use crate::device::{self, MULTIPROCESSORS};
 use crate::event::Record;
-use crate::export::{export, put, put_if};
+use crate::export::export;
 use crate::green::{self, Green};
 use crate::handles::Registry;
+use crate::parameters::{Count, In, List, Maybe, Out, Places, Room};
 use crate::stream::{STREAMS, Stream};
 use crate::work::Work;
 
@@ -47,70 +48,61 @@ struct Description(c_uint);
 static DESCRIPTIONS: Registry<Description> = Registry::new();
 
 export! {
-    fn cuDeviceGetDevResource(of: CUdevice, resource: *mut Resource, kind: c_uint) |cx| {
+    fn cuDeviceGetDevResource(of: CUdevice, resource: Out<Resource>, kind: c_uint) |cx| {
         device::index(of)?;
         if kind != MULTIPROCESSOR {
             return Err(CUresult::CUDA_ERROR_INVALID_RESOURCE_TYPE);
         }
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(resource, Resource::of(MULTIPROCESSORS as c_uint)) }
+        resource.set(Resource::of(MULTIPROCESSORS as c_uint))
     }
 
-    fn cuGreenCtxGetDevResource(handle: CUgreenCtx, resource: *mut Resource, kind: c_uint) |cx| {
+    fn cuGreenCtxGetDevResource(handle: CUgreenCtx, resource: Out<Resource>, kind: c_uint) |cx| {
         if kind != MULTIPROCESSOR {
             return Err(CUresult::CUDA_ERROR_INVALID_RESOURCE_TYPE);
         }
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(resource, Resource::of(green::by_handle(handle)?.multiprocessors)) }
+        resource.set(Resource::of(green::by_handle(handle)?.multiprocessors))
     }
 
     fn cuDevSmResourceSplitByCount(
-        groups: *mut Resource, count: *mut c_uint, whole: *const Resource, rest: *mut Resource, flags: c_uint,
+        groups: Places<Resource>, count: Room<c_uint>, whole: In<Resource>, rest: Maybe<Resource>, flags: c_uint,
         least: c_uint,
     ) |cx| {
-        if count.is_null() || whole.is_null() {
-            return Err(INVALID);
-        }
-        // SAFETY: the caller passes a resource and a count.
-        let (whole, wanted) = unsafe { (whole.read(), count.read()) };
+        let (whole, room) = (*whole.get()?, count.count()?);
         let each = least.max(1).next_multiple_of(TOGETHER);
         let possible = whole.multiprocessors / each;
+        let wanted = Count::from(room).get() as c_uint;
         let made = if groups.is_null() { possible } else { wanted.min(possible) };
         if made == 0 {
             return Err(CUresult::CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION);
         }
-        // SAFETY: the caller's array of as many as it said, and optional out-parameters.
-        unsafe {
-            for index in (0..made).filter(|_| !groups.is_null()) {
-                groups.add(index as usize).write(Resource::of(each));
-            }
-            put_if(rest, Resource::of(whole.multiprocessors - made * each));
-            put(count, made)
+        if !groups.is_null() {
+            groups.fill(room, std::iter::repeat_n(Ok(Resource::of(each)), made as usize))?;
         }
+        rest.set(Resource::of(whole.multiprocessors - made * each));
+        count.set(made)
     }
 
-    fn cuDevResourceGenerateDesc(made: *mut CUdevResourceDesc, resources: *const Resource, count: c_uint) |cx| {
-        if made.is_null() || resources.is_null() || count == 0 {
+    fn cuDevResourceGenerateDesc(
+        made: Out<CUdevResourceDesc>, resources: List<Resource>, count: Count<c_uint>,
+    ) |cx| {
+        let resources = resources.of(count)?;
+        if made.is_null() || resources.is_empty() {
             return Err(INVALID);
         }
-        // SAFETY: the caller's array of that many.
-        let resources = unsafe { std::slice::from_raw_parts(resources, count as usize) };
         if resources.iter().any(|resource| resource.kind != MULTIPROCESSOR) {
             return Err(CUresult::CUDA_ERROR_INVALID_RESOURCE_TYPE);
         }
         let all = resources.iter().map(|resource| resource.multiprocessors).sum();
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(made, DESCRIPTIONS.insert(Arc::new(Description(all)))) }
+        made.set(DESCRIPTIONS.insert(Arc::new(Description(all))))
     }
 
-    fn cuGreenCtxCreate(made: *mut CUgreenCtx, description: CUdevResourceDesc, of: CUdevice, flags: c_uint) |cx| {
+    fn cuGreenCtxCreate(made: Out<CUgreenCtx>, description: CUdevResourceDesc, of: CUdevice, flags: c_uint) |cx| {
         let description = DESCRIPTIONS.get(description).ok_or(INVALID)?;
         if made.is_null() || flags != DEFAULT_STREAM {
             return Err(INVALID);
         }
         let green = Green::create(device::index(of)?, description.0)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(made, green.handle()) }
+        made.set(green.handle())
     }
 
     fn cuGreenCtxDestroy(handle: CUgreenCtx) |cx| {
@@ -118,17 +110,15 @@ export! {
         Ok(())
     }
 
-    fn cuCtxFromGreenCtx(context: *mut CUcontext, handle: CUgreenCtx) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(context, green::by_handle(handle)?.context_handle()) }
+    fn cuCtxFromGreenCtx(context: Out<CUcontext>, handle: CUgreenCtx) |cx| {
+        context.set(green::by_handle(handle)?.context_handle())
     }
 
-    fn cuGreenCtxGetId(handle: CUgreenCtx, id: *mut u64) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(id, green::by_handle(handle)?.id) }
+    fn cuGreenCtxGetId(handle: CUgreenCtx, id: Out<u64>) |cx| {
+        id.set(green::by_handle(handle)?.id)
     }
 
-    fn cuGreenCtxStreamCreate(made: *mut CUstream, handle: CUgreenCtx, flags: c_uint, priority: c_int) |cx| {
+    fn cuGreenCtxStreamCreate(made: Out<CUstream>, handle: CUgreenCtx, flags: c_uint, priority: c_int) |cx| {
         let green = green::by_handle(handle)?;
         if made.is_null() || flags != NON_BLOCKING {
             return Err(INVALID);
@@ -138,8 +128,7 @@ export! {
         let priority = priority.clamp(super::stream::GREATEST_PRIORITY, 0);
         let stream = Stream::of_green(&green, flags, priority);
         green.primary.streams().keep(Arc::downgrade(&stream));
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(made, STREAMS.insert(stream)) }
+        made.set(STREAMS.insert(stream))
     }
 
     fn cuGreenCtxRecordEvent(handle: CUgreenCtx, event: CUevent) |cx| {

@@ -4,35 +4,30 @@ use std::ffi::{c_uint, c_void};
 
 use cudarc::driver::sys::{CUdeviceptr, CUresult};
 
-use crate::export::{export, put};
+use crate::export::export;
 use crate::memory::{host, space};
+use crate::parameters::Out;
 
 /// `CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP`: with unified addresses, all pinned memory is both.
 const UNIFIED: c_uint = 3;
 
 export! {
-    fn cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize, flags: c_uint) |cx| {
+    fn cuMemHostAlloc(pointer: Out<*mut c_void>, bytes: usize, flags: c_uint) |cx| {
         let context = cx.context()?;
         crate::capture::unsafe_call()?;
-        if pointer.is_null() {
-            return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-        }
+        pointer.needed()?;
         context.jam.pass();
         let start = host::allocate(&context, bytes as u64, flags)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(pointer, start as *mut c_void) }
+        pointer.set(start as *mut c_void)
     }
 
-    fn cuMemAllocHost_v2(pointer: *mut *mut c_void, bytes: usize) |cx| {
+    fn cuMemAllocHost_v2(pointer: Out<*mut c_void>, bytes: usize) |cx| {
         let context = cx.context()?;
         crate::capture::unsafe_call()?;
-        if pointer.is_null() {
-            return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-        }
+        pointer.needed()?;
         context.jam.pass();
         let start = host::allocate(&context, bytes as u64, 0)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(pointer, start as *mut c_void) }
+        pointer.set(start as *mut c_void)
     }
 
     fn cuMemFreeHost(pointer: *mut c_void) |cx| {
@@ -52,20 +47,18 @@ export! {
         host::unregister(pointer as u64)
     }
 
-    fn cuMemHostGetDevicePointer_v2(device: *mut CUdeviceptr, pointer: *mut c_void, flags: c_uint) |cx| {
+    fn cuMemHostGetDevicePointer_v2(device: Out<CUdeviceptr>, pointer: *mut c_void, flags: c_uint) |cx| {
         cx.context()?;
         let pinned = matches!(space::classify(pointer as u64), space::Location::Pinned);
         if flags != 0 || !pinned {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(device, pointer as u64) }
+        device.set(pointer as u64)
     }
 
-    fn cuMemHostGetFlags(flags: *mut c_uint, pointer: *mut c_void) |cx| {
+    fn cuMemHostGetFlags(flags: Out<c_uint>, pointer: *mut c_void) |cx| {
         cx.context()?;
         let known = host::flags(pointer as u64)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(flags, known | UNIFIED) }
+        flags.set(known | UNIFIED)
     }
 }

@@ -4,8 +4,9 @@ use std::ffi::{c_int, c_uint, c_void};
 
 use cudarc::driver::sys::CUresult;
 
-use crate::export::{export, put};
+use crate::export::export;
 use crate::init;
+use crate::parameters::Out;
 
 export! {
     @early fn cuInit(flags: c_uint) |cx| {
@@ -15,9 +16,8 @@ export! {
         init::initialize()
     }
 
-    @early fn cuDriverGetVersion(version: *mut c_int) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(version, init::DRIVER_VERSION) }
+    @early fn cuDriverGetVersion(version: Out<c_int>) |cx| {
+        version.set(init::DRIVER_VERSION)
     }
 
     @early fn cuGetExportTable(table: *mut *const c_void, id: *const c_void) |cx| {

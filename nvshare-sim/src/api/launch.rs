@@ -6,39 +6,36 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::sys::{CUfunction, CUresult, CUstream};
 
-use crate::export::{Call, Outcome, export};
+use crate::call::{Call, Outcome};
+use crate::export::export;
 use crate::kernel::{FUNCTIONS, Function, Launch, Shape};
 use crate::module::KERNELS;
+use crate::parameters::{Arguments, Extra, In};
 use crate::work::{self, HostCall, Work};
 
 export! {
     fn cuLaunchKernel / cuLaunchKernel_ptsz(
         function: CUfunction, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint,
-        block_z: c_uint, shared: c_uint, stream: CUstream, parameters: *const *const c_void,
-        extra: *const *const c_void,
+        block_z: c_uint, shared: c_uint, stream: CUstream, parameters: Arguments, extra: Extra,
     ) |cx| {
         let shape = Shape { grid: [grid_x, grid_y, grid_z], block: [block_x, block_y, block_z], shared };
-        // SAFETY: parameters as the driver API demands them.
-        unsafe { launch(cx, function, shape, stream, parameters, extra) }
+        launch(cx, function, shape, stream, (parameters, extra))
     }
 
     fn cuLaunchKernelEx / cuLaunchKernelEx_ptsz(
-        config: *const Config, function: CUfunction, parameters: *const *const c_void, extra: *const *const c_void,
+        config: In<Config>, function: CUfunction, parameters: Arguments, extra: Extra,
     ) |cx| {
-        // SAFETY: null, or a configuration as the driver API demands it.
-        let config = unsafe { config.as_ref() }.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+        let config = config.get()?;
         let shape = Shape { grid: config.grid, block: config.block, shared: config.shared };
-        // SAFETY: parameters as the driver API demands them.
-        unsafe { launch(cx, function, shape, config.stream, parameters, extra) }
+        launch(cx, function, shape, config.stream, (parameters, extra))
     }
 
     fn cuLaunchCooperativeKernel / cuLaunchCooperativeKernel_ptsz(
         function: CUfunction, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint,
-        block_z: c_uint, shared: c_uint, stream: CUstream, parameters: *const *const c_void,
+        block_z: c_uint, shared: c_uint, stream: CUstream, parameters: Arguments,
     ) |cx| {
         let shape = Shape { grid: [grid_x, grid_y, grid_z], block: [block_x, block_y, block_z], shared };
-        // SAFETY: parameters as the driver API demands them.
-        unsafe { launch(cx, function, shape, stream, parameters, std::ptr::null()) }
+        launch(cx, function, shape, stream, (parameters, Extra::NONE))
     }
 
     fn cuLaunchHostFunc / cuLaunchHostFunc_ptsz(
@@ -87,23 +84,19 @@ pub(crate) fn known(function: &Function) -> Outcome {
     Err(CUresult::CUDA_ERROR_NOT_SUPPORTED)
 }
 
-/// # Safety
-/// `parameters` and `extra` are as `cuLaunchKernel` demands for `function`.
-unsafe fn launch(
+fn launch(
     cx: &Call,
     function: CUfunction,
     shape: Shape,
     stream: CUstream,
-    parameters: *const *const c_void,
-    extra: *const *const c_void,
+    (parameters, extra): (Arguments, Extra),
 ) -> Outcome {
     let stream = cx.stream(stream)?;
     let function = function_of(cx, function)?;
     if function.context.id != stream.context.id {
         return Err(CUresult::CUDA_ERROR_INVALID_HANDLE);
     }
-    // SAFETY: the caller's.
-    let launch = unsafe { Launch::new(&function, shape, parameters, extra) }?;
+    let launch = Launch::new(&function, shape, parameters, extra)?;
     known(&function)?;
     work::submit(&stream, Work::Kernel(Arc::new(launch))).map(|_| ())
 }

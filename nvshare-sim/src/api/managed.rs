@@ -1,5 +1,7 @@
 //! Managed memory: allocated, advised about, prefetched.
 
+#![expect(unsafe_code, reason = "an attribute's value, whose length the caller says")]
+
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,9 +9,11 @@ use std::sync::atomic::Ordering;
 use cudarc::driver::sys::{CUdevice, CUdeviceptr, CUresult, CUstream};
 
 use super::vmm::{Location, ON_DEVICE, ON_HOST, ON_HOST_NODE, ON_NEAREST_NODE};
+use crate::call::{Call, Outcome};
 use crate::device;
-use crate::export::{Call, Outcome, export, put};
+use crate::export::export;
 use crate::memory::managed::{self, HOST, NOWHERE};
+use crate::parameters::{Count, List, Out};
 use crate::work::{Custom, Work};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
@@ -100,15 +104,12 @@ unsafe fn answer(data: *mut c_void, bytes: usize, asked: c_uint, start: u64, ran
 }
 
 export! {
-    fn cuMemAllocManaged(pointer: *mut CUdeviceptr, bytes: usize, flags: c_uint) |cx| {
+    fn cuMemAllocManaged(pointer: Out<CUdeviceptr>, bytes: usize, flags: c_uint) |cx| {
         let context = cx.context()?;
         crate::capture::unsafe_call()?;
-        if pointer.is_null() {
-            return Err(INVALID);
-        }
+        pointer.needed()?;
         let start = managed::allocate(&context, bytes as u64, flags)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(pointer, start) }
+        pointer.set(start)
     }
 
     fn cuMemPrefetchAsync / cuMemPrefetchAsync_ptsz(start: CUdeviceptr, bytes: usize, to: CUdevice, stream: CUstream) |cx| {
@@ -145,13 +146,16 @@ export! {
         unsafe { answer(data, bytes, asked, start, range) }
     }
 
-    fn cuMemRangeGetAttributes(data: *mut *mut c_void, sizes: *mut usize, asked: *mut c_uint, count: usize, start: CUdeviceptr, range: usize) |cx| {
-        if data.is_null() || sizes.is_null() || asked.is_null() {
-            return Err(INVALID);
-        }
-        for index in 0..count {
-            // SAFETY: the caller passes `count` of each, and room for as many bytes as it says.
-            unsafe { answer(*data.add(index), *sizes.add(index), *asked.add(index), start, range)? };
+    fn cuMemRangeGetAttributes(
+        data: List<*mut c_void>, sizes: List<usize>, asked: List<c_uint>, count: Count, start: CUdeviceptr,
+        range: usize,
+    ) |cx| {
+        data.needed()?;
+        sizes.needed()?;
+        asked.needed()?;
+        for ((data, bytes), asked) in data.of(count)?.iter().zip(sizes.of(count)?).zip(asked.of(count)?) {
+            // SAFETY: the caller passes room for as many bytes as it says.
+            unsafe { answer(*data, *bytes, *asked, start, range)? };
         }
         Ok(())
     }

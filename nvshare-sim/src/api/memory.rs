@@ -4,17 +4,15 @@ use std::ffi::c_uint;
 
 use cudarc::driver::sys::{CUdeviceptr, CUresult};
 
+use crate::call::Outcome;
 use crate::device::card;
-use crate::export::{Outcome, export, put, put_if};
+use crate::export::export;
 use crate::memory::space::{self, Kind};
 use crate::memory::{mapping, plain};
+use crate::parameters::{Maybe, Out};
 
 /// Rows of a pitched allocation start at multiples of this.
 const PITCH: usize = 512;
-
-fn needed<T>(out: *mut T) -> Outcome {
-    if out.is_null() { Err(CUresult::CUDA_ERROR_INVALID_VALUE) } else { Ok(()) }
-}
 
 /// First address and size of what contains an address: an allocation, or one mapping.
 fn range_of(address: u64) -> Outcome<(u64, u64)> {
@@ -29,19 +27,20 @@ fn range_of(address: u64) -> Outcome<(u64, u64)> {
 }
 
 export! {
-    fn cuMemAlloc_v2(pointer: *mut CUdeviceptr, bytes: usize) |cx| {
-        needed(pointer)?;
+    fn cuMemAlloc_v2(pointer: Out<CUdeviceptr>, bytes: usize) |cx| {
+        pointer.needed()?;
         let context = cx.context()?;
         crate::capture::unsafe_call()?;
         context.jam.pass();
         let area = plain::allocate(&context, bytes as u64, None)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(pointer, area.start) }
+        pointer.set(area.start)
     }
 
-    fn cuMemAllocPitch_v2(pointer: *mut CUdeviceptr, pitch: *mut usize, width: usize, height: usize, element: c_uint) |cx| {
-        needed(pointer)?;
-        needed(pitch)?;
+    fn cuMemAllocPitch_v2(
+        pointer: Out<CUdeviceptr>, pitch: Out<usize>, width: usize, height: usize, element: c_uint,
+    ) |cx| {
+        pointer.needed()?;
+        pitch.needed()?;
         let context = cx.context()?;
         crate::capture::unsafe_call()?;
         if width == 0 || height == 0 || !matches!(element, 4 | 8 | 16) {
@@ -51,11 +50,8 @@ export! {
         let bytes = row.checked_mul(height).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
         context.jam.pass();
         let area = plain::allocate(&context, bytes as u64, None)?;
-        // SAFETY: out-parameters of the driver API.
-        unsafe {
-            put(pitch, row)?;
-            put(pointer, area.start)
-        }
+        pitch.set(row)?;
+        pointer.set(area.start)
     }
 
     fn cuMemFree_v2(pointer: CUdeviceptr) |cx| {
@@ -70,23 +66,17 @@ export! {
         plain::free(pointer)
     }
 
-    fn cuMemGetAddressRange_v2(start: *mut CUdeviceptr, bytes: *mut usize, address: CUdeviceptr) |cx| {
+    fn cuMemGetAddressRange_v2(start: Maybe<CUdeviceptr>, bytes: Maybe<usize>, address: CUdeviceptr) |cx| {
         cx.context()?;
         let (first, size) = range_of(address)?;
-        // SAFETY: out-parameters of the driver API, both optional.
-        unsafe {
-            put_if(start, first);
-            put_if(bytes, size as usize);
-        }
+        start.set(first);
+        bytes.set(size as usize);
         Ok(())
     }
 
-    fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) |cx| {
+    fn cuMemGetInfo_v2(free: Out<usize>, total: Out<usize>) |cx| {
         let context = cx.context()?;
-        // SAFETY: out-parameters of the driver API.
-        unsafe {
-            put(free, card().free_bytes(context.device) as usize)?;
-            put(total, card().config().card_bytes as usize)
-        }
+        free.set(card().free_bytes(context.device) as usize)?;
+        total.set(card().config().card_bytes as usize)
     }
 }

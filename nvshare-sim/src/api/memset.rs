@@ -5,8 +5,9 @@ use std::ffi::{c_uchar, c_uint, c_ushort};
 
 use cudarc::driver::sys::{CUdeviceptr, CUresult, CUstream};
 
+use crate::call::{Call, Outcome};
 use crate::capture;
-use crate::export::{Call, Outcome, export};
+use crate::export::export;
 use crate::work::{self, Fill, Work, device_end};
 
 export! {

@@ -1,41 +1,37 @@
 //! Modules and libraries: loading, and finding functions in them.
 
-use std::ffi::{CStr, c_char, c_uint, c_void};
+use std::ffi::{c_char, c_uint, c_void};
 use std::sync::Arc;
 
 use cudarc::driver::sys::{CUdeviceptr, CUfunction, CUkernel, CUlibrary, CUmodule, CUresult};
 
-use crate::export::{Outcome, export, put};
+use crate::call::Outcome;
+use crate::export::export;
 use crate::handles::handle_of;
 use crate::module::{KERNELS, LIBRARIES, Library, MODULES, Module};
+use crate::parameters::{Count, Out, Places, Text};
 
 /// `CU_MODULE_EAGER_LOADING`.
 const EAGER: c_uint = 1;
 
 export! {
-    fn cuModuleLoad(made: *mut CUmodule, path: *const c_char) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        unsafe {
-            let image = read(path)?;
-            put(made, handle_of(&Module::from_image(&cx.context()?, image.as_ptr().cast())?))
-        }
+    fn cuModuleLoad(made: Out<CUmodule>, path: Text) |cx| {
+        let image = read(&path)?;
+        made.set(handle_of(&Module::from_image(&cx.context()?, image.as_ptr().cast())?))
     }
 
-    fn cuModuleLoadData(made: *mut CUmodule, image: *const c_void) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(made, handle_of(&Module::from_image(&cx.context()?, image)?)) }
+    fn cuModuleLoadData(made: Out<CUmodule>, image: *const c_void) |cx| {
+        made.set(handle_of(&Module::from_image(&cx.context()?, image)?))
     }
 
     fn cuModuleLoadDataEx(
-        made: *mut CUmodule, image: *const c_void, count: c_uint, options: *const c_uint, values: *const *mut c_void,
+        made: Out<CUmodule>, image: *const c_void, count: c_uint, options: *const c_uint, values: *const *mut c_void,
     ) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(made, handle_of(&Module::from_image(&cx.context()?, image)?)) }
+        made.set(handle_of(&Module::from_image(&cx.context()?, image)?))
     }
 
-    fn cuModuleLoadFatBinary(made: *mut CUmodule, image: *const c_void) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(made, handle_of(&Module::from_image(&cx.context()?, image)?)) }
+    fn cuModuleLoadFatBinary(made: Out<CUmodule>, image: *const c_void) |cx| {
+        made.set(handle_of(&Module::from_image(&cx.context()?, image)?))
     }
 
     fn cuModuleUnload(handle: CUmodule) |cx| {
@@ -43,23 +39,17 @@ export! {
         Ok(())
     }
 
-    fn cuModuleGetFunction(found: *mut CUfunction, handle: CUmodule, name: *const c_char) |cx| {
+    fn cuModuleGetFunction(found: Out<CUfunction>, handle: CUmodule, name: Text) |cx| {
         cx.context()?;
-        // SAFETY: parameters as the driver API demands them.
-        unsafe { put(found, module(handle)?.function(&text(name)?)?.handle()) }
+        found.set(module(handle)?.function(&name.get()?.to_string_lossy())?.handle())
     }
 
-    fn cuModuleGetFunctionCount(count: *mut c_uint, handle: CUmodule) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(count, module(handle)?.functions.len() as c_uint) }
+    fn cuModuleGetFunctionCount(count: Out<c_uint>, handle: CUmodule) |cx| {
+        count.set(module(handle)?.functions.len() as c_uint)
     }
 
-    fn cuModuleEnumerateFunctions(found: *mut CUfunction, count: c_uint, handle: CUmodule) |cx| {
-        for (index, function) in module(handle)?.functions.iter().take(count as usize).enumerate() {
-            // SAFETY: the caller's array of that many.
-            unsafe { put(found.wrapping_add(index), function.handle()) }?;
-        }
-        Ok(())
+    fn cuModuleEnumerateFunctions(found: Places<CUfunction>, count: Count<c_uint>, handle: CUmodule) |cx| {
+        found.fill(count, module(handle)?.functions.iter().map(|function| Ok(function.handle())))
     }
 
     fn cuModuleGetGlobal_v2(
@@ -69,28 +59,23 @@ export! {
         Err(CUresult::CUDA_ERROR_NOT_FOUND)
     }
 
-    fn cuModuleGetLoadingMode(mode: *mut c_uint) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(mode, EAGER) }
+    fn cuModuleGetLoadingMode(mode: Out<c_uint>) |cx| {
+        mode.set(EAGER)
     }
 
     fn cuLibraryLoadData(
-        made: *mut CUlibrary, code: *const c_void, jit_options: *const c_uint, jit_values: *const *mut c_void,
+        made: Out<CUlibrary>, code: *const c_void, jit_options: *const c_uint, jit_values: *const *mut c_void,
         jit_count: c_uint, options: *const c_uint, values: *const *mut c_void, count: c_uint,
     ) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(made, handle_of(&Library::from_image(code)?)) }
+        made.set(handle_of(&Library::from_image(code)?))
     }
 
     fn cuLibraryLoadFromFile(
-        made: *mut CUlibrary, path: *const c_char, jit_options: *const c_uint, jit_values: *const *mut c_void,
+        made: Out<CUlibrary>, path: Text, jit_options: *const c_uint, jit_values: *const *mut c_void,
         jit_count: c_uint, options: *const c_uint, values: *const *mut c_void, count: c_uint,
     ) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        unsafe {
-            let image = read(path)?;
-            put(made, handle_of(&Library::from_image(image.as_ptr().cast())?))
-        }
+        let image = read(&path)?;
+        made.set(handle_of(&Library::from_image(image.as_ptr().cast())?))
     }
 
     fn cuLibraryUnload(handle: CUlibrary) |cx| {
@@ -98,28 +83,21 @@ export! {
         Ok(())
     }
 
-    fn cuLibraryGetKernel(found: *mut CUkernel, handle: CUlibrary, name: *const c_char) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        unsafe { put(found, handle_of(&library(handle)?.kernel(&text(name)?)?)) }
+    fn cuLibraryGetKernel(found: Out<CUkernel>, handle: CUlibrary, name: Text) |cx| {
+        found.set(handle_of(&library(handle)?.kernel(&name.get()?.to_string_lossy())?))
     }
 
-    fn cuLibraryGetKernelCount(count: *mut c_uint, handle: CUlibrary) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(count, library(handle)?.names().len() as c_uint) }
+    fn cuLibraryGetKernelCount(count: Out<c_uint>, handle: CUlibrary) |cx| {
+        count.set(library(handle)?.names().len() as c_uint)
     }
 
-    fn cuLibraryEnumerateKernels(found: *mut CUkernel, count: c_uint, handle: CUlibrary) |cx| {
+    fn cuLibraryEnumerateKernels(found: Places<CUkernel>, count: Count<c_uint>, handle: CUlibrary) |cx| {
         let library = library(handle)?;
-        for (index, name) in library.names().iter().take(count as usize).enumerate() {
-            // SAFETY: the caller's array of that many.
-            unsafe { put(found.wrapping_add(index), handle_of(&library.kernel(name)?)) }?;
-        }
-        Ok(())
+        found.fill(count, library.names().iter().map(|name| Ok(handle_of(&library.kernel(name)?))))
     }
 
-    fn cuLibraryGetModule(found: *mut CUmodule, handle: CUlibrary) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(found, handle_of(&library(handle)?.module(&cx.context()?))) }
+    fn cuLibraryGetModule(found: Out<CUmodule>, handle: CUlibrary) |cx| {
+        found.set(handle_of(&library(handle)?.module(&cx.context()?)))
     }
 
     fn cuLibraryGetGlobal(address: *mut CUdeviceptr, bytes: *mut usize, handle: CUlibrary, name: *const c_char) |cx| {
@@ -132,16 +110,14 @@ export! {
         Err(CUresult::CUDA_ERROR_NOT_FOUND)
     }
 
-    fn cuKernelGetFunction(found: *mut CUfunction, handle: CUkernel) |cx| {
+    fn cuKernelGetFunction(found: Out<CUfunction>, handle: CUkernel) |cx| {
         let kernel = KERNELS.get(handle).ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(found, kernel.function(&cx.context()?)?.handle()) }
+        found.set(kernel.function(&cx.context()?)?.handle())
     }
 
-    fn cuKernelGetLibrary(found: *mut CUlibrary, handle: CUkernel) |cx| {
+    fn cuKernelGetLibrary(found: Out<CUlibrary>, handle: CUkernel) |cx| {
         let kernel = KERNELS.get(handle).ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(found, handle_of(&kernel.library)) }
+        found.set(handle_of(&kernel.library))
     }
 
 
@@ -153,7 +129,7 @@ export! {
         Err(CUresult::CUDA_ERROR_NOT_FOUND)
     }
 
-    fn cuFuncGetModule(found: *mut CUmodule, handle: CUfunction) |cx| {
+    fn cuFuncGetModule(found: Out<CUmodule>, handle: CUfunction) |cx| {
         let function = super::launch::function_of(cx, handle)?;
         let mut owner = None;
         MODULES.for_each(|module| {
@@ -161,8 +137,7 @@ export! {
                 owner = Some(handle_of(module));
             }
         });
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(found, owner.ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?) }
+        found.set(owner.ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?)
     }
 
     fn cuProfilerStart() |cx| {
@@ -183,23 +158,9 @@ fn library(handle: CUlibrary) -> Outcome<Arc<Library>> {
     LIBRARIES.get(handle).ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)
 }
 
-/// # Safety
-/// `name` is null or a C string.
-unsafe fn text(name: *const c_char) -> Outcome<String> {
-    if name.is_null() {
-        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-    }
-    // SAFETY: a C string, as the driver API demands.
-    Ok(unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
-}
-
 /// A file's contents and a zero.
-///
-/// # Safety
-/// `path` is null or a C string.
-unsafe fn read(path: *const c_char) -> Outcome<Vec<u8>> {
-    // SAFETY: the caller's.
-    let path = unsafe { text(path) }?;
+fn read(path: &Text) -> Outcome<Vec<u8>> {
+    let path = path.get()?.to_string_lossy().into_owned();
     let mut image = std::fs::read(path).map_err(|_| CUresult::CUDA_ERROR_FILE_NOT_FOUND)?;
     image.extend([0; 4]);
     Ok(image)

@@ -9,125 +9,130 @@ use super::described::{Slices, slices};
 use super::graph::{executable_of, graph_of, node_of, nodes_of};
 use super::launch::{function_of, known};
 use super::memset::check;
+use crate::call::{Call, Outcome};
 use crate::executable::Executable;
-use crate::export::{Call, Outcome, export, put};
+use crate::export::export;
 use crate::graph::NodeKind;
 use crate::kernel::{Launch, Shape};
+use crate::parameters::{Arguments, Count, Extra, In, List, Out};
 use crate::work::{Fill, HostCall, Work};
 
 export! {
     fn cuGraphAddKernelNode(
-        made: *mut CUgraphNode, graph: CUgraph, after: *const CUgraphNode, count: usize, parameters: *const Kernel,
+        made: Out<CUgraphNode>, graph: CUgraph, after: List<CUgraphNode>, count: Count,
+        parameters: In<OldKernel>,
     ) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        unsafe { add(made, graph, after, count, kernel(cx, parameters, false)?) }
+        let work = kernel(cx, &parameters.get()?.with_code())?;
+        add(made, graph, (after, count), work)
     }
 
     fn cuGraphAddKernelNode_v2(
-        made: *mut CUgraphNode, graph: CUgraph, after: *const CUgraphNode, count: usize, parameters: *const Kernel,
+        made: Out<CUgraphNode>, graph: CUgraph, after: List<CUgraphNode>, count: Count, parameters: In<Kernel>,
     ) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        unsafe { add(made, graph, after, count, kernel(cx, parameters, true)?) }
+        add(made, graph, (after, count), kernel(cx, parameters.get()?)?)
     }
 
-    fn cuGraphKernelNodeSetParams(node: CUgraphNode, parameters: *const Kernel) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        set(node, unsafe { kernel(cx, parameters, false) }?)
+    fn cuGraphKernelNodeSetParams(node: CUgraphNode, parameters: In<OldKernel>) |cx| {
+        set(node, kernel(cx, &parameters.get()?.with_code())?)
     }
 
-    fn cuGraphKernelNodeSetParams_v2(node: CUgraphNode, parameters: *const Kernel) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        set(node, unsafe { kernel(cx, parameters, true) }?)
+    fn cuGraphKernelNodeSetParams_v2(node: CUgraphNode, parameters: In<Kernel>) |cx| {
+        set(node, kernel(cx, parameters.get()?)?)
     }
 
-    fn cuGraphExecKernelNodeSetParams(of: CUgraphExec, node: CUgraphNode, parameters: *const Kernel) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        executable_of(of)?.set(node, unsafe { kernel(cx, parameters, false) }?)
+    fn cuGraphExecKernelNodeSetParams(of: CUgraphExec, node: CUgraphNode, parameters: In<OldKernel>) |cx| {
+        executable_of(of)?.set(node, kernel(cx, &parameters.get()?.with_code())?)
     }
 
-    fn cuGraphExecKernelNodeSetParams_v2(of: CUgraphExec, node: CUgraphNode, parameters: *const Kernel) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        executable_of(of)?.set(node, unsafe { kernel(cx, parameters, true) }?)
+    fn cuGraphExecKernelNodeSetParams_v2(of: CUgraphExec, node: CUgraphNode, parameters: In<Kernel>) |cx| {
+        executable_of(of)?.set(node, kernel(cx, parameters.get()?)?)
     }
 
     fn cuGraphAddMemcpyNode(
-        made: *mut CUgraphNode, graph: CUgraph, after: *const CUgraphNode, count: usize, copy: *const Slices,
+        made: Out<CUgraphNode>, graph: CUgraph, after: List<CUgraphNode>, count: Count, copy: In<Slices>,
         context: CUcontext,
     ) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        unsafe { add(made, graph, after, count, Work::Transfer(slices(copy)?)) }
+        add(made, graph, (after, count), Work::Transfer(slices(copy.get()?)?))
     }
 
-    fn cuGraphMemcpyNodeSetParams(node: CUgraphNode, copy: *const Slices) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        set(node, Work::Transfer(unsafe { slices(copy) }?))
+    fn cuGraphMemcpyNodeSetParams(node: CUgraphNode, copy: In<Slices>) |cx| {
+        set(node, Work::Transfer(slices(copy.get()?)?))
     }
 
     fn cuGraphExecMemcpyNodeSetParams(
-        of: CUgraphExec, node: CUgraphNode, copy: *const Slices, context: CUcontext,
+        of: CUgraphExec, node: CUgraphNode, copy: In<Slices>, context: CUcontext,
     ) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        executable_of(of)?.set(node, Work::Transfer(unsafe { slices(copy) }?))
+        executable_of(of)?.set(node, Work::Transfer(slices(copy.get()?)?))
     }
 
     fn cuGraphAddMemsetNode(
-        made: *mut CUgraphNode, graph: CUgraph, after: *const CUgraphNode, count: usize, parameters: *const Memset,
+        made: Out<CUgraphNode>, graph: CUgraph, after: List<CUgraphNode>, count: Count, parameters: In<Memset>,
         context: CUcontext,
     ) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        unsafe { add(made, graph, after, count, memset(parameters, working_in(context))?) }
+        add(made, graph, (after, count), memset(parameters.get()?, working_in(context))?)
     }
 
-    fn cuGraphMemsetNodeSetParams(node: CUgraphNode, parameters: *const Memset) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        set(node, unsafe { memset(parameters, None) }?)
+    fn cuGraphMemsetNodeSetParams(node: CUgraphNode, parameters: In<Memset>) |cx| {
+        set(node, memset(parameters.get()?, None)?)
     }
 
     fn cuGraphExecMemsetNodeSetParams(
-        of: CUgraphExec, node: CUgraphNode, parameters: *const Memset, context: CUcontext,
+        of: CUgraphExec, node: CUgraphNode, parameters: In<Memset>, context: CUcontext,
     ) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        executable_of(of)?.set(node, unsafe { memset(parameters, working_in(context)) }?)
+        executable_of(of)?.set(node, memset(parameters.get()?, working_in(context))?)
     }
 
     fn cuGraphAddHostNode(
-        made: *mut CUgraphNode, graph: CUgraph, after: *const CUgraphNode, count: usize, parameters: *const Host,
+        made: Out<CUgraphNode>, graph: CUgraph, after: List<CUgraphNode>, count: Count, parameters: In<Host>,
     ) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        unsafe { add(made, graph, after, count, host(parameters)?) }
+        add(made, graph, (after, count), host(parameters.get()?)?)
     }
 
     fn cuGraphAddEmptyNode(
-        made: *mut CUgraphNode, graph: CUgraph, after: *const CUgraphNode, count: usize,
+        made: Out<CUgraphNode>, graph: CUgraph, after: List<CUgraphNode>, count: Count,
     ) |cx| {
-        // SAFETY: parameters as the driver API demands them.
-        unsafe { add(made, graph, after, count, Work::Nothing) }
+        add(made, graph, (after, count), Work::Nothing)
     }
 
     fn cuGraphAddChildGraphNode(
-        made: *mut CUgraphNode, graph: CUgraph, after: *const CUgraphNode, count: usize, child: CUgraph,
+        made: Out<CUgraphNode>, graph: CUgraph, after: List<CUgraphNode>, count: Count, child: CUgraph,
     ) |cx| {
         let child = Executable::snapshot_of(&graph_of(child)?)?;
-        // SAFETY: parameters as the driver API demands them.
-        unsafe { add(made, graph, after, count, Work::Graph(child)) }
+        add(made, graph, (after, count), Work::Graph(child))
     }
 }
 
-/// `CUDA_KERNEL_NODE_PARAMS`; the first version ends before `code`.
+/// `CUDA_KERNEL_NODE_PARAMS_v1`.
 #[repr(C)]
-pub(super) struct Kernel {
+#[derive(Clone, Copy)]
+struct OldKernel {
     function: CUfunction,
     grid: [c_uint; 3],
     block: [c_uint; 3],
     shared: c_uint,
-    parameters: *const *const c_void,
-    extra: *const *const c_void,
+    parameters: Arguments,
+    extra: Extra,
+}
+
+impl OldKernel {
+    /// As the newer functions are given it.
+    fn with_code(&self) -> Kernel {
+        Kernel { old: *self, code: std::ptr::null_mut(), context: std::ptr::null_mut() }
+    }
+}
+
+/// `CUDA_KERNEL_NODE_PARAMS`: the function may be a kernel instead.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Kernel {
+    old: OldKernel,
     code: CUkernel,
     context: CUcontext,
 }
 
 /// `CUDA_MEMSET_NODE_PARAMS`.
 #[repr(C)]
+#[derive(Clone, Copy)]
 pub(super) struct Memset {
     address: u64,
     pitch: usize,
@@ -139,6 +144,7 @@ pub(super) struct Memset {
 
 /// `CUDA_HOST_NODE_PARAMS`.
 #[repr(C)]
+#[derive(Clone, Copy)]
 pub(super) struct Host {
     function: Option<unsafe extern "C" fn(*mut c_void)>,
     argument: *mut c_void,
@@ -149,40 +155,14 @@ pub(super) fn working_in(context: CUcontext) -> Option<u64> {
     crate::context::by_handle(context).ok().or_else(crate::context::current).map(|context| context.id)
 }
 
-/// # Safety
-/// `parameters` is null or what the driver API demands, in its second version with `newer`.
-pub(super) unsafe fn kernel(cx: &Call, parameters: *const Kernel, newer: bool) -> Outcome<Work> {
-    if parameters.is_null() {
-        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-    }
-    // SAFETY: the caller's; the last two fields are read only where they are there.
-    let (function, shape, values, extra) = unsafe {
-        let function = &raw const (*parameters).function;
-        let kernel = if newer { (&raw const (*parameters).code).read() } else { std::ptr::null_mut() };
-        let function = if function.read().is_null() { kernel.cast() } else { function.read() };
-        let shape = Shape {
-            grid: (&raw const (*parameters).grid).read(),
-            block: (&raw const (*parameters).block).read(),
-            shared: (&raw const (*parameters).shared).read(),
-        };
-        (
-            function,
-            shape,
-            (&raw const (*parameters).parameters).read(),
-            (&raw const (*parameters).extra).read(),
-        )
-    };
-    let function = function_of(cx, function)?;
+pub(super) fn kernel(cx: &Call, &Kernel { old, code, .. }: &Kernel) -> Outcome<Work> {
+    let function = function_of(cx, if old.function.is_null() { code.cast() } else { old.function })?;
     known(&function)?;
-    // SAFETY: values as for a launch.
-    Ok(Work::Kernel(Arc::new(unsafe { Launch::new(&function, shape, values, extra) }?)))
+    let shape = Shape { grid: old.grid, block: old.block, shared: old.shared };
+    Ok(Work::Kernel(Arc::new(Launch::new(&function, shape, old.parameters, old.extra)?)))
 }
 
-/// # Safety
-/// `parameters` is null or what the driver API demands.
-pub(super) unsafe fn memset(parameters: *const Memset, context: Option<u64>) -> Outcome<Work> {
-    // SAFETY: the caller's.
-    let parameters = unsafe { parameters.as_ref() }.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+pub(super) fn memset(parameters: &Memset, context: Option<u64>) -> Outcome<Work> {
     if !matches!(parameters.element, 1 | 2 | 4) {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
@@ -199,27 +179,19 @@ pub(super) unsafe fn memset(parameters: *const Memset, context: Option<u64>) -> 
     Ok(Work::Fill(fill))
 }
 
-/// # Safety
-/// `parameters` is null or what the driver API demands.
-pub(super) unsafe fn host(parameters: *const Host) -> Outcome<Work> {
-    // SAFETY: the caller's.
-    let parameters = unsafe { parameters.as_ref() }.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+pub(super) fn host(parameters: &Host) -> Outcome<Work> {
     let function = parameters.function.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
     Ok(Work::Host(HostCall { function, argument: parameters.argument as usize }))
 }
 
-/// # Safety
-/// `made` is null or writable, `after` points to `count` handles.
-pub(super) unsafe fn add(
-    made: *mut CUgraphNode,
+pub(super) fn add(
+    made: Out<CUgraphNode>,
     graph: CUgraph,
-    after: *const CUgraphNode,
-    count: usize,
+    after: (List<CUgraphNode>, Count),
     work: Work,
 ) -> Outcome {
     let graph = graph_of(graph)?;
-    // SAFETY: the caller's.
-    unsafe { put(made, graph.add(work, nodes_of(after, count)?).handle()) }
+    made.set(graph.add(work, nodes_of(after)?).handle())
 }
 
 pub(super) fn set(node: CUgraphNode, work: Work) -> Outcome {

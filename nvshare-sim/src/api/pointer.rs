@@ -1,14 +1,18 @@
 //! What the driver says about a pointer.
 
+#![expect(unsafe_code, reason = "an attribute's value, whose type depends on which it is")]
+
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::atomic::Ordering;
 
 use cudarc::driver::sys::{CUdeviceptr, CUresult};
 
+use crate::call::Outcome;
 use crate::context::CONTEXTS;
-use crate::export::{Outcome, export};
+use crate::export::export;
 use crate::memory::space::{self, Area, Kind};
 use crate::memory::{GRANULARITY, mapping, physical};
+use crate::parameters::{Count, In, List};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 
@@ -120,15 +124,15 @@ export! {
         Ok(())
     }
 
-    fn cuPointerGetAttributes(count: c_uint, asked: *mut c_uint, data: *mut *mut c_void, pointer: CUdeviceptr) |cx| {
-        if asked.is_null() || data.is_null() {
-            return Err(INVALID);
-        }
+    fn cuPointerGetAttributes(
+        count: Count<c_uint>, asked: List<c_uint>, data: List<*mut c_void>, pointer: CUdeviceptr,
+    ) |cx| {
+        asked.needed()?;
+        data.needed()?;
+        let (asked, data) = (asked.of(count)?, data.of(count)?);
         let area = space::find(pointer);
-        let mut answers = Vec::with_capacity(count as usize);
-        for index in 0..count as usize {
-            // SAFETY: the caller passes `count` of each.
-            let (asked, to) = unsafe { (*asked.add(index), *data.add(index)) };
+        let mut answers = Vec::with_capacity(asked.len());
+        for (&asked, &to) in asked.iter().zip(data) {
             let none = Value::none(asked, pointer, area.as_deref())?;
             if to.is_null() {
                 return Err(INVALID);
@@ -143,18 +147,14 @@ export! {
         Ok(())
     }
 
-    fn cuPointerSetAttribute(value: *const c_void, attribute: c_uint, pointer: CUdeviceptr) |cx| {
+    fn cuPointerSetAttribute(value: In<c_int>, attribute: c_uint, pointer: CUdeviceptr) |cx| {
         let area = space::find(pointer).ok_or(INVALID)?;
-        if value.is_null() || attribute != SYNC_MEMOPS {
-            return Err(INVALID);
-        }
+        let value = value.given().filter(|_| attribute == SYNC_MEMOPS).ok_or(INVALID)?;
         if matches!(area.kind, Kind::Reserved(_)) {
             mapping::look(pointer)?;
             return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED);
         }
-        // SAFETY: the caller passes a C int.
-        let on = unsafe { value.cast::<c_int>().read() } != 0;
-        area.sync_memops.store(on, Ordering::Relaxed);
+        area.sync_memops.store(*value != 0, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -1,14 +1,18 @@
 //! Allocation in stream order, and the pools it takes from.
 
+#![expect(unsafe_code, reason = "an attribute's value, whose type depends on which it is")]
+
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::atomic::Ordering;
 
 use cudarc::driver::sys::{CUdevice, CUdeviceptr, CUmemoryPool, CUresult, CUstream};
 
 use super::vmm::{Location, ON_DEVICE};
+use crate::call::Outcome;
 use crate::device;
-use crate::export::{Outcome, export, put};
+use crate::export::export;
 use crate::memory::pool::{self, POOLS, Pool};
+use crate::parameters::{In, Out};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 
@@ -60,40 +64,30 @@ fn get(pool: &Pool, attribute: c_uint) -> Outcome<u64> {
 }
 
 /// The device of a place that pools can be at.
-///
-/// # Safety
-/// `location` is null or a `CUmemLocation`.
-unsafe fn device_at(location: *const Location, kind: c_uint) -> Outcome<usize> {
-    if location.is_null() || kind != 1 {
-        return Err(INVALID);
-    }
-    // SAFETY: not null, by this function's contract.
-    match unsafe { location.read() } {
+fn device_at(location: Location, kind: c_uint) -> Outcome<usize> {
+    match location {
+        _ if kind != 1 => Err(INVALID),
         Location { kind: ON_DEVICE, id } => device::index(id),
         _ => Err(CUresult::CUDA_ERROR_NOT_SUPPORTED),
     }
 }
 
 export! {
-    fn cuMemAllocAsync / cuMemAllocAsync_ptsz(pointer: *mut CUdeviceptr, bytes: usize, stream: CUstream) |cx| {
-        if pointer.is_null() {
-            return Err(INVALID);
-        }
+    fn cuMemAllocAsync / cuMemAllocAsync_ptsz(pointer: Out<CUdeviceptr>, bytes: usize, stream: CUstream) |cx| {
+        pointer.needed()?;
         let stream = cx.stream(stream)?;
         let pool = pool::of_device(stream.context.device);
         let start = pool::allocate(&stream, pool, bytes as u64)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(pointer, start) }
+        pointer.set(start)
     }
 
-    fn cuMemAllocFromPoolAsync / cuMemAllocFromPoolAsync_ptsz(pointer: *mut CUdeviceptr, bytes: usize, pool: CUmemoryPool, stream: CUstream) |cx| {
-        if pointer.is_null() {
-            return Err(INVALID);
-        }
+    fn cuMemAllocFromPoolAsync / cuMemAllocFromPoolAsync_ptsz(
+        pointer: Out<CUdeviceptr>, bytes: usize, pool: CUmemoryPool, stream: CUstream,
+    ) |cx| {
+        pointer.needed()?;
         let stream = cx.stream(stream)?;
         let start = pool::allocate(&stream, pool, bytes as u64)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(pointer, start) }
+        pointer.set(start)
     }
 
     fn cuMemFreeAsync / cuMemFreeAsync_ptsz(pointer: CUdeviceptr, stream: CUstream) |cx| {
@@ -101,16 +95,14 @@ export! {
         pool::free(&stream, pointer)
     }
 
-    fn cuDeviceGetDefaultMemPool(pool: *mut CUmemoryPool, device: CUdevice) |cx| {
+    fn cuDeviceGetDefaultMemPool(pool: Out<CUmemoryPool>, device: CUdevice) |cx| {
         let device = device::index(device)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(pool, pool::default_of(device)) }
+        pool.set(pool::default_of(device))
     }
 
-    fn cuDeviceGetMemPool(pool: *mut CUmemoryPool, device: CUdevice) |cx| {
+    fn cuDeviceGetMemPool(pool: Out<CUmemoryPool>, device: CUdevice) |cx| {
         let device = device::index(device)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(pool, pool::of_device(device)) }
+        pool.set(pool::of_device(device))
     }
 
     fn cuDeviceSetMemPool(device: CUdevice, pool: CUmemoryPool) |cx| {
@@ -122,23 +114,18 @@ export! {
         Ok(())
     }
 
-    fn cuMemGetDefaultMemPool(pool: *mut CUmemoryPool, location: *mut Location, kind: c_uint) |cx| {
-        // SAFETY: the caller passes a `CUmemLocation`.
-        let device = unsafe { device_at(location, kind)? };
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(pool, pool::default_of(device)) }
+    fn cuMemGetDefaultMemPool(pool: Out<CUmemoryPool>, location: In<Location>, kind: c_uint) |cx| {
+        let device = device_at(*location.get()?, kind)?;
+        pool.set(pool::default_of(device))
     }
 
-    fn cuMemGetMemPool(pool: *mut CUmemoryPool, location: *mut Location, kind: c_uint) |cx| {
-        // SAFETY: the caller passes a `CUmemLocation`.
-        let device = unsafe { device_at(location, kind)? };
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(pool, pool::of_device(device)) }
+    fn cuMemGetMemPool(pool: Out<CUmemoryPool>, location: In<Location>, kind: c_uint) |cx| {
+        let device = device_at(*location.get()?, kind)?;
+        pool.set(pool::of_device(device))
     }
 
-    fn cuMemSetMemPool(location: *mut Location, kind: c_uint, pool: CUmemoryPool) |cx| {
-        // SAFETY: the caller passes a `CUmemLocation`.
-        let device = unsafe { device_at(location, kind)? };
+    fn cuMemSetMemPool(location: In<Location>, kind: c_uint, pool: CUmemoryPool) |cx| {
+        let device = device_at(*location.get()?, kind)?;
         if Pool::by_handle(pool)?.device != device {
             return Err(INVALID);
         }
@@ -146,19 +133,14 @@ export! {
         Ok(())
     }
 
-    fn cuMemPoolCreate(pool: *mut CUmemoryPool, properties: *const c_void) |cx| {
-        if pool.is_null() || properties.is_null() {
-            return Err(INVALID);
-        }
-        // SAFETY: the caller passes a `CUmemPoolProps`, which begins so.
-        let properties = unsafe { properties.cast::<Properties>().read() };
+    fn cuMemPoolCreate(pool: Out<CUmemoryPool>, properties: In<Properties>) |cx| {
+        pool.needed()?;
+        let properties = properties.get()?;
         if properties.handle_types != 0 {
             return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED);
         }
-        // SAFETY: a location on the stack.
-        let device = unsafe { device_at(&raw const properties.location, properties.kind)? };
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(pool, POOLS.insert(Pool::new(device))) }
+        let device = device_at(properties.location, properties.kind)?;
+        pool.set(POOLS.insert(Pool::new(device)))
     }
 
     fn cuMemPoolDestroy(pool: CUmemoryPool) |cx| {
@@ -184,10 +166,18 @@ export! {
 
     fn cuMemPoolGetAttribute(pool: CUmemoryPool, attribute: c_uint, value: *mut c_void) |cx| {
         let known = get(&*Pool::by_handle(pool)?, attribute)?;
+        if value.is_null() {
+            return Err(INVALID);
+        }
         // SAFETY: the caller passes room for a value of the attribute's type.
         unsafe {
-            if FLAGS.contains(&attribute) { put(value.cast::<c_int>(), known as c_int) } else { put(value.cast(), known) }
+            if FLAGS.contains(&attribute) {
+                value.cast::<c_int>().write(known as c_int);
+            } else {
+                value.cast::<u64>().write(known);
+            }
         }
+        Ok(())
     }
 
     fn cuMemPoolSetAccess(pool: CUmemoryPool, grants: *const c_void, count: usize) |cx| {
@@ -195,11 +185,10 @@ export! {
         Pool::by_handle(pool).map(|_| ())
     }
 
-    fn cuMemPoolGetAccess(flags: *mut c_uint, pool: CUmemoryPool, location: *mut Location) |cx| {
+    fn cuMemPoolGetAccess(flags: Out<c_uint>, pool: CUmemoryPool, location: In<Location>) |cx| {
         Pool::by_handle(pool)?;
-        // SAFETY: the caller passes a `CUmemLocation`.
-        unsafe { device_at(location, 1)? };
-        // SAFETY: an out-parameter of the driver API; read and write.
-        unsafe { put(flags, 3) }
+        device_at(*location.get()?, 1)?;
+        // Read and write.
+        flags.set(3)
     }
 }

@@ -1,28 +1,28 @@
 //! `cuGetProcAddress`: the newest variant of a name that a version allows, of the default stream that the flags ask for.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{c_int, c_void};
 use std::sync::LazyLock;
 
 use cudarc::driver::sys::{CUdriverProcAddressQueryResult as Query, CUresult};
 
-use crate::export::{NAMES, Outcome, export, put_if};
+use crate::call::Outcome;
+use crate::export::{NAMES, export};
 use crate::init::DRIVER_VERSION;
+use crate::parameters::{Maybe, Out, Text};
 
 const LEGACY_STREAM: u64 = 1;
 const PER_THREAD_DEFAULT_STREAM: u64 = 2;
 
 export! {
-    @early fn cuGetProcAddress(symbol: *const c_char, function: *mut *mut c_void, version: c_int, flags: u64) |cx| {
-        // SAFETY: the parameters are the caller's.
-        unsafe { answer(symbol, function, version, flags, std::ptr::null_mut()) }
+    @early fn cuGetProcAddress(symbol: Text, function: Out<*mut c_void>, version: c_int, flags: u64) |cx| {
+        answer(&symbol, function, version, flags, &Maybe::NONE)
     }
 
     @early fn cuGetProcAddress_v2(
-        symbol: *const c_char, function: *mut *mut c_void, version: c_int, flags: u64, status: *mut Query,
+        symbol: Text, function: Out<*mut c_void>, version: c_int, flags: u64, status: Maybe<Query>,
     ) |cx| {
-        // SAFETY: the parameters are the caller's.
-        unsafe { answer(symbol, function, version, flags, status) }
+        answer(&symbol, function, version, flags, &status)
     }
 }
 
@@ -60,30 +60,25 @@ fn find(base: &str, version: u32, per_thread: bool) -> Result<usize, Query> {
     found.map(|variant| variant.address).ok_or(Query::CU_GET_PROC_ADDRESS_VERSION_NOT_SUFFICIENT)
 }
 
-/// # Safety
-/// `symbol` is null or a C string; the other pointers are null or writable.
-unsafe fn answer(
-    symbol: *const c_char,
-    function: *mut *mut c_void,
+fn answer(
+    symbol: &Text,
+    function: Out<*mut c_void>,
     version: c_int,
     flags: u64,
-    status: *mut Query,
+    status: &Maybe<Query>,
 ) -> Outcome {
     let both = LEGACY_STREAM | PER_THREAD_DEFAULT_STREAM;
-    if symbol.is_null() || function.is_null() || version < 2000 || flags & !both != 0 || flags == both {
+    let name = symbol.get()?;
+    if function.is_null() || version < 2000 || flags & !both != 0 || flags == both {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
-    // SAFETY: a C string, as the driver API demands.
-    let name = unsafe { CStr::from_ptr(symbol) }.to_str().map_err(|_| CUresult::CUDA_ERROR_INVALID_VALUE)?;
+    let name = name.to_str().map_err(|_| CUresult::CUDA_ERROR_INVALID_VALUE)?;
     if name.is_empty() {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
     let found = find(name, version as u32, flags & PER_THREAD_DEFAULT_STREAM != 0);
-    // SAFETY: not null (function) or null or writable (status), as the driver API demands.
-    unsafe {
-        function.write(found.unwrap_or(0) as *mut c_void);
-        put_if(status, found.err().unwrap_or(Query::CU_GET_PROC_ADDRESS_SUCCESS));
-    }
+    function.set(found.unwrap_or(0) as *mut c_void)?;
+    status.set(found.err().unwrap_or(Query::CU_GET_PROC_ADDRESS_SUCCESS));
     // Version 1 of the function has only its result to say so; version 2 succeeds and says it in `status`.
     if found.is_err() && status.is_null() {
         return Err(CUresult::CUDA_ERROR_NOT_FOUND);

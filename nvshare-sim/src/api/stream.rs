@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{CUcontext, CUdevice, CUevent, CUgreenCtx, CUresult, CUstream};
 
+use crate::call::{Call, Outcome};
 use crate::capture;
 use crate::context;
 use crate::event::Record;
-use crate::export::{Call, Outcome, export, put, put_if};
+use crate::export::export;
 use crate::failure;
 use crate::green::Green;
+use crate::parameters::{Maybe, Out};
 use crate::stream::{Kind, STREAMS, Stream};
 use crate::work::{self, Callback, Work};
 
@@ -24,14 +26,12 @@ pub(crate) const GREATEST_PRIORITY: c_int = -5;
 const WAIT_EXTERNAL: c_uint = 1;
 
 export! {
-    fn cuStreamCreate(made: *mut CUstream, flags: c_uint) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { create(cx, made, flags, 0) }
+    fn cuStreamCreate(made: Out<CUstream>, flags: c_uint) |cx| {
+        create(cx, made, flags, 0)
     }
 
-    fn cuStreamCreateWithPriority(made: *mut CUstream, flags: c_uint, priority: c_int) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { create(cx, made, flags, priority.clamp(GREATEST_PRIORITY, 0)) }
+    fn cuStreamCreateWithPriority(made: Out<CUstream>, flags: c_uint, priority: c_int) |cx| {
+        create(cx, made, flags, priority.clamp(GREATEST_PRIORITY, 0))
     }
 
     fn cuStreamDestroy_v2(handle: CUstream) |cx| {
@@ -90,48 +90,37 @@ export! {
         work::submit(&stream, Work::Callback(call)).map(|_| ())
     }
 
-    fn cuStreamGetCtx / cuStreamGetCtx_ptsz(handle: CUstream, context: *mut CUcontext) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe {
-            let (stream, green) = place_of(cx, handle)?;
-            put(context, green.as_ref().map_or_else(|| stream.context.handle(), Green::context_handle))
-        }
+    fn cuStreamGetCtx / cuStreamGetCtx_ptsz(handle: CUstream, context: Out<CUcontext>) |cx| {
+        let (stream, green) = place_of(cx, handle)?;
+        context.set(green.as_ref().map_or_else(|| stream.context.handle(), Green::context_handle))
     }
 
     fn cuStreamGetCtx_v2 / cuStreamGetCtx_v2_ptsz(
-        handle: CUstream, context: *mut CUcontext, green: *mut CUgreenCtx,
+        handle: CUstream, context: Out<CUcontext>, green: Maybe<CUgreenCtx>,
     ) |cx| {
         let (stream, its) = place_of(cx, handle)?;
-        // SAFETY: out-parameters of the driver API.
-        unsafe {
-            put_if(green, its.as_ref().map_or(std::ptr::null_mut(), Green::handle));
-            put(context, stream.context.handle())
-        }
+        green.set(its.as_ref().map_or(std::ptr::null_mut(), Green::handle));
+        context.set(stream.context.handle())
     }
 
-    fn cuStreamGetGreenCtx(handle: CUstream, green: *mut CUgreenCtx) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(green, place_of(cx, handle)?.1.as_ref().map_or(std::ptr::null_mut(), Green::handle)) }
+    fn cuStreamGetGreenCtx(handle: CUstream, green: Out<CUgreenCtx>) |cx| {
+        green.set(place_of(cx, handle)?.1.as_ref().map_or(std::ptr::null_mut(), Green::handle))
     }
 
-    fn cuStreamGetDevice / cuStreamGetDevice_ptsz(handle: CUstream, device: *mut CUdevice) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(device, cx.stream(handle)?.context.device as CUdevice) }
+    fn cuStreamGetDevice / cuStreamGetDevice_ptsz(handle: CUstream, device: Out<CUdevice>) |cx| {
+        device.set(cx.stream(handle)?.context.device as CUdevice)
     }
 
-    fn cuStreamGetFlags / cuStreamGetFlags_ptsz(handle: CUstream, flags: *mut c_uint) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(flags, cx.stream(handle)?.flags) }
+    fn cuStreamGetFlags / cuStreamGetFlags_ptsz(handle: CUstream, flags: Out<c_uint>) |cx| {
+        flags.set(cx.stream(handle)?.flags)
     }
 
-    fn cuStreamGetPriority / cuStreamGetPriority_ptsz(handle: CUstream, priority: *mut c_int) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(priority, cx.stream(handle)?.priority) }
+    fn cuStreamGetPriority / cuStreamGetPriority_ptsz(handle: CUstream, priority: Out<c_int>) |cx| {
+        priority.set(cx.stream(handle)?.priority)
     }
 
-    fn cuStreamGetId / cuStreamGetId_ptsz(handle: CUstream, id: *mut u64) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(id, cx.stream(handle)?.id) }
+    fn cuStreamGetId / cuStreamGetId_ptsz(handle: CUstream, id: Out<u64>) |cx| {
+        id.set(cx.stream(handle)?.id)
     }
 }
 
@@ -147,9 +136,7 @@ fn place_of(cx: &Call, handle: CUstream) -> Outcome<(Arc<Stream>, Option<Arc<Gre
     Ok((stream, green))
 }
 
-/// # Safety
-/// `made` is null or writable.
-unsafe fn create(cx: &Call, made: *mut CUstream, flags: c_uint, priority: c_int) -> Outcome {
+fn create(cx: &Call, made: Out<CUstream>, flags: c_uint, priority: c_int) -> Outcome {
     if made.is_null() || flags & !NON_BLOCKING != 0 {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
@@ -158,7 +145,5 @@ unsafe fn create(cx: &Call, made: *mut CUstream, flags: c_uint, priority: c_int)
     context.jam.pass();
     let stream = Stream::new(&context, kind, flags, priority);
     context.streams().keep(Arc::downgrade(&stream));
-    // SAFETY: not null, and the caller vouches for the rest.
-    unsafe { made.write(STREAMS.insert(stream)) };
-    Ok(())
+    made.set(STREAMS.insert(stream))
 }

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::sys::CUresult;
 
-use crate::export::{Outcome, export};
+use crate::call::Outcome;
+use crate::export::export;
 
 fn refuse(name: &str, said: &AtomicBool) -> Outcome {
     if !said.swap(true, Ordering::Relaxed) {

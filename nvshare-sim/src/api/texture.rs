@@ -3,8 +3,10 @@
 use cudarc::driver::sys::{CUarray, CUmipmappedArray, CUresult};
 
 use crate::array::{Array, Levelled, component};
+use crate::call::Outcome;
 use crate::device;
-use crate::export::{Outcome, export, put};
+use crate::export::export;
+use crate::parameters::{In, Out};
 use crate::texture::{self, Part, Reading, Resource, View};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
@@ -24,14 +26,10 @@ const MOST_PITCHED: [u32; 3] = [70, 71, 72];
 
 export! {
     fn cuTexObjectCreate(
-        made: *mut u64, resource: *const Resource, reading: *const Reading, part: *const Part,
+        made: Out<u64>, resource: In<Resource>, reading: In<Reading>, part: In<Part>,
     ) |cx| {
-        // SAFETY: null, or descriptions as the driver API demands them.
-        let (resource, reading, part) = unsafe { (resource.as_ref(), reading.as_ref(), part.as_ref()) };
-        let (resource, reading) = (resource.ok_or(INVALID)?, reading.ok_or(INVALID)?);
-        if made.is_null() {
-            return Err(INVALID);
-        }
+        let (resource, reading, part) = (resource.get()?, reading.get()?, part.given());
+        made.needed()?;
         let context = cx.context()?;
         check(resource)?;
         let reads_well = reading[..3].iter().all(|mode| *mode <= 3) && reading[3] <= 1;
@@ -40,8 +38,7 @@ export! {
         }
         let (reading, part) = (Some(*reading), part.copied());
         let object = texture::add(&View { context: context.id, resource: *resource, reading, part });
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(made, object) }
+        made.set(object)
     }
 
     fn cuTexObjectDestroy(object: u64) |cx| {
@@ -50,27 +47,24 @@ export! {
         Ok(())
     }
 
-    fn cuTexObjectGetResourceDesc(resource: *mut Resource, object: u64) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(resource, texture::get(object, true).ok_or(INVALID)?.resource) }
+    fn cuTexObjectGetResourceDesc(resource: Out<Resource>, object: u64) |cx| {
+        resource.set(texture::get(object, true).ok_or(INVALID)?.resource)
     }
 
-    fn cuTexObjectGetTextureDesc(reading: *mut Reading, object: u64) |cx| {
+    fn cuTexObjectGetTextureDesc(reading: Out<Reading>, object: u64) |cx| {
         let known = texture::get(object, true).and_then(|view| view.reading);
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(reading, known.ok_or(INVALID)?) }
+        reading.set(known.ok_or(INVALID)?)
     }
 
-    fn cuTexObjectGetResourceViewDesc(part: *mut Part, object: u64) |cx| {
+    fn cuTexObjectGetResourceViewDesc(part: Out<Part>, object: u64) |cx| {
         // One that was made without has none.
         let known = texture::get(object, true).and_then(|view| view.part);
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(part, known.ok_or(INVALID)?) }
+        part.set(known.ok_or(INVALID)?)
     }
 
-    fn cuSurfObjectCreate(made: *mut u64, resource: *const Resource) |cx| {
-        // SAFETY: null, or a description as the driver API demands it.
-        let resource = unsafe { resource.as_ref() }.filter(|_| !made.is_null()).ok_or(INVALID)?;
+    fn cuSurfObjectCreate(made: Out<u64>, resource: In<Resource>) |cx| {
+        let resource = resource.get()?;
+        made.needed()?;
         let context = cx.context()?;
         check(resource)?;
         let array = (resource.kind == ARRAY).then(|| Array::by_handle(resource.of as CUarray)).flatten();
@@ -79,8 +73,7 @@ export! {
         }
         let object =
             texture::add(&View { context: context.id, resource: *resource, reading: None, part: None });
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(made, object) }
+        made.set(object)
     }
 
     fn cuSurfObjectDestroy(object: u64) |cx| {
@@ -89,9 +82,8 @@ export! {
         Ok(())
     }
 
-    fn cuSurfObjectGetResourceDesc(resource: *mut Resource, object: u64) |cx| {
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(resource, texture::get(object, false).ok_or(INVALID)?.resource) }
+    fn cuSurfObjectGetResourceDesc(resource: Out<Resource>, object: u64) |cx| {
+        resource.set(texture::get(object, false).ok_or(INVALID)?.resource)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Stream memory operations: a stream writes a word, or waits for one.
 
+#![expect(unsafe_code, reason = "a word of the device's memory, found accessible")]
+
 use std::ffi::c_uint;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -7,7 +9,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use cudarc::driver::sys::{CUdeviceptr, CUresult, CUstream};
 use nvshare_sim_card::now;
 
-use crate::export::{Call, Outcome, export};
+use crate::call::{Call, Outcome};
+use crate::export::export;
 use crate::memory;
 use crate::strict;
 use crate::timeline::Timeline;

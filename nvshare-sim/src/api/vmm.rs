@@ -1,15 +1,19 @@
 //! Virtual memory: addresses reserved, physical memory created, the one mapped behind the other.
 
+#![expect(unsafe_code, reason = "a descriptor that the caller passes as a pointer")]
+
 use std::ffi::{c_int, c_uint, c_ulonglong, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 
 use cudarc::driver::sys::{CUdeviceptr, CUresult};
 use nvshare_sim_card::{HandleId, Point};
 
+use crate::call::Outcome;
 use crate::device;
-use crate::export::{Outcome, export, put};
+use crate::export::export;
 use crate::memory::space::Kind;
 use crate::memory::{GRANULARITY, mapping, physical};
+use crate::parameters::{Count, In, List, Out};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 
@@ -82,7 +86,9 @@ fn whole(value: u64) -> Outcome<u64> {
 }
 
 export! {
-    fn cuMemAddressReserve(pointer: *mut CUdeviceptr, bytes: usize, alignment: usize, hint: CUdeviceptr, flags: c_ulonglong) |cx| {
+    fn cuMemAddressReserve(
+        pointer: Out<CUdeviceptr>, bytes: usize, alignment: usize, hint: CUdeviceptr, flags: c_ulonglong,
+    ) |cx| {
         no_flags(flags)?;
         // The header speaks of the host's page size; an H200 with driver 580 refuses what is not whole blocks.
         let placed = alignment == 0 || alignment.is_power_of_two();
@@ -91,28 +97,25 @@ export! {
         }
         whole(bytes as u64)?;
         let start = mapping::reserve(bytes as u64, alignment as u64, hint)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(pointer, start) }
+        pointer.set(start)
     }
 
     fn cuMemAddressFree(start: CUdeviceptr, bytes: usize) |cx| {
         mapping::free(start, bytes as u64)
     }
 
-    fn cuMemCreate(handle: *mut c_ulonglong, bytes: usize, properties: *const c_void, flags: c_ulonglong) |cx| {
+    fn cuMemCreate(
+        handle: Out<c_ulonglong>, bytes: usize, properties: In<Properties>, flags: c_ulonglong,
+    ) |cx| {
         no_flags(flags)?;
-        if handle.is_null() || properties.is_null() {
-            return Err(INVALID);
-        }
-        // SAFETY: the caller passes a `CUmemAllocationProp`.
-        let properties = unsafe { properties.cast::<Properties>().read() };
+        handle.needed()?;
+        let properties = properties.get()?;
         let device = properties.device()?;
         let bytes = whole(bytes as u64)?;
         crate::faults::at_call(Point::Create)?;
         let rdma = if properties.rdma_capable != 0 { physical::RDMA_CAPABLE } else { 0 };
         let id = physical::create(device, bytes, properties.handle_types | rdma)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(handle, id.0) }
+        handle.set(id.0)
     }
 
     fn cuMemRelease(handle: c_ulonglong) |cx| {
@@ -135,12 +138,11 @@ export! {
         mapping::unmap(start, whole(bytes as u64)?)
     }
 
-    fn cuMemSetAccess(start: CUdeviceptr, bytes: usize, grants: *const c_void, count: usize) |cx| {
-        if grants.is_null() || count == 0 {
+    fn cuMemSetAccess(start: CUdeviceptr, bytes: usize, grants: List<Grant>, count: Count) |cx| {
+        let grants = grants.of(count)?;
+        if grants.is_empty() {
             return Err(INVALID);
         }
-        // SAFETY: the caller passes `count` of `CUmemAccessDesc`.
-        let grants = unsafe { std::slice::from_raw_parts(grants.cast::<Grant>(), count) };
         let granted = |grant: &Grant| {
             let access = match grant.flags {
                 0 => mapping::NO_ACCESS,
@@ -159,37 +161,26 @@ export! {
         mapping::set_access(start, whole(bytes as u64)?, &grants)
     }
 
-    fn cuMemGetAccess(flags: *mut c_ulonglong, location: *const c_void, address: CUdeviceptr) |cx| {
-        if location.is_null() {
-            return Err(INVALID);
-        }
-        // SAFETY: the caller passes a `CUmemLocation`.
-        let location = unsafe { location.cast::<Location>().read() };
+    fn cuMemGetAccess(flags: Out<c_ulonglong>, location: In<Location>, address: CUdeviceptr) |cx| {
+        let location = location.get()?;
         if location.kind != ON_DEVICE {
             return Err(INVALID);
         }
         let device = device::index(location.id)?;
         // Of plain memory an H200 says that nobody has access.
         if crate::memory::space::find(address).is_some_and(|area| matches!(area.kind, Kind::Plain(_))) {
-            // SAFETY: an out-parameter of the driver API.
-            return unsafe { put(flags, 0) };
+            return flags.set(0);
         }
         let (_, _, _, access) = mapping::look(address)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(flags, access[device].into()) }
+        flags.set(access[device].into())
     }
 
-    fn cuMemGetAllocationGranularity(granularity: *mut usize, properties: *const c_void, option: c_uint) |cx| {
-        if properties.is_null() || option > 1 {
-            return Err(INVALID);
-        }
-        // SAFETY: the caller passes a `CUmemAllocationProp`.
-        unsafe { properties.cast::<Properties>().read() }.device()?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(granularity, GRANULARITY as usize) }
+    fn cuMemGetAllocationGranularity(granularity: Out<usize>, properties: In<Properties>, option: c_uint) |cx| {
+        properties.given().filter(|_| option <= 1).ok_or(INVALID)?.device()?;
+        granularity.set(GRANULARITY as usize)
     }
 
-    fn cuMemGetAllocationPropertiesFromHandle(properties: *mut c_void, handle: c_ulonglong) |cx| {
+    fn cuMemGetAllocationPropertiesFromHandle(properties: Out<Properties>, handle: c_ulonglong) |cx| {
         let (device, _, known) = physical::describe(HandleId(handle))?;
         let answer = Properties {
             kind: PINNED,
@@ -201,38 +192,33 @@ export! {
             usage: 0,
             reserved: [0; 4],
         };
-        // SAFETY: an out-parameter of the driver API, a `CUmemAllocationProp`.
-        unsafe { put(properties.cast(), answer) }
+        properties.set(answer)
     }
 
-    fn cuMemRetainAllocationHandle(handle: *mut c_ulonglong, address: *mut c_void) |cx| {
-        if handle.is_null() {
-            return Err(INVALID);
-        }
+    fn cuMemRetainAllocationHandle(handle: Out<c_ulonglong>, address: *mut c_void) |cx| {
+        handle.needed()?;
         let id = mapping::retain(address as u64)?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(handle, id.0) }
+        handle.set(id.0)
     }
 
-    fn cuMemExportToShareableHandle(shareable: *mut c_void, handle: c_ulonglong, kind: c_uint, flags: c_ulonglong) |cx| {
+    fn cuMemExportToShareableHandle(
+        shareable: Out<c_int>, handle: c_ulonglong, kind: c_uint, flags: c_ulonglong,
+    ) |cx| {
         no_flags(flags)?;
-        if shareable.is_null() {
-            return Err(INVALID);
-        }
+        shareable.needed()?;
         let (_, _, known) = physical::describe(HandleId(handle))?;
         // Only what was asked for at its creation.
         if kind != DESCRIPTOR || known & DESCRIPTOR == 0 {
             return Err(INVALID);
         }
         let descriptor = physical::export(HandleId(handle))?;
-        // SAFETY: for this kind the out-parameter is a C int.
-        unsafe { put(shareable.cast::<c_int>(), descriptor.as_raw_fd())? };
+        shareable.set(descriptor.as_raw_fd())?;
         // The caller closes it.
         let _ = descriptor.into_raw_fd();
         Ok(())
     }
 
-    fn cuMemImportFromShareableHandle(handle: *mut c_ulonglong, shareable: *mut c_void, kind: c_uint) |cx| {
+    fn cuMemImportFromShareableHandle(handle: Out<c_ulonglong>, shareable: *mut c_void, kind: c_uint) |cx| {
         let descriptor = shareable as usize as c_int;
         if handle.is_null() || descriptor < 0 {
             return Err(INVALID);
@@ -242,7 +228,6 @@ export! {
         }
         // SAFETY: for this kind the argument is a descriptor that the caller keeps open during the call.
         let id = physical::import(unsafe { BorrowedFd::borrow_raw(descriptor) })?;
-        // SAFETY: an out-parameter of the driver API.
-        unsafe { put(handle, id.0) }
+        handle.set(id.0)
     }
 }

@@ -2,8 +2,8 @@
 
 use cudarc::driver::sys::CUresult;
 
+use crate::call::Outcome;
 use crate::device;
-use crate::export::Outcome;
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 

@@ -9,8 +9,8 @@ use cudarc::driver::sys::{CUarray, CUmipmappedArray, CUresult};
 
 pub(crate) use form::{Form, SURFACE, component};
 
+use crate::call::Outcome;
 use crate::context::Context;
-use crate::export::Outcome;
 use crate::handles::{Registry, handle_of};
 use crate::memory::plain;
 use crate::memory::space::Area;

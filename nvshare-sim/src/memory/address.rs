@@ -1,5 +1,7 @@
 //! Pieces of the process's address space for the driver: reserved without access, backed by pieces of a card, given back.
 
+#![expect(unsafe_code, reason = "mappings in a range that is reserved here")]
+
 use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::LazyLock;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use super::GRANULARITY;
 use super::plain::Chunk;
+use crate::call::Outcome;
 use crate::device::card;
-use crate::export::Outcome;
 
 /// Pieces start at multiples of this.
 const ALIGNMENT: u64 = 512;

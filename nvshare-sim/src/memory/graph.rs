@@ -3,6 +3,8 @@
 //! and that of its free, and stays behind the address until it is trimmed, another one needs it, or nobody can launch it any
 //! more: graphs that are launched one after the other share it (as on an H200).
 
+#![expect(unsafe_code, reason = "mappings that are its own")]
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use cudarc::driver::sys::CUresult;
@@ -12,9 +14,9 @@ use super::graph_pool::{self, Block};
 use super::space::{self, Area, Kind};
 use super::{GRANULARITY, address, plain};
 use crate::api::vmm::Grant;
+use crate::call::Outcome;
 use crate::completion::Completion;
 use crate::context::{CONTEXTS, Context};
-use crate::export::Outcome;
 use crate::graph::Graph;
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;

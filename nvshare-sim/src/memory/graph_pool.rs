@@ -7,8 +7,8 @@ use cudarc::driver::sys::CUresult;
 use nvshare_sim_card::config::MAX_CARDS;
 use nvshare_sim_card::{HandleId, Run};
 
+use crate::call::Outcome;
 use crate::device::card;
-use crate::export::Outcome;
 
 /// A piece of physical memory.
 pub(super) struct Block {

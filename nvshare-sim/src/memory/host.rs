@@ -1,12 +1,14 @@
 //! Host memory that the device can reach: allocated by the driver, or the program's own, registered.
 
+#![expect(unsafe_code, reason = "mappings that are its own")]
+
 use cudarc::driver::sys::CUresult;
 use nvshare_sim_card::Point;
 
 use super::space::{self, Area, Kind};
 use super::{address, piece, pins, plain};
+use crate::call::Outcome;
 use crate::context::Context;
-use crate::export::Outcome;
 
 const PAGE: u64 = 4096;
 

@@ -1,6 +1,8 @@
 //! `cuMemAllocManaged`: host memory at one address, whose pages claim blocks of the card as kernels touch them. Only the
 //! time of the migrations is simulated (nvshare-sim-card's `managed`); the bytes stay where they are.
 
+#![expect(unsafe_code, reason = "mappings that are its own")]
+
 use std::ops::Range;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,9 +13,9 @@ use nvshare_sim_card::managed::PAGE_BYTES;
 
 use super::address;
 use super::space::{self, Area, Kind};
+use crate::call::Outcome;
 use crate::context::Context;
 use crate::device::card;
-use crate::export::Outcome;
 
 /// `CU_DEVICE_CPU`: the host, where a device is named.
 pub(crate) const HOST: i32 = -1;

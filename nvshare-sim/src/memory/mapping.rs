@@ -1,5 +1,7 @@
 //! Physical memory behind reserved addresses: `cuMemAddressReserve`, `cuMemMap`, `cuMemSetAccess` and back.
 
+#![expect(unsafe_code, reason = "mappings that are its own")]
+
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -9,7 +11,7 @@ use nvshare_sim_card::{HandleId, now};
 
 use super::space::{self, Area, Kind, Space};
 use super::{GRANULARITY, address, physical, piece};
-use crate::export::Outcome;
+use crate::call::Outcome;
 
 /// What devices may do with mapped memory: the values of `CUmemAccess_flags`.
 pub(crate) const NO_ACCESS: u8 = 0;

@@ -30,9 +30,9 @@ use nvshare_sim_card::now;
 pub(crate) use managed::touch_managed;
 pub(crate) use space::{Location, access, classify, classify_for_copy, needs_peer_access};
 
+use crate::call::Outcome;
 use crate::context::Context;
 use crate::device::card;
-use crate::export::Outcome;
 
 /// Physical memory comes in multiples of this.
 pub(crate) const GRANULARITY: u64 = nvshare_sim_card::BLOCK_BYTES;

@@ -7,8 +7,8 @@ use cudarc::driver::sys::CUresult;
 use nvshare_sim_card::{HandleId, Run, now};
 
 use super::space::{self, Space};
+use crate::call::Outcome;
 use crate::device::card;
-use crate::export::Outcome;
 
 /// One handle, as this process knows it.
 pub(crate) struct Physical {

@@ -7,8 +7,8 @@ use nvshare_sim_card::HandleId;
 use nvshare_sim_card::config::MAX_CARDS;
 
 use super::GRANULARITY;
+use crate::call::Outcome;
 use crate::device::card;
-use crate::export::Outcome;
 
 /// Pinned memory for which one step is taken.
 const STEP: u64 = 1 << 30;

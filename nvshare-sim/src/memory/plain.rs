@@ -1,5 +1,7 @@
 //! `cuMemAlloc`: whole blocks for large pieces, slots of a shared block for small ones.
 
+#![expect(unsafe_code, reason = "mappings that are its own")]
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,9 +11,9 @@ use nvshare_sim_card::{HandleId, Point};
 use super::pool::Pool;
 use super::space::{self, Area, Kind};
 use super::{GRANULARITY, address, piece};
+use crate::call::Outcome;
 use crate::context::{CONTEXTS, Context};
 use crate::device::card;
-use crate::export::Outcome;
 
 /// Pieces up to this size share blocks.
 const SMALL: u64 = GRANULARITY / 2;

@@ -1,12 +1,14 @@
 //! Memsets: elements of one, two or four bytes, in rows.
 
+#![expect(unsafe_code, reason = "the device's memory, found accessible")]
+
 use std::sync::Arc;
 
 use nvshare_sim_card::Lane;
 
 use super::Touch;
+use crate::call::Outcome;
 use crate::context::{CONTEXTS, Context};
-use crate::export::Outcome;
 use crate::memory::{self, Location};
 use crate::strict;
 use crate::timeline::Timeline;

@@ -1,25 +1,26 @@
 //! Work: everything that a stream executes. It is submitted here, either to a stream or, where that is being captured, to
 //! a graph; while it is in flight it is known what memory it may touch.
 
+mod callback;
 mod fill;
 mod flight;
 mod transfer;
 
-use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUresult;
 use nvshare_sim_card::now;
 
+pub(crate) use callback::{Callback, HostCall};
 pub(crate) use fill::Fill;
 pub(crate) use flight::{in_flight, stop_touching, submitted_so_far};
 pub(crate) use transfer::{Plane, Transfer, device_end};
 
+use crate::call::Outcome;
 use crate::capture;
 use crate::completion::Completion;
 use crate::executable::Executable;
-use crate::export::Outcome;
 use crate::failure;
 use crate::faults::{self, Effect};
 use crate::kernel::Launch;
@@ -48,15 +49,6 @@ pub(crate) struct Custom {
     pub(crate) run: Box<dyn Fn(&mut Timeline<'_>) -> Outcome + Send + Sync>,
 }
 
-/// A function of the application that a stream calls.
-#[derive(Clone, Copy)]
-pub(crate) struct HostCall {
-    /// Takes its argument alone.
-    pub(crate) function: unsafe extern "C" fn(*mut c_void),
-    /// The argument.
-    pub(crate) argument: usize,
-}
-
 /// One operation of a stream.
 #[derive(Clone)]
 pub(crate) enum Work {
@@ -80,17 +72,6 @@ pub(crate) enum Work {
     Custom(Arc<Custom>),
     /// Nothing: an event's record, a wait for one, an empty node.
     Nothing,
-}
-
-/// `cuStreamAddCallback`.
-#[derive(Clone, Copy)]
-pub(crate) struct Callback {
-    /// Gets the stream's handle, its state and the argument.
-    pub(crate) function: unsafe extern "C" fn(cudarc::driver::sys::CUstream, CUresult, *mut c_void),
-    /// The stream as the application named it.
-    pub(crate) stream: usize,
-    /// The argument.
-    pub(crate) argument: usize,
 }
 
 impl Work {
@@ -163,21 +144,13 @@ impl Work {
             Work::Fill(fill) => fill.execute(timeline),
             Work::Host(call) => {
                 timeline.sleep();
-                // SAFETY: the application vouches for the function and its argument until it has run.
-                unsafe { (call.function)(call.argument as *mut c_void) };
+                call.run();
                 timeline.at = timeline.at.max(now());
                 Ok(())
             }
             Work::Callback(call) => {
                 timeline.sleep();
-                // SAFETY: as above.
-                unsafe {
-                    (call.function)(
-                        call.stream as cudarc::driver::sys::CUstream,
-                        CUresult::CUDA_SUCCESS,
-                        call.argument as *mut c_void,
-                    );
-                }
+                call.run();
                 timeline.at = timeline.at.max(now());
                 Ok(())
             }

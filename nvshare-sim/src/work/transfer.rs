@@ -1,5 +1,7 @@
 //! Copies of one, two or three dimensions, over the link or within the device.
 
+#![expect(unsafe_code, reason = "memory that a copy is about, found accessible or vouched for")]
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -7,7 +9,7 @@ use cudarc::driver::sys::CUresult;
 use nvshare_sim_card::Lane;
 
 use super::Touch;
-use crate::export::Outcome;
+use crate::call::Outcome;
 use crate::memory::{self, Location};
 use crate::strict;
 use crate::timeline::{PIECE, Timeline};

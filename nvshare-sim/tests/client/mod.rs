@@ -1,4 +1,6 @@
 //! A client of the simulated driver for tests: the library, loaded as programs load it, and calls of its functions.
+
+#![expect(unsafe_code, reason = "functions of a library that is loaded, and the memory they give")]
 #![allow(
     dead_code,
     clippy::unused_self,
@@ -8,6 +10,7 @@
 use std::ffi::c_void;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use libloading::Library;
@@ -77,9 +80,9 @@ impl Driver {
         text.lines().map(str::to_owned).collect()
     }
 
-    /// A function of the driver.
+    /// A function of the driver, as a type of function pointer.
     pub(crate) fn function<F: Copy>(&self, name: &str) -> F {
-        // SAFETY: the caller's arguments are those of the function's declaration.
+        // SAFETY: tests call it with the arguments of its declaration, and with live pointers.
         *unsafe { self.library.get::<F>(name.as_bytes()) }.unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 }
@@ -88,12 +91,9 @@ impl Driver {
 #[macro_export]
 macro_rules! call {
     ($name:ident($($argument:expr),* $(,)?)) => {{
-        let function: unsafe extern "C" fn($($crate::call!(@infer $argument)),*) -> u32 =
+        let function: extern "C" fn($($crate::call!(@infer $argument)),*) -> u32 =
             $crate::client::DRIVER.function(stringify!($name));
-        // SAFETY: a call of the driver API with live pointers.
-        #[allow(clippy::macro_metavars_in_unsafe, reason = "the arguments are words and pointers")]
-        let result = unsafe { function($($argument),*) };
-        result
+        function($($argument),*)
     }};
     (@infer $argument:expr) => { _ };
 }
@@ -157,24 +157,69 @@ impl Context {
         function
     }
 
-    /// Launches a kernel of words; the value is the call's result.
+    /// Launches a kernel of words by its name; the value is the call's result.
     pub(crate) fn launch(&self, stream: Word, name: &str, words: &[Word]) -> u32 {
-        let function = self.function(name);
-        let pointers: Vec<*const Word> = words.iter().map(std::ptr::from_ref).collect();
-        call!(cuLaunchKernel(
-            function,
-            1_u32,
-            1_u32,
-            1_u32,
-            32_u32,
-            1_u32,
-            1_u32,
-            0_u32,
-            stream,
-            pointers.as_ptr(),
-            std::ptr::null::<u64>()
-        ))
+        launch(self.function(name), stream, words)
     }
+}
+
+/// `cuLaunchKernel`.
+type Launch =
+    extern "C" fn(Word, u32, u32, u32, u32, u32, u32, u32, Word, *const *const Word, *const Word) -> u32;
+
+/// Launches a kernel of words; the value is the call's result.
+pub(crate) fn launch(function: Word, stream: Word, words: &[Word]) -> u32 {
+    let pointers: Vec<*const Word> = words.iter().map(std::ptr::from_ref).collect();
+    launch_as(function, [1, 32, 0], stream, pointers.as_ptr(), std::ptr::null())
+}
+
+/// Launches a kernel of words in the thread's own default stream.
+pub(crate) fn launch_in_own_stream(function: Word, words: &[Word]) -> u32 {
+    let pointers: Vec<*const Word> = words.iter().map(std::ptr::from_ref).collect();
+    launch_by("cuLaunchKernel_ptsz", function, [1, 32, 0], 0, pointers.as_ptr(), std::ptr::null())
+}
+
+/// Launches a kernel in this shape (blocks, threads of each, bytes of shared memory), with its arguments in either way.
+pub(crate) fn launch_as(
+    function: Word,
+    shape: [u32; 3],
+    stream: Word,
+    parameters: *const *const Word,
+    extra: *const Word,
+) -> u32 {
+    launch_by("cuLaunchKernel", function, shape, stream, parameters, extra)
+}
+
+fn launch_by(
+    name: &str,
+    function: Word,
+    [blocks, threads, shared]: [u32; 3],
+    stream: Word,
+    parameters: *const *const Word,
+    extra: *const Word,
+) -> u32 {
+    let launch: Launch = DRIVER.function(name);
+    launch(function, blocks, 1, 1, threads, 1, 1, shared, stream, parameters, extra)
+}
+
+/// Lets a kernel end that waits for the first word of this memory.
+pub(crate) fn set_flag(flag: &mut [u64]) {
+    // SAFETY: the first word of the caller's memory; the kernel reads it atomically too.
+    unsafe { AtomicU32::from_ptr(flag.as_mut_ptr().cast()) }.store(1, Ordering::SeqCst);
+}
+
+/// Free memory of the current context's card.
+pub(crate) fn free_bytes() -> usize {
+    let (mut free, mut total) = (0_usize, 0_usize);
+    ok!(cuMemGetInfo_v2(&raw mut free, &raw mut total));
+    free
+}
+
+/// Managed memory.
+pub(crate) fn managed(bytes: usize) -> Word {
+    let mut start = 0;
+    ok!(cuMemAllocManaged(&raw mut start, bytes, 1_u32));
+    start
 }
 
 impl Drop for Context {

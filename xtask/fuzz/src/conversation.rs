@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use nvshare_agent::conductor::core::Core;
-use nvshare_agent::device::{Reading, Report};
-use nvshare_agent::ledger::{Page, SessionId};
-use nvshare_agent::moment::Moment;
-use nvshare_agent::observation::Process;
-use nvshare_agent::settings::Settings;
+use nvshare_agent_core::conductor::Core;
+use nvshare_agent_core::ledger::{Page, SessionId};
+use nvshare_agent_core::moment::Moment;
+use nvshare_agent_core::process::Process;
+use nvshare_agent_core::reading::{Reading, Report};
+use nvshare_agent_core::settings::Settings;
 use nvshare_common::counters::Holdings;
 use nvshare_common::frame;
 use nvshare_common::protocol::{Hello, ToAgent};

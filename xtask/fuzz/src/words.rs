@@ -3,13 +3,13 @@
 use std::ffi::OsString;
 use std::io::Write;
 
+use nvshare_agent::admin::change;
 use nvshare_agent::admin::who::Who;
 use nvshare_agent::admin::{Request, Response};
-use nvshare_agent::change::Change;
 use nvshare_agent::config::file;
-use nvshare_agent::order::{Priority, Weight};
 use nvshare_agent::pods::quantity;
-use nvshare_agent::value;
+use nvshare_agent_core::order::{Priority, Weight};
+use nvshare_agent_core::value;
 
 /// A line on the admin socket, either way. What was understood is written and read again: the same.
 pub(crate) fn admin(line: &[u8]) {
@@ -47,8 +47,8 @@ pub(crate) fn words(bytes: &[u8]) {
     let _ = value::factor(text);
     let _ = value::socket_path(text);
     let _ = value::node_name(text);
-    let _ = value::server(text);
-    let _ = value::log_filter(text);
+    let _ = nvshare_agent::pods::server(text);
+    let _ = nvshare_agent::log::filter(text);
     let _ = quantity::bytes(text);
     let _ = text.parse::<Priority>();
     if let Ok(weight) = text.parse::<Weight>() {
@@ -57,9 +57,9 @@ pub(crate) fn words(bytes: &[u8]) {
     if let Ok(who) = text.parse::<Who>() {
         assert!(who.to_string().parse::<Who>().is_ok(), "{who}");
     }
-    if let Ok(change) = text.parse::<Change>() {
+    if let Ok(change) = change::read(text) {
         let shown = change.to_string();
-        assert!(shown.parse::<Change>().is_ok(), "`{text}` is shown as `{shown}`, which cannot be read");
+        assert!(change::read(&shown).is_ok(), "`{text}` is shown as `{shown}`, which cannot be read");
     }
 }
 

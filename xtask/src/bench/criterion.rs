@@ -21,6 +21,7 @@ pub(super) fn hooks(artifacts: &Artifacts) -> Result<Vec<Figure>> {
 
 /// A turn of the conductor, and a scrape.
 pub(super) fn agent(artifacts: &Artifacts) -> Result<Vec<Figure>> {
+    benches("nvshare-agent-core", artifacts)?;
     benches("nvshare-agent", artifacts)?;
     Ok(vec![
         alone("decide, 1,000 clients", "decide_1000_clients", 1.0)?,

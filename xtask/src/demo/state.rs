@@ -4,54 +4,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nvshare_agent_core::snapshot::{Calls, State, Switch};
+use nvshare_common::probe::Call;
+use nvshare_common::units::Bytes;
 use nvshare_testbed::Agent;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use super::Mode;
 use super::report::{Count, Events, Run};
-
-/// What the demo reads of `/api/v1/state`.
-#[derive(Deserialize)]
-struct State {
-    clients: Vec<IgnoredAny>,
-    ended_count: u64,
-    ended_totals: Totals,
-    observer: Observer,
-    switches: Switches,
-}
-
-/// What all clients did together.
-#[derive(Deserialize)]
-struct Totals {
-    application_calls: BTreeMap<String, u64>,
-    engine_calls: BTreeMap<String, u64>,
-    application_seen: BTreeMap<String, u64>,
-    engine_seen: BTreeMap<String, u64>,
-    copied_out: u64,
-    copied_in: u64,
-}
-
-#[derive(Deserialize)]
-struct Observer {
-    lost: u64,
-}
-
-#[derive(Deserialize)]
-struct Switches {
-    count: u64,
-    recent: Vec<Switch>,
-}
-
-/// One switch.
-#[derive(Clone, Copy, Debug, Deserialize)]
-struct Switch {
-    number: u64,
-    seconds: f64,
-    drain_seconds: f64,
-    bytes_out: u64,
-    bytes_in: u64,
-}
 
 /// Collects switches while the clients run: the agent remembers only the last ones.
 pub(crate) struct Watch<'a> {
@@ -76,7 +35,7 @@ impl Watch<'_> {
 
     fn state(&mut self) -> Result<State> {
         let state: State = serde_json::from_value(self.agent.try_state()?).context("the agent's state")?;
-        self.switches.extend(state.switches.recent.iter().map(|switch| (switch.number, *switch)));
+        self.switches.extend(state.switches.recent.iter().map(|switch| (switch.number, switch.clone())));
         Ok(state)
     }
 
@@ -97,7 +56,7 @@ impl Watch<'_> {
             std::thread::sleep(Duration::from_millis(50));
         };
         let all: Vec<Switch> = self.switches.into_values().collect();
-        let steady: Vec<Switch> = all.iter().copied().filter(Switch::is_steady).collect();
+        let steady: Vec<Switch> = all.iter().filter(|switch| is_steady(switch)).cloned().collect();
         let of = |figure: &dyn Fn(&Switch) -> f64| median(steady.iter().map(figure).collect());
         let totals = &state.ended_totals;
         let events = Events {
@@ -109,10 +68,10 @@ impl Watch<'_> {
             mode: Mode::Nvshare,
             seconds: 0.0,
             slowest_first_response_seconds: all.iter().map(|switch| switch.seconds).fold(0.0, f64::max),
-            bytes_moved: Some(totals.copied_out + totals.copied_in),
+            bytes_moved: Some((totals.copied_out + totals.copied_in).0),
             switches: state.switches.count,
             switch_seconds_median: of(&|switch| switch.seconds),
-            switch_over_link: of(&|switch| switch.seconds / switch.link_seconds(link)),
+            switch_over_link: of(&|switch| switch.seconds / link_seconds(switch, link)),
             drain_seconds_median: of(&|switch| switch.drain_seconds),
             data_errors: 0,
             events_expected: sum(|count| count.expected),
@@ -123,26 +82,25 @@ impl Watch<'_> {
     }
 }
 
-impl Switch {
-    /// Whether it moved bytes both ways: not the first turns, when memory is new, nor the last, when there is room.
-    fn is_steady(&self) -> bool {
-        self.bytes_out > 0 && self.bytes_in > 0
-    }
+/// Whether it moved bytes both ways: not the first turns, when memory is new, nor the last, when there is room.
+fn is_steady(switch: &Switch) -> bool {
+    switch.bytes_out > Bytes::ZERO && switch.bytes_in > Bytes::ZERO
+}
 
-    /// How long the link takes for its bytes, both ways at once.
-    fn link_seconds(&self, link: u64) -> f64 {
-        self.bytes_out.max(self.bytes_in) as f64 / link as f64
-    }
+/// How long the link takes for its bytes, both ways at once.
+fn link_seconds(switch: &Switch, link: u64) -> f64 {
+    switch.bytes_out.max(switch.bytes_in).0 as f64 / link as f64
 }
 
 /// Of the calls that the shims count; some are only observed.
-fn counts(expected: &BTreeMap<String, u64>, seen: &BTreeMap<String, u64>) -> Vec<Count> {
-    let count = |call: &String| Count {
-        call: call.clone(),
-        expected: expected.get(call).copied().unwrap_or_default(),
-        seen: seen.get(call).copied().unwrap_or_default(),
+fn counts(expected: &Calls, seen: &Calls) -> Vec<Count> {
+    let count = |call: &Call| Count {
+        call: call.name().to_owned(),
+        expected: expected.0[*call as usize],
+        seen: seen.0[*call as usize],
     };
-    expected.keys().map(count).filter(|count| count.expected + count.seen > 0).collect()
+    let counted = Call::ALL.iter().filter(|call| call.is_compared() || expected.0[**call as usize] > 0);
+    counted.map(count).filter(|count| count.expected + count.seen > 0).collect()
 }
 
 /// The middle one (the lower of two).
@@ -153,22 +111,38 @@ pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use nvshare_common::units::ClientId;
+
     use super::*;
 
     #[test]
     fn the_link_works_both_ways_at_once() {
-        let switch = Switch { number: 1, seconds: 0.5, drain_seconds: 0.1, bytes_out: 300, bytes_in: 400 };
-        assert!(switch.is_steady());
-        assert!((switch.link_seconds(1000) - 0.4).abs() < 1e-9);
+        let switch = Switch {
+            number: 1,
+            client: ClientId(1),
+            pid: 7,
+            up_seconds: 0.0,
+            seconds: 0.5,
+            drain_seconds: 0.1,
+            bytes_out: Bytes(300),
+            bytes_in: Bytes(400),
+            clean: Bytes::ZERO,
+        };
+        assert!(is_steady(&switch));
+        assert!((link_seconds(&switch, 1000) - 0.4).abs() < 1e-9);
     }
 
     #[test]
     fn a_call_that_only_one_side_made_is_kept_and_one_that_is_only_observed_is_not() {
-        let all =
-            |counts: [(&str, u64); 3]| BTreeMap::from(counts.map(|(call, count)| (call.to_owned(), count)));
-        let expected = all([("alloc", 1), ("free", 0), ("never", 0)]);
-        let seen = all([("context_create", 4), ("free", 1), ("never", 0)]);
-        let found = counts(&expected, &seen);
+        let all = |counts: &[(Call, u64)]| {
+            let mut calls = Calls::default();
+            for (call, count) in counts {
+                calls.0[*call as usize] = *count;
+            }
+            calls
+        };
+        let observed = *Call::ALL.iter().find(|call| !call.is_compared()).expect("some are only observed");
+        let found = counts(&all(&[(Call::Alloc, 1)]), &all(&[(observed, 4), (Call::Free, 1)]));
         let found: Vec<_> = found.iter().map(|c| (c.call.as_str(), c.expected, c.seen)).collect();
         assert_eq!(found, [("alloc", 1, 0), ("free", 0, 1)]);
     }

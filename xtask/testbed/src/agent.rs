@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::Value;
 
-use crate::{Pages, wait_for};
+use crate::{Pages, signal, wait_for};
 
 /// An agent that dies with this value.
 pub struct Agent {
@@ -92,8 +92,7 @@ impl Agent {
     /// # Panics
     /// Where it is still there after 20 seconds.
     pub fn stop(mut self) -> ExitStatus {
-        // SAFETY: the child was not waited for yet, so its id names it and nothing else.
-        unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
+        signal(self.child.id(), libc::SIGTERM).expect("a child that was not waited for");
         wait_for("the agent stops", Duration::from_secs(20), || {
             self.child.try_wait().expect("the state of the agent")
         })

@@ -32,15 +32,3 @@ impl DerefMut for ClientCommand {
         &mut self.command
     }
 }
-
-/// Kills the process when the thread that spawned it ends, so that no failed test leaves anything behind.
-pub(crate) fn die_with_parent(command: &mut Command) {
-    use std::os::unix::process::CommandExt;
-    // SAFETY: prctl is async-signal-safe, and the closure touches no memory of the parent.
-    unsafe {
-        command.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            Ok(())
-        });
-    }
-}

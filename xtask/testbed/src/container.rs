@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::client::die_with_parent;
+use crate::process::{die_with_parent, is_root};
 use crate::{Cgroups, wait_for};
 
 /// No container of a test works longer than this, even beside a busy compiler.
@@ -57,8 +57,7 @@ pub struct Container {
 
 /// Whether there is `runc` to make containers with, and this user may. Says loudly what to do where not.
 pub fn containers_work() -> bool {
-    // SAFETY: asks for a number.
-    if unsafe { libc::geteuid() } != 0 {
+    if !is_root() {
         eprintln!("SKIPPED: containers need root, nothing was tested in them: run the tests as root");
         return false;
     }

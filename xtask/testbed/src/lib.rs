@@ -13,6 +13,7 @@ pub mod kubernetes;
 mod node;
 mod nvidia;
 mod pages;
+mod process;
 mod running;
 mod wait;
 
@@ -24,5 +25,6 @@ pub use container::{Container, ContainerBuilder, containers_work};
 pub use node::{Node, NodeBuilder};
 pub use nvidia::{NvidiaLibrary, nvidia_libraries, static_cudart};
 pub use pages::Pages;
+pub use process::{is_root, signal};
 pub use running::Client;
 pub use wait::wait_for;

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::client::die_with_parent;
+use crate::process::die_with_parent;
 use crate::{Agent, Artifacts, ClientCommand, ContainerBuilder};
 
 /// A node of its own. Dropping it removes its directories; drop agents and clients first.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nvshare_testbed::{Agent, Artifacts, Client, Node, wait_for};
+use nvshare_testbed::{Agent, Artifacts, Client, Node, is_root, signal, wait_for};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -37,11 +37,6 @@ fn impossible() -> Option<&'static str> {
         return Some("the eBPF programs were not built");
     }
     None
-}
-
-fn is_root() -> bool {
-    // SAFETY: has no arguments and cannot fail.
-    unsafe { libc::geteuid() == 0 }
 }
 
 /// The artifacts, but for the agent: a script that starts it with no other capabilities than these, as a container
@@ -111,14 +106,14 @@ fn found_with(capabilities: &[String], patience: Duration) -> Found {
         (seen == [true, true] || enough).then_some(seen)
     });
     for client in [&ordinary, &hidden] {
-        signal(client.id(), libc::SIGSTOP);
+        signal(client.id(), libc::SIGSTOP).unwrap();
     }
     agent.kill();
     let successor = node.start_agent(["--reserve", "2M"]);
     let state = wait_for("the new agent answers", Duration::from_secs(30), || successor.try_state().ok());
     let awaited = state["awaited"].as_array().map_or(0, Vec::len);
     for client in [&ordinary, &hidden] {
-        signal(client.id(), libc::SIGCONT);
+        signal(client.id(), libc::SIGCONT).unwrap();
     }
     Found { ordinary: both[0], private: both[1], awaited: awaited == 2 }
 }
@@ -132,11 +127,6 @@ fn totals(agent: &Agent, pid: u32) -> Option<(u64, u64)> {
         Some(calls.values().filter_map(Value::as_u64).sum())
     };
     Some((sum("engine_calls")? + sum("application_calls")?, sum("engine_seen")? + sum("application_seen")?))
-}
-
-fn signal(pid: u32, signal: libc::c_int) {
-    // SAFETY: the client was not waited for yet, so its id names it and nothing else.
-    assert_eq!(unsafe { libc::kill(pid as libc::pid_t, signal) }, 0, "{pid}");
 }
 
 #[test]

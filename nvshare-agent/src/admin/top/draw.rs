@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use nvshare_agent_core::snapshot::{Activity, Device};
 use ratatui::Frame;
 use ratatui::layout::{Alignment, Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
@@ -11,7 +12,6 @@ use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row as Cells, Table, Table
 use super::foreign;
 use super::model::{Look, Model, Row};
 use crate::admin::view;
-use crate::snapshot::{Activity, Device};
 
 const HELP: &str = "\
 q, Esc, Ctrl-C   quit

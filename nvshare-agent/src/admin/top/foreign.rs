@@ -1,5 +1,6 @@
 //! The processes without the library in the picture of `top`, where the clients leave room.
 
+use nvshare_agent_core::snapshot::Foreign;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Modifier, Style};
@@ -7,7 +8,6 @@ use ratatui::text::Line;
 use ratatui::widgets::{Paragraph, Row as Cells, Table};
 
 use crate::admin::foreign;
-use crate::snapshot::Foreign;
 
 /// An empty line, the title and the names of the columns.
 const ABOVE: u16 = 3;

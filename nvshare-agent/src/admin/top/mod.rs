@@ -12,6 +12,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nvshare_agent_core::snapshot::State;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
@@ -20,7 +21,6 @@ use super::client::Client;
 use super::command::{CommandError, print, raw};
 use super::view::{self, Since};
 use crate::config::TopArgs;
-use crate::snapshot::State;
 
 /// How soon a key or a new look is seen.
 const TICK: Duration = Duration::from_millis(50);

@@ -3,12 +3,12 @@
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
+use nvshare_agent_core::snapshot::{Activity, Client, ClientDevice, State};
 use nvshare_common::units::Bytes;
 use serde_json::Value;
 
 use crate::admin::view::{self, Since};
 use crate::health::Readiness;
-use crate::snapshot::{Activity, Client, ClientDevice, State};
 
 /// One answer of the agent.
 #[derive(Clone, Debug)]
@@ -190,7 +190,7 @@ pub(super) mod tests {
                     "notes": ["waits for host memory"], "arenas": 0, "arena_bytes": 0,
                     "devices": [{"uuid": "GPU-1", "granted": 0, "needed": resident, "limit": 0, "resident": resident,
                         "swapped": 0, "shadow": 0, "unswappable": 0, "unswappable_reasons": {}, "measured": null}],
-                    "totals": crate::snapshot::Totals::default(),
+                    "totals": nvshare_agent_core::snapshot::Totals::default(),
                     "owner": {"namespace": "ml", "pod": format!("train-{client}"), "container": "main"},
                     "priority": "high", "weight": 2.5, "pinned": true,
                 })

@@ -12,12 +12,15 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
 use aya::programs::KProbe;
 use aya::programs::kprobe::KProbeLink;
+use nvshare_agent_core::observation::{self, Observation};
+use nvshare_agent_core::process::Process;
 use nvshare_common::units::Bytes;
 use nvshare_common::uvm::{LAYOUT_WORDS, Losses, Usage};
 
 use super::programs::chain;
-use crate::observation::{self, Observation, Process};
 use driver::{Driver, Why};
+
+use crate::proc;
 
 /// The sums are read this often, and when a process died.
 const EVERY: Duration = Duration::from_millis(500);
@@ -163,7 +166,7 @@ impl Maps {
         for (pid, [faults, to_device, to_host]) in self.usage.iter().filter_map(Result::ok) {
             let usage = Usage { faults, to_device, to_host };
             let Some(process) = process(pid) else {
-                if Process::of(pid).is_none() {
+                if proc::process(pid).is_none() {
                     dead.push(pid);
                 }
                 continue;

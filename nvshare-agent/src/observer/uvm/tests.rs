@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use tempfile::TempDir;
 
 use super::*;
+use crate::proc;
 
 /// The object in the kernel, nothing of it loaded; `None`, said loudly, where that cannot be.
 fn object() -> Option<Ebpf> {
     let object = nvshare_testbed::Artifacts::find().ebpf();
-    // SAFETY: no arguments.
-    if object.is_none() || unsafe { libc::geteuid() } != 0 {
+    if object.is_none() || !nvshare_testbed::is_root() {
         eprintln!("SKIPPED: no nvshare.bpf.o, or not root: nothing about the kprobes was tested");
         return None;
     }
@@ -58,7 +58,7 @@ fn a_probe_on_an_ordinary_function_of_the_kernel_attaches() {
 fn sums_are_told_once_and_the_dead_are_forgotten() {
     let Some(mut ebpf) = object() else { return };
     let mut maps = Maps::take(&mut ebpf).unwrap();
-    let this = Process::of(std::process::id()).unwrap();
+    let this = proc::process(std::process::id()).unwrap();
     let nobody = u32::MAX;
     let mut told = HashMap::new();
     let mut read = |maps: &mut Maps, known: Option<Process>| {

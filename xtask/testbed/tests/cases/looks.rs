@@ -1,5 +1,7 @@
 //! Who may use a program's memory without a call is seen, or the memory stays: however hard the program is to look at.
 
+use nvshare_testbed::is_root;
+
 use super::run::{bare, card, hooked, run};
 
 /// What was said when all memory was told to leave, after the program `who` became `how`.
@@ -16,8 +18,7 @@ fn told_to_leave(who: &str, how: &str) -> String {
 /// The ways of being hard to look at in which it is still seen who is there.
 fn ways() -> Vec<&'static str> {
     let mut ways = vec!["plain", "full", "name", "leader", "closed"];
-    // SAFETY: has no arguments and cannot fail.
-    if unsafe { libc::geteuid() } == 0 {
+    if is_root() {
         ways.push("root");
     } else {
         eprintln!("SKIPPED: another root needs root");
@@ -45,8 +46,7 @@ fn memory_stays_where_somebody_uses_it_however_the_program_is_looked_at() {
 
 #[test]
 fn memory_stays_where_nobody_can_look() {
-    // SAFETY: as above.
-    if unsafe { libc::geteuid() } != 0 {
+    if !is_root() {
         eprintln!("SKIPPED: another root needs root");
         return;
     }

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use nvshare_testbed::{Agent, ClientCommand, Node, NodeBuilder};
+use nvshare_testbed::{Agent, ClientCommand, Node, NodeBuilder, is_root};
 
 use super::programs;
 
@@ -186,9 +186,7 @@ pub(crate) fn as_bare(
 
 /// Whether uprobes can be used here; says so where not.
 pub(crate) fn uprobes_work(node: &Node) -> bool {
-    // SAFETY: has no arguments and cannot fail.
-    let root = unsafe { libc::geteuid() } == 0;
-    if !root || node.artifacts().ebpf().is_none() {
+    if !is_root() || node.artifacts().ebpf().is_none() {
         eprintln!("SKIPPED: uprobes need root and the built eBPF programs");
         return false;
     }

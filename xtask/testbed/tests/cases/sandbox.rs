@@ -1,5 +1,7 @@
 //! Programs that give up rights after they began.
 
+use nvshare_testbed::is_root;
+
 use super::run::{LIMIT, Running, TURNS, agent, bare, card, hooked, run, swapped};
 
 #[test]
@@ -13,8 +15,7 @@ fn the_gate_is_sound_where_membarrier_is_refused_later() {
 
 #[test]
 fn a_client_with_another_root_comes_to_the_next_agent() {
-    // SAFETY: has no arguments and cannot fail.
-    if unsafe { libc::geteuid() } != 0 {
+    if !is_root() {
         eprintln!("SKIPPED: only root can change its root");
         return;
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use nvshare_testbed::Pages;
+use nvshare_testbed::{Pages, is_root};
 
 use super::run::{LIMIT, Running, TURNS, agent, card, run};
 
@@ -21,8 +21,7 @@ fn beside_an_agent_that_sees_no_card_programs_run_as_without_one() {
 
 #[test]
 fn a_client_that_sees_the_old_directory_does_not_keep_the_card_from_the_new_agents_clients() {
-    // SAFETY: has no arguments and cannot fail.
-    if unsafe { libc::geteuid() } != 0 {
+    if !is_root() {
         eprintln!("SKIPPED: only root can mount");
         return;
     }

@@ -174,8 +174,7 @@ impl Drop for Browser {
         self.quit();
         // Those that did not listen: only they name this profile.
         for pid in processes(self.profile.path()) {
-            // SAFETY: a signal to a process that was started for this profile and still names it.
-            unsafe { libc::kill(pid, libc::SIGKILL) };
+            let _ = nvshare_testbed::signal(pid, libc::SIGKILL);
         }
     }
 }
@@ -203,7 +202,7 @@ fn port(driver: &mut Child) -> u16 {
 }
 
 /// Processes that name this profile in their command line or environment.
-fn processes(profile: &Path) -> Vec<i32> {
+fn processes(profile: &Path) -> Vec<u32> {
     let profile = profile.as_os_str().as_encoded_bytes();
     let names = |file: String| {
         let text = fs::read(file).unwrap_or_default();
@@ -211,6 +210,6 @@ fn processes(profile: &Path) -> Vec<i32> {
     };
     let pids = fs::read_dir("/proc").expect("/proc").flatten();
     pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid: &i32| names(format!("/proc/{pid}/cmdline")) || names(format!("/proc/{pid}/environ")))
+        .filter(|pid: &u32| names(format!("/proc/{pid}/cmdline")) || names(format!("/proc/{pid}/environ")))
         .collect()
 }

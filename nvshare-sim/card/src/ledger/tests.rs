@@ -1,0 +1,149 @@
+//! The ledger over tables of its own: what is given, kept, taken back and repaired.
+
+use super::*;
+use crate::managed::PageKey;
+
+struct Tables(Vec<Process>, Vec<Handle>, Vec<Block>, Totals);
+
+impl Tables {
+    fn new(blocks: usize) -> Tables {
+        let mut totals = Totals::default();
+        totals.free[0] = blocks as u32;
+        Tables(
+            vec![Process::default(); 256],
+            vec![Handle::default(); 32],
+            vec![Block::default(); blocks],
+            totals,
+        )
+    }
+    fn ledger(&mut self) -> Ledger<'_> {
+        Ledger {
+            processes: &mut self.0,
+            handles: &mut self.1,
+            per_card: self.2.len(),
+            blocks: &mut self.2,
+            totals: &mut self.3,
+        }
+    }
+}
+
+fn process(pid: u32) -> Identity {
+    Identity { pid, start: 1 }
+}
+
+#[test]
+fn an_allocation_that_fits_succeeds_however_fragmented_the_card_is() {
+    let mut tables = Tables::new(8);
+    let mut ledger = tables.ledger();
+    let slot = ledger.join(process(1)).unwrap();
+    let handles: Vec<HandleId> = (0..8).map(|_| ledger.create(slot, 0, 1, 0).unwrap().0).collect();
+    for id in handles.iter().step_by(2) {
+        ledger.let_go(*id, slot);
+    }
+    let (id, evicted) = ledger.create(slot, 0, 4, 0).unwrap();
+    assert_eq!(evicted, 0);
+    let handle = *ledger.handle(id).unwrap().1;
+    let runs = ledger.runs(&handle);
+    assert_eq!(runs, [0, 2, 4, 6].map(|first| Run { first, blocks: 1 }));
+    assert_eq!(ledger.create(slot, 0, 1, 0), Err(Refused::Full));
+}
+
+#[test]
+fn a_contiguous_place_is_preferred() {
+    let mut tables = Tables::new(8);
+    let mut ledger = tables.ledger();
+    let slot = ledger.join(process(1)).unwrap();
+    let first = ledger.create(slot, 0, 1, 0).unwrap().0;
+    ledger.create(slot, 0, 1, 0).unwrap();
+    ledger.let_go(first, slot);
+    let id = ledger.create(slot, 0, 3, 0).unwrap().0;
+    let handle = *ledger.handle(id).unwrap().1;
+    assert_eq!(ledger.runs(&handle), [Run { first: 2, blocks: 3 }]);
+}
+
+#[test]
+fn memory_lives_until_its_last_holder_lets_go() {
+    let mut tables = Tables::new(4);
+    let mut ledger = tables.ledger();
+    let (one, two) = (ledger.join(process(1)).unwrap(), ledger.join(process(2)).unwrap());
+    let id = ledger.create(one, 0, 2, 0).unwrap().0;
+    assert!(ledger.hold(id, two));
+    ledger.let_go(id, one);
+    assert_eq!(ledger.totals.free[0], 2);
+    assert_eq!(ledger.charged(0)[two], 2, "the charge moved to the one that is left");
+    ledger.let_go(id, two);
+    assert_eq!(ledger.totals.free[0], 4);
+    assert!(ledger.handle(id).is_none() && !ledger.hold(id, one));
+}
+
+#[test]
+fn an_exported_handle_outlives_its_creator_until_no_descriptor_is_left() {
+    let mut tables = Tables::new(4);
+    let mut ledger = tables.ledger();
+    let one = ledger.join(process(1)).unwrap();
+    let id = ledger.create(one, 0, 2, 0).unwrap().0;
+    ledger.set_exported(id);
+    assert_eq!(ledger.reclaim(|_| false), 1);
+    assert_eq!(ledger.totals.free[0], 2);
+    ledger.reclaim_exports(|_| true);
+    assert_eq!(ledger.totals.free[0], 2);
+    ledger.reclaim_exports(|_| false);
+    assert_eq!(ledger.totals.free[0], 4);
+}
+
+#[test]
+fn the_dead_are_reclaimed_and_the_living_keep_theirs() {
+    let mut tables = Tables::new(8);
+    let mut ledger = tables.ledger();
+    let (one, two) = (ledger.join(process(1)).unwrap(), ledger.join(process(2)).unwrap());
+    for slot in [one, two] {
+        ledger.charge_context(slot, 0, 1).unwrap();
+        ledger.create(slot, 0, 2, 0).unwrap();
+    }
+    assert_eq!(ledger.totals.free[0], 2);
+    assert_eq!(ledger.reclaim(|identity| identity.pid == 2), 1);
+    assert_eq!(ledger.totals.free[0], 5);
+    assert_eq!(ledger.charged(0)[two], 3);
+}
+
+#[test]
+fn a_program_that_follows_by_exec_starts_with_nothing() {
+    let mut tables = Tables::new(8);
+    let mut ledger = tables.ledger();
+    let slot = ledger.join(process(1)).unwrap();
+    ledger.create(slot, 0, 3, 0).unwrap();
+    ledger.join(process(1)).unwrap();
+    assert_eq!(ledger.totals.free[0], 8);
+}
+
+#[test]
+fn a_change_cut_short_is_repaired() {
+    let mut tables = Tables::new(8);
+    let mut ledger = tables.ledger();
+    let slot = ledger.join(process(1)).unwrap();
+    let kept = ledger.create(slot, 0, 2, 0).unwrap().0;
+    // As if the creator had died after taking blocks and before making the handle valid.
+    ledger.take(0, 3, 9);
+    ledger.totals.free[0] = 77;
+    ledger.repair();
+    assert_eq!(ledger.totals.free[0], 6);
+    assert!(ledger.handle(kept).is_some());
+}
+
+#[test]
+fn plain_memory_evicts_the_managed_pages_used_longest_ago() {
+    let mut tables = Tables::new(4);
+    let mut ledger = tables.ledger();
+    let slot = ledger.join(process(1)).unwrap();
+    for page in 0..4 {
+        ledger.take_managed(0, slot, PageKey(page));
+    }
+    let stamp = ledger.tick();
+    ledger.card_mut(0)[0].stamp = stamp;
+    let (_, evicted) = ledger.create(slot, 0, 2, 0).unwrap();
+    assert_eq!(evicted, 2);
+    let left: Vec<u32> =
+        ledger.card(0).iter().filter(|block| block.owner & MANAGED != 0).map(|block| block.next).collect();
+    assert_eq!(left, [0, 3]);
+    assert_eq!(ledger.create(slot, 0, 3, 0), Err(Refused::Full));
+}
