@@ -3,6 +3,8 @@
 //! compare, two processes, which share nothing of ours; and what it costs with a sample. Needs root and the built eBPF programs
 //! (`cargo xtask build`); elsewhere it measures nothing.
 
+#![expect(unsafe_code, reason = "the functions of a library are called")]
+
 #[path = "../tests/observer/fake.rs"]
 #[expect(dead_code, reason = "the tests use more of it")]
 mod fake;

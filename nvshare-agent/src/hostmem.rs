@@ -4,6 +4,8 @@
 //! Pinning small pages takes ten times as long as pinning huge ones (283 against 27 ms per GiB, see docs/gpu.md), and
 //! with the usual settings neither `fallocate` nor `MADV_HUGEPAGE` gives shared memory huge pages: `MADV_COLLAPSE` does.
 
+#![expect(unsafe_code, reason = "arenas are mapped to be filled")]
+
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc;

@@ -1,6 +1,8 @@
 //! The only unsafe code of the socket: a client's counter page, mapped for reading; one socket option that rustix does not
 //! have; and descriptors given to the runtime to wait for.
 
+#![expect(unsafe_code, reason = "a client's page of counters is mapped, and read as shared words")]
+
 use std::mem::size_of;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

@@ -1,6 +1,8 @@
 //! The calls of bpf(2) that aya has not: loading a program for `uprobe_multi`, linking it to many places of one file at
 //! once, and asking what such a program has cost.
 
+#![expect(unsafe_code, reason = "the system call takes structures of its own")]
+
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

@@ -1,5 +1,7 @@
 //! Which processes use which libcuda files: by a look at all of them.
 
+#![cfg_attr(test, expect(unsafe_code, reason = "a file is mapped to be found"))]
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -1,6 +1,8 @@
 //! A libcuda file: opened once; its symbols, their code and the probes are all found through that one descriptor, so
 //! that nothing can be exchanged in between.
 
+#![expect(unsafe_code, reason = "a file is mapped, for what its pages hold")]
+
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;

@@ -1,6 +1,8 @@
 //! New mappings of libcuda, as they happen: a software event per CPU tells of every executable mapping on the node, with
 //! the process's number in the initial namespace, also from containers. A new library is seen within milliseconds.
 
+#![expect(unsafe_code, reason = "the kernel's ring of events is mapped, and read as shared words")]
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering, fence};

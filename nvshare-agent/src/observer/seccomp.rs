@@ -3,6 +3,8 @@
 //! 34615; fixed in 6.14 and some earlier ones). So return probes are tried at start, on a child of ours under such a
 //! filter, and done without where it dies.
 
+#![expect(unsafe_code, reason = "a child is made and waited for")]
+
 use super::programs::Programs;
 
 /// Whether return probes are used.

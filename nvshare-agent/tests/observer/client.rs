@@ -1,5 +1,7 @@
 //! A program that makes driver calls as it is told: the test binary itself, started again in this role.
 
+#![expect(unsafe_code, reason = "the functions of a library are called")]
+
 use std::ffi::c_void;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;

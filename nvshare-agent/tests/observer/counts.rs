@@ -1,5 +1,7 @@
 //! Seen calls are the calls made: exactly, by every thread, of every process.
 
+#![expect(unsafe_code, reason = "a client is traced")]
+
 use nvshare_agent_core::observation::Observation;
 use nvshare_common::event::Loss;
 use nvshare_common::probe::{Call, PROBES};

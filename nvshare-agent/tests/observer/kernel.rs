@@ -1,5 +1,7 @@
 //! Loading, attaching, detaching.
 
+#![expect(unsafe_code, reason = "a thread becomes another user")]
+
 use std::path::Path;
 use std::time::Duration;
 

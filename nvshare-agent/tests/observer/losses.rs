@@ -1,6 +1,8 @@
 //! Calls whose records cannot be had are counted as lost, each by how, or make their process one that is not known in full; none
 //! is forgotten silently.
 
+#![expect(unsafe_code, reason = "a child filters its system calls")]
+
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::Command;

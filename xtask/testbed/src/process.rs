@@ -1,5 +1,7 @@
 //! What tests ask of processes, and do to those that they started.
 
+#![expect(unsafe_code, reason = "signals are sent, and a child is prepared between fork and exec")]
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;

@@ -1,6 +1,8 @@
 //! An agent whose clients are idle is at rest. By themselves here: the drivers that other tests bring to the node are work
 //! for every agent that observes.
 
+#![expect(unsafe_code, reason = "a number is asked of the system")]
+
 #[expect(dead_code, reason = "the cases use all of it")]
 #[path = "cases/programs.rs"]
 mod programs;

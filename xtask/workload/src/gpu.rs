@@ -1,5 +1,7 @@
 //! The device as the workload uses it: a context, a stream, kernels, buffers. Plain driver API calls, nothing clever.
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::cell::Cell;
 use std::ffi::{CString, c_void};
 

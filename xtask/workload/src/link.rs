@@ -1,5 +1,7 @@
 //! How fast the link is: large pinned copies, both ways at once.
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::time::Instant;
 
 use anyhow::{Context, Result};

@@ -1,5 +1,7 @@
 //! The agent as a service: one that knows no card, one whose directory was exchanged, one that is stared at in silence.
 
+#![expect(unsafe_code, reason = "a limit is raised")]
+
 use std::fs;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
