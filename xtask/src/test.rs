@@ -95,7 +95,7 @@ const QUICK: [(&str, &[&str]); 6] = [
         "nvshare-agent-core",
         &["admission", "books", "grants", "hostile", "orders", "promises", "pure", "turns", "unmanaged"],
     ),
-    ("nvshare-shim", &["gate_model", "asks_model"]),
+    ("nvshare-shim", &["gate_model", "asks_model", "floors"]),
     (
         "nvshare-sim",
         &[
