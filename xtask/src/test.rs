@@ -106,7 +106,7 @@ const QUICK: [(&str, &[&str]); 6] = [
             "unmanaged",
         ],
     ),
-    ("nvshare-shim", &["gate_model", "asks_model"]),
+    ("nvshare-shim", &["gate_model", "asks_model", "floors"]),
     (
         "nvshare-sim",
         &[
