@@ -93,9 +93,20 @@ const QUICK: [(&str, &[&str]); 6] = [
     ("nvshare-agent", &[]),
     (
         "nvshare-agent-core",
-        &["admission", "books", "grants", "hostile", "orders", "promises", "pure", "turns", "unmanaged"],
+        &[
+            "admission",
+            "books",
+            "crowds",
+            "grants",
+            "hostile",
+            "orders",
+            "promises",
+            "pure",
+            "turns",
+            "unmanaged",
+        ],
     ),
-    ("nvshare-shim", &["gate_model", "asks_model"]),
+    ("nvshare-shim", &["gate_model", "asks_model", "floors"]),
     (
         "nvshare-sim",
         &[

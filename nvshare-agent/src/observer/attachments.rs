@@ -2,23 +2,22 @@
 //! functions that no process has put other code into.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fmt::Write as _;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use nvshare_agent_core::moment::Moment;
 use nvshare_agent_core::observation::Attachment;
 use nvshare_common::event::{SITES, SITES_OF_LIBRARY};
 use nvshare_common::probe::PROBES;
 
+use super::attached::{Attached, How, Sites, attach, stepped};
 use super::find::{self, InUse};
 use super::guard::Guard;
-use super::library::{Identity, Library, LibraryError, Point};
+use super::library::{Identity, Library, LibraryError};
 use super::part::Part;
-use super::programs::{Links, Programs};
-use super::rewrites::{Rewrites, Watched};
+use super::programs::Programs;
+use super::rewrites::Rewrites;
 use super::seccomp::{self, Returns};
 use super::share::{self, Owner};
 use super::watch::Coverage;
@@ -33,44 +32,6 @@ const SHARE: u32 = 4;
 const AHEAD: Duration = Duration::from_secs(3);
 /// Of so many processes with code of their own it is remembered where they have it.
 const PATCHED: usize = 4096;
-
-/// One file.
-struct Attached {
-    library: Library,
-    guard: Guard,
-    /// Device and inode as processes' maps have them.
-    files: Vec<String>,
-    how: How,
-    /// Since when.
-    since: Moment,
-    /// Tells when its contents change.
-    watch: Option<Watched>,
-    /// Who brought it; nobody's: named by a flag, observed for ever.
-    owner: Option<Owner>,
-    used: Instant,
-    /// Processes that have other code at some of the places: at which, and in which look this was seen last.
-    patched: BTreeMap<u32, (Vec<usize>, u64)>,
-    /// Places without a probe because of them.
-    withheld: BTreeSet<usize>,
-    /// Where the hits of its places are counted, and how many there were before it.
-    sites: Option<Sites>,
-}
-
-enum How {
-    /// Observed.
-    Links(Links),
-    /// The same file to the kernel as another one that is.
-    Same,
-    /// Not observed; why.
-    Not(String),
-}
-
-/// Where the hits of a file's places are counted.
-struct Sites {
-    first: u32,
-    /// By place: what an earlier file left there.
-    before: Vec<u64>,
-}
 
 const _: () = assert!(PROBES.len() <= SITES_OF_LIBRARY, "each function has a place in the count of hits");
 
@@ -441,89 +402,6 @@ impl Attachments {
     }
 }
 
-impl Attached {
-    /// Where its probes go.
-    fn points(&self) -> Vec<&Point> {
-        let points = self.library.points.iter().enumerate();
-        points.filter(|(index, _)| !self.withheld.contains(index)).map(|(_, point)| point).collect()
-    }
-
-    /// Why functions have none.
-    fn withheld_because(&self) -> Vec<String> {
-        let because = |index: &usize| {
-            let mut who = self.patched.iter().filter(|(_, (places, _))| places.contains(index));
-            let pid = who.next().map_or(0, |(pid, _)| *pid);
-            let others = match who.count() {
-                0 => String::new(),
-                more => format!(" and {more} others"),
-            };
-            format!(
-                "{}: not observed: process {pid}{others} has put other code there",
-                self.library.points[*index].symbol
-            )
-        };
-        self.withheld.iter().map(because).collect()
-    }
-
-    fn show(&self, programs: &Programs) -> Attachment {
-        let all = self.library.points.len();
-        let (functions, mut refused, problem) = match &self.how {
-            How::Links(links) => {
-                let refused: Vec<String> = links.failed.iter().map(ToString::to_string).collect();
-                (all - links.failed.len() - self.withheld.len(), refused, None)
-            }
-            How::Same => (all, Vec::new(), None),
-            How::Not(why) => (0, Vec::new(), Some(why.clone())),
-        };
-        refused.extend(self.withheld_because());
-        refused.extend(self.library.exposed.iter().map(|symbol| {
-            format!("{symbol}: not observed: its only place is where other libraries put their jumps")
-        }));
-        Attachment {
-            path: self.library.path.display().to_string(),
-            functions: functions as u32,
-            refused,
-            stepped: if functions == 0 { 0 } else { stepped(&self.library) },
-            means: if programs.multi() { "uprobe_multi" } else { "single" }.into(),
-            problem,
-            places: self.places(programs),
-        }
-    }
-
-    fn places(&self, programs: &Programs) -> String {
-        let mut text = String::new();
-        let [entry, returned] = programs.cost();
-        let points = self.library.points.iter().enumerate();
-        for (index, point) in points.filter(|(index, _)| !self.withheld.contains(index)) {
-            let bytes = self.guard.instruction(point.offset);
-            let bytes: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            let (behind, cost) = (
-                if point.behind { "behind it" } else { "its own" },
-                if point.emulated { "emulated" } else { "stepped" },
-            );
-            let returns = if point.returns { ", its return" } else { "" };
-            let hits = self
-                .sites
-                .as_ref()
-                .map(|sites| programs.hits(sites.first + index as u32).wrapping_sub(sites.before[index]));
-            let time = entry.map(|entry| entry + returned.filter(|_| point.returns).unwrap_or_default());
-            let figure =
-                |figure: Option<u64>| figure.map_or_else(|| "-".to_owned(), |figure| figure.to_string());
-            // Writing to a String cannot fail.
-            let _ = writeln!(
-                text,
-                "{} +{:#x} ({behind}) {} {cost}{returns}, {} hits, {} ns each",
-                point.symbol,
-                point.offset,
-                bytes.join(" "),
-                figure(hits),
-                figure(time)
-            );
-        }
-        text
-    }
-}
-
 /// Compares all processes that map a file with it, before it gets any probe. Learns how their maps call it.
 fn look_before(
     library: &Library,
@@ -554,19 +432,4 @@ fn look_before(
         tracing::warn!(%error, "cannot look at the node's processes (/proc)");
     }
     patched
-}
-
-fn attach(programs: &mut Programs, returns: &Returns, attached: &Attached) -> How {
-    let points = attached.points();
-    let sites = attached.sites.as_ref().map_or(0, |sites| sites.first);
-    let links = programs.attach(&attached.library, &points, *returns == Returns::Sound, sites);
-    if !points.is_empty() && links.failed.len() == points.len() {
-        return How::Not(links.failed.first().map_or_else(String::new, ToString::to_string));
-    }
-    How::Links(links)
-}
-
-/// How many probes cost 20 times as much as others.
-fn stepped(library: &Library) -> u32 {
-    library.points.iter().filter(|point| !point.emulated).count() as u32
 }

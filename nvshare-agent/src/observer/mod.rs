@@ -8,6 +8,7 @@
 //! Everything here may be missing (no permission, no object, an old kernel): then [`Health`] says what and what helps, and
 //! the agent runs on. Losing an observation may cost speed, never data.
 
+mod attached;
 mod attachments;
 mod bpf;
 pub mod doors;
@@ -16,6 +17,7 @@ mod guard;
 mod kernel_log;
 mod library;
 mod mappings;
+mod options;
 mod part;
 mod programs;
 mod rewrites;
@@ -40,7 +42,6 @@ use nvshare_agent_core::observation::{self, Health, Observation};
 use nvshare_common::event::{Loss, RING_BYTES, Record};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
-use crate::config::Config;
 use crate::tasks::caught;
 use attachments::Attachments;
 use kernel_log::KernelLog;
@@ -51,6 +52,7 @@ use uvm::Uvm;
 use watch::Watch;
 
 pub use library::{Library, LibraryError, Point};
+pub use options::{Options, SCAN_EVERY};
 pub use part::{Part, PartError};
 pub use programs::{AttachError, LoadError};
 pub use site::{Site, choose as choose_site};
@@ -63,8 +65,6 @@ const QUIET: Duration = Duration::from_millis(100);
 const ASLEEP: Duration = Duration::from_secs(1);
 /// Mappings can come by the thousand (a build on the node): after some were read the next wait so long.
 const MAPPINGS_EVERY: Duration = Duration::from_millis(2);
-/// See [`Options::scan_every`].
-pub const SCAN_EVERY: Duration = Duration::from_secs(30);
 /// However much the events miss, the looks at all processes are so far apart at least.
 const SCAN_AGAIN: Duration = Duration::from_secs(1);
 /// So often it is looked whether a file that was taken for another one still has that one's probes.
@@ -77,59 +77,6 @@ const HITS_EVERY: Duration = Duration::from_secs(2);
 const BLIND: Duration = Duration::from_secs(10);
 /// No more observations than this go into one batch.
 const BATCH: usize = 4096;
-
-/// One launch in so many is looked at closely, unless a test wants more.
-const SAMPLE_EVERY: u32 = 64;
-
-/// Where the kernel lists its modules.
-pub const MODULES: &str = "/sys/module";
-
-/// What to observe.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The compiled programs.
-    pub object: PathBuf,
-    /// Libraries to observe before any process uses them.
-    pub libraries: Vec<PathBuf>,
-    /// Look for libraries that processes use. Without it only those named are observed.
-    pub discover: bool,
-    /// One launch in this many is sampled with its parameters; 0: none.
-    pub sample_every: u32,
-    /// Where the kernel lists its modules: `/sys/module`, except in tests.
-    pub modules: PathBuf,
-    /// All processes are looked at this often, for what the events missed.
-    pub scan_every: Duration,
-    /// Attach probes one by one, as kernels before 6.6 need it, also where `uprobe_multi` is there.
-    pub single: bool,
-    /// Whose calls are observed; none: everybody's.
-    pub part: Option<Part>,
-}
-
-impl Options {
-    /// Everybody, by the programs in `object`.
-    pub fn new(object: PathBuf) -> Options {
-        Options {
-            object,
-            libraries: Vec::new(),
-            discover: true,
-            sample_every: SAMPLE_EVERY,
-            modules: MODULES.into(),
-            scan_every: SCAN_EVERY,
-            single: false,
-            part: None,
-        }
-    }
-
-    /// What the agent's flags say; the programs lie beside its executable unless they are named.
-    pub fn of(config: &Config) -> Options {
-        let beside = || std::env::current_exe().unwrap_or_default().with_file_name("nvshare.bpf.o");
-        Options {
-            libraries: config.libcuda.clone(),
-            part: config.node_cgroup.clone(),
-            ..Options::new(config.ebpf_object.clone().unwrap_or_else(beside))
-        }
-    }
-}
 
 /// A running observer. Dropping it takes every probe away.
 #[derive(Debug)]

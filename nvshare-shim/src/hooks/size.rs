@@ -1,4 +1,4 @@
-//! How large a device is, asked of the driver without a context. (With one: `cuMemGetInfo`; of NVML: [`crate::nvml`].)
+//! How large a device is, asked of the driver without a context. (With one: `cuMemGetInfo`; of NVML: [`super::nvml`].)
 
 use super::Bare;
 use crate::cuda::CUresult;

@@ -1,5 +1,5 @@
 //! One conversation with the agent, as the control thread leads it: a `SOCK_SEQPACKET` socket, packets with at most one
-//! descriptor. What other threads say meanwhile goes through [`line`].
+//! descriptor. What other threads say meanwhile goes through [`line`](mod@line).
 
 use std::fmt;
 use std::io::IoSliceMut;

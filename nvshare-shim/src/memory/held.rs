@@ -1,6 +1,6 @@
 //! What the application took through the driver by a handle of its own and the engine cannot move: managed memory and arrays.
 //! Each entry names its device, its bytes and its context, and goes with the first of its own end and its context's: books are
-//! kept by lifetime, not by call. (Physical handles: [`super::physical`]; pools and graphs: [`super::pools`].)
+//! kept by lifetime, not by call. (Physical handles: [`super::physical`]; pools and graphs: `allocation::pools`.)
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -13,7 +13,7 @@ pub struct Allocation {
     pub taken: u64,
     /// Whether it is a piece of a slab.
     pub piece: bool,
-    /// Its device: the index in [`super::device::all`].
+    /// Its device: the index in `device::all`.
     pub device: usize,
     /// The context it belongs to.
     pub context: usize,

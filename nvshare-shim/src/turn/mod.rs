@@ -3,7 +3,7 @@
 //! - [`run_state`]: the one place that decides about the gate; [`dead`]: devices that failed for good.
 //! - [`stop`]: stopping the client; [`drain`]: waiting until its work is finished, of which [`drained`] is the proof; [`calm`]: while it
 //!   is stopped, calls that would wait for it; [`pace`]: so that a drain does not take long.
-//! - [`pass`]: its way through the gate; [`want`]: what it wants of the agent.
+//! - [`pass`](mod@pass): its way through the gate; [`want`]: what it wants of the agent.
 
 pub mod calm;
 pub mod dead;

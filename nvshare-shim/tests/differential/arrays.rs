@@ -7,7 +7,7 @@ use cudarc::driver::sys::{
 };
 
 use crate::script::Op;
-use crate::work::By;
+use crate::uses::By;
 use crate::world::{Kind, MEMORIES, Memory, World, cu, hash, relaxed};
 
 /// Bytes of a row.

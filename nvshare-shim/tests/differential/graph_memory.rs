@@ -9,7 +9,7 @@ use cudarc::driver::sys::{
 };
 
 use crate::script::Op;
-use crate::work::By;
+use crate::uses::By;
 use crate::world::{Executable, Graph, Kind, MEMORIES, SLOTS, World, cu};
 
 /// Frees what it allocates; leaves it allocated, and cannot be launched again; frees it when it is launched again.

@@ -33,6 +33,7 @@ mod memory;
 mod questions;
 mod script;
 mod shrink;
+mod uses;
 mod vmm;
 mod work;
 mod world;

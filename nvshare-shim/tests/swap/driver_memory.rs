@@ -6,7 +6,8 @@ use std::sync::atomic::AtomicU64;
 use nvshare_common::protocol::{ToAgent, ToShim};
 use nvshare_common::units::Bytes;
 
-use super::{MIB, client, heard, led, node};
+use super::led::{Led, heard, led};
+use super::{MIB, client, node};
 
 /// The next request for room.
 fn room(agent: &mut super::agent::Agent) -> (nvshare_common::units::Ticket, u64) {
@@ -48,7 +49,7 @@ fn memory_counts_once_from_its_making_until_its_last_mapping_is_gone() {
     agent.send(&ToShim::Limit { device, bytes: Bytes(100 * MIB) });
     heard(&mut agent, device);
     agent.allow(&Arc::new(AtomicU64::new(100 * MIB)));
-    let free = |client: &mut super::Led| {
+    let free = |client: &mut Led| {
         let said = client.ask("info");
         said.split(' ').next().unwrap().parse::<u64>().unwrap() / MIB
     };

@@ -2,7 +2,8 @@
 
 use nvshare_common::protocol::{ToAgent, ToShim};
 
-use super::{MIB, client, led, no_violations, node};
+use super::led::led;
+use super::{MIB, client, no_violations, node};
 
 #[test]
 fn nothing_leaves_while_the_library_of_an_engine_is_loaded() {

@@ -8,7 +8,8 @@ use nvshare_testbed::ClientCommand;
 
 use super::agent::{Agent, Listener};
 use super::gpu::{Gpu, alloc, cu, free, others, stream, synchronize};
-use super::{Led, MIB, client, no_violations, node};
+use super::led::Led;
+use super::{MIB, client, no_violations, node};
 
 /// More than a stream holds behind a kernel that waits.
 const MANY: usize = 1100;
