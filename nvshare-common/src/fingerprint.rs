@@ -23,8 +23,6 @@
 //!
 //! That a block is zero is decided by the OR, which is exact, never by its hash.
 
-#![expect(unsafe_code, reason = "the variant for AVX2 is called where the processor has it")]
-
 /// The Mersenne prime `2^61 - 1`.
 pub const PRIME: u64 = (1 << 61) - 1;
 
@@ -90,6 +88,10 @@ impl Key {
 pub fn fingerprint(key: &Key, block: &[u8]) -> Fingerprint {
     #[cfg(all(feature = "std", target_arch = "x86_64"))]
     if std::arch::is_x86_feature_detected!("avx2") {
+        #[expect(
+            unsafe_code,
+            reason = "who calls what is compiled for a processor must know that it is that one"
+        )]
         // SAFETY: the processor has just been asked whether it has these instructions.
         return unsafe { with_avx2(key, block) };
     }

@@ -1,5 +1,7 @@
 //! Calls: counted at entry; described by a record, at entry or, where the result is needed, at return.
 
+#![expect(unsafe_code, reason = "helpers of the kernel read the program's memory")]
+
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::{
     bpf_get_attach_cookie, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_jiffies64, bpf_ktime_get_ns,

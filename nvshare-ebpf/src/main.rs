@@ -76,6 +76,7 @@ pub fn uvm_space_ends(ctx: ProbeContext) -> u32 {
 }
 
 /// The kernel lets only programs under the GPL use some helpers.
+#[expect(unsafe_code, reason = "the kernel looks for it by its section")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,5 +1,7 @@
 //! Processes that replace their program or end. Only those that have a slot are spoken of.
 
+#![expect(unsafe_code, reason = "helpers of the kernel are called")]
+
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use nvshare_common::event::{Kind, Record};
 

@@ -5,13 +5,15 @@
 //! into lanes: counted in one word by all, a call costs each of them a cache line that another CPU has. What a group of processes (a container's) has is
 //! counted behind the slots, so that none takes them all.
 
+#![expect(unsafe_code, reason = "words of the maps are shared with the agent")]
+
 use core::cell::UnsafeCell;
 
-use aya_ebpf::{EbpfContext, Global};
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, Queue};
+use aya_ebpf::{EbpfContext, Global};
 use aya_log_ebpf::warn;
 use nvshare_common::event::{
     FREQUENT, GROUPS, LANES as OF_EACH, Lane, Loss, RECORDS_OF_GROUP, RECORDS_OF_PROCESS, SLOTS as COUNT,

@@ -3,6 +3,8 @@
 //! Devices' faults are served by kernel threads: whose they are is known by the VA space, from its beginning on, that
 //! the process itself makes. A space that is older than the programs stays unknown, and is counted as that.
 
+#![expect(unsafe_code, reason = "helpers of the kernel read its memory")]
+
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel};
 use aya_ebpf::macros::map;

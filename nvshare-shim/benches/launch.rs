@@ -1,6 +1,8 @@
 //! What the whole launch hook costs over the bare call: the library preloaded, as in a client, in front of a driver that
 //! does nothing.
 
+#![expect(unsafe_code, reason = "functions of a library are called")]
+
 use std::ffi::{CString, c_void};
 use std::hint::black_box;
 use std::os::unix::process::CommandExt as _;

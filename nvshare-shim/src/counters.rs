@@ -2,6 +2,8 @@
 //! none can be made it is ordinary memory and only the shim sees it. It comes into being with the first counted call,
 //! so that no call is missing from it.
 
+#![expect(unsafe_code, reason = "the page of counters is mapped, and shared with the agent")]
+
 use std::os::fd::BorrowedFd;
 use std::ptr::null_mut;
 use std::sync::OnceLock;

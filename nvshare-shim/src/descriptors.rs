@@ -3,6 +3,11 @@
 //! may close whatever is open, and open files of its own under the same numbers: then nothing of ours may read, write or close
 //! there. So each is known by its number and by what it leads to, is looked at before each use, and is closed in a child.
 
+#![expect(
+    unsafe_code,
+    reason = "descriptors are known by their numbers: the application may have closed them"
+)]
+
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};

@@ -1,6 +1,8 @@
 //! The life of the library in this process: whether it is active, and which threads are its own. In the child of a fork it
 //! does nothing ever again: CUDA does not survive a fork either, and the engine's threads are not there.
 
+#![expect(unsafe_code, reason = "a handler for forks is registered")]
+
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Once, OnceLock};

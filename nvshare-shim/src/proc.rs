@@ -5,6 +5,8 @@
 //!
 //! A look that could not be made is an error, never "nothing there".
 
+#![cfg_attr(test, expect(unsafe_code, reason = "descriptors are closed by their numbers"))]
+
 use std::ffi::CStr;
 use std::fmt;
 use std::mem::MaybeUninit;

@@ -1,6 +1,8 @@
 //! First use. Until the application's first successful `cuInit` the shim does nothing at all; then it takes its counter
 //! page, its gate and its link to the agent into service. In the child of a fork it does nothing ever again.
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::sync::Once;
 
 use crate::driver::driver;

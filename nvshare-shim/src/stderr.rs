@@ -1,6 +1,8 @@
 //! Standard error of a program that is not ours. Our few lines must not end up in a file that the application has opened
 //! under that number, must not wait for somebody to read them, and must not end the program by a signal.
 
+#![expect(unsafe_code, reason = "signals are held back, and what runs as the library is loaded is listed")]
+
 use std::fmt;
 use std::io::IsTerminal;
 use std::mem::MaybeUninit;

@@ -1,5 +1,7 @@
 //! Threads of the shim's own.
 
+#![expect(unsafe_code, reason = "signals are blocked in threads of ours")]
+
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

@@ -3,6 +3,8 @@
 //! the whole program, or leave a call that is counted as under way for ever. So the thread ends at its next cancellation
 //! point after the call. (Who lets a thread be cancelled anywhere, `PTHREAD_CANCEL_ASYNCHRONOUS`, may not call anything.)
 
+#![expect(unsafe_code, reason = "a thread's cancellation is put off")]
+
 use std::ffi::c_int;
 
 /// As pthread.h has it, in glibc and musl.

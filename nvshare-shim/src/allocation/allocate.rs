@@ -2,6 +2,8 @@
 //! memory, and for a word of the agent only near the limit (`promise`). What the grant does not cover stays absent, the gate
 //! is shut, and the swap thread backs it when grants come.
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use super::back::{Backed, back, bury};
 use super::unswappable::want;
 use super::{free, promise, room};

@@ -1,5 +1,7 @@
 //! Putting memory behind an extent, within the grant; and taking a span apart.
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::cuda::CUresult;

@@ -6,6 +6,8 @@
 //! beyond the limit. Beyond that, and every [`AGAIN`] while there is traffic, they are read; a thread of its own does the
 //! latter, for a driver may make whoever asks wait, and nobody waits for that thread. No lock is held while they are read.
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

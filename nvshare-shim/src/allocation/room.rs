@@ -1,6 +1,8 @@
 //! What must stay free on a device where no agent keeps a reserve, so that what is out can come back: nobody may take its place,
 //! and pinned host memory takes some of the device (on an H200 2 MiB for each GiB).
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::time::{Duration, Instant};
 
 use crate::device::Device;

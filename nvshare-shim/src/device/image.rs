@@ -3,6 +3,8 @@
 //! thread, when the process first allocates and nothing of its memory can be missing. Loading the image takes no such lock
 //! (both seen on an H200).
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_void};
 use std::ptr::null_mut;

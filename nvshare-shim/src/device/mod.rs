@@ -6,6 +6,8 @@
 //! - [`quarantine`]: freed, and perhaps still used; [`said`]: what the agent was told of what cannot be moved.
 //! - [`terms`]: on what terms a device is used; [`sizes`]: what this process is told of its size.
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 pub mod home;
 pub mod image;
 pub mod quarantine;

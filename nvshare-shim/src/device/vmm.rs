@@ -1,6 +1,8 @@
 //! The driver calls that put memory behind addresses. They are synchronous and wait for nothing; what may be unmapped or
 //! released when is decided elsewhere.
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use crate::cuda::{CUresult, sys};
 use crate::driver::driver;
 

@@ -9,6 +9,8 @@
 //! interposer does: with that look-up we are in front of libcuda, as we are in front of a libcuda that is there already. (One
 //! that a plugin brings along, in a scope of its own, is not met.)
 
+#![expect(unsafe_code, reason = "the loader's and the driver's functions are found and called")]
+
 use std::ffi::{CStr, c_void};
 use std::ptr::null_mut;
 use std::sync::Once;

@@ -1,5 +1,7 @@
 //! What is loaded in this process, as the loader tells it.
 
+#![expect(unsafe_code, reason = "the loader's and the driver's functions are found and called")]
+
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr::null_mut;
 

@@ -1,5 +1,7 @@
 //! The real `dlsym` and `dlopen`, which the library's own stand in front of.
 
+#![expect(unsafe_code, reason = "the loader's and the driver's functions are found and called")]
+
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, Ordering};

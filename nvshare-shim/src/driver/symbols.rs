@@ -1,5 +1,6 @@
 //! Every driver function that the shim knows, by its symbol, and the real one of each as a method of [`Driver`].
 
+#![expect(unsafe_code, reason = "the loader's and the driver's functions are found and called")]
 #![allow(non_snake_case, reason = "functions and arguments have the header's names")]
 #![allow(clippy::too_many_arguments, reason = "as many as the driver's functions have")]
 #![allow(clippy::wildcard_imports, reason = "the signatures need half of the header's types")]

@@ -2,6 +2,8 @@
 //! on the return address), so they are naked functions that jump to the real ones. Names that begin with neither `cu` nor `nv`
 //! cost two comparisons.
 
+#![expect(unsafe_code, reason = "stands where programs call the loader and the driver")]
+
 use std::ffi::{c_char, c_int, c_void};
 
 use super::dlopen::about_to_open;

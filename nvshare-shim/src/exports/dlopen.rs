@@ -1,5 +1,7 @@
 //! What is done before the application opens a library.
 
+#![expect(unsafe_code, reason = "stands where programs call the loader and the driver")]
+
 use std::ffi::{CStr, c_char, c_int, c_void};
 
 use super::needed;

@@ -1,5 +1,7 @@
 //! How programs find the driver's functions by `dlsym`, answered with ours.
 
+#![expect(unsafe_code, reason = "stands where programs call the loader and the driver")]
+
 use std::ffi::{CStr, c_char, c_void};
 
 use super::dlopen::begins_to_look;

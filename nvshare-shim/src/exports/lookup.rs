@@ -1,5 +1,7 @@
 //! First use of the driver, and the look-up of its functions by the driver itself.
 
+#![expect(unsafe_code, reason = "stands where programs call the loader and the driver")]
+
 use std::ffi::{CStr, c_char, c_void};
 
 use super::variants::substitute;

@@ -5,6 +5,8 @@
 //!
 //! What is not met: a library opened later that leaves that to another one, or means a third one's variables.
 
+#![expect(unsafe_code, reason = "reads and writes what the loader has bound")]
+
 use std::ffi::{CStr, c_void};
 use std::sync::Mutex;
 

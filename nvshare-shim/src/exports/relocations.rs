@@ -1,6 +1,8 @@
 //! What the loader has bound in an object, by the object's own tables, and how to bind it anew. It allocates nothing, reads only
 //! what the loader itself has just read, and writes where it is told to.
 
+#![expect(unsafe_code, reason = "reads and writes what the loader has bound")]
+
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::null;
 

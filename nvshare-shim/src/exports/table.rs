@@ -1,5 +1,6 @@
 //! What the application calls: an export for each interposed symbol, and the table of them.
 
+#![expect(unsafe_code, reason = "exports have the driver's names and its contract")]
 #![allow(non_snake_case, reason = "functions and arguments have the header's names")]
 #![allow(clippy::too_many_arguments, reason = "as many as the driver's functions have")]
 #![allow(clippy::wildcard_imports, reason = "the signatures need half of the header's types")]

@@ -7,6 +7,8 @@
 //! are opened later, and constructors that run before this one, still see our exports; what these answer without a driver is
 //! an error.
 
+#![expect(unsafe_code, reason = "reads and writes what the loader has bound")]
+
 use std::ffi::{CStr, c_char, c_int, c_void};
 
 use super::pointers;

@@ -1,5 +1,7 @@
 //! membarrier(2), the private expedited kind (Linux 4.14): every running thread of the process executes a barrier.
 
+#![expect(unsafe_code, reason = "a thread's slot outlives it, and the kernel is asked for barriers")]
+
 const PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
 const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
 

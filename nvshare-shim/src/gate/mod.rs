@@ -4,6 +4,8 @@
 //!
 //! Here is the one gate of the process and its threads' marks; how it works is in `core`.
 
+#![expect(unsafe_code, reason = "a thread's slot outlives it, and the kernel is asked for barriers")]
+
 mod core;
 mod membarrier;
 mod sync;

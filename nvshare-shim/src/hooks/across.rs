@@ -1,6 +1,8 @@
 //! Copies by the contexts of their ends, which the driver carries between devices, whoever has access to what. Shapes are as the
 //! header has them, with plain numbers where it has enums: a newer program may send what this build does not know.
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use super::contexts;
 use super::reach::{context_of, is_out_of_reach};
 use crate::allocation::owner;

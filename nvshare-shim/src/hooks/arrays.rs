@@ -1,5 +1,7 @@
 //! Arrays: memory of a device that has a form and no address. It stays on the card, and is booked as long as it lives.
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use super::Bare;
 use super::unswappable::{beyond_limit, noted};
 use crate::allocation::unswappable;

@@ -1,6 +1,8 @@
 //! Many copies in one call, without an order among them. Those that the stream's device cannot make are made one by one, by the
 //! contexts of their ends.
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use super::across::{ORDER_DURING_API_CALL, SliceEnd, Slices, UNIFIED, linear_across, returned};
 use super::reach::{device_below, distant, grant, is_out_of_reach};
 use super::{Bare, work};

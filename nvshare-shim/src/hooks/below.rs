@@ -5,6 +5,8 @@
 //!
 //! What cannot be had: the address of an allocation is not told that way, because it does not exist before.
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;

@@ -1,6 +1,8 @@
 //! Addresses between allocations: behind the end of one, or freed, but inside what the engine has mapped. To the driver they
 //! are memory like any other; to the application there is nothing, and it gets the answers for that (an H200's).
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use std::ffi::c_void;
 
 use crate::cuda::sys::CUdeviceptr;

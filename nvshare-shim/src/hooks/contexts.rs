@@ -2,6 +2,8 @@
 //! contexts, and references that nobody counted, keep a primary context), and an end may be refused. So the engine and the
 //! table leave the context, the call is made, and only what the driver says afterwards has an effect.
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -5,6 +5,8 @@
 //! In captures, for copies described as parts of graphs ([`super::nodes`]), and for arrays in batches there is no such form: the stream's device
 //! gets access to the memory where the cards allow it, else they pass and the driver refuses them.
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use std::ffi::c_void;
 
 use super::across::{ORDER_DURING_API_CALL, Rows, SliceEnd, Slices, linear_across, returned};

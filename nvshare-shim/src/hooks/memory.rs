@@ -1,5 +1,7 @@
 //! Device memory: allocation, free, and how much there is; the engine has it.
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use super::{Bare, below};
 use crate::cuda::CUresult;
 use crate::cuda::sys::CUdeviceptr;

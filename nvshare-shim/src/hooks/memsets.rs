@@ -2,6 +2,8 @@
 //! between an event before and one after it in the application's stream. (The bare driver refuses it, by an H200's answer;
 //! mapped memory could otherwise end in an error for good.)
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use super::reach::{context_of, is_out_of_reach};
 use super::{Bare, work};
 use crate::allocation::owner;

@@ -5,6 +5,8 @@
 //! access to memory of ours on another card, where the cards allow it. (Memsets of another card's memory are refused bare,
 //! plain memory as well, by an H200's answer.)
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use std::ffi::c_void;
 
 use super::across::Slices;

@@ -5,6 +5,8 @@
 //! Only what looks a function up by name meets this (all bindings do: ctypes, libloading, `dlsym` in C). Nothing is exported: a
 //! program without NVML finds nothing of it here.
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;

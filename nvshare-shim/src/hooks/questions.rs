@@ -2,6 +2,8 @@
 //! memory of `cuMemAlloc` gets without nvshare, wherever the bytes are (S11; the values are an H200's): the driver knows
 //! the pieces that back an allocation, not the allocation, and of swapped memory nothing.
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use std::ffi::c_void;
 
 use super::{Bare, between, unswappable, work};

@@ -1,6 +1,8 @@
 //! Which memory the device of a stream has access to. Between two devices bare memory is carried by the driver; mapped memory, as
 //! ours is, a device reaches only where it has been given access.
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use super::contexts::device_of;
 use crate::allocation::{self, owner};
 use crate::cuda::sys::{CUcontext, CUdevice, CUstream};

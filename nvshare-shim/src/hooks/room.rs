@@ -5,6 +5,8 @@
 //! Nobody waits for room inside a pass of the gate: a drain would wait for it. And no call into a capture is repeated: what a
 //! failed call leaves of it is the driver's own affair.
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use std::time::Instant;
 
 use super::Bare;

@@ -1,5 +1,7 @@
 //! How large a device is, asked of the driver without a context. (With one: `cuMemGetInfo`; of NVML: [`super::nvml`].)
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::CUdevice;

@@ -1,5 +1,7 @@
 //! Streams and captures come and go, so that a drain knows where work can be and where nothing may be recorded.
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUevent, CUstream};

@@ -1,6 +1,8 @@
 //! Memory that cannot be moved (yet): passed through, and booked with its bytes and the reason ([`crate::allocation::unswappable`]).
 //! Arrays: [`super::arrays`].
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use std::cell::Cell;
 use std::ffi::c_void;
 

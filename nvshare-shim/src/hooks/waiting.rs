@@ -1,5 +1,7 @@
 //! Calls that only wait for the device. They do not pass the gate; while a thread is in one its client is not idle.
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use std::sync::atomic::Ordering;
 
 use super::Bare;

@@ -1,6 +1,8 @@
 //! Calls that submit work to the device: copies, memsets, launches, graphs, stream memory operations. They pass the gate
 //! before and are otherwise untouched.
 
+#![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
+
 use super::Bare;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUDA_LAUNCH_PARAMS, CUlaunchConfig, CUstream};

@@ -3,6 +3,8 @@
 //! a time for each device, and tries again after a random delay where it does not fit. The same on one device that the
 //! agent does not manage, see [`without_agent`].
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};

@@ -6,6 +6,8 @@
 //! byte when it was carried out: `s`, out and in again; `o`, out, until a thread waits at the gate or the next order comes;
 //! `i`, in. The answer is `+`, or `-` where nothing was moved (a drain that stalled, nothing there, an agent).
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};

@@ -1,6 +1,8 @@
 //! A program may end its main thread by `pthread_exit`; it ends, with 0, when its last thread has. Threads of ours are not
 //! its own: where only they are left, we end it. (A driver's thread is no thread of ours: then it goes on, as bare.)
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 

@@ -3,6 +3,8 @@
 //!
 //! Lock order: see the head of the library.
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 mod alone;
 mod door;
 mod forced;

@@ -2,6 +2,8 @@
 //! application's launches for as long (an H200: 30 ms for 1 GiB; with pauses between pieces of 64 MiB nothing is seen). A copy
 //! must not cross from one piece into the next (the driver refuses it), so their blocks are numbered apart.
 
+#![expect(unsafe_code, reason = "host memory is mapped")]
+
 use std::os::fd::OwnedFd;
 
 use nvshare_common::units::{ArenaId, Bytes};

@@ -1,5 +1,7 @@
 //! What belongs to the calling thread while it calls the driver: its capture mode, and its current context.
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cuda::sys::{CUcontext, CUdevice};

@@ -2,6 +2,8 @@
 //! and goes with the context. So there are never more than were needed at once, no handle of ours is destroyed that may be
 //! somebody else's by then, and nobody makes one in a hurry (a driver with a thread stuck in a full stream makes none).
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::sync::{Arc, PoisonError};
 
 use super::table::{Context, Refusal};

@@ -3,6 +3,8 @@
 //! does not grow with the streams: the driver frees a stand-in in that context. Neither its errors nor what it waits for are
 //! ours to guess.
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;

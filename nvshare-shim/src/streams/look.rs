@@ -6,6 +6,8 @@
 //! all blocking streams and so for the threads' own default streams (seen on an H200, in 10 us, whatever is queued). Only
 //! while nobody is inside the gate: a stream that a thread is stuck in submitting to does not answer before that goes on.
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 

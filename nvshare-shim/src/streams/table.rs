@@ -4,6 +4,8 @@
 //!
 //! An entry stays until the call that ends it has succeeded; while that call is made, nobody asks about it.
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,6 +1,8 @@
 //! Fingerprints taken on the device by the kernel of [`nvshare_common::fingerprint`]. Where it cannot be loaded everything
 //! is copied.
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::ffi::{CString, c_void};
 
 use nvshare_common::fingerprint::{ENTRY, Fingerprint, Key};

@@ -1,6 +1,8 @@
 //! Swap-in: as the grant allows, memory is made for an extent, mapped, and its copy started while the one before is still
 //! on the link. A failure leaves the shadow as it is, and the extent missing (S6).
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::collections::VecDeque;
 
 use super::outward::runs;

@@ -4,6 +4,8 @@
 //! S3 is kept here: before a byte of a block's shadow is overwritten its fingerprint is erased, and it is set only after
 //! the copy's event; memory is released only when every block is in its shadow, known to be equal to it, or zero.
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::collections::VecDeque;
 
 use nvshare_common::fingerprint::Fingerprint;

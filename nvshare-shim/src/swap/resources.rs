@@ -1,5 +1,7 @@
 //! What the engine has in the application's context: a stream each way, events, the fingerprint kernel.
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::time::{Duration, Instant};
 
 use super::fingerprints::Fingerprinter;

@@ -1,5 +1,7 @@
 //! The engine's streams and events in the application's context, and the copies on them.
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::ffi::c_void;
 
 use crate::cuda::{CUresult, EVENT_DISABLE_TIMING, sys};

@@ -1,5 +1,7 @@
 //! Arrays of a script: slots of memory that have no address. Rows are 256 bytes, of elements of four.
 
+#![expect(unsafe_code, reason = "the driver is called as programs do")]
+
 use std::mem::MaybeUninit;
 
 use cudarc::driver::sys::{

@@ -3,6 +3,8 @@
 //! The rule: line for line the same, but for words that begin with `~`: free memory, which may differ by what the library
 //! needs itself and by the size of blocks ([`ROUGHLY`]).
 
+#![expect(unsafe_code, reason = "the driver is called as programs do")]
+
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;

@@ -1,5 +1,7 @@
 //! Memory of graphs in a script: graphs that allocate, use and free, and captures that do.
 
+#![expect(unsafe_code, reason = "the driver is called as programs do")]
+
 use std::collections::BTreeSet;
 use std::mem::MaybeUninit;
 

@@ -14,6 +14,7 @@
 //! In scripts whose threads run freely (seeds that end in 9) no step may concern what another thread does: a
 //! `cuCtxSynchronize` ends the captures of others, bare too, and once looked like a capture that the library had lost.
 
+#![expect(unsafe_code, reason = "the driver is called as programs do")]
 #![expect(
     clippy::too_many_lines,
     clippy::match_same_arms,

@@ -1,5 +1,7 @@
 //! Memory of a script: made and freed in every way there is.
 
+#![expect(unsafe_code, reason = "the driver is called as programs do")]
+
 use cudarc::driver::sys::CUmemPool_attribute as Attribute;
 
 use crate::script::Op;

@@ -1,6 +1,8 @@
 //! What a script asks about memory. Addresses in answers become names; numbers that differ from run to run become what can
 //! be compared of them: whether there is one. Free memory is compared roughly (`~`).
 
+#![expect(unsafe_code, reason = "the driver is called as programs do")]
+
 use cudarc::driver::sys::{self, CUpointer_attribute};
 
 use crate::script::Op;

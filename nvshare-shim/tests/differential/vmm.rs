@@ -1,5 +1,7 @@
 //! Virtual memory as a script makes it: addresses reserved, physical memory mapped there, kept, taken away.
 
+#![expect(unsafe_code, reason = "the driver is called as programs do")]
+
 use std::collections::BTreeMap;
 
 use cudarc::driver::sys::{

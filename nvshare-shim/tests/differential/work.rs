@@ -1,5 +1,7 @@
 //! Work of a script: memsets, copies and kernels, on memory that may be used so and after what used it before.
 
+#![expect(unsafe_code, reason = "the driver is called as programs do")]
+
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
 

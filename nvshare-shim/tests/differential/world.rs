@@ -1,6 +1,8 @@
 //! What a script works with: contexts, streams, memory and so on in numbered slots; what is known of each; and names for
 //! addresses and handles, as those themselves differ from run to run.
 
+#![expect(unsafe_code, reason = "the driver is called as programs do")]
+
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;

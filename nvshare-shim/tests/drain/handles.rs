@@ -1,5 +1,7 @@
 //! Handles that the driver gives out again, and what is in a stream when it cannot be asked.
 
+#![expect(unsafe_code, reason = "the driver is called as programs do")]
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nvshare::cuda::sys::CUDA_LAUNCH_PARAMS;

@@ -1,6 +1,8 @@
 //! The drain in front of a driver whose work is finished when the test says so: what it waits for, what it leaves alone,
 //! and when it gives up.
 
+#![expect(unsafe_code, reason = "the driver is called as programs do")]
+
 mod handles;
 mod paced;
 #[path = "../programs/mod.rs"]

@@ -1,5 +1,7 @@
 //! The scripted driver of these tests, and what they do with it.
 
+#![expect(unsafe_code, reason = "the driver is called as programs do")]
+
 use std::ffi::{CString, c_int, c_long, c_void};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Two cards without peer access: copies and memsets reach the memory of the other one as they do bare.
 
+#![expect(unsafe_code, reason = "the driver is called as programs do")]
+
 use cudarc::driver::sys::{self, CUcontext, CUdeviceptr, CUstream};
 
 use super::gpu::{alloc, cu, read, stream, synchronize, write};

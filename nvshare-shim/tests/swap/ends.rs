@@ -1,5 +1,7 @@
 //! Contexts that end, and contexts that do not although it looked so.
 
+#![expect(unsafe_code, reason = "the driver is called as programs do")]
+
 use std::time::Duration;
 
 use cudarc::driver::sys::{self, CUresult};

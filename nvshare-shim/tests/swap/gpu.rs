@@ -1,5 +1,7 @@
 //! The driver as the test clients use it: thin calls that panic with the call's name.
 
+#![expect(unsafe_code, reason = "the driver is called as programs do")]
+
 use std::ffi::{CString, c_void};
 
 use cudarc::driver::sys::{self, CUdeviceptr, CUfunction, CUmodule, CUresult, CUstream};

@@ -1,5 +1,7 @@
 //! The engine on a simulated card, with forced swaps and with a scripted agent. The clients are this binary itself.
 
+#![expect(unsafe_code, reason = "the driver is called as programs do")]
+
 mod across;
 mod agent;
 mod alone;

@@ -1,5 +1,7 @@
 //! Memory is missing while the application cannot wait for it: nothing of ours may wait for the application then.
 
+#![expect(unsafe_code, reason = "the driver is called as programs do")]
+
 use std::time::Duration;
 
 use cudarc::driver::sys;

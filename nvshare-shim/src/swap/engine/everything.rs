@@ -1,5 +1,7 @@
 //! All of a device's memory out, or all of it in: for a process without an agent.
 
+#![expect(unsafe_code, reason = "the driver is called")]
+
 use std::sync::mpsc::Sender;
 
 use nvshare_common::units::Bytes;

@@ -1,5 +1,7 @@
 //! A client that obeys its test line by line.
 
+#![expect(unsafe_code, reason = "the driver is called as programs do")]
+
 use cudarc::driver::sys::{self, CUdeviceptr, CUresult};
 
 use super::say;
