@@ -100,7 +100,7 @@ fn role() {
                         let name = if engine { "nvshare:swap0" } else { "nvshare-worker" };
                         let work = move || {
                             // Pointers, since some write through the first two before they look at anything.
-                            let (mut out, mut second) = ([0_u64; 32], 0);
+                            let (mut out, mut second) = ([0_u64; 32], 0_u64);
                             for _ in 0..times {
                                 call(&mut out, &raw mut second as u64, &[0; 4], 1);
                             }
