@@ -171,7 +171,8 @@ mod tests {
             };
             let folder = root().join(folder).join("tests");
             for test in tests {
-                assert!(folder.join(test).with_extension("rs").is_file(), "{package} has no test {test}");
+                let files = [folder.join(test).with_extension("rs"), folder.join(test).join("main.rs")];
+                assert!(files.iter().any(|file| file.is_file()), "{package} has no test {test}");
             }
             for file in fs::read_dir(&folder).into_iter().flatten().map(|file| file.unwrap().path()) {
                 if file.extension().is_none_or(|extension| extension != "rs") {
