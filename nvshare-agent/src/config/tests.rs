@@ -1,3 +1,5 @@
+//! What a command line, the environment and a file say together.
+
 use super::*;
 
 fn run(flags: &[&str]) -> Result<Config, String> {

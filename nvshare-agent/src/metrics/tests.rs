@@ -1,3 +1,5 @@
+//! What the page of metrics has for a state.
+
 use std::collections::BTreeSet;
 
 use nvshare_agent_core::observation::Attachment;

@@ -107,9 +107,6 @@ impl Attachments {
             self.compare(index, pid, &used.file);
             return;
         }
-        if self.part.as_ref().is_some_and(|part| !part.has(pid)) {
-            return;
-        }
         let name = find::through(pid, &used.path);
         let opened = used.open(pid).map_err(|error| LibraryError::Open(name.clone(), error));
         match opened.and_then(|file| self.add(&name, file, Some((pid, used)))) {
@@ -137,6 +134,10 @@ impl Attachments {
                 }
                 None => known.owner = None,
             }
+            return Ok(());
+        }
+        // Only here: whoever maps a file that has probes is compared with it, under whatever name (A8).
+        if by.is_some_and(|(pid, _)| self.part.as_ref().is_some_and(|part| !part.has(pid))) {
             return Ok(());
         }
         let owner = by.map(|(pid, _)| Owner::of(pid));

@@ -1,3 +1,5 @@
+//! Where a library's functions get their probes.
+
 use super::*;
 
 /// A library of this machine with nothing in it but a table of symbols of `bytes`.
