@@ -8,7 +8,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use nvshare_agent::health::Health;
 use nvshare_agent::metrics::Metrics;
 use nvshare_agent_core::snapshot::{Client, ClientDevice, Device, State, Totals};
-use nvshare_common::units::Bytes;
+use nvshare_common::bytes::Bytes;
 use serde_json::json;
 use tokio::sync::watch;
 

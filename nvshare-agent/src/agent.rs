@@ -394,11 +394,11 @@ mod tests {
         let incomplete = Report { began: clock::now(), problem, ..Report::default() };
         let missing = || health.readiness().missing.iter().any(|missing| missing.why.contains("GPU 1"));
         let first = Reading {
-            device: nvshare_common::units::DeviceId([1; 16]),
+            device: nvshare_common::ids::DeviceId([1; 16]),
             index: 0,
             name: String::new(),
-            total: nvshare_common::units::Bytes::GIB,
-            used: nvshare_common::units::Bytes::ZERO,
+            total: nvshare_common::bytes::Bytes::GIB,
+            used: nvshare_common::bytes::Bytes::ZERO,
             link: None,
             per_process: std::collections::BTreeMap::new(),
         };

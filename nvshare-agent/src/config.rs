@@ -14,8 +14,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use nvshare_agent_core::change::Change;
 use nvshare_agent_core::settings::Settings;
 use nvshare_agent_core::value;
+use nvshare_common::bytes::Bytes;
 use nvshare_common::protocol;
-use nvshare_common::units::Bytes;
 
 use crate::admin::orders::{PinArgs, SetWhat, SwapArgs};
 use crate::install::InstallArgs;

@@ -244,7 +244,8 @@ mod tests {
     use std::sync::mpsc;
 
     use nvshare_agent_core::reading::Reading;
-    use nvshare_common::units::{Bytes, DeviceId};
+    use nvshare_common::bytes::Bytes;
+    use nvshare_common::ids::DeviceId;
 
     use super::*;
 

@@ -12,7 +12,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use nvshare_agent_core::arena::{HostError, Wanted};
-use nvshare_common::units::Bytes;
+use nvshare_common::bytes::Bytes;
 use rustix::fs::{
     FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
 };
@@ -177,7 +177,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
     use std::time::Duration;
 
-    use nvshare_common::units::{ArenaId, ClientId};
+    use nvshare_common::ids::{ArenaId, ClientId};
     use rustix::fs::{fcntl_get_seals, fstat};
 
     use super::*;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use nvshare_agent_core::order::{Priority, Weight};
 use nvshare_agent_core::process::Process;
-use nvshare_common::units::Bytes;
+use nvshare_common::bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::no_space;

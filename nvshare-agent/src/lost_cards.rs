@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use nvshare_agent_core::reading::Report;
-use nvshare_common::units::DeviceId;
+use nvshare_common::ids::DeviceId;
 use tracing::{info, warn};
 
 /// What to do about a card that is lost.
@@ -96,7 +96,7 @@ mod tests {
     use nvshare_agent_core::reading::Reading;
 
     use super::*;
-    use nvshare_common::units::Bytes;
+    use nvshare_common::bytes::Bytes;
 
     const FIRST: DeviceId = DeviceId([1; 16]);
     const SECOND: DeviceId = DeviceId([2; 16]);

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use nvshare_agent::conductor::{self, Input};
 use nvshare_agent::control::{Event, Listener};
 use nvshare_common::frame;
+use nvshare_common::ids::Ticket;
 use nvshare_common::protocol::{Hello, ToAgent};
-use nvshare_common::units::Ticket;
 use rustix::net::{
     AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with,
 };

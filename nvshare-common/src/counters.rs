@@ -4,8 +4,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::bytes::Bytes;
+use crate::ids::DeviceId;
 use crate::probe::Call;
-use crate::units::{Bytes, DeviceId};
 
 /// The page's size in bytes: exactly the memfd's, whatever [`Counters`] needs of it.
 pub const PAGE_BYTES: usize = 4096;

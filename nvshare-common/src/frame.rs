@@ -129,8 +129,9 @@ fn within(packet: Vec<u8>) -> Result<Vec<u8>, FrameError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bytes::{Bytes, DevicePtr, DeviceRange};
+    use crate::ids::{ClientId, DeviceId, Ticket};
     use crate::protocol::{ToAgent, ToShim};
-    use crate::units::{Bytes, ClientId, DeviceId, DevicePtr, DeviceRange, Ticket};
     use proptest::prelude::*;
 
     fn hello() -> Hello {

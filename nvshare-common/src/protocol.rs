@@ -9,7 +9,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::{ArenaId, Bytes, ClientId, DeviceId, DeviceRange, Ticket};
+use crate::bytes::{Bytes, DeviceRange};
+use crate::ids::{ArenaId, ClientId, DeviceId, Ticket};
 
 /// The protocol spoken by this build.
 pub const VERSION: u16 = 1;

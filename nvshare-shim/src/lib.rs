@@ -7,7 +7,7 @@
 //! # Floors
 //!
 //! A module may use those below it, never one above; of two on one floor the one that is named first is below. Within a folder
-//! anything goes. `tests/floors` compares this table with every path in the sources.
+//! anything goes. `tests/floors.rs` compares this table with every path in the sources.
 //!
 //! | floor | modules | what lives there |
 //! | --- | --- | --- |

@@ -4,17 +4,15 @@
 //! The lock is taken before all others but those of whole procedures: what is booked and what is said are one step.
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nvshare_common::frame;
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{DeviceId, Ticket};
 use nvshare_common::protocol::{Purpose, ToAgent};
-use nvshare_common::units::{Bytes, DeviceId, Ticket};
+use nvshare_common::{frame, wire};
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use crate::descriptors::Own;
 
@@ -229,14 +227,7 @@ pub(crate) fn transmit(
     packet: &[u8],
     descriptor: Option<BorrowedFd<'_>>,
 ) -> rustix::io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors: Vec<BorrowedFd<'_>> = descriptor.into_iter().collect();
-    if !descriptors.is_empty() {
-        control.push(SendAncillaryMessage::ScmRights(&descriptors));
-    }
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    sendmsg(socket.get()?, &[IoSlice::new(packet)], &mut control, flags).map(|_| ())
+    wire::send(socket.get()?, packet, descriptor)
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@ use nvshare_agent_core::ledger::SessionId;
 use nvshare_agent_core::moment::Moment;
 use nvshare_agent_core::process::Process;
 use nvshare_agent_world::{GIB, MIB, World, card};
+use nvshare_common::bytes::Bytes;
 use nvshare_common::protocol::{Held, Hello};
-use nvshare_common::units::Bytes;
 
 /// Virtual milliseconds.
 const WHILE: u64 = 3000;

@@ -1,6 +1,7 @@
 //! Arenas, the host memory that shadows lie in: which are wanted, and why one cannot be had.
 
-use nvshare_common::units::{ArenaId, Bytes, ClientId};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ArenaId, ClientId};
 
 /// An arena that is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use nvshare_common::units::Bytes;
+use nvshare_common::bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::value;

@@ -1,9 +1,9 @@
 //! What the uprobes saw, as the observer tells the conductor. Observations may be lost or late: they help to choose and
 //! never carry an obligation.
 
+use nvshare_common::bytes::{Bytes, DevicePtr, DeviceRange};
 use nvshare_common::event::Loss;
 use nvshare_common::probe::Call;
-use nvshare_common::units::{Bytes, DevicePtr, DeviceRange};
 use serde::{Deserialize, Serialize};
 
 use crate::moment::Moment;

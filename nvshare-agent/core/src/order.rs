@@ -3,7 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use nvshare_common::units::{Bytes, ClientId};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::ClientId;
 use serde::{Deserialize, Serialize};
 
 /// One order. The conductor books it in the ledger; the policy respects it.

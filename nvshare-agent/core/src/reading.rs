@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use nvshare_common::units::{Bytes, DeviceId};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::DeviceId;
 use serde::{Deserialize, Serialize};
 
 use crate::moment::Moment;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nvshare_common::units::Bytes;
+use nvshare_common::bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::change::Change;

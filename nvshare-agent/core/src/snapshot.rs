@@ -7,7 +7,8 @@ mod histogram;
 
 use std::collections::BTreeMap;
 
-use nvshare_common::units::{Bytes, ClientId, DeviceId};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ClientId, DeviceId};
 use serde::{Deserialize, Serialize};
 
 pub use self::calls::Calls;

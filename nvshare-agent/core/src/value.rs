@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nvshare_common::units::Bytes;
+use nvshare_common::bytes::Bytes;
 
 /// The longest path that fits a Unix socket's address (`sun_path` holds 108 bytes, the last one zero).
 const SOCKET_PATH_BYTES: usize = 107;

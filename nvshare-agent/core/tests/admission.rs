@@ -4,8 +4,9 @@
 use nvshare_agent_core::conductor::Core;
 use nvshare_agent_core::ledger::SessionId;
 use nvshare_agent_world::{GIB, MIB, World, card, settings};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ClientId, Ticket};
 use nvshare_common::protocol::ToAgent;
-use nvshare_common::units::{Bytes, ClientId, Ticket};
 
 /// One that needs all but a little of a card of 16 GiB, and has run.
 fn incumbent() -> (World, usize) {

@@ -9,9 +9,9 @@ use nvshare_agent_core::observation::Observation;
 use nvshare_agent_core::process::Process;
 use nvshare_agent_core::reading::{Reading, Report};
 use nvshare_agent_world::{GIB, card, settings};
+use nvshare_common::bytes::{Bytes, DevicePtr, DeviceRange};
 use nvshare_common::probe::Call;
 use nvshare_common::protocol::{Hello, Purpose, ToAgent};
-use nvshare_common::units::{Bytes, DevicePtr, DeviceRange};
 
 const BEGIN: Moment = Moment(1_000_000_000_000);
 const STRANGER: Process = Process { pid: 99, start: 1 };

@@ -45,7 +45,7 @@ fn what() -> impl Strategy<Value = What> {
         2 => any::<bool>().prop_map(What::Pin),
         2 => priority.prop_map(What::Priority),
         2 => (0.1..10.0).prop_map(|weight: f64| What::Weight(weight.try_into().unwrap())),
-        1 => proptest::option::of((1..20_u64).prop_map(|gib| nvshare_common::units::Bytes(gib * GIB))).prop_map(What::Limit),
+        1 => proptest::option::of((1..20_u64).prop_map(|gib| nvshare_common::bytes::Bytes(gib * GIB))).prop_map(What::Limit),
     ]
 }
 

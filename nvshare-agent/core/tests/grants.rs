@@ -10,15 +10,16 @@ use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
+use nvshare_agent_core::decision::Decision;
 use nvshare_agent_core::ledger::{Booked, Ledger, Page, SessionId};
 use nvshare_agent_core::moment::Moment;
-use nvshare_agent_core::policy::Decision;
 use nvshare_agent_core::process::Process;
 use nvshare_agent_core::reading::Reading;
 use nvshare_agent_core::settings::Settings;
+use nvshare_common::bytes::Bytes;
 use nvshare_common::counters::Holdings;
+use nvshare_common::ids::{ClientId, DeviceId, Ticket};
 use nvshare_common::protocol::{self, Held, Hello};
-use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
 
 const CARD: DeviceId = DeviceId([7; 16]);
 /// Grants, extents and the card are counted in pieces of this.

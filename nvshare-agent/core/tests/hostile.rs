@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use nvshare_agent_core::ledger::Page;
 use nvshare_agent_world::{GIB, MIB, World, card};
+use nvshare_common::bytes::Bytes;
 use nvshare_common::counters::Holdings;
+use nvshare_common::ids::Ticket;
 use nvshare_common::protocol::ToAgent;
-use nvshare_common::units::{Bytes, Ticket};
 
 /// More than any device has.
 const ABSURD: u64 = 1 << 48;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use nvshare_agent_core::order::{Priority, Weight, What};
 use nvshare_agent_world::{GIB, MIB, World, card};
-use nvshare_common::units::{Bytes, ClientId};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::ClientId;
 
 const CEILING_MS: u64 = 20_000;
 

@@ -1,8 +1,9 @@
 //! What clients ask before they promise memory to their programs, and whether it is kept.
 
 use nvshare_agent_world::{GIB, MIB, World, card};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::Ticket;
 use nvshare_common::protocol::ToAgent;
-use nvshare_common::units::{Bytes, Ticket};
 
 /// The client asks whether it may come to need so much; the answer, which a reading from then on gives.
 fn may_have(world: &mut World, client: usize, total: u64) -> bool {

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What ledger and policy may use besides each other: values, with the reason why they are no more than that.
-const PLAIN: [(&str, &str); 6] = [
+const PLAIN: [(&str, &str); 7] = [
+    ("decision", "what the policy decides"),
     ("moment", "time as a value"),
     ("observation", "what the uprobes saw, as values"),
     ("order", "what was ordered for one client"),
@@ -180,7 +181,7 @@ fn an_arrow_out_is_found_however_it_is_written() {
         "use super::recency::Recency;",
         "use super::super::policy::Decision;",
         "use std::time::Duration;",
-        "use nvshare_common::units::{Bytes, ClientId};",
+        "use nvshare_common::bytes::Bytes;",
         "use Observation as O;",
     ] {
         assert_eq!(found(text), Vec::<String>::new(), "{text}");

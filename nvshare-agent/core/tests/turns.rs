@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use nvshare_agent_world::{GIB, MIB, World, card};
+use nvshare_common::bytes::Bytes;
 use nvshare_common::protocol::{Purpose, ToAgent};
-use nvshare_common::units::Bytes;
 
 #[test]
 fn what_fits_runs_at_once_and_is_never_stopped() {

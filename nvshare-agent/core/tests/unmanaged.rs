@@ -4,14 +4,15 @@
 use std::time::Duration;
 
 use nvshare_agent_core::conductor::{Command, Core};
+use nvshare_agent_core::decision::Decision;
 use nvshare_agent_core::ledger::SessionId;
 use nvshare_agent_core::moment::Moment;
-use nvshare_agent_core::policy::Decision;
 use nvshare_agent_core::process::Process;
 use nvshare_agent_core::reading::{Reading, Report};
 use nvshare_agent_world::{GIB, card, settings};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ClientId, DeviceId};
 use nvshare_common::protocol::{Held, Hello, Purpose, ToAgent, ToShim};
-use nvshare_common::units::{Bytes, ClientId, DeviceId};
 
 const BEGIN: Moment = Moment(1_000_000_000_000);
 const CLIENT: Process = Process { pid: 7, start: 1 };

@@ -1,7 +1,7 @@
 //! Processes that use the driver without the library, for people: who they are, whose, and what they hold.
 
 use nvshare_agent_core::snapshot::Foreign;
-use nvshare_common::units::Bytes;
+use nvshare_common::bytes::Bytes;
 
 use super::view::{printable, table};
 

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use nvshare_agent_core::change::Change;
 use nvshare_agent_core::order::{Priority, Weight, What};
 use nvshare_agent_core::value;
-use nvshare_common::units::Bytes;
+use nvshare_common::bytes::Bytes;
 
 use super::client::{AskError, Client};
 use super::command::{CommandError, ask, print};

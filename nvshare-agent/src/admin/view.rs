@@ -6,8 +6,8 @@ use std::time::Duration;
 use nvshare_agent_core::observation::Health;
 use nvshare_agent_core::snapshot::{Client, Device, State};
 use nvshare_agent_core::value;
+use nvshare_common::bytes::Bytes;
 use nvshare_common::event::Loss;
-use nvshare_common::units::Bytes;
 
 use super::foreign;
 use crate::health::Readiness;

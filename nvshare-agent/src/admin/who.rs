@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use nvshare_agent_core::snapshot::{Activity, Client};
-use nvshare_common::units::ClientId;
+use nvshare_common::ids::ClientId;
 
 /// A client as it is written on a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use nvshare_agent_core::change::Change;
 use nvshare_agent_core::order::What;
-use nvshare_common::units::ClientId;
+use nvshare_common::ids::ClientId;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use nvshare_agent_core::arena::{Memory, Wanted};
 use nvshare_agent_core::conductor::{Command, Core, Fate};
 use nvshare_agent_core::moment::Moment;
-use nvshare_common::units::{ArenaId, Bytes, ClientId};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ArenaId, ClientId};
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 
 use crate::hostmem::{self, Made, Maker};
@@ -83,8 +84,8 @@ mod tests {
     use nvshare_agent_core::ledger::SessionId;
     use nvshare_agent_core::process::Process;
     use nvshare_agent_core::settings::Settings;
+    use nvshare_common::ids::DeviceId;
     use nvshare_common::protocol::{Held, Hello, ToAgent};
-    use nvshare_common::units::DeviceId;
     use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create};
 
     use super::*;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use nvshare_agent_core::ledger::SessionId;
-use nvshare_common::units::ClientId;
+use nvshare_common::ids::ClientId;
 
 use crate::control::Outbox;
 

@@ -28,7 +28,7 @@ use nvshare_agent_core::process::Process;
 use nvshare_agent_core::reading::{Reading, Report};
 use nvshare_agent_core::settings::{Settings, SettingsError};
 use nvshare_agent_core::snapshot::{self, Ended, State, Totals};
-use nvshare_common::units::{ClientId, DeviceId};
+use nvshare_common::ids::{ClientId, DeviceId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::host::HostMemory;

@@ -8,7 +8,7 @@ use nvshare_agent_core::moment::Moment;
 use nvshare_agent_core::order::Order;
 use nvshare_agent_core::process::Process;
 use nvshare_agent_core::snapshot::Owner;
-use nvshare_common::units::ClientId;
+use nvshare_common::ids::ClientId;
 
 use super::{Conductor, Input};
 use crate::pods::annotations::{self, Annotations, Problem};

@@ -6,9 +6,10 @@ use nvshare_agent_core::moment::Moment;
 use nvshare_agent_core::policy;
 use nvshare_agent_core::process::Process;
 use nvshare_agent_core::snapshot::{self, Activity, State, Totals};
+use nvshare_common::bytes::Bytes;
 use nvshare_common::counters::Holdings;
+use nvshare_common::ids::DeviceId;
 use nvshare_common::protocol;
-use nvshare_common::units::{Bytes, DeviceId};
 
 use super::Conductor;
 

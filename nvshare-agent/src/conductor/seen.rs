@@ -5,8 +5,8 @@ use nvshare_agent_core::moment::Moment;
 use nvshare_agent_core::observation::{Counts, Observation};
 use nvshare_agent_core::process::Process;
 use nvshare_agent_core::snapshot::{Ended, Totals};
+use nvshare_common::ids::ClientId;
 use nvshare_common::probe::Call;
-use nvshare_common::units::ClientId;
 
 use super::rest::digest;
 use super::{Conductor, bypass};

@@ -9,8 +9,8 @@ use nvshare_agent_core::ledger::{Client, SessionId};
 use nvshare_agent_core::moment::Moment;
 use nvshare_agent_core::process::Process;
 use nvshare_agent_core::snapshot::{ENDED, Ended};
+use nvshare_common::ids::ClientId;
 use nvshare_common::protocol::{Answer, ToAgent, ToShim};
-use nvshare_common::units::ClientId;
 use tokio::io::Interest;
 
 use super::lines::Line;

@@ -7,7 +7,6 @@ mod pace;
 mod page;
 mod peer;
 mod session;
-mod wire;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};

@@ -1,13 +1,14 @@
 //! One session: a task that carries packets between a client's socket and the conductor.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nvshare_agent_core::ledger::SessionId;
 use nvshare_common::frame::{self, FrameError, MAX_BYTES};
 use nvshare_common::protocol::{Answer, OLDEST, ToAgent, VERSION};
+use nvshare_common::wire::{self, Received};
 use rustix::io::retry_on_intr;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -15,7 +16,6 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::connections::{Connections, Counted};
-use super::wire::{self, Received};
 use super::{CounterPage, End, Event, Opened, Outbox, Packet, PageError, Peer, QUEUE, wait_for};
 use crate::conductor::Input;
 
@@ -41,7 +41,7 @@ pub(super) async fn carry(
     let refuse = async |socket: &OwnedFd, label: &'static str, why: String| {
         tracing::info!(session = id.0, why, "connection refused");
         if let Ok(bytes) = frame::encode_answer(&Answer::Refused { why }) {
-            let _ = wire::send(socket, &Packet { bytes, descriptor: None });
+            let _ = wire::send(socket, &bytes, None);
         }
         let _ = tell(Event::Refused(label)).await;
     };
@@ -166,9 +166,11 @@ async fn receive(socket: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> Result<(usize,
 }
 
 async fn send(socket: &AsyncFd<OwnedFd>, packet: &Packet) -> Result<(), End> {
+    let descriptor = packet.descriptor.as_ref().map(AsFd::as_fd);
     loop {
         let mut ready = socket.writable().await.map_err(|error| End::Broken(error.to_string()))?;
-        match ready.try_io(|socket| Ok(retry_on_intr(|| wire::send(socket, packet))?)) {
+        let send = |socket: &_| Ok(retry_on_intr(|| wire::send(socket, &packet.bytes, descriptor))?);
+        match ready.try_io(send) {
             Err(_) => {}
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => {

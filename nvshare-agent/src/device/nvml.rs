@@ -8,7 +8,7 @@ use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
 use nvshare_agent_core::reading::Reading;
-use nvshare_common::units::Bytes;
+use nvshare_common::bytes::Bytes;
 
 /// Why there are no readings.
 #[derive(Debug, thiserror::Error)]

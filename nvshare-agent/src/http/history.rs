@@ -4,7 +4,8 @@
 use std::collections::VecDeque;
 
 use nvshare_agent_core::snapshot::{Activity, State, Switch};
-use nvshare_common::units::{Bytes, ClientId};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::ClientId;
 use serde::Serialize;
 
 /// Seconds between two samples, at least.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use nvshare_agent_core::snapshot::Foreign;
-use nvshare_common::units::Bytes;
+use nvshare_common::bytes::Bytes;
 
 /// Containers that have a series of their own: those that hold most. The rest is `other`.
 pub(super) const OWNERS: usize = 64;

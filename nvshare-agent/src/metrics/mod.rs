@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nvshare_agent_core::snapshot::{Activity, State, Totals};
+use nvshare_common::bytes::Bytes;
 use nvshare_common::event::Loss;
-use nvshare_common::units::Bytes;
 use prometheus::TextEncoder;
 use tokio::sync::watch;
 

@@ -3,9 +3,9 @@
 use nvshare_agent_core::moment::Moment;
 use nvshare_agent_core::observation::{Context, Observation};
 use nvshare_agent_core::process::Process;
+use nvshare_common::bytes::{Bytes, DevicePtr, DeviceRange};
 use nvshare_common::event::{Kind, Record};
 use nvshare_common::probe::{Call, Manner};
-use nvshare_common::units::{Bytes, DevicePtr, DeviceRange};
 
 /// `CU_MEM_LOCATION_TYPE_DEVICE`.
 const ON_DEVICE: u64 = 1;

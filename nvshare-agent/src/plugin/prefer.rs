@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use nvshare_agent_core::snapshot::State;
-use nvshare_common::units::Bytes;
+use nvshare_common::bytes::Bytes;
 
 use super::devices::{NoShare, Share};
 

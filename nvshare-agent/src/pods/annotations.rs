@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use nvshare_agent_core::order::{Order, Priority, Weight, What};
-use nvshare_common::units::{Bytes, ClientId};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::ClientId;
 use serde::{Deserialize, Serialize};
 
 use super::quantity;

@@ -1,7 +1,7 @@
 //! Amounts as Kubernetes writes them: `8Gi`, `8G`, `8589934592`, `1.5e9`, `8589934592000m`.
 //! <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>
 
-use nvshare_common::units::Bytes;
+use nvshare_common::bytes::Bytes;
 
 /// Reads an amount of bytes; a part of a byte counts as one, as it does in Kubernetes.
 pub fn bytes(text: &str) -> Result<Bytes, String> {

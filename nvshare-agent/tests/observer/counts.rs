@@ -3,9 +3,9 @@
 #![expect(unsafe_code, reason = "a client is traced")]
 
 use nvshare_agent_core::observation::Observation;
+use nvshare_common::bytes::{Bytes, DevicePtr, DeviceRange};
 use nvshare_common::event::Loss;
 use nvshare_common::probe::{Call, PROBES};
-use nvshare_common::units::{Bytes, DevicePtr, DeviceRange};
 
 use crate::client::Client;
 use crate::fake::{ADDRESS, Fake};

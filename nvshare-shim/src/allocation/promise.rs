@@ -5,8 +5,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::DeviceId;
 use nvshare_common::protocol::ToAgent;
-use nvshare_common::units::{Bytes, DeviceId};
 
 use super::pools;
 use crate::cuda::sys;

@@ -4,8 +4,8 @@
 
 use std::time::Instant;
 
+use nvshare_common::bytes::Bytes;
 use nvshare_common::protocol::{Purpose, ToAgent};
-use nvshare_common::units::Bytes;
 
 use super::pools;
 use crate::cuda::sys::CUdeviceptr;

@@ -22,8 +22,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use nvshare_common::bytes::Bytes;
 use nvshare_common::counters::DeviceCounters;
-use nvshare_common::units::{Bytes, DeviceId};
+use nvshare_common::ids::DeviceId;
 
 use self::quarantine::Quarantined;
 use self::said::Said;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nvshare_common::units::DeviceId;
+use nvshare_common::ids::DeviceId;
 
 /// After so long without a question nobody compares any more.
 const REMEMBERED: Duration = Duration::from_mins(10);

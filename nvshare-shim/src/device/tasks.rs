@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nvshare_common::units::{DeviceRange, Ticket};
+use nvshare_common::bytes::DeviceRange;
+use nvshare_common::ids::Ticket;
 
 use super::Device;
 

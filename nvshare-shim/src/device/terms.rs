@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nvshare_common::ids::DeviceId;
 use nvshare_common::protocol::ToAgent;
-use nvshare_common::units::DeviceId;
 
 use crate::device::{self, Device};
 use crate::line;

@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use nvshare_common::units::DeviceId;
+use nvshare_common::ids::DeviceId;
 
 use crate::allocation::pools;
 use crate::device::{self, sizes};

@@ -7,8 +7,8 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nvshare_common::ids::Ticket;
 use nvshare_common::protocol::ToAgent;
-use nvshare_common::units::Ticket;
 
 /// Who waits for an answer of the agent, by ticket.
 static ASKING: Mutex<Option<HashMap<u64, Sender<bool>>>> = Mutex::new(None);

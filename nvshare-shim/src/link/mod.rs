@@ -17,8 +17,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{DeviceId, Ticket};
 use nvshare_common::protocol::{Purpose, ToAgent, ToShim};
-use nvshare_common::units::{Bytes, DeviceId, Ticket};
 
 use self::alone::Alone;
 use self::door::Door;

@@ -2,21 +2,18 @@
 //! descriptor. What other threads say meanwhile goes through [`line`](mod@line).
 
 use std::fmt;
-use std::io::IoSliceMut;
-use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nvshare_common::bytes::Bytes;
 use nvshare_common::frame;
+use nvshare_common::ids::{ClientId, DeviceId};
 use nvshare_common::protocol::{Answer, Hello, KNOCK, ToAgent, ToShim};
-use nvshare_common::units::{Bytes, ClientId, DeviceId};
+use nvshare_common::wire::{self, Received};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags,
-    SocketType, connect, recvmsg, socket_with,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::alone;
@@ -250,26 +247,15 @@ impl Session {
 
     /// One packet into the buffer: its length and the descriptor that came along. `None`: nothing there after all.
     fn packet(&mut self) -> Result<Option<(usize, Option<OwnedFd>)>, End> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut parts = [IoSliceMut::new(&mut self.buffer)];
-        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        let received = self.socket.get().and_then(|socket| recvmsg(socket, &mut parts, &mut control, flags));
-        let received = match received {
-            Ok(received) => received,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
-            Err(error) => return Err(End::Closed(format!("the connection broke: {error}"))),
-        };
-        let mut descriptors = Vec::new();
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = message {
-                descriptors.extend(rights);
+        match self.socket.get().and_then(|socket| wire::receive(socket, &mut self.buffer)) {
+            Ok(Received::Packet(length, descriptor)) => Ok(Some((length, descriptor))),
+            Ok(Received::TooLong) => {
+                Err(End::Closed(format!("a packet of more than {} bytes came", self.buffer.len())))
             }
+            Ok(Received::End) => Err(End::Closed("it closed the connection".into())),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+            Err(error) => Err(End::Closed(format!("the connection broke: {error}"))),
         }
-        if received.bytes == 0 {
-            return Err(End::Closed("it closed the connection".into()));
-        }
-        Ok(Some((received.bytes, descriptors.into_iter().next())))
     }
 }
 

@@ -6,7 +6,8 @@
 
 use std::os::fd::OwnedFd;
 
-use nvshare_common::units::{ArenaId, Bytes};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::ArenaId;
 use rustix::fs::SealFlags;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 

@@ -15,7 +15,8 @@ use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use nvshare_common::units::{ArenaId, Bytes};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::ArenaId;
 
 use self::arena::{Arena, Piece, Pin};
 use self::blocks::forget_resident;

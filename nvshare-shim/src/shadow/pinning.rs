@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use nvshare_common::bytes::Bytes;
 use nvshare_common::protocol::ToAgent;
-use nvshare_common::units::Bytes;
 
 use super::arena::{self, Arena, Piece, Pin};
 use super::{Shadows, pins, shadows};

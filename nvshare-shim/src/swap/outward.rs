@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 
 use nvshare_common::fingerprint::Fingerprint;
-use nvshare_common::units::Ticket;
+use nvshare_common::ids::Ticket;
 
 use super::resources::{DEPTH, Resources};
 use super::stream::Event;

@@ -1,6 +1,6 @@
 //! Which extents leave when room is asked for. Pure.
 
-use nvshare_common::units::DeviceRange;
+use nvshare_common::bytes::DeviceRange;
 
 use crate::memory::extent::ExtentId;
 
@@ -61,7 +61,7 @@ pub fn choose(candidates: &[Candidate], coldest: &[DeviceRange], need: u64) -> V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nvshare_common::units::{Bytes, DevicePtr};
+    use nvshare_common::bytes::{Bytes, DevicePtr};
     use proptest::prelude::*;
 
     fn candidate(id: u32, start: u64, bytes: u64, cost: u64) -> Candidate {

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nvshare_common::bytes::Bytes;
 use nvshare_common::protocol::{Purpose, ToAgent};
-use nvshare_common::units::Bytes;
 
 use super::run_state;
 use crate::device::{self, home};

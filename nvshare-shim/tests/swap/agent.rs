@@ -1,22 +1,21 @@
 //! The agent as these tests play it, message by message.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nvshare_common::bytes::Bytes;
 use nvshare_common::frame;
+use nvshare_common::ids::{ArenaId, ClientId, DeviceId, Ticket};
 use nvshare_common::protocol::{Answer, Hello, ToAgent, ToShim};
-use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId, Ticket};
+use nvshare_common::wire::{self, Received};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen,
-    recvmsg, sendmsg, socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with,
 };
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -195,28 +194,25 @@ impl Agent {
     fn receive(&self, what: &str) -> Vec<u8> {
         assert!(readable(self.socket.as_fd(), LIMIT), "no {what} comes; until now: {:?}", self.log);
         let mut buffer = vec![0; frame::MAX_BYTES];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut parts = [IoSliceMut::new(&mut buffer)];
-        let got = recvmsg(&self.socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = message {
-                drop(rights.collect::<Vec<OwnedFd>>());
+        match wire::receive(&self.socket, &mut buffer).unwrap() {
+            Received::Packet(length, _) => {
+                buffer.truncate(length);
+                buffer
             }
+            other => panic!("{other:?} instead of {what}; until now: {:?}", self.log),
         }
-        assert!(got.bytes > 0, "the shim hung up instead of {what}; until now: {:?}", self.log);
-        buffer.truncate(got.bytes);
-        buffer
     }
 
     fn packet(&self, packet: &[u8], descriptor: Option<BorrowedFd<'_>>) {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let descriptors: Vec<_> = descriptor.into_iter().collect();
-        if !descriptors.is_empty() {
-            control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            match wire::send(&self.socket, packet, descriptor) {
+                Err(Errno::AGAIN) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                sent => return sent.unwrap(),
+            }
         }
-        sendmsg(&self.socket, &[IoSlice::new(packet)], &mut control, SendFlags::NOSIGNAL).unwrap();
     }
 }
 
@@ -227,7 +223,7 @@ fn readable(descriptor: BorrowedFd<'_>, limit: Duration) -> bool {
         let left = Timespec::try_from(left).unwrap();
         match poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], Some(&left)) {
             Ok(count) => return count > 0,
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             Err(error) => panic!("{error}"),
         }
     }

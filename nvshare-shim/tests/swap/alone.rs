@@ -1,7 +1,7 @@
 //! Without the agent: another one comes, it stays away, it refuses the client, the card is dead.
 
+use nvshare_common::bytes::Bytes;
 use nvshare_common::protocol::{ToAgent, ToShim};
-use nvshare_common::units::Bytes;
 
 use super::agent::Listener;
 use super::led::{Led, led};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use nvshare_common::bytes::Bytes;
 use nvshare_common::protocol::{ToAgent, ToShim};
-use nvshare_common::units::Bytes;
 
 use super::led::led;
 use super::{MIB, client, no_violations, node};

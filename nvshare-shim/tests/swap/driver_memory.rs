@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use nvshare_common::bytes::Bytes;
 use nvshare_common::protocol::{ToAgent, ToShim};
-use nvshare_common::units::Bytes;
 
 use super::led::{Led, heard, led};
 use super::{MIB, client, node};
 
 /// The next request for room.
-fn room(agent: &mut super::agent::Agent) -> (nvshare_common::units::Ticket, u64) {
+fn room(agent: &mut super::agent::Agent) -> (nvshare_common::ids::Ticket, u64) {
     agent.until("WantRoom", |message| match message {
         ToAgent::WantRoom { ticket, bytes, .. } => Some((*ticket, bytes.0)),
         _ => None,

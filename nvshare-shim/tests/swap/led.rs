@@ -4,8 +4,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
+use nvshare_common::ids::DeviceId;
 use nvshare_common::protocol::{ToAgent, ToShim};
-use nvshare_common::units::DeviceId;
 use nvshare_testbed::{ClientCommand, Node};
 
 use super::MIB;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nvshare_common::bytes::Bytes;
 use nvshare_common::protocol::ToShim;
-use nvshare_common::units::Bytes;
 
 use super::agent;
 use super::led::{Led, heard, led, sees};

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use nvshare_common::bytes::Bytes;
 use nvshare_common::protocol::{ToAgent, ToShim};
-use nvshare_common::units::Bytes;
 
 use super::agent::Listener;
 use super::led::Led;

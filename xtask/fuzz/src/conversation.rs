@@ -9,10 +9,11 @@ use nvshare_agent_core::moment::Moment;
 use nvshare_agent_core::process::Process;
 use nvshare_agent_core::reading::{Reading, Report};
 use nvshare_agent_core::settings::Settings;
+use nvshare_common::bytes::Bytes;
 use nvshare_common::counters::Holdings;
 use nvshare_common::frame;
+use nvshare_common::ids::{ClientId, DeviceId};
 use nvshare_common::protocol::{Hello, ToAgent};
-use nvshare_common::units::{Bytes, ClientId, DeviceId};
 
 use crate::messages;
 

@@ -5,12 +5,13 @@ use std::os::fd::OwnedFd;
 
 use nvshare_agent::control::CounterPage;
 use nvshare_agent::observer::doors;
+use nvshare_common::bytes::{Bytes, DevicePtr, DeviceRange};
 use nvshare_common::counters::PAGE_BYTES;
 use nvshare_common::event::{Kind, Record};
 use nvshare_common::frame;
+use nvshare_common::ids::{ArenaId, ClientId, DeviceId, Ticket};
 use nvshare_common::probe::Call;
 use nvshare_common::protocol::{Answer, Held, Hello, Purpose, ToAgent, ToShim};
-use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId, DevicePtr, DeviceRange, Ticket};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::pwrite;
 

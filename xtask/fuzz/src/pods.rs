@@ -12,7 +12,7 @@ use nvshare_agent::plugin::options::Preload;
 use nvshare_agent::plugin::prefer::prefer;
 use nvshare_agent::pods::kubelet::{ContainerDevices, ContainerResources, ListResponse, PodResources};
 use nvshare_agent::pods::{annotations, doors};
-use nvshare_common::units::ClientId;
+use nvshare_common::ids::ClientId;
 use prost::Message;
 
 /// More shares than this are not asked for in one request: a message of the kubelet is 4 MiB at most.

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nvshare_agent_core::snapshot::{Calls, State, Switch};
+use nvshare_common::bytes::Bytes;
 use nvshare_common::probe::Call;
-use nvshare_common::units::Bytes;
 use nvshare_testbed::Agent;
 
 use super::Mode;
@@ -111,7 +111,7 @@ pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use nvshare_common::units::ClientId;
+    use nvshare_common::ids::ClientId;
 
     use super::*;
 

@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ClientId, DeviceId, Ticket};
 use nvshare_common::protocol::ToShim;
-use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
 
 use super::Command;
 use crate::ledger::{Ledger, SessionId};

@@ -1,12 +1,14 @@
 //! What is decided, and what that sends: the policy's decisions are booked in the ledger first.
 
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ClientId, DeviceId};
 use nvshare_common::protocol::ToShim;
-use nvshare_common::units::{Bytes, ClientId, DeviceId};
 
 use super::{Command, Core, Outcome};
+use crate::decision::Decision;
 use crate::ledger::{Client, Told};
 use crate::moment::Moment;
-use crate::policy::{self, Decision};
+use crate::policy;
 
 impl Core {
     /// Takes away who is gone.

@@ -1,7 +1,8 @@
 //! What comes: sessions, messages, looks at counter pages, readings of devices. Each is booked in the ledger.
 
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ArenaId, ClientId, DeviceId, Ticket};
 use nvshare_common::protocol::{Held, Hello, Purpose, ToAgent, ToShim};
-use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId, Ticket};
 
 use super::asks::Ask;
 use super::{Command, Core};

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use nvshare_common::units::{ClientId, DeviceId};
+use nvshare_common::ids::{ClientId, DeviceId};
 
 use crate::moment::Moment;
 

@@ -5,8 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ArenaId, ClientId, DeviceId};
 use nvshare_common::protocol::ToShim;
-use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId};
 
 use super::shortage::Shortage;
 use super::{Command, Core};

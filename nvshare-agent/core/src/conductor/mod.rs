@@ -13,8 +13,8 @@ mod terms;
 
 use std::collections::BTreeMap;
 
+use nvshare_common::ids::ClientId;
 use nvshare_common::protocol::ToShim;
-use nvshare_common::units::ClientId;
 
 use self::asks::Asks;
 use self::hindrance::Said;

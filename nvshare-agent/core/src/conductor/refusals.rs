@@ -1,7 +1,8 @@
 //! Orders for one client: refused where they cannot be carried out, with the reason and what to do instead; booked in the
 //! ledger otherwise, for the policy to respect.
 
-use nvshare_common::units::{Bytes, ClientId, DeviceId};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ClientId, DeviceId};
 
 use super::Core;
 use crate::ledger::{Client, Holding, Ledger};

@@ -3,7 +3,7 @@
 
 use std::mem::{Discriminant, discriminant};
 
-use nvshare_common::units::Bytes;
+use nvshare_common::bytes::Bytes;
 
 use crate::arena::HostError;
 

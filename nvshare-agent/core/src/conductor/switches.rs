@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use nvshare_common::units::{Bytes, ClientId, Ticket};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ClientId, Ticket};
 
 use crate::ledger::Ledger;
 use crate::moment::Moment;

@@ -7,8 +7,8 @@
 
 use std::time::Duration;
 
+use nvshare_common::ids::{ClientId, DeviceId};
 use nvshare_common::protocol::ToShim;
-use nvshare_common::units::{ClientId, DeviceId};
 
 use super::{Command, Core};
 use crate::moment::Moment;

@@ -7,7 +7,8 @@
 
 use std::cmp::Reverse;
 
-use nvshare_common::units::{Bytes, ClientId, DeviceId};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ClientId, DeviceId};
 
 use super::{Client, Device, Holding, Ledger};
 use crate::moment::Moment;

@@ -1,12 +1,13 @@
 //! Decisions, booked. Whatever is sent is booked first, and in this one place: the conductor and the model of the grant
 //! protocol (tests/grants.rs) call the same function, so that what the model proves is what runs.
 
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ClientId, DeviceId, Ticket};
 use nvshare_common::protocol::ToShim;
-use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
 
 use super::{Ledger, Outgoing, Reclaiming};
+use crate::decision::Decision;
 use crate::moment::Moment;
-use crate::policy::Decision;
 use crate::settings::Settings;
 
 /// How many cold ranges a `SwapOut` names at most.

@@ -1,6 +1,6 @@
 //! What must be true of a ledger at any time.
 
-use nvshare_common::units::Bytes;
+use nvshare_common::bytes::Bytes;
 
 use super::Ledger;
 

@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use nvshare_common::bytes::Bytes;
 use nvshare_common::counters::Holdings;
-use nvshare_common::units::{Bytes, ClientId, DeviceId};
+use nvshare_common::ids::{ClientId, DeviceId};
 
 use super::activity::Activity;
 use super::holding::{Holding, MOST};

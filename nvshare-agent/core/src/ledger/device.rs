@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ClientId, DeviceId, Ticket};
 
 use super::holding::{Plausible, STEP};
 use super::readers::readers;

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use nvshare_common::bytes::Bytes;
 use nvshare_common::counters::Holdings;
-use nvshare_common::units::{Bytes, Ticket};
+use nvshare_common::ids::Ticket;
 
 use super::readers::readers;
 use crate::moment::Moment;

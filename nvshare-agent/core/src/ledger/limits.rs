@@ -1,7 +1,8 @@
 //! What clients are told of the devices: the most that they may have there, and how large these are to them. All pairs of a
 //! client and a device are looked at in every turn, so each is a few steps, and what is the same for all is summed up once.
 
-use nvshare_common::units::{Bytes, ClientId, DeviceId};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ClientId, DeviceId};
 
 use super::{Client, Device, Holding, Ledger};
 

@@ -27,8 +27,9 @@ mod turn;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ClientId, DeviceId, Ticket};
 use nvshare_common::protocol::Hello;
-use nvshare_common::units::{Bytes, ClientId, DeviceId, Ticket};
 
 use holding::Plausible;
 use session::Word;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use nvshare_common::units::{ArenaId, Bytes, Ticket};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ArenaId, Ticket};
 
 use super::readers::readers;
 use super::{Client, Holding, Outgoing};

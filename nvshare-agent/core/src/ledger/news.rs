@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId, Ticket};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ArenaId, ClientId, DeviceId, Ticket};
 
 use super::{Arena, Client, Ledger, Outgoing, Page, Past};
 use crate::moment::Moment;

@@ -11,9 +11,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use nvshare_common::bytes::{Bytes, DevicePtr, DeviceRange};
 use nvshare_common::event::Loss;
 use nvshare_common::probe::Call;
-use nvshare_common::units::{Bytes, DevicePtr, DeviceRange};
 
 use super::readers::readers;
 use crate::moment::Moment;

@@ -1,7 +1,7 @@
 //! What was ordered for one client, by the administrator or by its pod. It outlives sessions of the client, and the agent: see
 //! the agent's `keep`.
 
-use nvshare_common::units::Bytes;
+use nvshare_common::bytes::Bytes;
 
 use crate::moment::Moment;
 use crate::order::{Priority, Weight, What};

@@ -1,6 +1,7 @@
 //! What NVML says of the devices, and what follows from it: who holds what, who is gone, which devices are managed.
 
-use nvshare_common::units::{Bytes, ClientId, DeviceId};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ClientId, DeviceId};
 
 use super::{Client, Ledger, Room};
 use crate::moment::Moment;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use nvshare_common::units::{Bytes, DevicePtr, DeviceRange};
+use nvshare_common::bytes::{Bytes, DevicePtr, DeviceRange};
 
 use crate::moment::Moment;
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use nvshare_common::units::{Bytes, ClientId};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::ClientId;
 
 use super::{Client, Ledger, Room};
 use crate::moment::Moment;

@@ -2,7 +2,7 @@
 //! remember as much as it likes, so there is one bound for all of it together, besides those for each. Where it bites, the
 //! books of who came last are marked as inexact, and what is not known to be hot or cold is moved as if it were hot.
 
-use nvshare_common::units::ClientId;
+use nvshare_common::ids::ClientId;
 
 use super::{Ledger, Observed, Recency};
 use crate::moment::Moment;
@@ -76,9 +76,9 @@ impl Ledger {
 mod tests {
     use std::time::Duration;
 
+    use nvshare_common::bytes::{Bytes, DevicePtr, DeviceRange};
     use nvshare_common::probe::Call;
     use nvshare_common::protocol::Hello;
-    use nvshare_common::units::{Bytes, DevicePtr, DeviceRange};
 
     use super::*;
     use crate::ledger::SessionId;

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use nvshare_common::counters::MAX_DEVICES;
+use nvshare_common::ids::DeviceId;
 use nvshare_common::protocol::Hello;
-use nvshare_common::units::DeviceId;
 
 use super::client::Client;
 use super::holding::{Doubt, Holding, MOST, Plausible, Proof};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nvshare_common::units::Ticket;
+use nvshare_common::ids::Ticket;
 
 use super::readers::readers;
 use super::{Client, Lease, Stop};

@@ -17,7 +17,8 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use nvshare_common::units::{Bytes, ClientId, DeviceId};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ClientId, DeviceId};
 
 use super::Hindrance;
 use super::gangs::{Gang, Rank, Role};

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use nvshare_common::units::{Bytes, ClientId, DeviceId};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ClientId, DeviceId};
 
 use super::lease_length;
 use crate::ledger::{Client, Holding, Ledger};

@@ -7,12 +7,14 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use nvshare_common::units::{Bytes, ClientId, DeviceId};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ClientId, DeviceId};
 
+use super::Decisions;
 use super::choose::Chosen;
 use super::gangs::{Gang, Role, takeable};
 use super::rooms::{MostRoom, ROOM_WAITS};
-use super::{Decision, Decisions};
+use crate::decision::Decision;
 use crate::ledger::{Client, Device, Ledger};
 use crate::moment::Moment;
 

@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use nvshare_common::units::{Bytes, ClientId, DeviceId};
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ClientId, DeviceId};
 
-use super::Decision;
 use super::gangs::takeable;
+use crate::decision::Decision;
 use crate::ledger::{Device, Incumbents, Ledger};
 use crate::moment::Moment;
 

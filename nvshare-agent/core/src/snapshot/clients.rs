@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::ClientId;
 use nvshare_common::probe::Call;
-use nvshare_common::units::{Bytes, ClientId};
 use serde::{Deserialize, Serialize};
 
 use super::{Activity, Calls};

@@ -2,7 +2,7 @@
 
 use nvshare_agent_core::moment::Moment;
 use nvshare_agent_core::observation::Observation;
-use nvshare_common::units::{Bytes, DevicePtr, DeviceRange};
+use nvshare_common::bytes::{Bytes, DevicePtr, DeviceRange};
 
 use crate::{GIB, MIB, World};
 

@@ -2,8 +2,9 @@
 
 use nvshare_agent_core::arena::Memory;
 use nvshare_agent_core::conductor::Command;
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::ArenaId;
 use nvshare_common::protocol::ToAgent;
-use nvshare_common::units::{ArenaId, Bytes};
 
 use crate::{GIB, Shim, World};
 

@@ -21,8 +21,9 @@ use nvshare_agent_core::order::{Order, What};
 use nvshare_agent_core::process::Process;
 use nvshare_agent_core::reading::Report;
 use nvshare_agent_core::settings::Settings;
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ArenaId, ClientId, DeviceId, Ticket};
 use nvshare_common::protocol::{Held, Hello, Purpose, ToAgent};
-use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId, Ticket};
 
 pub use self::shim::Shim;
 

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use nvshare_agent_core::ledger::SessionId;
 use nvshare_agent_core::process::Process;
+use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::{ArenaId, ClientId, DeviceId, Ticket};
 use nvshare_common::protocol::{Purpose, ToAgent, ToShim};
-use nvshare_common::units::{ArenaId, Bytes, ClientId, DeviceId, Ticket};
 
 use crate::{LINK, World};
 

@@ -5,9 +5,9 @@ use std::time::Instant;
 use nvshare_agent_core::conductor::Command;
 use nvshare_agent_core::ledger::Page;
 use nvshare_agent_core::reading::{Reading, Report};
+use nvshare_common::bytes::Bytes;
 use nvshare_common::counters::Holdings;
 use nvshare_common::probe::Call;
-use nvshare_common::units::Bytes;
 
 use crate::World;
 

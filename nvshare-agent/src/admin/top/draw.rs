@@ -190,7 +190,7 @@ fn help(frame: &mut Frame) {
 
 #[cfg(test)]
 mod tests {
-    use nvshare_common::units::Bytes;
+    use nvshare_common::bytes::Bytes;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 

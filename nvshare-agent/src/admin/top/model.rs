@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
 use nvshare_agent_core::snapshot::{Activity, Client, ClientDevice, State};
-use nvshare_common::units::Bytes;
+use nvshare_common::bytes::Bytes;
 use serde_json::Value;
 
 use crate::admin::view::{self, Since};

@@ -14,7 +14,7 @@ use aya::programs::KProbe;
 use aya::programs::kprobe::KProbeLink;
 use nvshare_agent_core::observation::{self, Observation};
 use nvshare_agent_core::process::Process;
-use nvshare_common::units::Bytes;
+use nvshare_common::bytes::Bytes;
 use nvshare_common::uvm::{LAYOUT_WORDS, Losses, Usage};
 
 use super::programs::chain;

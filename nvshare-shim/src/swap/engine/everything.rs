@@ -4,7 +4,7 @@
 
 use std::sync::mpsc::Sender;
 
-use nvshare_common::units::Bytes;
+use nvshare_common::bytes::Bytes;
 
 use super::Engine;
 use crate::allocation::room;

@@ -10,8 +10,8 @@ mod users;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
+use nvshare_common::bytes::Bytes;
 use nvshare_common::protocol::ToAgent;
-use nvshare_common::units::Bytes;
 
 use self::rest::REST_PAUSE;
 use super::inward::{Inward, Step};

@@ -3,8 +3,9 @@
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
 
+use nvshare_common::bytes::{Bytes, DeviceRange};
+use nvshare_common::ids::Ticket;
 use nvshare_common::protocol::ToAgent;
-use nvshare_common::units::{Bytes, DeviceRange, Ticket};
 
 use super::Engine;
 use crate::config::BLOCK_BYTES;

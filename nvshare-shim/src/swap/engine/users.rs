@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
+use nvshare_common::bytes::Bytes;
 use nvshare_common::protocol::ToAgent;
-use nvshare_common::units::Bytes;
 
 use super::{Engine, IDLE_PAUSE};
 use crate::swap::dma;

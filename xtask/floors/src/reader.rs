@@ -1,7 +1,5 @@
 //! Who uses whom in a crate, read from its sources: every path that begins with `crate`, `self` or `super`, or with a module
 //! that the file declares, in `use` lines and anywhere else. Comments, strings and paths of other crates are nobody's use.
-//!
-//! It knows nothing of this crate, so that another one's test may include it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -37,6 +35,7 @@ impl Sources {
     }
 
     /// The same from texts.
+    #[cfg(test)]
     pub(crate) fn of(files: &[(&str, &str)]) -> Sources {
         Sources(files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect())
     }
