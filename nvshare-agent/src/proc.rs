@@ -10,6 +10,16 @@ pub fn process(pid: u32) -> Option<Process> {
     Some(Process { pid, start })
 }
 
+/// Whether the first thread of a process is on its way out, or the process is gone.
+pub fn is_ending(pid: u32) -> bool {
+    /// `PF_EXITING`, from the kernel's `sched.h`.
+    const EXITING: u64 = 4;
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    let fields = status.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let flags = fields.split_ascii_whitespace().nth(6).and_then(|flags| flags.parse::<u64>().ok());
+    flags.is_none_or(|flags| flags & EXITING != 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -20,5 +30,17 @@ mod tests {
         assert!(this.start > 0);
         assert_eq!(process(std::process::id()), Some(this));
         assert_eq!(process(u32::MAX), None);
+    }
+
+    #[test]
+    fn whoever_runs_is_not_ending_and_a_child_that_nobody_waited_for_is() {
+        assert!(!is_ending(std::process::id()) && is_ending(u32::MAX));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !is_ending(child.id()) {
+            assert!(std::time::Instant::now() < until, "it never ended");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        child.wait().unwrap();
     }
 }

@@ -4,6 +4,9 @@
 /// How many VA spaces, and how many processes with some, are followed at once.
 pub const SPACES: u32 = 4096;
 
+/// The ring in which the ends of processes are told whose counters are held: some hundred fit.
+pub const ENDINGS_BYTES: u32 = 4096;
+
 /// The longest piece that one event tells of: the module's block of managed memory. More is no event of this layout.
 pub const BLOCK_BYTES: u64 = 2 << 20;
 

@@ -56,6 +56,7 @@ static HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SITES as u32, 0);
 
 const LAUNCH: usize = Call::Launch as usize;
 const GRAPH_LAUNCH: usize = Call::GraphLaunch as usize;
+const ALLOC_MANAGED: usize = Call::AllocManaged as usize;
 
 pub fn entered(ctx: &ProbeContext) {
     // SAFETY: the context is the one this program was called with.
@@ -91,11 +92,12 @@ pub fn entered(ctx: &ProbeContext) {
         }
     } else {
         slot.application[call].add(1);
+        if call == ALLOC_MANAGED && slot.application[call].load() == 1 {
+            // Before it is used: whoever counts its faults should not miss the first.
+            wake_agent(index);
+        }
     }
-    slots::if_asleep(|| {
-        let record = Record { head: Record::head(Kind::Wake, 0, 0), ..Record::default() };
-        emit_head(index, &record, u64::from(BPF_RB_FORCE_WAKEUP));
-    });
+    slots::if_asleep(|| wake_agent(index));
     if cookie.shape() == Shape::Counted as u64 || call == LAUNCH {
         return;
     }
@@ -265,6 +267,12 @@ pub fn emit_head(index: u32, record: &Record, wake: u64) {
     if RECORDS.output::<[u64; Record::HEAD_BYTES / 8]>(head, wake).is_err() {
         slots::lost(index, Loss::Full);
     }
+}
+
+/// Lets the agent look now.
+fn wake_agent(index: u32) {
+    let record = Record { head: Record::head(Kind::Wake, 0, 0), ..Record::default() };
+    emit_head(index, &record, u64::from(BPF_RB_FORCE_WAKEUP));
 }
 
 /// Whether the reader is to be woken for one more record.

@@ -5,11 +5,12 @@
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use nvshare_common::event::{Kind, Record};
 
-use crate::{calls, slots};
+use crate::{calls, slots, uvm};
 
 /// The program that counted under the slot is gone; a new one begins at zero, as its shim does.
 pub fn replaced() {
     let thread = bpf_get_current_pid_tgid();
+    uvm::ends_or_changes((thread >> 32) as u32);
     if let Some(slot) = slots::abandon((thread >> 32) as u32) {
         tell(Kind::Exec, thread, slot);
     }
@@ -19,6 +20,9 @@ pub fn replaced() {
 pub fn thread_ended() {
     let thread = bpf_get_current_pid_tgid();
     let tgid = (thread >> 32) as u32;
+    if tgid == thread as u32 {
+        uvm::ends_or_changes(tgid);
+    }
     let Some(slot) = slots::find(tgid) else { return };
     if let Some(lane) = slots::lane(slot, thread as u32)
         && lane.stamp.load() as u32 == thread as u32

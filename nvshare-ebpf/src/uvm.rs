@@ -2,14 +2,17 @@
 //!
 //! Devices' faults are served by kernel threads: whose they are is known by the VA space, from its beginning on, that
 //! the process itself makes. A space that is older than the programs stays unknown, and is counted as that.
+//!
+//! Where the module's own counters are read instead, the agent holds something of each such process, and must let go of it
+//! before the process gives back its memory: it is woken when one of these begins to end.
 
 #![expect(unsafe_code, reason = "helpers of the kernel read its memory")]
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{BPF_NOEXIST, BPF_RB_FORCE_WAKEUP};
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap};
-use nvshare_common::uvm::{LAYOUT_WORDS, Layout, Losses, SPACES, Step, Usage};
+use aya_ebpf::maps::{Array, HashMap, RingBuf};
+use nvshare_common::uvm::{ENDINGS_BYTES, LAYOUT_WORDS, Layout, Losses, SPACES, Step, Usage};
 
 use crate::slots::{self, Word};
 
@@ -24,6 +27,14 @@ static UVM_SPACES: HashMap<u64, u32> = HashMap::with_max_entries(SPACES, 0);
 /// The sums of a process. The agent forgets those that are dead.
 #[map]
 static UVM_USAGE: HashMap<u32, Usage> = HashMap::with_max_entries(SPACES, 0);
+
+/// The processes whose counters the agent holds.
+#[map]
+static UVM_HELD: HashMap<u32, u32> = HashMap::with_max_entries(SPACES, 0);
+
+/// Those of them that begin to end, or run another program now.
+#[map]
+static UVM_ENDINGS: RingBuf = RingBuf::with_byte_size(ENDINGS_BYTES, 0);
 
 #[map]
 static UVM_LOSSES: Array<Losses> = Array::with_max_entries(1, 0);
@@ -46,6 +57,13 @@ struct SharedLosses {
 
 const _: () = assert!(size_of::<SharedUsage>() == size_of::<Usage>());
 const _: () = assert!(size_of::<SharedLosses>() == size_of::<Losses>());
+
+/// The first thread of a process ends, or it has replaced its program. Without room the agent hears of its death.
+pub fn ends_or_changes(tgid: u32) {
+    if UVM_HELD.get_ptr(tgid).is_some() {
+        let _ = UVM_ENDINGS.output::<u64>(&u64::from(tgid), u64::from(BPF_RB_FORCE_WAKEUP));
+    }
+}
 
 /// The current process has a new VA space.
 pub fn begins(events: u64) {

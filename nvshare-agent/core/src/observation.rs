@@ -3,6 +3,7 @@
 
 use nvshare_common::bytes::{Bytes, DevicePtr, DeviceRange};
 use nvshare_common::event::Loss;
+use nvshare_common::ids::DeviceId;
 use nvshare_common::probe::Call;
 use serde::{Deserialize, Serialize};
 
@@ -134,12 +135,10 @@ pub enum Observation {
     Uvm {
         /// Who.
         process: Process,
-        /// Faults taken on the device.
-        faults: u64,
-        /// Bytes moved to the device.
-        to_device: Bytes,
-        /// Bytes moved to the host.
-        to_host: Bytes,
+        /// Of which device; `None`: of all, or of the host's processors.
+        device: Option<DeviceId>,
+        /// What was added.
+        paged: Paged,
     },
     /// The process made a context, or took a reference to a device's primary one.
     ContextMade {
@@ -201,16 +200,72 @@ pub struct Health {
     pub uvm: Uvm,
 }
 
+/// What the driver did to managed memory on demand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Paged {
+    /// Faults taken on devices.
+    pub faults: u64,
+    /// Faults taken on the host.
+    pub cpu_faults: u64,
+    /// Bytes moved to devices.
+    pub to_device: Bytes,
+    /// Bytes moved to the host.
+    pub to_host: Bytes,
+}
+
+impl Paged {
+    /// Adds what came later.
+    pub fn add(&mut self, more: Paged) {
+        self.faults = self.faults.saturating_add(more.faults);
+        self.cpu_faults = self.cpu_faults.saturating_add(more.cpu_faults);
+        self.to_device += more.to_device;
+        self.to_host += more.to_host;
+    }
+}
+
+/// Who tells of managed memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// Nobody.
+    #[default]
+    None,
+    /// The module's own counters, by `/dev/nvidia-uvm-tools`.
+    Tools,
+    /// Kprobes in the module.
+    Kprobes,
+}
+
+impl Source {
+    /// Those that tell something.
+    pub const ALL: [Source; 2] = [Source::Tools, Source::Kprobes];
+
+    /// Its name, for people and labels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Source::None => "none",
+            Source::Tools => "tools",
+            Source::Kprobes => "kprobes",
+        }
+    }
+}
+
 /// Whether the kernel tells of managed memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Uvm {
     /// It does.
     pub observed: bool,
+    /// By which means.
+    #[serde(default)]
+    pub source: Source,
     /// Why not; nothing also while the eBPF programs are not loaded at all.
     pub why: Option<String>,
+    /// How many processes have counters of their own now.
+    #[serde(default)]
+    pub followed: u64,
     /// Faults and migrations of VA spaces older than the agent.
     pub unknown: u64,
-    /// VA spaces and processes for which there was no room.
+    /// VA spaces and processes for which there was no room, or whose counters could not be had.
     pub refused: u64,
     /// Events that made no sense: the driver is not as it is thought to be.
     pub unreadable: u64,

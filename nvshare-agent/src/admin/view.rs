@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use nvshare_agent_core::observation::Health;
+use nvshare_agent_core::observation::{Health, Source};
 use nvshare_agent_core::snapshot::{Client, Device, State};
 use nvshare_agent_core::value;
 use nvshare_common::bytes::Bytes;
@@ -227,9 +227,15 @@ fn losses(observer: &Health) -> String {
 /// One line on managed memory.
 fn managed(observer: &Health) -> String {
     let uvm = &observer.uvm;
+    if uvm.source == Source::Tools {
+        return format!(
+            "managed memory is observed by the module's own counters: {} processes with some, {} whose counters could not be had",
+            uvm.followed, uvm.refused
+        );
+    }
     if uvm.observed {
         return format!(
-            "managed memory is observed: {} events of older address spaces, {} without room, {} unreadable",
+            "managed memory is observed by kprobes: {} events of older address spaces, {} without room, {} unreadable",
             uvm.unknown, uvm.refused, uvm.unreadable
         );
     }
@@ -382,6 +388,12 @@ mod tests {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         assert!(probes(&Health::default()).contains("nothing is observed"));
+        let by = |source| {
+            let uvm = nvshare_agent_core::observation::Uvm { observed: true, source, followed: 3, ..Default::default() };
+            managed(&Health { uvm, ..Health::default() })
+        };
+        assert!(by(Source::Tools).contains("module's own counters: 3 processes"));
+        assert!(by(Source::Kprobes).contains("by kprobes"));
     }
 
     #[test]

@@ -89,17 +89,24 @@ impl Conductor {
             let end = lease.began? + policy::lease_length(settings, lease.cost);
             Some(end.since(now).as_secs_f64() - now.since(end).as_secs_f64())
         });
-        let devices = client.devices().iter().map(|(id, holding)| snapshot::ClientDevice {
-            uuid: snapshot::uuid(*id),
-            granted: holding.granted(),
-            needed: holding.needed(),
-            limit: client.limits().get(id).copied().unwrap_or_default(),
-            resident: holding.page().resident,
-            swapped: holding.page().swapped,
-            shadow: holding.page().shadow,
-            unswappable: holding.immovable(),
-            unswappable_reasons: holding.unswappable().clone(),
-            measured: holding.measured(),
+        let observed = self.core.ledger.observed().get(&client.process());
+        let devices = client.devices().iter().map(|(id, holding)| {
+            let paged = observed.map(|observed| observed.paged_on(*id)).unwrap_or_default();
+            snapshot::ClientDevice {
+                uuid: snapshot::uuid(*id),
+                granted: holding.granted(),
+                needed: holding.needed(),
+                limit: client.limits().get(id).copied().unwrap_or_default(),
+                resident: holding.page().resident,
+                swapped: holding.page().swapped,
+                shadow: holding.page().shadow,
+                unswappable: holding.immovable(),
+                unswappable_reasons: holding.unswappable().clone(),
+                measured: holding.measured(),
+                uvm_faults: paged.faults,
+                uvm_in: paged.to_device,
+                uvm_out: paged.to_host,
+            }
         });
         snapshot::Client {
             client: client.id(),
@@ -177,6 +184,7 @@ impl Conductor {
             .map_or(*client.calls(), |paged| super::seen::view(&paged.page).calls);
         let observed = self.core.ledger.observed().get(&client.process());
         let seen = observed.map(|observed| *observed.counts()).unwrap_or_default();
+        let paged = observed.map(Observed::paged).unwrap_or_default();
         Totals {
             application_calls: Totals::named(&calls.application),
             engine_calls: Totals::named(&calls.engine),
@@ -189,8 +197,10 @@ impl Conductor {
             stops: client.stops_total(),
             stalls: client.stalls_total(),
             swap_failures: client.swap_failures_total(),
-            uvm_faults: observed.map_or(0, Observed::uvm_faults),
-            uvm_bytes: observed.map_or(Bytes::ZERO, Observed::uvm_bytes),
+            uvm_faults: paged.faults,
+            uvm_bytes: paged.to_device + paged.to_host,
+            uvm_cpu_faults: paged.cpu_faults,
+            uvm_to_device: paged.to_device,
         }
     }
 
@@ -198,7 +208,7 @@ impl Conductor {
         let devices = self.core.ledger.devices().values();
         let listed = devices.filter_map(|device| device.per_process().get(&process.pid).copied());
         let measured = listed.reduce(|sum, bytes| sum + bytes);
-        let books = observed.for_people(measured);
+        let (books, paged) = (observed.for_people(measured), observed.paged());
         snapshot::Foreign {
             process,
             name: observed.name().to_owned(),
@@ -212,6 +222,10 @@ impl Conductor {
                 .collect(),
             pooled: books.pooled,
             managed: books.managed,
+            uvm_faults: paged.faults,
+            uvm_cpu_faults: paged.cpu_faults,
+            uvm_bytes: paged.to_device + paged.to_host,
+            uvm_to_device: paged.to_device,
             inexact: books.inexact,
             idle_seconds: now.since(observed.last_launch()).as_secs_f64(),
             seen: Totals::named(&observed.counts().application),

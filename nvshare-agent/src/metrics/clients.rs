@@ -1,6 +1,7 @@
 //! What is exported of each client.
 
 use nvshare_agent_core::snapshot::{Activity, Client, Device, State};
+use nvshare_common::bytes::Bytes;
 
 use super::lines::{Lines, Who};
 use super::series::Series;
@@ -54,6 +55,11 @@ fn one(lines: &mut Lines, client: &Client, devices: &[Device]) {
         ];
         for (series, figure) in figures {
             lines.put(series, who, &gpu, bytes(figure));
+        }
+        if held.uvm_faults > 0 || held.uvm_in + held.uvm_out > Bytes::ZERO {
+            lines.put(Series::ClientUvmFaults, who, &gpu, held.uvm_faults as f64);
+            lines.put(Series::ClientUvmBytes, who, &[gpu[0], gpu[1], "in"], bytes(held.uvm_in));
+            lines.put(Series::ClientUvmBytes, who, &[gpu[0], gpu[1], "out"], bytes(held.uvm_out));
         }
         for (reason, amount) in few(&held.unswappable_reasons) {
             lines.put(Series::ClientUnswappable, who, &[gpu[0], gpu[1], &reason], bytes(amount));

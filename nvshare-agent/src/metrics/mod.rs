@@ -9,6 +9,7 @@ mod series;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use nvshare_agent_core::observation::Source;
 use nvshare_agent_core::snapshot::{Activity, State, Totals};
 use nvshare_common::bytes::Bytes;
 use nvshare_common::event::Loss;
@@ -175,11 +176,19 @@ fn all_clients(page: &mut Page, state: &State) {
 fn uvm(page: &mut Page, state: &State, all: &Totals) {
     let uvm = &state.observer.uvm;
     page.put(Series::UvmObserved, &[], flag(uvm.observed));
+    for source in Source::ALL {
+        page.put(Series::UvmSource, &[source.name()], flag(uvm.source == source));
+    }
     if !uvm.observed {
         return;
     }
     page.put(Series::UvmFaults, &[], all.uvm_faults as f64);
-    page.put(Series::UvmBytes, &[], bytes(all.uvm_bytes));
+    page.put(Series::UvmBytes, &["in"], bytes(all.uvm_to_device));
+    page.put(Series::UvmBytes, &["out"], bytes(all.uvm_bytes.saturating_sub(all.uvm_to_device)));
+    if uvm.source == Source::Tools {
+        page.put(Series::UvmCpuFaults, &[], all.uvm_cpu_faults as f64);
+        page.put(Series::UvmProcesses, &[], uvm.followed as f64);
+    }
     let lost = [("unknown", uvm.unknown), ("refused", uvm.refused), ("unreadable", uvm.unreadable)];
     for (reason, count) in lost {
         page.put(Series::UvmUnattributed, &[reason], count as f64);

@@ -92,6 +92,8 @@ series! {
     ClientArenas GAUGE "client_arena_bytes" ["client", "namespace", "pod", "container", "process"] "Host memory handed to the client for shadows.";
     ClientCalls COUNTER "client_calls_total" ["client", "namespace", "pod", "container", "process", "call"] "Driver calls by the client's application, as its shim counts them.";
     ClientCopied COUNTER "client_swap_bytes_total" ["client", "namespace", "pod", "container", "process", "direction"] "Bytes that swapping copied for the client.";
+    ClientUvmFaults COUNTER "client_uvm_faults_total" ["client", "namespace", "pod", "container", "process", "gpu", "UUID"] "Page faults of the device on the client's managed memory; absent until there is one, and unless nvshare_uvm_source{source=\"tools\"} is 1.";
+    ClientUvmBytes COUNTER "client_uvm_bytes_total" ["client", "namespace", "pod", "container", "process", "gpu", "UUID", "direction"] "The client's managed memory that the driver moved from the device (out) and to it (in); absent like client_uvm_faults_total.";
 
     Switches HISTOGRAM "switch_seconds" [] "Time of a switch: from the first order to stop until all memory of the client that comes is resident.";
     SwitchDrain HISTOGRAM "switch_drain_seconds" [] "The part of a switch in which work already submitted was finished.";
@@ -106,9 +108,12 @@ series! {
 
     Calls COUNTER "calls_total" ["seen_by", "made_by", "call"] "Driver calls of all clients, by who counted them (shim, uprobes) and who made them (application, engine).";
     UvmFaults COUNTER "uvm_faults_total" [] "Page faults of devices on managed memory of clients; absent unless nvshare_uvm_observed is 1.";
-    UvmBytes COUNTER "uvm_moved_bytes_total" [] "Managed memory of clients that the driver moved, both ways; absent unless nvshare_uvm_observed is 1.";
+    UvmCpuFaults COUNTER "uvm_cpu_faults_total" [] "Page faults of the host's processors on managed memory of clients; absent unless nvshare_uvm_source{source=\"tools\"} is 1.";
+    UvmBytes COUNTER "uvm_moved_bytes_total" ["direction"] "Managed memory of clients that the driver moved to the host (out) and to the devices (in); absent unless nvshare_uvm_observed is 1.";
     UvmObserved GAUGE "uvm_observed" [] "1 while the kernel module for managed memory is observed; nvshare-agent probes says why not.";
-    UvmUnattributed COUNTER "uvm_unattributed_total" ["reason"] "Events of managed memory that were charged to nobody: of an address space older than the agent (unknown), without room (refused), or that made no sense (unreadable); absent unless nvshare_uvm_observed is 1.";
+    UvmSource GAUGE "uvm_source" ["source"] "1 for how managed memory is observed: by the counters of the kernel module (tools), or by kprobes in it (kprobes).";
+    UvmProcesses GAUGE "uvm_followed_processes" [] "Processes with managed memory that have counters in the kernel module now; absent unless nvshare_uvm_source{source=\"tools\"} is 1.";
+    UvmUnattributed COUNTER "uvm_unattributed_total" ["reason"] "Events of managed memory that were charged to nobody: of an address space older than the agent (unknown), without room or counters (refused), or that made no sense (unreadable); absent unless nvshare_uvm_observed is 1.";
 
     ForeignProcesses GAUGE "foreign_processes" [] "Processes that use the driver without being clients.";
     ForeignAllocated GAUGE "foreign_allocated_bytes" [] "Device memory that such processes were seen to allocate and not to free.";

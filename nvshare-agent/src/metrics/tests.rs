@@ -21,7 +21,8 @@ fn client(number: u64) -> Client {
         "activity": "waiting", "waiting_seconds": 1.5, "idle_seconds": 0.0, "lease_seconds": 2.0,
         "virtual_runtime_seconds": 3.0, "stalls": 0, "notes": [], "arenas": 1, "arena_bytes": 64,
         "devices": [ClientDevice {
-            uuid: GPU.to_owned(), resident: Bytes(100), unswappable_reasons, ..ClientDevice::default()
+            uuid: GPU.to_owned(), resident: Bytes(100), uvm_faults: 3, uvm_in: Bytes(11), uvm_out: Bytes(12), unswappable_reasons,
+            ..ClientDevice::default()
         }],
         "totals": Totals { application_calls: counts, engine_calls: counts,
             application_seen: counts, engine_seen: counts, copied_out: Bytes(5), ..Totals::default() },
@@ -46,7 +47,7 @@ fn full() -> State {
     state.sessions.refused.insert("version".to_owned(), 1);
     state.sessions.closed.insert("malformed".to_owned(), 1);
     state.switches.seconds.record(0.3);
-    state.observer.uvm.observed = true;
+    (state.observer.uvm.observed, state.observer.uvm.source) = (true, Source::Tools);
     state.observer.attachments = vec![
         Attachment { functions: 60, ..Attachment::default() },
         Attachment { problem: Some("no permission".to_owned()), ..Attachment::default() },
@@ -138,11 +139,33 @@ fn managed_memory_has_no_figures_where_it_is_not_observed() {
     let observed = samples(&scrape(state.clone()));
     assert_eq!(observed["nvshare_uvm_observed"][0].1 as u64, 1);
     assert_eq!(observed["nvshare_uvm_faults_total"][0].1 as u64, 7);
-    state.observer.uvm.observed = false;
+    (state.observer.uvm.observed, state.observer.uvm.source) = (false, Source::None);
     let not = samples(&scrape(state));
     assert_eq!(not["nvshare_uvm_observed"][0].1 as u64, 0);
     let uvm: Vec<_> = not.keys().filter(|name| name.starts_with("nvshare_uvm")).collect();
-    assert_eq!(uvm, ["nvshare_uvm_observed"]);
+    assert_eq!(uvm, ["nvshare_uvm_observed", "nvshare_uvm_source"]);
+    assert!(not["nvshare_uvm_source"].iter().all(|(_, figure)| *figure == 0.0));
+}
+
+#[test]
+fn what_the_driver_moved_is_told_by_direction_and_client_and_who_counted_it() {
+    let mut state = full();
+    (state.ended_totals.uvm_bytes, state.ended_totals.uvm_to_device) = (Bytes(30), Bytes(20));
+    (state.ended_totals.uvm_cpu_faults, state.observer.uvm.followed) = (5, 2);
+    let tools = samples(&scrape(state.clone()));
+    let figures = |name: &str| tools[name].iter().map(|(labels, figure)| (labels.as_str(), *figure));
+    let moved: Vec<_> = figures("nvshare_uvm_moved_bytes_total").collect();
+    assert_eq!(moved, [("direction=\"in\"}", 20.0), ("direction=\"out\"}", 10.0)]);
+    let source: Vec<_> = figures("nvshare_uvm_source").collect();
+    assert_eq!(source, [("source=\"tools\"}", 1.0), ("source=\"kprobes\"}", 0.0)]);
+    assert_eq!(figures("nvshare_uvm_cpu_faults_total").next(), Some(("", 5.0)));
+    assert_eq!(figures("nvshare_uvm_followed_processes").next(), Some(("", 2.0)));
+    let of_clients: f64 = figures("nvshare_client_uvm_bytes_total").map(|(_, figure)| figure).sum();
+    assert_eq!(of_clients, 2.0 * (11.0 + 12.0));
+    assert_eq!(figures("nvshare_client_uvm_faults_total").count(), 2);
+    state.observer.uvm.source = Source::Kprobes;
+    let kprobes = samples(&scrape(state));
+    assert!(!kprobes.contains_key("nvshare_uvm_cpu_faults_total"), "kprobes do not count them");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! One thread owns it all: it loads the programs (`programs`), finds libcuda files (`mappings` as they are mapped,
 //! `find` at start and now and then), decides where probes sit (`library`, `site`), reads counts (`slots`) and
 //! records, follows processes to their death (`watch`) and tells the conductor in observations (`translate`). What the
-//! kernel module for managed memory does is seen by kprobes, where they can be had (`uvm`).
+//! kernel module for managed memory does is told by its own counters, or by kprobes, where these can be had (`uvm`).
 //!
 //! Everything here may be missing (no permission, no object, an old kernel): then [`Health`] says what and what helps, and
 //! the agent runs on. Losing an observation may cost speed, never data.
@@ -29,6 +29,7 @@ mod translate;
 mod uvm;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -38,12 +39,13 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
-use nvshare_agent_core::observation::{self, Health, Observation};
+use nvshare_agent_core::observation::{Health, Observation};
 use nvshare_common::event::{Loss, RING_BYTES, Record};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use crate::tasks::caught;
 use attachments::Attachments;
+use find::InUse;
 use kernel_log::KernelLog;
 use mappings::{Mapped, Mappings};
 use programs::Programs;
@@ -52,7 +54,7 @@ use uvm::Uvm;
 use watch::Watch;
 
 pub use library::{Library, LibraryError, Point};
-pub use options::{Options, SCAN_EVERY};
+pub use options::{Options, SCAN_EVERY, Tools};
 pub use part::{Part, PartError};
 pub use programs::{AttachError, LoadError};
 pub use site::{Site, choose as choose_site};
@@ -163,8 +165,9 @@ struct State {
     attachments: Attachments,
     records: RingBuf<MapData>,
     watch: Watch,
-    /// Or why its maps could not be had.
-    uvm: Result<Uvm, String>,
+    uvm: Uvm,
+    /// Whose files and managed memory are looked for; none: everybody's.
+    part: Option<Part>,
     log: Option<EbpfLogger<KernelLog>>,
     mappings: Vec<Mappings>,
     epoll: Arc<OwnedFd>,
@@ -197,8 +200,7 @@ impl State {
         let log = EbpfLogger::init_with_logger(programs.ebpf(), KernelLog)
             .inspect_err(|error| problems.push(format!("the eBPF programs cannot log: {error}")))
             .ok();
-        let uvm = Uvm::new(programs.ebpf(), &options.modules)
-            .inspect_err(|why| tracing::warn!(why, "managed memory is not observed; the rest is"));
+        let uvm = Uvm::new(programs.ebpf(), options);
         let mut mappings = Vec::new();
         if options.discover {
             // Before the first look at all processes, so that nobody slips in between.
@@ -215,6 +217,7 @@ impl State {
             records: maps.records,
             watch: Watch::new(slots, Arc::clone(&epoll)),
             uvm,
+            part: options.part.clone(),
             log,
             mappings,
             epoll,
@@ -258,7 +261,8 @@ impl State {
         if self.discover {
             self.scan();
         } else {
-            self.look_at_uvm();
+            // The module may be loaded.
+            self.uvm.look(self.attachments.ebpf());
         }
         self.health.scanned = true;
         self.update_health();
@@ -368,10 +372,9 @@ impl State {
             self.moved_at = Instant::now();
             self.asleep = false;
         }
-        if let Ok(uvm) = &mut self.uvm {
-            // The last of a process, while it is still known.
-            uvm.read(!dead.is_empty(), |pid| self.watch.process(pid), &mut self.tell);
-        }
+        self.uvm.seen(&self.tell);
+        // The last of a process, while it is still known.
+        self.uvm.read(!dead.is_empty(), |pid| self.watch.process(pid), &mut self.tell);
         for slot in dead {
             self.watch.died(*slot, &mut self.tell);
         }
@@ -400,20 +403,21 @@ impl State {
         self.scan_at = self.scanned_at + self.scan_every;
         let attachments = &mut self.attachments;
         attachments.begin_look();
-        if let Err(error) = find::scan(|pid, used| attachments.found(pid, used)) {
+        let mut users = BTreeSet::new();
+        let found = |pid, used: &InUse| {
+            users.insert(pid);
+            attachments.found(pid, used);
+        };
+        if let Err(error) = find::scan(found) {
             tracing::warn!(%error, "cannot look at the node's processes (/proc)");
         }
         self.attachments.end_look(2 * self.scan_every + self.scan_every / 2);
         if self.attachments.postponed() {
             self.scan_at = self.scan_at.min(self.scanned_at + SCAN_AGAIN);
         }
-        self.look_at_uvm();
-    }
-
-    /// The module may have been loaded, or loaded again.
-    fn look_at_uvm(&mut self) {
-        if let Ok(uvm) = &mut self.uvm {
-            uvm.look(self.attachments.ebpf());
+        self.uvm.look(self.attachments.ebpf());
+        for pid in users.into_iter().filter(|pid| self.part.as_ref().is_none_or(|part| part.has(*pid))) {
+            self.uvm.found(pid);
         }
     }
 
@@ -423,12 +427,8 @@ impl State {
         let lost = losses.iter().sum();
         let attachments = self.attachments.changed();
         let first = !self.health.loaded;
-        let uvm = match &self.uvm {
-            Ok(uvm) => uvm.health(),
-            Err(why) => observation::Uvm { why: Some(why.clone()), ..observation::Uvm::default() },
-        };
-        let changed =
-            attachments || uvm.observed != self.health.uvm.observed || uvm.why != self.health.uvm.why;
+        let uvm = self.uvm.health();
+        let changed = attachments || uvm.source != self.health.uvm.source || uvm.why != self.health.uvm.why;
         let counted =
             (self.health.lost, self.health.unattributed) != (lost, unattributed) || uvm != self.health.uvm;
         // That it is blind is said for a while, and taken back.

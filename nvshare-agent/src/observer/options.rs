@@ -14,6 +14,30 @@ const SAMPLE_EVERY: u32 = 64;
 /// Where the kernel lists its modules.
 const MODULES: &str = "/sys/module";
 
+/// Where NVIDIA's module lets itself be asked.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    /// Where one asks for the counters of managed memory.
+    pub device: PathBuf,
+    /// Where the kernel lists the numbers of devices.
+    pub devices: PathBuf,
+    /// The minor number of the device that programs open.
+    pub minor: u32,
+    /// Where the driver lists its cards.
+    pub cards: PathBuf,
+}
+
+impl Default for Tools {
+    fn default() -> Tools {
+        Tools {
+            device: "/dev/nvidia-uvm-tools".into(),
+            devices: "/proc/devices".into(),
+            minor: 0,
+            cards: "/proc/driver/nvidia/gpus".into(),
+        }
+    }
+}
+
 /// What to observe.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -27,6 +51,8 @@ pub struct Options {
     pub sample_every: u32,
     /// Where the kernel lists its modules: `/sys/module`, except in tests.
     pub modules: PathBuf,
+    /// Where the module's own counters are.
+    pub tools: Tools,
     /// All processes are looked at this often, for what the events missed.
     pub scan_every: Duration,
     /// Attach probes one by one, as kernels before 6.6 need it, also where `uprobe_multi` is there.
@@ -44,6 +70,7 @@ impl Options {
             discover: true,
             sample_every: SAMPLE_EVERY,
             modules: MODULES.into(),
+            tools: Tools::default(),
             scan_every: SCAN_EVERY,
             single: false,
             part: None,

@@ -13,11 +13,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use nvshare_common::bytes::{Bytes, DevicePtr, DeviceRange};
 use nvshare_common::event::Loss;
+use nvshare_common::ids::DeviceId;
 use nvshare_common::probe::Call;
 
 use super::readers::readers;
 use crate::moment::Moment;
-use crate::observation::{Context, Counts, Observation};
+use crate::observation::{Context, Counts, Observation, Paged};
 
 /// How many live allocations, handles, mappings and contexts of one process are remembered, of each.
 const REMEMBERED: usize = 16_384;
@@ -54,8 +55,8 @@ pub struct Observed {
     managed: Bytes,
     /// Calls that asked for managed memory to be moved, and their bytes.
     pub(super) prefetched: Bytes,
-    pub(super) uvm_faults: u64,
-    pub(super) uvm_bytes: Bytes,
+    /// What the driver did to managed memory, by device where that is known.
+    paged: BTreeMap<Option<DeviceId>, Paged>,
     /// Lost records that do not matter any more: all memory was gone since.
     settled: u64,
     /// It was observed from its beginning on, and in full.
@@ -82,10 +83,6 @@ impl Observed {
         last_launch: Moment,
         /// Records about it that were lost.
         lost: u64,
-        /// Faults of managed memory.
-        uvm_faults: u64,
-        /// Managed bytes that moved, both ways.
-        uvm_bytes: Bytes,
     }
 }
 
@@ -120,6 +117,19 @@ impl Observed {
             managed: self.managed,
             inexact,
         }
+    }
+
+    /// What the driver did to its managed memory on demand.
+    pub fn paged(&self) -> Paged {
+        self.paged.values().fold(Paged::default(), |mut sum, paged| {
+            sum.add(*paged);
+            sum
+        })
+    }
+
+    /// The same of one device, where each is counted for itself.
+    pub fn paged_on(&self, device: DeviceId) -> Paged {
+        self.paged.get(&Some(device)).copied().unwrap_or_default()
     }
 
     /// Whether figures may be wrong.
@@ -164,10 +174,7 @@ impl Observed {
             O::Prefetched { range, .. } => {
                 self.prefetched.0 = self.prefetched.0.saturating_add(range.bytes.0);
             }
-            O::Uvm { faults, to_device, to_host, .. } => {
-                self.uvm_faults += faults;
-                self.uvm_bytes.0 = self.uvm_bytes.0.saturating_add(to_device.0).saturating_add(to_host.0);
-            }
+            O::Uvm { device, paged, .. } => self.paged.entry(device).or_default().add(paged),
             O::ContextMade { context, .. } => self.made(context),
             O::ContextEnded { context: Context::Primary(device), .. } => self.primary_released(device),
             O::ContextEnded { context: Context::Own(context), .. } => {

@@ -144,6 +144,15 @@ pub struct ClientDevice {
     pub unswappable_reasons: BTreeMap<String, Bytes>,
     /// What NVML says the process holds, where it can tell.
     pub measured: Option<Bytes>,
+    /// Faults that the device took on its managed memory, where the kernel tells.
+    #[serde(default)]
+    pub uvm_faults: u64,
+    /// Managed bytes moved to the device.
+    #[serde(default)]
+    pub uvm_in: Bytes,
+    /// Managed bytes moved from the device to the host.
+    #[serde(default)]
+    pub uvm_out: Bytes,
 }
 
 /// What a client did since it began.
@@ -175,6 +184,12 @@ pub struct Totals {
     pub uvm_faults: u64,
     /// Managed bytes moved by the driver, both ways.
     pub uvm_bytes: Bytes,
+    /// Faults of its managed memory on the host, where the kernel tells.
+    #[serde(default)]
+    pub uvm_cpu_faults: u64,
+    /// Of `uvm_bytes`, those that moved to devices.
+    #[serde(default)]
+    pub uvm_to_device: Bytes,
 }
 
 impl Totals {
@@ -198,6 +213,8 @@ impl Totals {
         self.swap_failures += other.swap_failures;
         self.uvm_faults += other.uvm_faults;
         self.uvm_bytes += other.uvm_bytes;
+        self.uvm_cpu_faults += other.uvm_cpu_faults;
+        self.uvm_to_device += other.uvm_to_device;
     }
 }
 
@@ -236,6 +253,18 @@ pub struct Foreign {
     pub pooled: Bytes,
     /// The same as `allocated` for managed memory.
     pub managed: Bytes,
+    /// Faults of its managed memory on devices, where the kernel tells.
+    #[serde(default)]
+    pub uvm_faults: u64,
+    /// Such faults on the host.
+    #[serde(default)]
+    pub uvm_cpu_faults: u64,
+    /// Managed bytes moved by the driver, both ways.
+    #[serde(default)]
+    pub uvm_bytes: Bytes,
+    /// Of `uvm_bytes`, those that moved to devices.
+    #[serde(default)]
+    pub uvm_to_device: Bytes,
     /// Records about it were lost, or it is older than the observer, so that the figures are inexact.
     pub inexact: bool,
     /// For how long it has launched nothing.

@@ -13,6 +13,7 @@ const STATES = {
 const byId = (id) => document.getElementById(id);
 const samples = []; // {up, clients: Map(client -> {activity, resident})}
 const switches = new Map(); // number -> switch
+const paged = new Map(); // process -> {up, now, rate}: what the driver did to its managed memory
 let drawn = -1; // up_seconds when the timelines were last drawn
 let known = null; // what was last announced
 
@@ -277,6 +278,42 @@ function showSwitches(state) {
   });
 }
 
+/// Clients and others whose managed memory the driver has moved, each with its figures so far.
+function pagers(state) {
+  const of = (totals) => ({
+    faults: totals.uvm_faults || 0, cpu: totals.uvm_cpu_faults || 0, in: totals.uvm_to_device || 0,
+    all: totals.uvm_bytes || 0,
+  });
+  return [...state.clients.map((client) => ({ process: client.process, name: who(client), now: of(client.totals) })),
+    ...state.processes.map((other) => ({ process: other.process, name: other.name, now: of(other) }))]
+    .filter(({ now }) => now.faults + now.cpu + now.all > 0)
+    .map((pager) => ({ ...pager, key: `${pager.process.pid}-${pager.process.start}` }));
+}
+
+/// By the second, over the last two: the agent reads the figures twice a second.
+function rates(pager, up) {
+  const last = paged.get(pager.key);
+  if (last && up >= last.up && up - last.up < 2) return last.rate;
+  const rate = {};
+  for (const of of ["faults", "cpu", "in", "all"]) {
+    rate[of] = last && up > last.up ? Math.max(0, pager.now[of] - last.now[of]) / (up - last.up) : 0;
+  }
+  paged.set(pager.key, { up, now: pager.now, rate });
+  return rate;
+}
+
+function showPaging(state) {
+  const all = pagers(state), keys = new Set(all.map((pager) => pager.key));
+  for (const key of paged.keys()) if (!keys.has(key)) paged.delete(key);
+  byId("paging-section").hidden = all.length === 0;
+  keyed(byId("paging").tBodies[0], all, (pager) => pager.key, row(7), (line, pager) => {
+    const rate = rates(pager, state.up_seconds);
+    const speed = (count) => `${bytes(Math.round(count))}/s`;
+    fill(line, [String(pager.process.pid), pager.name, `${Math.round(rate.faults)}/s`, `${Math.round(rate.cpu)}/s`,
+      speed(rate.in), speed(Math.max(0, rate.all - rate.in)), bytes(pager.now.all)]);
+  });
+}
+
 function showForeign(state) {
   byId("foreign-section").hidden = state.processes.length === 0;
   keyed(byId("foreign").tBodies[0], state.processes, (other) => `${other.process.pid}-${other.process.start}`, row(6),
@@ -308,6 +345,7 @@ function show(state) {
   if (samples.length && state.up_seconds < samples[samples.length - 1].up - 1) { // another agent
     samples.length = 0;
     switches.clear();
+    paged.clear();
     drawn = -1;
   }
   if (!samples.length || state.up_seconds > samples[samples.length - 1].up) {
@@ -330,6 +368,7 @@ function show(state) {
   keyed(byId("devices"), devices, (device) => device.uuid, card, (section, device) => showCard(section, device, state));
   showClients(state);
   showSwitches(state);
+  showPaging(state);
   showForeign(state);
   announce(state);
 }

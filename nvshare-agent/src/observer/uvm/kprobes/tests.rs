@@ -31,13 +31,13 @@ fn the_kernel_verifies_the_programs_whatever_the_driver() {
             std::fs::create_dir(modules.path().join(name)).unwrap();
         }
         std::fs::write(modules.path().join("nvidia/version"), version).unwrap();
-        let mut uvm = Uvm::new(&mut ebpf, modules.path()).unwrap();
+        let mut uvm = Kprobes::new(&mut ebpf, modules.path()).unwrap();
         uvm.look(&mut ebpf);
         assert!(uvm.loaded, "{version}: {:?}", uvm.why);
         // No module here has the functions, or the kernel has no kprobes.
         if !Path::new("/sys/module/nvidia_uvm").exists() {
             assert!(matches!(uvm.why, Some(Why::NoKprobes | Why::Attach(..))), "{version}: {:?}", uvm.why);
-            assert!(!uvm.health().observed);
+            assert!(uvm.attached.is_none());
         }
     }
 }
@@ -68,9 +68,8 @@ fn sums_are_told_once_and_the_dead_are_forgotten() {
     };
     let added = |faults, to_device, to_host| Observation::Uvm {
         process: this,
-        faults,
-        to_device: Bytes(to_device),
-        to_host: Bytes(to_host),
+        device: None,
+        paged: Paged { faults, cpu_faults: 0, to_device: Bytes(to_device), to_host: Bytes(to_host) },
     };
     maps.usage.insert(this.pid, [3, 4096, 0], 0).unwrap();
     maps.usage.insert(nobody, [1, 1, 1], 0).unwrap();

@@ -8,8 +8,8 @@ use nvshare_common::uvm::Layout;
 
 /// A loaded module.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Driver {
-    pub(super) layout: Layout,
+pub(in crate::observer::uvm) struct Driver {
+    pub(in crate::observer::uvm) layout: Layout,
     version: String,
     /// Its directory, another one after it was loaded again: then its probes are gone.
     directory: u64,
@@ -17,7 +17,7 @@ pub(super) struct Driver {
 
 /// Why managed memory is not observed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Why {
+pub(in crate::observer::uvm) enum Why {
     #[error("the module nvidia_uvm is not loaded")]
     NoModule,
     #[error("events of the module are only known on x86-64")]
