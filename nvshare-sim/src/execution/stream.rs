@@ -58,12 +58,12 @@ pub(crate) struct Stream {
     jam: Jam,
     /// When its last work ended, by the card's clocks.
     ended: AtomicU64,
-    queue: Mutex<Jobs>,
+    queue: Mutex<Line>,
     wake: Condvar,
 }
 
 #[derive(Default)]
-struct Jobs {
+struct Line {
     jobs: VecDeque<Job>,
     /// Work that takes room: submitted and not over.
     load: usize,
@@ -286,15 +286,15 @@ impl Stream {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Jobs> {
+    fn lock(&self) -> MutexGuard<'_, Line> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Queue for Stream {
     fn last(&self) -> Option<Arc<Completion>> {
-        let jobs = self.lock();
-        jobs.last.clone().filter(|last| last.finished().is_none())
+        let line = self.lock();
+        line.last.clone().filter(|last| last.finished().is_none())
     }
 }
 

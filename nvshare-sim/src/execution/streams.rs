@@ -227,7 +227,9 @@ mod tests {
         });
         assert!(other.0 != own.id && other.1 == 3, "{other:?}");
         assert_eq!(there(&contexts[0]), 2, "the other's went with it");
-        contexts.iter().for_each(|context| close(context));
+        for context in &contexts {
+            close(context);
+        }
         assert!(legacy(&contexts[0]).is_err());
         assert_eq!(there(&contexts[0]), 0);
     }
