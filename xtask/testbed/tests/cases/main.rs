@@ -10,6 +10,7 @@ mod bypass;
 mod costs;
 mod descriptors;
 mod ends;
+mod hazards;
 mod hooks;
 mod looks;
 mod order;
