@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nvshare_agent_core::change::Change;
 use nvshare_agent_core::moment::Moment;
-use nvshare_agent_core::observation::Observation;
+use nvshare_agent_core::observation::Seen;
 use nvshare_agent_core::order::Order;
 use nvshare_agent_core::reading::Report;
 use nvshare_agent_core::snapshot::State;
@@ -144,7 +144,7 @@ impl Agent {
 }
 
 /// Starts the observer; what it sees goes to the conductor.
-fn observe(config: &Config, observations: mpsc::Sender<Vec<Observation>>) -> io::Result<Observer> {
+fn observe(config: &Config, observations: mpsc::Sender<Vec<Seen>>) -> io::Result<Observer> {
     Observer::start(observer::Options::of(config), move |seen| observations.blocking_send(seen).is_ok())
 }
 

@@ -22,7 +22,7 @@ use nvshare_agent_core::change::Change;
 use nvshare_agent_core::conductor::Core;
 use nvshare_agent_core::ledger::SessionId;
 use nvshare_agent_core::moment::Moment;
-use nvshare_agent_core::observation::{Health, Observation};
+use nvshare_agent_core::observation::{Health, Seen};
 use nvshare_agent_core::order::Order;
 use nvshare_agent_core::process::Process;
 use nvshare_agent_core::reading::{Reading, Report};
@@ -89,7 +89,7 @@ pub fn inputs() -> (mpsc::Sender<Input>, mpsc::Receiver<Input>) {
 }
 
 /// The way of the observer's batches to the conductor, in order; and its end.
-pub fn observations() -> (mpsc::Sender<Vec<Observation>>, mpsc::Receiver<Vec<Observation>>) {
+pub fn observations() -> (mpsc::Sender<Vec<Seen>>, mpsc::Receiver<Vec<Seen>>) {
     mpsc::channel(BATCHES)
 }
 
@@ -184,7 +184,7 @@ impl Conductor {
     pub async fn run(
         mut self,
         mut inputs: mpsc::Receiver<Input>,
-        mut observations: mpsc::Receiver<Vec<Observation>>,
+        mut observations: mpsc::Receiver<Vec<Seen>>,
     ) {
         let mut pressing = self.turn(clock::now());
         loop {
@@ -202,8 +202,11 @@ impl Conductor {
                 Some(all) = observations.recv() => {
                     let now = clock::now();
                     self.batches += 1;
-                    for observation in all {
-                        self.observed(observation, now);
+                    for seen in all {
+                        match seen {
+                            Seen::Process(seen) => self.observed(&seen, now),
+                            Seen::Observer(health) => self.observer = health,
+                        }
                     }
                     self.changed = true;
                 }
