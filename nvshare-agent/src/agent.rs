@@ -103,7 +103,7 @@ impl Agent {
         }
         tasks.spawn(Part::Conductor, conductor.run(heard, seen));
         tasks.spawn(Part::Plugin, plugin);
-        tasks.spawn_saying(Part::Clients, clients.serve(inputs.clone()));
+        tasks.spawn_saying(Part::Clients, sessions(clients, inputs.clone()));
         tasks.spawn(Part::Report, report);
         tasks.spawn(Part::Attribution, attribute(directory, inputs.clone()));
         tasks.spawn(Part::Pods, keeper);
@@ -141,6 +141,16 @@ impl Agent {
         drop(self.poll);
         self.tasks.stop().await;
     }
+}
+
+/// Carries the clients' sessions; what happens on them goes to the conductor, as long as there is one.
+async fn sessions(clients: Listener, inputs: mpsc::Sender<Input>) -> Option<String> {
+    let told = inputs.clone();
+    let tell = move |session, event| {
+        let inputs = told.clone();
+        async move { inputs.send(Input::Session(session, event)).await.is_ok() }
+    };
+    clients.serve(tell, inputs.closed()).await
 }
 
 /// Starts the observer; what it sees goes to the conductor.
