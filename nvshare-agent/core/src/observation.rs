@@ -1,6 +1,8 @@
 //! What the uprobes saw, as the observer tells the conductor. Observations may be lost or late: they help to choose and
 //! never carry an obligation.
 
+use std::sync::Arc;
+
 use nvshare_common::bytes::{Bytes, DevicePtr, DeviceRange};
 use nvshare_common::event::Loss;
 use nvshare_common::probe::Call;
@@ -103,9 +105,20 @@ pub enum What {
     Exited,
 }
 
+/// Who a process is, for people and for finding its pod; read once, when it was met.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The name of its program; empty if it has none, or was gone already.
+    pub name: String,
+    /// The path of its cgroup.
+    pub cgroup: String,
+}
+
 /// How much a process has done since it began.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Activity {
+    /// Who it is: said each time, so that whoever had no room for it before learns it then.
+    pub who: Arc<Identity>,
     /// All its calls. Apart, since all others are much smaller.
     pub counts: Box<Counts>,
     /// The first call of it that was observed: all that are counted came then or later.

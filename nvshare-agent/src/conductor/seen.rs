@@ -11,7 +11,6 @@ use nvshare_common::probe::Call;
 use super::rest::digest;
 use super::{Conductor, bypass};
 use crate::control::CounterPage;
-use crate::pods;
 
 /// A client's page, and what is known from looking at it.
 pub(super) struct Paged {
@@ -26,14 +25,14 @@ impl Conductor {
         let process = self.known(*process);
         let client = self.core.ledger.client_of(process);
         let observed = self.core.ledger.observe(process, what);
-        if observed.is_some_and(|observed| observed.name().is_empty()) {
-            let read = |file| std::fs::read_to_string(format!("/proc/{}/{file}", process.pid));
-            // A process may have no name; it is asked once all the same.
-            let name = read("comm").unwrap_or_default();
-            let name = Some(name.trim_end()).filter(|name| !name.is_empty());
-            self.core.ledger.observed_named(process, name.unwrap_or("?"));
+        if let What::Activity(Activity { who, .. }) = what
+            && observed.is_some_and(|observed| observed.name().is_empty())
+        {
+            // A process may have no name; it is not met again for that.
+            let name = if who.name.is_empty() { "?" } else { &who.name };
+            self.core.ledger.observed_named(process, name);
             if client.is_none() {
-                self.meet(process, pods::cgroup::path(&read("cgroup").unwrap_or_default()), now);
+                self.meet(process, &who.cgroup, now);
             }
         }
         match (what, client) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nvshare_agent_core::moment::Moment;
-use nvshare_agent_core::observation::{Activity, Counts, Observation, Seen, What};
+use nvshare_agent_core::observation::{Activity, Counts, Identity, Observation, Seen, What};
 use nvshare_agent_core::process::Process;
 use nvshare_common::event::{Kind, Loss, Record};
 use rustix::io::Errno;
@@ -23,6 +23,7 @@ const TICK: Duration = Duration::from_millis(10);
 /// A process with a slot.
 struct Live {
     process: Process,
+    who: Arc<Identity>,
     /// Readable when it is dead. `None`: it was dead when we first heard of it.
     descriptor: Option<OwnedFd>,
     /// What was told of it last.
@@ -123,8 +124,9 @@ impl Watch {
         let coverage = self.coverage;
         // Its start is known to a tick; nobody loads a library and calls it within one.
         let whole = same && coverage.since.is_some_and(|since| since <= began(process) + TICK);
-        self.live
-            .insert(slot, Live { process, descriptor, told: Sum::default(), whole, gaps: coverage.gaps });
+        let who = Arc::new(if same { proc::identity(pid) } else { Identity::default() });
+        let (told, gaps) = (Sum::default(), coverage.gaps);
+        self.live.insert(slot, Live { process, who, descriptor, told, whole, gaps });
     }
 
     /// What a record tells.
@@ -226,6 +228,7 @@ fn add(to: &mut [u64; Loss::COUNT], more: &[u64; Loss::COUNT]) {
 
 fn activity(live: &Live, slot: &Sum, coverage: Coverage) -> Seen {
     let activity = Activity {
+        who: Arc::clone(&live.who),
         counts: Box::new(Counts { application: slot.application, engine: slot.engine }),
         first_call: Moment(slot.first),
         last_call: Moment(slot.last),

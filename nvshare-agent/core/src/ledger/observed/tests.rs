@@ -20,6 +20,7 @@ fn ended(context: Context) -> What {
 
 fn seen(whole: bool, lost: [u64; Loss::COUNT]) -> What {
     What::Activity(Activity {
+        who: std::sync::Arc::default(),
         counts: Box::default(),
         first_call: Moment::default(),
         last_call: Moment::default(),
