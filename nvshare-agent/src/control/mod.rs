@@ -4,6 +4,7 @@
 mod connections;
 mod door;
 mod listener;
+mod options;
 mod outbox;
 mod pace;
 mod page;
@@ -18,6 +19,7 @@ use nvshare_common::protocol::{Hello, ToAgent};
 pub(crate) use connections::{CONNECTIONS, Counted};
 pub(crate) use door::{is_removed, lookers};
 pub use listener::{BindError, Heard, Listener, Tell};
+pub use options::Options;
 pub use outbox::{Outbox, Undelivered};
 pub use page::{CounterPage, PageError};
 pub use peer::{Peer, PeerError};

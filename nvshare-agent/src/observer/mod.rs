@@ -52,7 +52,7 @@ use uvm::Uvm;
 use watch::Watch;
 
 pub use library::{Library, LibraryError, Point};
-pub use options::{Options, SCAN_EVERY};
+pub use options::{Flags, Options, SCAN_EVERY};
 pub use part::{Part, PartError};
 pub use programs::{AttachError, LoadError};
 pub use site::{Site, choose as choose_site};
