@@ -1,6 +1,9 @@
 //! What `/proc` says of a process.
 
+use nvshare_agent_core::observation::Identity;
 use nvshare_agent_core::process::Process;
+
+use crate::pods::cgroup;
 
 /// The process that has `pid` now; `None` if there is none.
 pub fn process(pid: u32) -> Option<Process> {
@@ -18,6 +21,13 @@ pub fn is_ending(pid: u32) -> bool {
     let fields = status.rsplit_once(')').map_or("", |(_, fields)| fields);
     let flags = fields.split_ascii_whitespace().nth(6).and_then(|flags| flags.parse::<u64>().ok());
     flags.is_none_or(|flags| flags & EXITING != 0)
+}
+
+/// The name of the program of `pid`, and the path of its cgroup that tells most; empty where it is gone.
+pub fn identity(pid: u32) -> Identity {
+    let read = |file| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let name = read("comm").trim_end().to_owned();
+    Identity { name, cgroup: cgroup::path(&read("cgroup")).to_owned() }
 }
 
 #[cfg(test)]
@@ -42,5 +52,15 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_has_the_name_of_its_program_and_a_cgroup_and_nobody_has_neither() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let asked = identity(child.id());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(asked.name == "sleep" && asked.cgroup.starts_with('/'), "{asked:?}");
+        assert_eq!(identity(u32::MAX), Identity::default());
     }
 }

@@ -389,7 +389,12 @@ mod tests {
         }
         assert!(probes(&Health::default()).contains("nothing is observed"));
         let by = |source| {
-            let uvm = nvshare_agent_core::observation::Uvm { observed: true, source, followed: 3, ..Default::default() };
+            let uvm = nvshare_agent_core::observation::Uvm {
+                observed: true,
+                source,
+                followed: 3,
+                ..Default::default()
+            };
             managed(&Health { uvm, ..Health::default() })
         };
         assert!(by(Source::Tools).contains("module's own counters: 3 processes"));

@@ -10,7 +10,7 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
 use aya::programs::KProbe;
 use aya::programs::kprobe::KProbeLink;
-use nvshare_agent_core::observation::{Observation, Paged};
+use nvshare_agent_core::observation::{Observation, Paged, Seen, What};
 use nvshare_agent_core::process::Process;
 use nvshare_common::bytes::Bytes;
 use nvshare_common::uvm::{LAYOUT_WORDS, Losses, Usage};
@@ -110,7 +110,7 @@ impl Kprobes {
 
     /// Tells what was added since the last time, of processes that `process` knows; others' wait until it does, or until
     /// they are dead.
-    pub(super) fn read(&mut self, process: impl Fn(u32) -> Option<Process>, tell: &mut Vec<Observation>) {
+    pub(super) fn read(&mut self, process: impl Fn(u32) -> Option<Process>, tell: &mut Vec<Seen>) {
         if self.attached.is_some() {
             self.maps.read(&mut self.told, process, tell);
             self.losses = self.maps.losses();
@@ -139,7 +139,7 @@ impl Maps {
         &mut self,
         told: &mut std::collections::HashMap<u32, Usage>,
         process: impl Fn(u32) -> Option<Process>,
-        tell: &mut Vec<Observation>,
+        tell: &mut Vec<Seen>,
     ) {
         let mut dead = Vec::new();
         for (pid, [faults, to_device, to_host]) in self.usage.iter().filter_map(Result::ok) {
@@ -152,16 +152,13 @@ impl Maps {
             };
             let more = usage.since(told.insert(pid, usage).unwrap_or_default());
             if more != Usage::default() {
-                tell.push(Observation::Uvm {
-                    process,
-                    device: None,
-                    paged: Paged {
-                        faults: more.faults,
-                        cpu_faults: 0,
-                        to_device: Bytes(more.to_device),
-                        to_host: Bytes(more.to_host),
-                    },
-                });
+                let paged = Paged {
+                    faults: more.faults,
+                    cpu_faults: 0,
+                    to_device: Bytes(more.to_device),
+                    to_host: Bytes(more.to_host),
+                };
+                tell.push(Seen::Process(Observation { process, what: What::Uvm(None, paged) }));
             }
         }
         for pid in dead {

@@ -7,7 +7,7 @@ mod tools;
 use std::time::{Duration, Instant};
 
 use aya::Ebpf;
-use nvshare_agent_core::observation::{self, Observation, Source};
+use nvshare_agent_core::observation::{self, Activity, Observation, Seen, Source, What};
 use nvshare_agent_core::process::Process;
 use nvshare_common::probe::Call;
 
@@ -84,14 +84,15 @@ impl Uvm {
     }
 
     /// Looks at what is told for processes with managed memory.
-    pub(super) fn seen(&mut self, seen: &[Observation]) {
+    pub(super) fn seen(&mut self, seen: &[Seen]) {
         let Ok(tools) = &mut self.tools else { return };
-        for observation in seen {
-            if let Observation::Activity { process, counts, .. } = observation
-                && counts.application[Call::AllocManaged as usize]
-                    + counts.engine[Call::AllocManaged as usize]
-                    > 0
-            {
+        for seen in seen {
+            let Seen::Process(Observation { process, what: What::Activity(Activity { counts, .. }) }) = seen
+            else {
+                continue;
+            };
+            let by = |counts: &[u64]| counts[Call::AllocManaged as usize];
+            if by(&counts.application) > 0 || by(&counts.engine) > 0 {
                 tools.allocated(*process);
             }
         }
@@ -99,12 +100,7 @@ impl Uvm {
 
     /// Tells what was added since the last time, of processes that `process` knows; others' waits until it does, or until
     /// they are dead. Does nothing between two times, unless it must be `now`.
-    pub(super) fn read(
-        &mut self,
-        now: bool,
-        process: impl Fn(u32) -> Option<Process>,
-        tell: &mut Vec<Observation>,
-    ) {
+    pub(super) fn read(&mut self, now: bool, process: impl Fn(u32) -> Option<Process>, tell: &mut Vec<Seen>) {
         if !(now || self.read_at.elapsed() >= EVERY) {
             return;
         }

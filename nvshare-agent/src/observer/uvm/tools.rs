@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
-use nvshare_agent_core::observation::{Observation, Paged};
+use nvshare_agent_core::observation::{Observation, Paged, Seen, What};
 use nvshare_agent_core::process::Process;
 use nvshare_common::ids::DeviceId;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
@@ -293,7 +293,7 @@ impl Tools {
 
     /// Tells what was added since the last time, of processes that `process` knows; others' waits until it does, or until
     /// they are dead.
-    pub(super) fn read(&mut self, process: impl Fn(u32) -> Option<Process>, tell: &mut Vec<Observation>) {
+    pub(super) fn read(&mut self, process: impl Fn(u32) -> Option<Process>, tell: &mut Vec<Seen>) {
         let mut over = Vec::new();
         for (pid, counted) in &mut self.counted {
             let lives = proc::process(*pid) == Some(counted.process);
@@ -330,7 +330,7 @@ impl Tools {
 
 impl Counted {
     /// With several cards their own pages tell what they did; the one for all tells what the host's processors did.
-    fn tell(&mut self, tell: &mut Vec<Observation>) {
+    fn tell(&mut self, tell: &mut Vec<Seen>) {
         let apart = self.pages.len() > 1;
         for told in &mut self.pages {
             let now = told.page.read();
@@ -343,7 +343,8 @@ impl Counted {
                 };
             }
             if paged != Paged::default() {
-                tell.push(Observation::Uvm { process: self.process, device: told.device, paged });
+                let what = What::Uvm(told.device, paged);
+                tell.push(Seen::Process(Observation { process: self.process, what }));
             }
         }
     }

@@ -117,7 +117,7 @@ impl Node {
         Node { fake, tools, directory }
     }
 
-    fn read(&mut self, known: Option<Process>) -> Vec<Observation> {
+    fn read(&mut self, known: Option<Process>) -> Vec<Seen> {
         let mut tell = Vec::new();
         self.tools.read(|pid| known.filter(|known| known.pid == pid), &mut tell);
         tell
@@ -169,9 +169,9 @@ fn counts(of: u64) -> Counts {
     Counts { to_device: of, to_host: 2 * of, cpu_faults: 3 * of, faults: 4 * of }
 }
 
-fn told(process: Process, device: Option<DeviceId>, of: u64) -> Observation {
+fn told(process: Process, device: Option<DeviceId>, of: u64) -> Seen {
     let paged = Paged { faults: 4 * of, cpu_faults: 3 * of, to_device: Bytes(of), to_host: Bytes(2 * of) };
-    Observation::Uvm { process, device, paged }
+    Seen::Process(Observation { process, what: What::Uvm(device, paged) })
 }
 
 #[test]
@@ -232,9 +232,10 @@ fn several_cards_are_told_apart_and_the_hosts_faults_are_nobodys() {
     let host = Paged { cpu_faults: 36, ..Paged::default() };
     let card = |device, of: u64| {
         let paged = Paged { faults: 4 * of, cpu_faults: 0, to_device: Bytes(of), to_host: Bytes(2 * of) };
-        Observation::Uvm { process, device: Some(device), paged }
+        Seen::Process(Observation { process, what: What::Uvm(Some(device), paged) })
     };
-    let expected = [Observation::Uvm { process, device: None, paged: host }, card(CARD, 5), card(OTHER, 7)];
+    let expected =
+        [Seen::Process(Observation { process, what: What::Uvm(None, host) }), card(CARD, 5), card(OTHER, 7)];
     assert_eq!(node.read(Some(process)), expected);
 }
 
