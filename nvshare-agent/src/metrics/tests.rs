@@ -144,7 +144,7 @@ fn managed_memory_has_no_figures_where_it_is_not_observed() {
     assert_eq!(not["nvshare_uvm_observed"][0].1 as u64, 0);
     let uvm: Vec<_> = not.keys().filter(|name| name.starts_with("nvshare_uvm")).collect();
     assert_eq!(uvm, ["nvshare_uvm_observed", "nvshare_uvm_source"]);
-    assert!(not["nvshare_uvm_source"].iter().all(|(_, figure)| *figure == 0.0));
+    assert!(not["nvshare_uvm_source"].iter().all(|(_, figure)| *figure as u64 == 0));
 }
 
 #[test]
@@ -160,8 +160,8 @@ fn what_the_driver_moved_is_told_by_direction_and_client_and_who_counted_it() {
     assert_eq!(source, [("source=\"tools\"}", 1.0), ("source=\"kprobes\"}", 0.0)]);
     assert_eq!(figures("nvshare_uvm_cpu_faults_total").next(), Some(("", 5.0)));
     assert_eq!(figures("nvshare_uvm_followed_processes").next(), Some(("", 2.0)));
-    let of_clients: f64 = figures("nvshare_client_uvm_bytes_total").map(|(_, figure)| figure).sum();
-    assert_eq!(of_clients, 2.0 * (11.0 + 12.0));
+    let of_clients = figures("nvshare_client_uvm_bytes_total").map(|(_, figure)| figure as u64);
+    assert_eq!(of_clients.sum::<u64>(), 2 * (11 + 12));
     assert_eq!(figures("nvshare_client_uvm_faults_total").count(), 2);
     state.observer.uvm.source = Source::Kprobes;
     let kprobes = samples(&scrape(state));

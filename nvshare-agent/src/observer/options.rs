@@ -52,8 +52,8 @@ pub struct Options {
     pub sample_every: u32,
     /// Where the kernel lists its modules: `/sys/module`, except in tests.
     pub modules: PathBuf,
-    /// Where the module's own counters are.
-    pub tools: Tools,
+    /// Where the module's own counters are; none: they are not asked for.
+    pub tools: Option<Tools>,
     /// All processes are looked at this often, for what the events missed.
     pub scan_every: Duration,
     /// Attach probes one by one, as kernels before 6.6 need it, also where `uprobe_multi` is there.
@@ -71,7 +71,7 @@ impl Options {
             discover: true,
             sample_every: SAMPLE_EVERY,
             modules: MODULES.into(),
-            tools: Tools::default(),
+            tools: Some(Tools::default()),
             scan_every: SCAN_EVERY,
             single: false,
             part: None,
@@ -99,6 +99,11 @@ pub struct Flags {
     /// Run without uprobes: idle clients and cold memory are then recognised less well
     #[arg(long, env = "NVSHARE_AGENT_NO_UPROBES")]
     pub no_uprobes: bool,
+
+    /// Do not let NVIDIA's kernel module count, process by process, what it moves of managed memory: kprobes do, where there are
+    /// some
+    #[arg(long, env = "NVSHARE_AGENT_NO_UVM_COUNTERS")]
+    pub no_uvm_counters: bool,
 }
 
 impl Flags {
@@ -108,6 +113,7 @@ impl Flags {
         let options = Options {
             libraries: self.libcuda.clone(),
             part: self.node_cgroup.clone(),
+            tools: (!self.no_uvm_counters).then(Tools::default),
             ..Options::new(self.ebpf_object.clone().unwrap_or_else(beside))
         };
         (!self.no_uprobes).then_some(options)

@@ -33,7 +33,10 @@ impl Uvm {
     /// Off until the first look. Takes the maps out of the object.
     pub(super) fn new(ebpf: &mut Ebpf, options: &Options) -> Uvm {
         Uvm {
-            tools: Tools::new(ebpf, &options.tools, options.modules.clone()),
+            tools: match &options.tools {
+                Some(paths) => Tools::new(ebpf, paths, options.modules.clone()),
+                None => Err("its counters are not asked for (--no-uvm-counters)".to_owned()),
+            },
             kprobes: Kprobes::new(ebpf, &options.modules),
             source: Source::None,
             why: None,

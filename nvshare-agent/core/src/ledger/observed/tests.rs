@@ -154,3 +154,21 @@ fn inexact_books_show_no_more_than_nvml_and_exact_ones_what_they_are() {
     assert_eq!(shown(&observed, Some(500)), (20, 20, true));
     assert_eq!(shown(&observed, None), (20, 20, true), "NVML does not list it");
 }
+
+#[test]
+fn what_the_driver_moves_of_managed_memory_adds_up_by_device_and_outlives_the_program() {
+    let (card, other) = (DeviceId([1; 16]), DeviceId([2; 16]));
+    let paged =
+        |of| Paged { faults: of, cpu_faults: 2 * of, to_device: Bytes(3 * of), to_host: Bytes(4 * of) };
+    let observed = booked(&[
+        What::Uvm(Some(card), paged(1)),
+        What::Uvm(None, paged(10)),
+        What::Uvm(Some(card), paged(2)),
+        What::Uvm(Some(other), paged(100)),
+        What::Exec,
+    ]);
+    assert_eq!(observed.paged_on(card), paged(3));
+    assert_eq!(observed.paged_on(other), paged(100));
+    assert_eq!(observed.paged(), paged(113));
+    assert_eq!(booked(&[]).paged(), Paged::default());
+}

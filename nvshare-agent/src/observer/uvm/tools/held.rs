@@ -39,7 +39,7 @@ struct Shared {
 struct Trackers {
     pid: u32,
     /// Closed in this order: what counts goes first.
-    _trackers: Vec<OwnedFd>,
+    _counting: Vec<OwnedFd>,
     /// Readable when the process is dead.
     #[cfg_attr(not(test), expect(dead_code, reason = "it is epoll that looks at it"))]
     process: OwnedFd,
@@ -68,7 +68,7 @@ impl Held {
         // Under the lock: it may be dead already, and must be found then.
         let mut processes = self.shared.processes();
         add(&self.shared.epoll, &process, key)?;
-        processes.insert(key, Trackers { pid, _trackers: trackers, process });
+        processes.insert(key, Trackers { pid, _counting: trackers, process });
         Ok(key)
     }
 

@@ -7,11 +7,14 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use nvshare_agent_core::observation::{self, Activity, Source};
 use nvshare_common::bytes::Bytes;
+use nvshare_common::probe::Call;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tempfile::TempDir;
 
 use super::*;
+use crate::observer::uvm::Uvm;
 
 const CARD: DeviceId = DeviceId([1; 16]);
 const OTHER: DeviceId = DeviceId([2; 16]);
@@ -77,7 +80,6 @@ impl Fake {
         self.0.lock().unwrap().trackers[tracker].is_closed()
     }
 
-    /// The agent runs with a limited wait everywhere.
     fn wait_closed(&self, tracker: usize) {
         let until = Instant::now() + Duration::from_secs(10);
         while !self.is_closed(tracker) {
@@ -313,6 +315,32 @@ fn all_are_closed_with_the_source() {
     assert!(fake.is_closed(0));
 }
 
+#[test]
+fn who_was_seen_to_allocate_managed_memory_is_counted_and_others_are_not() {
+    let (node, program, other) = (Node::new(&[CARD]), Program::start(), Program::start());
+    let mut uvm = Uvm {
+        tools: Ok(node.tools),
+        kprobes: Err("none here".to_owned()),
+        source: Source::Tools,
+        why: None,
+        looked: true,
+        read_at: Instant::now(),
+    };
+    let activity = |process, call: Call| {
+        let mut counts = Box::<observation::Counts>::default();
+        counts.application[call as usize] = 1;
+        let what = What::Activity(Activity { counts, ..Activity::default() });
+        Seen::Process(Observation { process, what })
+    };
+    uvm.seen(&[activity(other.process(), Call::Alloc), activity(program.process(), Call::AllocManaged)]);
+    assert_eq!((node.fake.trackers(), uvm.health().followed), (1, 1));
+    node.fake.counts(0, counts(5));
+    let mut tell = Vec::new();
+    uvm.read(true, proc::process, &mut tell);
+    assert_eq!(tell, [told(program.process(), Some(CARD), 5)]);
+    assert!(uvm.health().observed);
+}
+
 /// The maps in the kernel, with the programs that tell of ends; `None`, said loudly, where that cannot be.
 fn kernel() -> Option<(Ebpf, Known, RingBuf<MapData>)> {
     let object = nvshare_testbed::Artifacts::find().ebpf();
@@ -334,7 +362,7 @@ fn kernel() -> Option<(Ebpf, Known, RingBuf<MapData>)> {
 }
 
 #[test]
-fn a_tracker_is_closed_before_anybody_hears_of_the_end_of_its_process() {
+fn the_ebpf_programs_alone_have_a_tracker_closed_when_its_process_ends() {
     let Some((_ebpf, known, endings)) = kernel() else { return };
     let mut node = Node::with(&[CARD], Held::new(Some(endings)).unwrap(), Some(known));
     let mut program = Program::start();
