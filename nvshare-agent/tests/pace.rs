@@ -77,8 +77,15 @@ fn allowed(begun: Instant) -> f64 {
 }
 
 const CONNECTION: f64 = 16.0;
-/// How long a test goes on.
+/// How long a test goes on at least.
 const WHILE: Duration = Duration::from_secs(2);
+/// How long it may take until enough was heard, on a machine that does other things as well.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Whether a test that has begun then goes on: it has heard `heard` so far, and wants to have heard `enough`.
+fn goes_on(begun: Instant, heard: f64, enough: f64) -> bool {
+    begun.elapsed() < WHILE || (heard <= enough && begun.elapsed() < LIMIT)
+}
 
 #[test]
 fn a_client_that_floods_and_connects_anew_is_heard_no_more_than_one_that_stays() {
@@ -86,18 +93,19 @@ fn a_client_that_floods_and_connects_anew_is_heard_no_more_than_one_that_stays()
     let message = frame::encode(&ToAgent::Stopped { ticket: Ticket(1) }).unwrap();
     let begun = Instant::now();
     let mut sessions = 0;
-    while begun.elapsed() < WHILE {
+    let heard = || ear.said.load(Ordering::Relaxed) as f64;
+    while goes_on(begun, heard(), BURST / 2.0) || sessions <= 3 {
         let socket = ear.connect();
         // As much as goes at once: what is not read keeps its writer waiting.
+        let turn = Instant::now();
         while send(&socket, &message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_ok()
-            && begun.elapsed() < WHILE
+            && turn.elapsed() < WHILE
         {}
         sessions += 1;
     }
     let said = ear.said.load(Ordering::Relaxed) as f64;
     assert!(said <= allowed(begun), "{said} messages in {:?}, {sessions} sessions", begun.elapsed());
     assert!(said > BURST / 2.0, "{said} messages: it is heard all the same");
-    assert!(sessions > 3, "{sessions}");
 }
 
 #[test]
@@ -105,7 +113,7 @@ fn a_client_that_only_connects_again_and_again_is_heard_as_rarely() {
     let ear = Ear::new();
     let begun = Instant::now();
     let mut sessions = 0;
-    while begun.elapsed() < WHILE {
+    while goes_on(begun, ear.opened.load(Ordering::Relaxed) as f64, 50.0) {
         drop(ear.connect());
         sessions += 1;
     }

@@ -5,12 +5,12 @@ use std::ffi::c_uint;
 use cudarc::driver::sys::{CUevent, CUresult, CUstream};
 
 use crate::call::{Call, Outcome};
-use crate::capture;
-use crate::event::{EVENTS, Event, Record};
+use crate::execution::capture;
+use crate::execution::event::{EVENTS, Event, Record};
+use crate::execution::work::Work;
 use crate::export::export;
 use crate::failure;
 use crate::parameters::Out;
-use crate::work::Work;
 
 /// `CU_EVENT_DISABLE_TIMING`.
 const DISABLE_TIMING: c_uint = 2;

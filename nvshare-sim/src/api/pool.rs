@@ -7,12 +7,12 @@ use std::sync::atomic::Ordering;
 
 use cudarc::driver::sys::{CUdevice, CUdeviceptr, CUmemoryPool, CUresult, CUstream};
 
-use super::vmm::{Location, ON_DEVICE};
 use crate::call::Outcome;
-use crate::device;
 use crate::export::export;
+use crate::memory::grant::{Location, ON_DEVICE};
 use crate::memory::pool::{self, POOLS, Pool};
 use crate::parameters::{In, Out};
+use crate::{device, stream_ordered};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 
@@ -77,7 +77,7 @@ export! {
         pointer.needed()?;
         let stream = cx.stream(stream)?;
         let pool = pool::of_device(stream.context.device);
-        let start = pool::allocate(&stream, pool, bytes as u64)?;
+        let start = stream_ordered::allocate(&stream, pool, bytes as u64)?;
         pointer.set(start)
     }
 
@@ -86,13 +86,13 @@ export! {
     ) |cx| {
         pointer.needed()?;
         let stream = cx.stream(stream)?;
-        let start = pool::allocate(&stream, pool, bytes as u64)?;
+        let start = stream_ordered::allocate(&stream, pool, bytes as u64)?;
         pointer.set(start)
     }
 
     fn cuMemFreeAsync / cuMemFreeAsync_ptsz(pointer: CUdeviceptr, stream: CUstream) |cx| {
         let stream = cx.stream(stream)?;
-        pool::free(&stream, pointer)
+        stream_ordered::free(&stream, pointer)
     }
 
     fn cuDeviceGetDefaultMemPool(pool: Out<CUmemoryPool>, device: CUdevice) |cx| {

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUcontext, CUdevice, CUevent, CUgreenCtx, CUresult, CUstream};
 
 use crate::call::{Call, Outcome};
-use crate::capture;
 use crate::context;
-use crate::event::Record;
+use crate::context::green::Green;
+use crate::execution::capture;
+use crate::execution::event::Record;
+use crate::execution::stream::{Kind, STREAMS, Stream};
+use crate::execution::streams;
+use crate::execution::work::{self, Callback, Work};
 use crate::export::export;
 use crate::failure;
-use crate::green::Green;
 use crate::parameters::{Maybe, Out};
-use crate::stream::{Kind, STREAMS, Stream};
-use crate::work::{self, Callback, Work};
 
 /// `CU_STREAM_NON_BLOCKING`.
 const NON_BLOCKING: c_uint = 1;
@@ -144,6 +145,6 @@ fn create(cx: &Call, made: Out<CUstream>, flags: c_uint, priority: c_int) -> Out
     let kind = if flags & NON_BLOCKING == 0 { Kind::Blocking } else { Kind::NonBlocking };
     context.jam.pass();
     let stream = Stream::new(&context, kind, flags, priority);
-    context.streams().keep(Arc::downgrade(&stream));
+    streams::keep(&stream);
     made.set(STREAMS.insert(stream))
 }

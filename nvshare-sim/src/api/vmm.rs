@@ -11,25 +11,12 @@ use nvshare_sim_card::{HandleId, Point};
 use crate::call::Outcome;
 use crate::device;
 use crate::export::export;
+use crate::memory::grant::{Grant, Location, ON_DEVICE, ON_HOST, ON_HOST_NODE};
 use crate::memory::space::Kind;
 use crate::memory::{GRANULARITY, mapping, physical};
 use crate::parameters::{Count, In, List, Out};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
-
-/// `CUmemLocation`, with its kind as the number the caller passed.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Location {
-    pub(crate) kind: c_uint,
-    pub(crate) id: c_int,
-}
-
-/// `CU_MEM_LOCATION_TYPE_DEVICE` and the kinds of host memory.
-pub(crate) const ON_DEVICE: c_uint = 1;
-pub(crate) const ON_HOST: c_uint = 2;
-pub(crate) const ON_HOST_NODE: c_uint = 3;
-pub(crate) const ON_NEAREST_NODE: c_uint = 4;
 
 /// `CUmemAllocationProp`.
 #[repr(C)]
@@ -43,14 +30,6 @@ struct Properties {
     rdma_capable: u8,
     usage: u16,
     reserved: [u8; 4],
-}
-
-/// `CUmemAccessDesc`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Grant {
-    pub(crate) location: Location,
-    pub(crate) flags: c_uint,
 }
 
 /// `CU_MEM_ALLOCATION_TYPE_PINNED`.

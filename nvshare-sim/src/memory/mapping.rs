@@ -12,6 +12,7 @@ use nvshare_sim_card::{HandleId, now};
 use super::space::{self, Area, Kind, Space};
 use super::{GRANULARITY, address, physical, piece};
 use crate::call::Outcome;
+use crate::flight;
 
 /// What devices may do with mapped memory: the values of `CUmemAccess_flags`.
 pub(crate) const NO_ACCESS: u8 = 0;
@@ -153,9 +154,9 @@ pub(crate) fn unmap(start: u64, bytes: u64) -> Outcome {
         }
         whole(&mappings, start, bytes)?;
     }
-    if let Some(work) = crate::work::in_flight(start, bytes, u64::MAX) {
+    if let Some(work) = flight::in_flight(start, bytes, u64::MAX) {
         crate::strict::violation(&format!("cuMemUnmap of {}: {work} still uses it", piece(start, bytes)));
-        crate::work::stop_touching(start, bytes);
+        flight::stop_touching(start, bytes);
     }
     let mut space = space::write();
     let gone: Vec<HandleId> = {

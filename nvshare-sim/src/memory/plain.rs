@@ -14,6 +14,7 @@ use super::{GRANULARITY, address, piece};
 use crate::call::Outcome;
 use crate::context::{CONTEXTS, Context};
 use crate::device::card;
+use crate::flight;
 
 /// Pieces up to this size share blocks.
 const SMALL: u64 = GRANULARITY / 2;
@@ -186,7 +187,7 @@ pub(crate) fn free(start: u64) -> Outcome {
 pub(crate) fn wait_for_owner(area: &Area) -> Outcome {
     CONTEXTS.find(|context| context.id == area.context).map_or(Ok(()), |context| {
         context.jam.pass();
-        context.synchronize()
+        super::synchronize(&context)
     })
 }
 
@@ -196,7 +197,7 @@ pub(crate) fn remove(area: &Arc<Area>, call: &str) -> Outcome {
 }
 
 /// As [`remove`], where only the work submitted before `submitted` may still have used it.
-pub(super) fn remove_before(area: &Arc<Area>, call: &str, submitted: u64) -> Outcome {
+pub(crate) fn remove_before(area: &Arc<Area>, call: &str, submitted: u64) -> Outcome {
     check_unused(area, call, submitted);
     let mut space = space::write();
     // Somebody else may have freed it in the meantime.
@@ -211,12 +212,12 @@ pub(super) fn remove_before(area: &Arc<Area>, call: &str, submitted: u64) -> Out
 }
 
 /// A violation if work that was submitted before `submitted` may still touch the area.
-pub(super) fn check_unused(area: &Area, call: &str, submitted: u64) {
-    if let Some(work) = crate::work::in_flight(area.start, area.bytes, submitted) {
+pub(crate) fn check_unused(area: &Area, call: &str, submitted: u64) {
+    if let Some(work) = flight::in_flight(area.start, area.bytes, submitted) {
         crate::strict::violation(&format!(
             "{call} of {}: {work} still uses it",
             piece(area.start, area.bytes)
         ));
-        crate::work::stop_touching(area.start, area.bytes);
+        flight::stop_touching(area.start, area.bytes);
     }
 }

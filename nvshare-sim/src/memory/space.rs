@@ -37,7 +37,7 @@ pub(crate) struct Area {
     /// `CU_POINTER_ATTRIBUTE_SYNC_MEMOPS`.
     pub(crate) sync_memops: AtomicBool,
     /// `cuMemFreeAsync` was called; it goes when the turn of that comes.
-    pub(super) leaving: AtomicBool,
+    pub(crate) leaving: AtomicBool,
     /// What it is.
     pub(crate) kind: Kind,
 }

@@ -2,8 +2,8 @@
 //! a graph; while it is in flight it is known what memory it may touch.
 
 mod callback;
+mod fault;
 mod fill;
-mod flight;
 mod transfer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,30 +14,19 @@ use nvshare_sim_card::now;
 
 pub(crate) use callback::{Callback, HostCall};
 pub(crate) use fill::Fill;
-pub(crate) use flight::{in_flight, stop_touching, submitted_so_far};
 pub(crate) use transfer::{Plane, Transfer, device_end};
 
 use crate::call::Outcome;
-use crate::capture;
 use crate::completion::Completion;
-use crate::executable::Executable;
+use crate::execution::capture;
+use crate::execution::executable::Executable;
+use crate::execution::kernel::Launch;
+use crate::execution::stream::Stream;
 use crate::failure;
-use crate::faults::{self, Effect};
-use crate::kernel::Launch;
+use crate::faults::Effect;
+use crate::flight::{self, Touch};
 use crate::memory::graph::Hold;
-use crate::stream::Stream;
 use crate::timeline::Timeline;
-
-/// Memory that work may touch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Touch {
-    /// The first byte.
-    pub(crate) start: u64,
-    /// How many.
-    pub(crate) bytes: u64,
-    /// Whether they may be written.
-    pub(crate) write: bool,
-}
 
 /// Something else that happens in stream order: allocations, prefetches.
 pub(crate) struct Custom {
@@ -193,7 +182,10 @@ impl Job {
         waits: Vec<Arc<Completion>>,
         done: Arc<Completion>,
     ) -> Job {
-        let flight = flight::enter(&work, stream);
+        let flight = {
+            let work = work.clone();
+            flight::enter(work.touches(), stream.id, move || work.describe())
+        };
         Job { work, effect, stream: Arc::clone(stream), waits, done, ready: now(), flight }
     }
 
@@ -206,7 +198,7 @@ impl Job {
         // Whatever happens, the work is over in the end: others wait for it.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             timeline.check()?;
-            faults::strike(self.effect, &mut timeline)?;
+            fault::strike(self.effect, &mut timeline)?;
             self.work.execute(&mut timeline)
         }));
         let outcome = outcome.unwrap_or(Err(CUresult::CUDA_ERROR_LAUNCH_FAILED));
@@ -245,7 +237,7 @@ pub(crate) fn submit_after(
     if capture::take(stream, &work)? {
         return Ok(Submitted::Captured);
     }
-    let effect = faults::at_submission(&work)?;
+    let effect = fault::at_submission(&work)?;
     Ok(Submitted::Running(stream.enqueue((work, effect), after, false)))
 }
 
@@ -253,7 +245,7 @@ pub(crate) fn submit_after(
 pub(crate) fn submit_and_wait(stream: &Arc<Stream>, work: Work) -> Outcome {
     stream.usable()?;
     capture::forbid_waiting(stream)?;
-    let effect = faults::at_submission(&work)?;
+    let effect = fault::at_submission(&work)?;
     stream.enqueue((work, effect), &[], true).wait();
     failure::check()
 }

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{CUevent, CUresult};
 
+use super::capture::Mark;
 use crate::call::{Call, Outcome};
-use crate::capture::Mark;
 use crate::completion::Completion;
 use crate::context::Context;
 use crate::handles::{Registry, handle_of};
