@@ -55,8 +55,7 @@ impl Ticket {
     /// The name of the abstract socket where the owner listens, in its network namespace.
     #[must_use]
     pub fn name(&self) -> String {
-        let digits: String = self.place.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("nvshare-share-{digits}")
+        format!("nvshare-share-{:032x}", u128::from_be_bytes(self.place))
     }
 }
 
@@ -73,8 +72,6 @@ pub enum Answer {
         bytes: Bytes,
         /// Where that begins in the first piece.
         offset: Bytes,
-        /// Whether network cards may reach it.
-        rdma: bool,
         /// The lengths of the pieces, in order.
         pieces: Vec<Bytes>,
     },
@@ -123,7 +120,6 @@ mod tests {
             device: DeviceId([1; 16]),
             bytes: Bytes(bytes),
             offset: Bytes(offset),
-            rdma: false,
             pieces: pieces.iter().copied().map(Bytes).collect(),
         };
         let sound = given(100, 28, &[64, 64]);

@@ -24,6 +24,8 @@ pub struct Described {
     pub device: sys::CUdevice,
     /// Whether network cards may reach it.
     pub rdma: bool,
+    /// Whether it can be shared by CUDA IPC.
+    pub ipc: bool,
     /// A number that no other allocation has, or had.
     pub number: u64,
     /// What the application believes of `SYNC_MEMOPS`.
@@ -50,6 +52,7 @@ pub fn describe(pointer: sys::CUdeviceptr) -> Option<Described> {
         context: std::ptr::with_exposed_provenance_mut(allocation.context),
         device: device.kind.ordinal,
         rdma: device.kind.rdma,
+        ipc: device.kind.is_exportable(),
         number: allocation.number,
         sync: allocation.sync,
     })

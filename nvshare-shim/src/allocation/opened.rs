@@ -77,7 +77,7 @@ fn map_pieces(
     context: sys::CUcontext,
     mut next: impl FnMut() -> Result<OwnedFd, CUresult>,
 ) -> Result<Opened, CUresult> {
-    let Answer::Given { device, bytes, offset, rdma, pieces } = answer else {
+    let Answer::Given { device, bytes, offset, pieces } = answer else {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     };
     let (mut here, device) = (0, ordinal(*device)?);
@@ -102,7 +102,6 @@ fn map_pieces(
         pieces: mapped,
         context: streams::owner_under(context),
         device,
-        rdma: *rdma,
         number: map::number(),
     };
     match done {
@@ -200,7 +199,9 @@ pub(super) fn describe(at: u64) -> Option<Described> {
         bytes: found.bytes,
         context: std::ptr::with_exposed_provenance_mut(found.context),
         device: found.device,
-        rdma: found.rdma,
+        // As bare, also where its owner's is (seen on an H200).
+        rdma: false,
+        ipc: false,
         number: found.number,
         sync: true,
     })

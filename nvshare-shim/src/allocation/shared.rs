@@ -58,7 +58,7 @@ fn pieces(device: &Device, start: u64, allocation: &Allocation) -> Option<(Vec<(
         if extent.presence() != Presence::Resident || !extent.exportable || found.len() == PIECES {
             return None;
         }
-        offset.get_or_insert(start - extent.start);
+        offset.get_or_insert_with(|| start - extent.start);
         found.push((extent.bytes, extent.handle));
         at = extent.start + extent.bytes;
     }
@@ -78,7 +78,6 @@ pub fn given(number: u64, secret: [u8; 16]) -> Option<(Answer, Vec<u64>)> {
         device: device.id,
         bytes: Bytes(allocation.bytes),
         offset: Bytes(offset),
-        rdma: device.kind.rdma,
         pieces: pieces.iter().map(|(bytes, _)| Bytes(*bytes)).collect(),
     };
     Some((answer, pieces.into_iter().map(|(_, handle)| handle).collect()))

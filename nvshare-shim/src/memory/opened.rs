@@ -18,8 +18,6 @@ pub struct Opened {
     pub context: usize,
     /// The card, as the driver numbers it.
     pub device: i32,
-    /// Whether network cards may reach it.
-    pub rdma: bool,
     /// A number that no other allocation has, or had.
     pub number: u64,
 }
@@ -124,7 +122,7 @@ mod tests {
 
     fn opened(start: u64, context: usize) -> Opened {
         let (bytes, span, pieces) = (100, start & !0xff, vec![256]);
-        Opened { start, bytes, span, pieces, context, device: 0, rdma: false, number: 1 }
+        Opened { start, bytes, span, pieces, context, device: 0, number: 1 }
     }
 
     #[test]
