@@ -71,13 +71,13 @@ impl Kind {
                 | CUresult::CUDA_ERROR_NOT_PERMITTED
                 | CUresult::CUDA_ERROR_NOT_SUPPORTED,
             ) if self.is_exportable() => {
-                let made = make(false);
-                if made.is_ok() {
+                let plain = make(false);
+                if plain.is_ok() {
                     self.shareable.store(false, Ordering::Relaxed);
                 }
-                made
+                plain
             }
-            made => made,
+            answered => answered,
         }
     }
 }
