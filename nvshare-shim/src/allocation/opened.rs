@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "the driver is called")]
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ use crate::streams::{self, Relaxed};
 use crate::turn::dead;
 
 static OPENED: Mutex<Table> = Mutex::new(Table::new());
+/// Something was opened: until then no question about an address takes the lock.
+static ANY: AtomicBool = AtomicBool::new(false);
 
 fn opened() -> MutexGuard<'static, Table> {
     OPENED.lock().unwrap_or_else(PoisonError::into_inner)
@@ -57,6 +60,7 @@ where
     let opened = map_pieces(&answer, context, next)?;
     let start = opened.start;
     settled.opened = Some(opened);
+    ANY.store(true, Ordering::Release);
     Ok(start)
 }
 
@@ -192,6 +196,9 @@ pub(super) fn context_ended(context: usize) {
 
 /// What is known of memory that was opened, around `at`.
 pub(super) fn describe(at: u64) -> Option<Described> {
+    if !ANY.load(Ordering::Acquire) {
+        return None;
+    }
     let table = opened();
     let found = table.find(at)?;
     Some(Described {

@@ -21,10 +21,10 @@ use crate::memory::map::{ALLOCATIONS, Allocation};
 pub(super) const DESCRIPTOR: u32 = 1;
 
 /// What was shared: by the number of its allocation, where it begins and what is known to who may have it.
-static SHARED: Mutex<BTreeMap<u64, (u64, [u8; 16])>> = Mutex::new(BTreeMap::new());
+static TICKETS: Mutex<BTreeMap<u64, (u64, [u8; 16])>> = Mutex::new(BTreeMap::new());
 
-fn shared() -> MutexGuard<'static, BTreeMap<u64, (u64, [u8; 16])>> {
-    SHARED.lock().unwrap_or_else(PoisonError::into_inner)
+fn tickets() -> MutexGuard<'static, BTreeMap<u64, (u64, [u8; 16])>> {
+    TICKETS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The allocation around `at` is shared from now on: its number and its secret, which is `secret` unless it has one. `None`: it is
@@ -34,11 +34,18 @@ pub fn share(at: u64, secret: [u8; 16]) -> Option<(u64, [u8; 16])> {
     let device = device::by_index(allocation.device)?;
     pieces(device, start, &allocation)?;
     unswappable::stays(start, allocation.bytes);
-    let mut shared = shared();
-    // Numbers are never given twice: what is gone is not looked for again.
-    shared.retain(|number, (start, _)| is_there(*start, *number));
-    let (_, secret) = shared.entry(allocation.number).or_insert((start, secret));
-    Some((allocation.number, *secret))
+    forget_what_is_gone();
+    let secret = tickets().entry(allocation.number).or_insert((start, secret)).1;
+    Some((allocation.number, secret))
+}
+
+/// Numbers are never given twice: nobody finds what is gone.
+fn forget_what_is_gone() {
+    let known: Vec<(u64, u64)> = tickets().iter().map(|(number, (start, _))| (*number, *start)).collect();
+    let gone = known.into_iter().filter(|(number, start)| !is_there(*start, *number));
+    for (number, _) in gone.collect::<Vec<_>>() {
+        tickets().remove(&number);
+    }
 }
 
 fn is_there(start: u64, number: u64) -> bool {
@@ -67,7 +74,7 @@ fn pieces(device: &Device, start: u64, allocation: &Allocation) -> Option<(Vec<(
 
 /// What there is to be given to who has the ticket with this number and secret, and the handles to be exported.
 pub fn given(number: u64, secret: [u8; 16]) -> Option<(Answer, Vec<u64>)> {
-    let (start, known) = shared().get(&number).copied()?;
+    let (start, known) = tickets().get(&number).copied()?;
     let (at, allocation) = ALLOCATIONS.find(start)?;
     if known != secret || at != start || allocation.number != number {
         return None;
@@ -96,6 +103,6 @@ pub fn export(handle: u64) -> Result<OwnedFd, CUresult> {
 
 /// Whether what was given with this number is still there.
 pub fn is_given(number: u64) -> bool {
-    let start = shared().get(&number).map(|(start, _)| *start);
+    let start = tickets().get(&number).map(|(start, _)| *start);
     start.is_some_and(|start| is_there(start, number))
 }

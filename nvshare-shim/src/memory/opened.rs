@@ -1,6 +1,8 @@
 //! What this process has opened of other processes' memory: by ticket, so that who opens one again finds it at the same address
 //! and closes it as often, and by address. Pure.
 
+use std::collections::BTreeMap;
+
 use nvshare_common::share::Ticket;
 
 /// Memory of another process, mapped here.
@@ -33,84 +35,66 @@ pub enum Wish {
     First,
 }
 
-/// One ticket.
-#[derive(Debug)]
-enum Place {
-    /// It is being opened, or closed.
-    Busy,
-    /// It is open, so many times.
-    Open(Opened, u64),
-}
-
 /// All that is open.
 #[derive(Debug, Default)]
-pub struct Table(Vec<(Ticket, Place)>);
+pub struct Table {
+    /// By address: with its ticket, and how many times it is open.
+    open: BTreeMap<u64, (Ticket, Opened, u64)>,
+    /// What is being opened, or closed.
+    busy: Vec<Ticket>,
+}
 
 impl Table {
     /// Nothing is open.
     pub const fn new() -> Table {
-        Table(Vec::new())
+        Table { open: BTreeMap::new(), busy: Vec::new() }
     }
 
     /// Somebody wants to open what `ticket` names.
     pub fn wish(&mut self, ticket: Ticket) -> Wish {
-        match self.0.iter_mut().find(|(known, _)| *known == ticket) {
-            Some((_, Place::Open(opened, times))) => {
-                *times += 1;
-                Wish::Again(opened.start)
-            }
-            Some((_, Place::Busy)) => Wish::Wait,
-            None => {
-                self.0.push((ticket, Place::Busy));
-                Wish::First
-            }
+        if self.busy.contains(&ticket) {
+            return Wish::Wait;
         }
+        let open = self.open.values_mut().find(|(known, ..)| *known == ticket);
+        if let Some((_, opened, times)) = open {
+            *times += 1;
+            return Wish::Again(opened.start);
+        }
+        self.busy.push(ticket);
+        Wish::First
     }
 
     /// What came of it: nothing, or this is open once.
     pub fn settle(&mut self, ticket: Ticket, opened: Option<Opened>) {
-        self.0.retain(|(known, _)| *known != ticket);
+        self.busy.retain(|busy| *busy != ticket);
         if let Some(opened) = opened {
-            self.0.push((ticket, Place::Open(opened, 1)));
+            self.open.insert(opened.start, (ticket, opened, 1));
         }
     }
 
     /// Closes what begins at `start` once. `None`: nothing does. With what is to be unmapped, after the last time: until that is
     /// settled nobody else opens it.
     pub fn close(&mut self, start: u64) -> Option<Option<(Ticket, Opened)>> {
-        let is_it = |place: &Place| matches!(place, Place::Open(opened, _) if opened.start == start);
-        let (ticket, place) = self.0.iter_mut().find(|(_, place)| is_it(place))?;
-        if let Place::Open(_, times @ 2..) = place {
+        let (_, _, times) = self.open.get_mut(&start)?;
+        if *times > 1 {
             *times -= 1;
             return Some(None);
         }
-        match std::mem::replace(place, Place::Busy) {
-            Place::Open(opened, _) => Some(Some((*ticket, opened))),
-            Place::Busy => None,
-        }
+        let (ticket, opened, _) = self.open.remove(&start)?;
+        self.busy.push(ticket);
+        Some(Some((ticket, opened)))
     }
 
     /// Takes out what belongs to a context.
     pub fn end_of(&mut self, context: usize) -> Vec<Opened> {
-        let ends = |place: &Place| matches!(place, Place::Open(opened, _) if opened.context == context);
-        let gone = self.0.extract_if(.., |(_, place)| ends(place));
-        gone.filter_map(|(_, place)| match place {
-            Place::Open(opened, _) => Some(opened),
-            Place::Busy => None,
-        })
-        .collect()
+        let gone = self.open.extract_if(.., |_, (_, opened, _)| opened.context == context);
+        gone.map(|(_, (_, opened, _))| opened).collect()
     }
 
     /// What `at` lies in.
     pub fn find(&self, at: u64) -> Option<&Opened> {
-        self.0.iter().find_map(|(_, place)| match place {
-            Place::Open(opened, _)
-                if at.checked_sub(opened.start).is_some_and(|into| into < opened.bytes) =>
-            {
-                Some(opened)
-            }
-            _ => None,
-        })
+        let (start, (_, opened, _)) = self.open.range(..=at).next_back()?;
+        (at - start < opened.bytes).then_some(opened)
     }
 }
 
