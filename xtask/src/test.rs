@@ -120,6 +120,7 @@ const QUICK: [(&str, &[&str]); 7] = [
             "execution",
             "exports",
             "failures",
+            "floors",
             "graph_memory",
             "graphs",
             "jam",

@@ -8,7 +8,7 @@ use nvshare_common::probe::Call;
 
 use crate::client::Client;
 use crate::fake::Fake;
-use crate::seen::{Seen, last_health, observe, observe_with};
+use crate::seen::{Observing, last_health, observe, observe_with};
 
 /// A function that communication libraries hook, and one that nobody does.
 const HOOKED: &str = "cuMemFree_v2";
@@ -50,7 +50,7 @@ fn a_process_that_hooks_a_function_under_the_observers_eyes_lives_on() {
     client.end();
 }
 
-fn look_often() -> Option<Seen> {
+fn look_often() -> Option<Observing> {
     observe_with(|object| Options {
         sample_every: 0,
         scan_every: Duration::from_millis(200),
@@ -59,7 +59,7 @@ fn look_often() -> Option<Seen> {
 }
 
 /// Waits until what is refused of the library is this.
-fn wait_for_refused(seen: &Seen, fake: &Fake, expected: usize) {
+fn wait_for_refused(seen: &Observing, fake: &Fake, expected: usize) {
     let path = fake.path().display().to_string();
     seen.wait(&format!("{expected} refused functions"), |told| {
         let health = last_health(told)?;

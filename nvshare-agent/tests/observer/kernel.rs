@@ -6,12 +6,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use nvshare_agent::observer::{Library, Observer, Options, SCAN_EVERY};
-use nvshare_agent_core::observation::Observation;
+use nvshare_agent_core::observation::{Seen, What};
 use nvshare_common::probe::{Call, PROBES};
 
 use crate::client::Client;
 use crate::fake::Fake;
-use crate::seen::{last_health, named, observe, observe_with};
+use crate::seen::{last_health, named, observe, observe_with, of};
 
 #[test]
 fn the_kernel_verifies_the_programs_and_every_function_gets_a_cheap_probe() {
@@ -33,7 +33,7 @@ fn without_its_object_the_observer_says_what_to_do() {
         Options { discover: false, sample_every: 0, ..Options::new("/nonexistent/nvshare.bpf.o".into()) };
     let observer = Observer::start(options, move |batch| sender.send(batch).is_ok()).unwrap();
     let batch = told.recv().unwrap();
-    let [Observation::Observer(health)] = &batch[..] else { panic!("{batch:?}") };
+    let [Seen::Observer(health)] = &batch[..] else { panic!("{batch:?}") };
     assert!(!health.loaded);
     assert!(health.problems[0].contains("/nonexistent/nvshare.bpf.o"), "{health:?}");
     assert!(health.problems[0].contains("--ebpf-object"), "{health:?}");
@@ -59,7 +59,7 @@ fn without_permission_the_observer_says_what_it_needs() {
         let observer = Observer::start(options, move |batch| sender.send(batch).is_ok()).unwrap();
         let batch = told.recv().unwrap();
         observer.stop();
-        let [Observation::Observer(health)] = &batch[..] else { panic!("{batch:?}") };
+        let [Seen::Observer(health)] = &batch[..] else { panic!("{batch:?}") };
         health.clone()
     });
     let health = health.join().unwrap();
@@ -108,9 +108,8 @@ fn probes_that_are_attached_one_by_one_count_as_exactly() {
     client.end();
     let counts = seen.counts_of_dead(pid);
     assert_eq!(named(&counts.application), [("alloc", 1), ("launch", 2000)].into());
-    let allocated =
-        |seen: &Observation| matches!(seen, Observation::Allocated { range, .. } if range.bytes.0 == 4096);
-    assert!(seen.all().iter().any(allocated), "its return was followed");
+    let allocated = |what: &What| matches!(what, What::Allocated(_, range) if range.bytes.0 == 4096);
+    assert!(of(&seen.all(), pid).any(allocated), "its return was followed");
 }
 
 #[test]
@@ -122,7 +121,7 @@ fn a_library_is_found_within_moments_of_being_mapped() {
     let name = fake.path().display().to_string();
     seen.wait("the attachment", |told| {
         told.iter().rev().find_map(|seen| match seen {
-            Observation::Observer(health) => {
+            Seen::Observer(health) => {
                 health.attachments.iter().any(|attachment| attachment.path.ends_with(&name)).then_some(())
             }
             _ => None,
@@ -191,7 +190,7 @@ fn what_another_observer_had_probed_is_observed_when_that_one_is_gone() {
     let copy = fake.copy("copy");
     let Some(other) = observe(&[&fake.path(), &copy]) else { return };
     let Some(seen) = observe(&[&fake.path(), &copy]) else { return };
-    let counted = |told: &[Observation], counted: bool| {
+    let counted = |told: &[Seen], counted: bool| {
         let health = last_health(told)?;
         let file = health.attachments.iter().find(|file| file.path == copy.display().to_string())?;
         // What is taken for another file has no counts of its own.

@@ -3,25 +3,25 @@
 use std::time::Duration;
 
 use nvshare_agent::observer::Options;
-use nvshare_agent_core::observation::{Attachment, Observation};
+use nvshare_agent_core::observation::{Attachment, Seen};
 use nvshare_common::probe::Call;
 
 use crate::client::Client;
 use crate::fake::Fake;
-use crate::seen::{Seen, observe_with};
+use crate::seen::{Observing, observe_with};
 
 /// All processes are looked at this often here; what is not used for two and a half looks is let go.
 const LOOK: Duration = Duration::from_millis(200);
 
-fn look_often() -> Option<Seen> {
+fn look_often() -> Option<Observing> {
     observe_with(|object| Options { sample_every: 0, scan_every: LOOK, ..Options::new(object) })
 }
 
 /// Waits until the file is in the list, or is not any more.
-fn wait_for(seen: &Seen, what: &str, condition: impl Fn(&[Attachment]) -> bool) {
+fn wait_for(seen: &Observing, what: &str, condition: impl Fn(&[Attachment]) -> bool) {
     seen.wait(what, |told| {
         let health = told.iter().rev().find_map(|seen| match seen {
-            Observation::Observer(health) => Some(health),
+            Seen::Observer(health) => Some(health),
             _ => None,
         })?;
         condition(&health.attachments).then_some(())
