@@ -37,14 +37,13 @@ fn with_words(role: &str, place: &Path) -> (Child, Vec<String>) {
         .spawn()
         .unwrap();
     let mut words = Vec::new();
-    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-        let line = line.unwrap();
-        if line.contains("ready") {
-            return (child, words);
-        }
-        words.push(line);
-    }
-    panic!("the other process ended early: {words:?}");
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let is_ready = lines.any(|line| {
+        words.push(line.unwrap());
+        words.last().is_some_and(|line| line.contains("ready"))
+    });
+    assert!(is_ready, "the other process ended early: {words:?}");
+    (child, words)
 }
 
 /// Not a test of its own: what the other process does.
