@@ -22,6 +22,8 @@ pub struct Opened {
     pub pool: u64,
     /// Whose it is.
     pub owner: Identity,
+    /// The card it is on.
+    pub card: usize,
 }
 
 /// An event that processes share, as this one knows it.
@@ -88,21 +90,22 @@ impl Member {
         ticket::read(kind, ticket, self.uuid(0)).map(ShareId)
     }
 
-    /// Whose it is.
-    pub fn owner_of(&self, share: ShareId) -> Result<Identity, ShareError> {
+    /// Whose it is, and which card it is on.
+    pub fn origin(&self, share: ShareId) -> Result<(Identity, usize), ShareError> {
         // Of the dead nothing can be opened.
         self.reclaim();
         let locked = self.control.lock();
         let (_, found) = locked.ledger.shared(share).ok_or(ShareError::Gone)?;
-        Ok(locked.ledger.processes[found.owner()].identity)
+        let (_, handle) = locked.ledger.handle(found.handle()).ok_or(ShareError::Gone)?;
+        Ok((locked.ledger.processes[found.owner()].identity, handle.card as usize))
     }
 
     /// Opens a share: this process holds its handle from here on.
     pub fn open_share(&self, share: ShareId) -> Result<Opened, ShareError> {
-        let owner = self.owner_of(share)?;
+        let (owner, card) = self.origin(share)?;
         let found = self.control.lock().ledger.open_share(share, self.slot)?;
         let (handle, pool) = (found.handle(), found.pool);
-        Ok(Opened { share, handle, start: found.start, bytes: found.bytes, pool, owner })
+        Ok(Opened { share, handle, start: found.start, bytes: found.bytes, pool, owner, card })
     }
 
     /// This process has it open no more. It still holds the handle ([`Member::let_go`]).

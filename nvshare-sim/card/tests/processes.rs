@@ -37,14 +37,13 @@ fn with_words(role: &str, place: &Path) -> (Child, Vec<String>) {
         .spawn()
         .unwrap();
     let mut words = Vec::new();
-    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-        let line = line.unwrap();
-        if line.contains("ready") {
-            return (child, words);
-        }
-        words.push(line);
-    }
-    panic!("the other process ended early: {words:?}");
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let is_ready = lines.any(|line| {
+        words.push(line.unwrap());
+        words.last().is_some_and(|line| line.contains("ready"))
+    });
+    assert!(is_ready, "the other process ended early: {words:?}");
+    (child, words)
 }
 
 /// Not a test of its own: what the other process does.
@@ -64,6 +63,31 @@ fn role() {
             let event = member.make_event().unwrap();
             member.record(event);
             println!("memory {ticket:?}\nevent {:?}", member.event_ticket(event));
+        }
+        "share busily" => {
+            // Most of the time this process is in the middle of something that others see.
+            let theirs = std::fs::read(Path::new(&place).join("ticket")).unwrap().try_into().unwrap();
+            let share = member.share_of(Kind::Memory, &theirs).unwrap();
+            let own = Arc::clone(&member);
+            std::thread::spawn(move || {
+                loop {
+                    let id = own.create(0, 4 << 20, 0).unwrap();
+                    let (share, _) = own.share(id, (0, 512), 0).unwrap();
+                    let event = own.make_event().unwrap();
+                    let record = own.record(event);
+                    own.unshare(share);
+                    own.let_go(id);
+                    own.reach(record);
+                    own.end_event(event);
+                }
+            });
+            std::thread::spawn(move || {
+                loop {
+                    let opened = member.open_share(share).unwrap();
+                    member.close_share(share);
+                    member.let_go(opened.handle);
+                }
+            });
         }
         "busy" => {
             // Half of the time this process holds the lock.
@@ -174,6 +198,24 @@ fn memory_of_another_process_is_opened_by_its_ticket_and_outlives_that_process()
     member.close_share(share);
     member.let_go(opened.handle);
     assert_eq!(member.free_bytes(0), 32 << 20);
+}
+
+#[test]
+fn nothing_is_lost_whenever_a_process_is_killed_that_shares_and_opens() {
+    let place = directory();
+    let member = join(place.path());
+    let id = member.create(0, 2 << 20, 0).unwrap();
+    let (share, ticket) = member.share(id, (0, 512), 0).unwrap();
+    std::fs::write(place.path().join("ticket"), ticket).unwrap();
+    for _ in 0..10 {
+        let child = another("share busily", place.path());
+        std::thread::sleep(std::time::Duration::from_millis(3));
+        kill(child);
+        assert_eq!(member.free_bytes(0), 30 << 20);
+    }
+    assert_eq!(member.unshare(share), 0, "the dead have nothing open");
+    member.let_go(id);
+    member.create(0, 32 << 20, 0).expect("no block was lost");
 }
 
 #[test]
