@@ -234,8 +234,8 @@ impl Conductor {
                     self.disconnected(line.client, session, now);
                 }
             }
-            Input::Session(_, Event::Refused(why)) => {
-                *self.sessions.refused.entry(why.to_owned()).or_default() += 1;
+            Input::Session(_, Event::Refused(refusal)) => {
+                *self.sessions.refused.entry(refusal.label().to_owned()).or_default() += 1;
             }
             Input::Exited(process) => self.exited(process, now),
             Input::Devices(report) => {
