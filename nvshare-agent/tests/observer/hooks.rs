@@ -109,3 +109,31 @@ fn the_probe_goes_when_a_process_puts_other_code_there() {
     seen.wait_for_count(client.pid(), Call::Unmap, 6);
     client.end();
 }
+
+#[test]
+fn a_stranger_with_other_code_in_an_observed_file_is_spared_whatever_he_calls_it() {
+    let (node, elsewhere) = (Own::new(), Own::new());
+    let fake = Fake::new();
+    let library = Library::open(&fake.path()).unwrap();
+    let place = library.points.iter().find(|point| point.symbol == HOOKED).unwrap().offset;
+    let alias = fake.directory().join("alias");
+    std::fs::create_dir(&alias).unwrap();
+    let alias = alias.join("libcuda.so.1");
+    std::fs::hard_link(fake.path(), &alias).unwrap();
+    let Some(seen) = node.observe(|object| Options {
+        libraries: vec![fake.path()],
+        sample_every: 0,
+        scan_every: Duration::from_millis(200),
+        ..Options::new(object)
+    }) else {
+        return;
+    };
+    wait_for_refused(&seen, &fake, 0);
+    // The file has its probes, and nobody of the node has ever mapped it.
+    let mut stranger = elsewhere.client(&alias);
+    stranger.run(&format!("patch {place}"));
+    wait_for_refused(&seen, &fake, 1);
+    stranger.run(&format!("call {HOOKED} 5 1"));
+    stranger.end();
+    wait_for_refused(&seen, &fake, 0);
+}
