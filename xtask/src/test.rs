@@ -129,6 +129,7 @@ const QUICK: [(&str, &[&str]); 7] = [
             "memory",
             "pointers",
             "pools",
+            "shareable",
             "vmm",
         ],
     ),
