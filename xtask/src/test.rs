@@ -123,6 +123,7 @@ const QUICK: [(&str, &[&str]); 7] = [
             "floors",
             "graph_memory",
             "graphs",
+            "ipc",
             "jam",
             "kernels",
             "managed",

@@ -102,7 +102,7 @@ fn records_tell_what_calls_were_about() {
     assert!(allocated(1536), "{told:?}");
     let launched = of(&told, pid).find_map(|what| match what {
         What::Launched { parameters, .. } => Some(parameters),
-        Seen::Process(_) => None,
+        _ => None,
     });
     assert_eq!(launched.unwrap()[..3], [12345, 12346, 0]);
 }
