@@ -156,7 +156,11 @@ async fn sessions(clients: Listener, inputs: mpsc::Sender<Input>) -> Option<Stri
         let inputs = told.clone();
         async move { inputs.send(Input::Session(session, event)).await.is_ok() }
     };
-    clients.serve(tell, inputs.closed()).await
+    match clients.serve(tell, inputs.closed()).await {
+        // The conductor ended: that is what is to be told.
+        None => std::future::pending().await,
+        why => why,
+    }
 }
 
 /// Starts the observer; what it sees goes to the conductor.

@@ -20,7 +20,7 @@ pub enum Decision {
     /// The client gets the lease, which ends at this moment at the latest, if somebody's turn is near.
     Run(ClientId, Option<Moment>),
     /// The lease that the client has, or just gets, is out of turn, after a long wait: it begins now.
-    Favour(ClientId),
+    Age(ClientId),
     /// The client gives up the lease.
     Stop {
         /// Whose lease ends.

@@ -36,7 +36,7 @@ pub enum Seen {
     /// Something about a process.
     Process(Observation),
     /// How the observer itself is; replaces what it said before.
-    Observer(Health),
+    Observer(ObserverState),
 }
 
 /// One thing that was seen of a process.
@@ -130,7 +130,7 @@ pub struct Activity {
 
 /// How the observer is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Health {
+pub struct ObserverState {
     /// The programs are loaded in the kernel.
     pub loaded: bool,
     /// Why not, or what else is missing, with the remedy; empty when all is well.

@@ -23,7 +23,7 @@ use nvshare_agent_core::change::Change;
 use nvshare_agent_core::conductor::Core;
 use nvshare_agent_core::ledger::SessionId;
 use nvshare_agent_core::moment::Moment;
-use nvshare_agent_core::observation::{Health, Seen};
+use nvshare_agent_core::observation::{ObserverState, Seen};
 use nvshare_agent_core::order::Order;
 use nvshare_agent_core::process::Process;
 use nvshare_agent_core::reading::{Reading, Report};
@@ -105,7 +105,7 @@ pub struct Conductor {
     lines: Lines,
     pages: BTreeMap<ClientId, Paged>,
     sessions: snapshot::Sessions,
-    observer: Health,
+    observer: ObserverState,
     owners: Owners,
     ended: VecDeque<Ended>,
     ended_totals: Totals,
@@ -160,7 +160,7 @@ impl Conductor {
                 closed: End::LABELS.map(|reason| (reason.to_owned(), 0)).into(),
                 ..snapshot::Sessions::default()
             },
-            observer: Health::default(),
+            observer: ObserverState::default(),
             owners: Owners::default(),
             ended: VecDeque::new(),
             ended_totals: Totals::default(),
@@ -234,8 +234,8 @@ impl Conductor {
                     self.disconnected(line.client, session, now);
                 }
             }
-            Input::Session(_, Event::Refused(why)) => {
-                *self.sessions.refused.entry(why.to_owned()).or_default() += 1;
+            Input::Session(_, Event::Refused(refusal)) => {
+                *self.sessions.refused.entry(refusal.label().to_owned()).or_default() += 1;
             }
             Input::Exited(process) => self.exited(process, now),
             Input::Devices(report) => {

@@ -34,7 +34,7 @@ pub enum Event {
     /// The session is over.
     Closed(End),
     /// A connection was refused before it became a session.
-    Refused(&'static str),
+    Refused(Refusal),
 }
 
 /// The beginning of a session.
@@ -50,6 +50,62 @@ pub struct Opened {
     pub outbox: Outbox,
     /// It counts as connected until this is dropped: as long as it has an account.
     pub(crate) counted: Arc<Counted>,
+}
+
+/// Why a connection was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The kernel does not tell whose it is.
+    Unknown,
+    /// There are too many of its process, its cgroup, or all.
+    TooMany,
+    /// It speaks a protocol of another release.
+    Version,
+    /// It said something that is no `Hello`.
+    Malformed,
+    /// It said nothing.
+    Silent,
+    /// The client closed it, or died.
+    Left,
+    /// It failed.
+    Broken,
+}
+
+impl Refusal {
+    /// All of them: each is a series from the start, so that the first one is an increase.
+    pub const ALL: [Refusal; 7] = [
+        Refusal::Unknown,
+        Refusal::TooMany,
+        Refusal::Version,
+        Refusal::Malformed,
+        Refusal::Silent,
+        Refusal::Left,
+        Refusal::Broken,
+    ];
+
+    /// A metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Refusal::Unknown => "unknown",
+            Refusal::TooMany => "too_many",
+            Refusal::Version => "version",
+            Refusal::Malformed => "malformed",
+            Refusal::Silent => "silent",
+            Refusal::Left => "left",
+            Refusal::Broken => "broken",
+        }
+    }
+
+    /// That of a connection that ended in this way before it was a session.
+    const fn of(end: &End) -> Refusal {
+        match end {
+            // Nobody dismisses what is no session yet.
+            End::Left | End::Dismissed => Refusal::Left,
+            End::Malformed(_) => Refusal::Malformed,
+            End::Silent => Refusal::Silent,
+            End::Broken(_) => Refusal::Broken,
+        }
+    }
 }
 
 /// Why a session ended.

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::connections::{Connections, Counted};
 use super::listener::Heard;
 use super::outbox::Packet;
-use super::{CounterPage, End, Event, Opened, Outbox, PageError, Peer};
+use super::{CounterPage, End, Event, Opened, Outbox, PageError, Peer, Refusal};
 use crate::ready::wait_for;
 
 /// How long a client may take to say `Hello`.
@@ -33,27 +33,30 @@ pub(super) async fn carry<H: Heard>(
 ) {
     // A shim that is refused never comes again: only what will not change is answered. Otherwise the connection is closed,
     // and the shim tries again later.
-    let turn_away = async |label: &'static str, why: String| {
+    let turn_away = async |refusal: Refusal, why: String| {
         tracing::debug!(session = id.0, why, "connection closed");
         if connections.turned_away(Instant::now()) {
-            let _ = tell(Event::Refused(label)).await;
+            let _ = tell(Event::Refused(refusal)).await;
         }
     };
-    let refuse = async |socket: &OwnedFd, label: &'static str, why: String| {
+    let refuse = async |socket: &OwnedFd, refusal: Refusal, why: String| {
         tracing::info!(session = id.0, why, "connection refused");
         if let Ok(bytes) = frame::encode_answer(&Answer::Refused { why }) {
             let _ = wire::send(socket, &bytes, None);
         }
-        let _ = tell(Event::Refused(label)).await;
+        let _ = tell(Event::Refused(refusal)).await;
     };
     let peer = match Peer::of(&socket) {
         Ok(peer) => peer,
-        Err(error) => return turn_away("unknown", error.to_string()).await,
+        Err(error) => return turn_away(Refusal::Unknown, error.to_string()).await,
     };
     let pid = peer.process.pid;
     let Some(counted) = connections.count(peer.process, &peer.cgroup, Instant::now()).map(Arc::new) else {
-        return turn_away("too_many", format!("too many connections of process {pid}, its cgroup, or all"))
-            .await;
+        return turn_away(
+            Refusal::TooMany,
+            format!("too many connections of process {pid}, its cgroup, or all"),
+        )
+        .await;
     };
     // Before it is read who it says it is: who comes again and again waits here.
     if let Some(pause) = counted.came(Instant::now()) {
@@ -74,12 +77,12 @@ pub(super) async fn carry<H: Heard>(
                  release for both",
                 env!("CARGO_PKG_VERSION")
             );
-            return refuse(socket.get_ref(), "version", why).await;
+            return refuse(socket.get_ref(), Refusal::Version, why).await;
         }
-        Ok((Err(error), _)) => return refuse(socket.get_ref(), "malformed", error.to_string()).await,
+        Ok((Err(error), _)) => return refuse(socket.get_ref(), Refusal::Malformed, error.to_string()).await,
         Err(end) => {
             tracing::info!(session = id.0, pid, %end, "no session");
-            let _ = tell(Event::Refused(end.label())).await;
+            let _ = tell(Event::Refused(Refusal::of(&end))).await;
             return;
         }
     };

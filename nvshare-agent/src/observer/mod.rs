@@ -5,8 +5,8 @@
 //! records, follows processes to their death (`watch`) and tells the conductor in observations (`translate`). What the
 //! kernel module for managed memory does is told by its own counters, or by kprobes, where these can be had (`uvm`).
 //!
-//! Everything here may be missing (no permission, no object, an old kernel): then [`Health`] says what and what helps, and
-//! the agent runs on. Losing an observation may cost speed, never data.
+//! Everything here may be missing (no permission, no object, an old kernel): then [`ObserverState`] says what and what helps,
+//! and the agent runs on. Losing an observation may cost speed, never data.
 
 mod attached;
 mod attachments;
@@ -39,7 +39,7 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
-use nvshare_agent_core::observation::{Health, Seen};
+use nvshare_agent_core::observation::{ObserverState, Seen};
 use nvshare_common::event::{Loss, RING_BYTES, Record};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
@@ -90,7 +90,7 @@ pub struct Observer {
 impl Observer {
     /// Starts observing. `tell` gets every batch of observations, in order, on the observer's thread; it may block (then
     /// records wait in the kernel, and are counted as lost when there is no more room), and ends the observer by
-    /// answering `false`. The first batch holds the [`Health`] after the first look at all processes.
+    /// answering `false`. The first batch holds the [`ObserverState`] after the first look at all processes.
     pub fn start(
         options: Options,
         tell: impl FnMut(Vec<Seen>) -> bool + Send + 'static,
@@ -132,7 +132,7 @@ fn run(options: &Options, stop: &OwnedFd, mut tell: impl FnMut(Vec<Seen>) -> boo
     });
     if let Some(why) = ended {
         tracing::warn!(why, "nothing is observed");
-        tell(vec![Seen::Observer(Health { problems: vec![why], ..Health::default() })]);
+        tell(vec![Seen::Observer(ObserverState { problems: vec![why], ..ObserverState::default() })]);
     }
 }
 
@@ -176,7 +176,7 @@ struct State {
     scan_at: Instant,
     scanned_at: Instant,
     compared_at: Instant,
-    health: Health,
+    health: ObserverState,
     health_at: Instant,
     /// About the ways in which mappings are found.
     problems: Vec<String>,
@@ -226,7 +226,7 @@ impl State {
             scan_at: Instant::now() + options.scan_every,
             scanned_at: Instant::now(),
             compared_at: Instant::now(),
-            health: Health::default(),
+            health: ObserverState::default(),
             health_at: Instant::now(),
             problems,
             tell: Vec::new(),

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-pub use self::options::{ApiServer, Flags, Options, POD_RESOURCES};
+pub use self::options::{ApiServer, Flags, Options, POD_RESOURCES, server};
 
 use self::cgroup::PodUid;
 use self::directory::{Allocated, Directory, Pod};

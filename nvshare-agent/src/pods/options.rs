@@ -68,7 +68,7 @@ impl Flags {
 }
 
 /// The address of an API server.
-fn server(text: &str) -> Result<axum::http::Uri, String> {
+pub fn server(text: &str) -> Result<axum::http::Uri, String> {
     let uri = text.parse::<axum::http::Uri>().ok();
     uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some())
         .ok_or_else(|| "expected a URL such as http://127.0.0.1:8001".to_owned())

@@ -52,7 +52,7 @@ fn a_container_with_more_processes_than_its_quota_leaves_those_of_others_observe
             .rev()
             .find_map(|seen| match seen {
                 Seen::Observer(health) => Some(health.unattributed == beyond),
-                _ => None,
+                Seen::Process(_) => None,
             })
             .filter(|all| *all)
     });
@@ -65,7 +65,7 @@ fn a_container_with_more_processes_than_its_quota_leaves_those_of_others_observe
         pid
     });
     let observed = seen.wait("the end of a quiet one", |told| {
-        quiet.into_iter().find(|pid| of(&told, *pid).any(|what| *what == What::Exited))
+        quiet.into_iter().find(|pid| of(told, *pid).any(|what| *what == What::Exited))
     });
     assert_eq!(named(&seen.counts_of_dead(observed).application), [("map", 7)].into());
     many.end();
@@ -148,7 +148,7 @@ fn an_agent_that_is_told_which_processes_are_its_node_observes_these_alone() {
 
 #[test]
 fn that_the_observer_misses_calls_is_said_where_readiness_is_asked_and_taken_back() {
-    let node = Node::new();
+    let node = Node::builder().alone().build();
     // Says so where the kernel does not let us.
     if observe(&[&node.libcuda()]).is_none() {
         return;
@@ -163,7 +163,7 @@ fn that_the_observer_misses_calls_is_said_where_readiness_is_asked_and_taken_bac
         Some(said.contains("misses what is called") && said.contains("too many of one process or container"))
     };
     assert_eq!(missed(), Some(false));
-    let mut client = Client::start(&node.libcuda());
+    let mut client = Client::prepared(&node.libcuda(), |command| node.enter(command));
     client.run("call cuMemUnmap 100000 2");
     wait_for("it is said", LIMIT, || missed()?.then_some(()));
     client.end();

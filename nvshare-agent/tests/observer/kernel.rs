@@ -11,6 +11,7 @@ use nvshare_common::probe::{Call, PROBES};
 
 use crate::client::Client;
 use crate::fake::Fake;
+use crate::own::Own;
 use crate::seen::{last_health, named, observe, observe_with, of};
 
 #[test]
@@ -114,17 +115,19 @@ fn probes_that_are_attached_one_by_one_count_as_exactly() {
 
 #[test]
 fn a_library_is_found_within_moments_of_being_mapped() {
+    // Everybody is observed here: a cgroup of its own has its own share of the observer.
+    let node = Own::new();
     let discover = |object| Options { sample_every: 0, ..Options::new(object) };
     let Some(seen) = observe_with(discover) else { return };
     let fake = Fake::new();
-    let mut client = Client::start(&fake.path());
+    let mut client = node.client(&fake.path());
     let name = fake.path().display().to_string();
     seen.wait("the attachment", |told| {
         told.iter().rev().find_map(|seen| match seen {
             Seen::Observer(health) => {
                 health.attachments.iter().any(|attachment| attachment.path.ends_with(&name)).then_some(())
             }
-            _ => None,
+            Seen::Process(_) => None,
         })
     });
     client.run("call cuLaunchKernel 100 1");
@@ -134,8 +137,10 @@ fn a_library_is_found_within_moments_of_being_mapped() {
 
 #[test]
 fn a_library_in_use_before_the_observer_starts_is_found() {
+    // Everybody is observed here: a cgroup of its own has its own share of the observer.
+    let node = Own::new();
     let fake = Fake::new();
-    let mut client = Client::start(&fake.path());
+    let mut client = node.client(&fake.path());
     client.run("call cuLaunchKernel 5 1");
     let discover = |object| Options { sample_every: 0, ..Options::new(object) };
     let Some(seen) = observe_with(discover) else { return };
@@ -159,12 +164,13 @@ fn an_overlay_of_an_observed_file_is_not_observed_twice() {
 
 #[test]
 fn calls_through_an_overlay_are_counted_once_also_where_a_probe_had_to_go() {
+    let node = Own::new();
     let fake = Fake::new();
     let Some(_overlay) = overlay_over(&fake) else { return };
     let [lower, merged] = ["lower", "merged"].map(|name| fake.directory().join(name).join("libcuda.so.1"));
     let place = Library::open(&lower).unwrap();
     let place = place.points.iter().find(|point| point.symbol == "cuMemFree_v2").unwrap().offset;
-    let mut patched = Client::start(&lower);
+    let mut patched = node.client(&lower);
     patched.run(&format!("patch {place}"));
     let often = |object| Options {
         libraries: vec![lower.clone()],
@@ -172,8 +178,8 @@ fn calls_through_an_overlay_are_counted_once_also_where_a_probe_had_to_go() {
         scan_every: Duration::from_millis(200),
         ..Options::new(object)
     };
-    let Some(seen) = observe_with(often) else { return };
-    let mut client = Client::start(&merged);
+    let Some(seen) = node.observe(often) else { return };
+    let mut client = node.client(&merged);
     // Both names are known, and looked at more than once.
     std::thread::sleep(Duration::from_millis(1500));
     client.run("call cuMemUnmap 1000 2").run("call cuMemFree_v2 10 1");

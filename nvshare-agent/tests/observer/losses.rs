@@ -16,7 +16,8 @@ use tempfile::TempDir;
 
 use crate::client::Client;
 use crate::fake::unlike_others;
-use crate::seen::{Observing, last_activity, last_health, named, observe, observe_with, observed, of};
+use crate::own::Own;
+use crate::seen::{Observing, last_activity, last_health, named, observe, observed, of};
 
 /// Functions that do what the words at their third argument say. Is the first one 2, they make it 1 and wait for another number;
 /// while the second one is not 0, they take one from it and call themselves.
@@ -160,10 +161,11 @@ fn wait_for_refused(seen: &Observing, library: &Obedient, expected: usize) {
 
 #[test]
 fn a_process_whose_call_was_under_way_while_its_probe_was_away_is_not_known_in_full() {
+    let node = Own::new();
     let library = Obedient::new();
     let place = Library::open(&library.path()).unwrap().points;
     let place = place.iter().find(|point| point.symbol == "cuMemAlloc_v2").unwrap().offset;
-    let Some(seen) = observe_with(|object| Options {
+    let Some(seen) = node.observe(|object| Options {
         libraries: vec![library.path()],
         sample_every: 0,
         scan_every: Duration::from_millis(200),
@@ -171,14 +173,14 @@ fn a_process_whose_call_was_under_way_while_its_probe_was_away_is_not_known_in_f
     }) else {
         return;
     };
-    let mut client = Client::start(&library.path());
+    let mut client = node.client(&library.path());
     let pid = client.pid();
     client.run("call cuMemAlloc_v2 3 1");
     seen.wait_for_count(pid, Call::Alloc, 3);
     assert_eq!(last_word(&seen.all(), pid), ([0; Loss::COUNT], true));
     client.run("begin cuMemAlloc_v2");
     seen.wait_for_count(pid, Call::Alloc, 4);
-    let mut other = Client::start(&library.path());
+    let mut other = node.client(&library.path());
     other.run(&format!("patch {place}"));
     wait_for_refused(&seen, &library, 1);
     other.end();

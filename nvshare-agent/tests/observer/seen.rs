@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use nvshare_agent::observer::{Observer, Options};
-use nvshare_agent_core::observation::{Activity, Counts, Health, Observation, Seen, What};
+use nvshare_agent_core::observation::{Activity, Counts, Observation, ObserverState, Seen, What};
 use nvshare_common::probe::Call;
 
 /// No test waits longer for anything.
@@ -56,10 +56,10 @@ pub(crate) fn observe_with(options: impl FnOnce(PathBuf) -> Options) -> Option<O
 }
 
 /// The observer's last word on itself among these.
-pub(crate) fn last_health(told: &[Seen]) -> Option<&Health> {
+pub(crate) fn last_health(told: &[Seen]) -> Option<&ObserverState> {
     told.iter().rev().find_map(|seen| match seen {
         Seen::Observer(health) => Some(health),
-        _ => None,
+        Seen::Process(_) => None,
     })
 }
 
@@ -83,7 +83,7 @@ impl Observing {
     }
 
     /// The observer's last word on itself.
-    pub(crate) fn health(&self) -> Health {
+    pub(crate) fn health(&self) -> ObserverState {
         last_health(&self.told.0.lock().unwrap()).unwrap().clone()
     }
 

@@ -34,8 +34,8 @@ impl Ledger {
                 wanted = self.run(client, cap, now);
                 (client, ToShim::Run)
             }
-            Decision::Favour(client) => {
-                self.favour(client, now);
+            Decision::Age(client) => {
+                self.age(client, now);
                 return None;
             }
             Decision::Stop { client, .. } => {
@@ -80,12 +80,12 @@ impl Ledger {
     }
 
     /// The lease of `client` is given out of turn, now.
-    fn favour(&mut self, client: ClientId, now: Moment) {
-        self.favoured_at = now;
+    fn age(&mut self, client: ClientId, now: Moment) {
+        self.aged_at = now;
         let Some(client) = self.clients.get_mut(&client) else { return };
         let began = client.complete().then_some(now);
         if let Some(lease) = client.turns.turn.lease_mut() {
-            (lease.given, lease.began, lease.favoured) = (now, began, true);
+            (lease.given, lease.began, lease.aged) = (now, began, true);
         }
     }
 

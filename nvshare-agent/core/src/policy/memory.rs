@@ -291,8 +291,8 @@ impl Plan<'_> {
                 if client.lease().is_none() {
                     self.out.todo.push(Decision::Run(client.id(), *cap));
                 }
-                if chosen.favoured == Some(*index) {
-                    self.out.todo.push(Decision::Favour(client.id()));
+                if chosen.aged == Some(*index) {
+                    self.out.todo.push(Decision::Age(client.id()));
                 }
             }
         }
