@@ -33,6 +33,7 @@ fn values(series: &str, label: &str) -> Values {
         ("state", "nvshare_uprobe_functions") => known(&["attached", "refused"]),
         ("reason", "nvshare_events_lost_total") => known(&Loss::ALL.map(Loss::name)),
         ("reason", "nvshare_uvm_unattributed_total") => known(&["unknown", "refused", "unreadable"]),
+        ("source", "nvshare_uvm_source") => known(&Source::ALL.map(Source::name)),
         ("reason", "nvshare_sessions_refused_total") => known(&Refusal::ALL.map(Refusal::label)),
         ("reason", "nvshare_sessions_closed_total") => known(&End::LABELS),
         ("seen_by", _) => known(&["shim", "uprobes"]),
