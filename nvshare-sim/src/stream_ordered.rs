@@ -15,12 +15,15 @@ use crate::flight::submitted_so_far;
 use crate::memory::graph::Allocation;
 use crate::memory::pool::Pool;
 use crate::memory::space::{self, Area, Kind};
-use crate::memory::{piece, plain};
+use crate::memory::{piece, plain, shared};
 use crate::strict;
 
 /// Allocates at once: the address is valid in the stream from here on.
 pub(crate) fn allocate(stream: &Arc<Stream>, pool: CUmemoryPool, bytes: u64) -> Outcome<u64> {
     let pool = Pool::by_handle(pool)?;
+    if pool.is_imported {
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
     if pool.device >= card().config().cards as usize {
         return Err(CUresult::CUDA_ERROR_INVALID_DEVICE);
     }
@@ -38,7 +41,8 @@ pub(crate) fn free(stream: &Arc<Stream>, start: u64) -> Outcome {
     let invalid = CUresult::CUDA_ERROR_INVALID_VALUE;
     let area = space::find(start).filter(|area| area.start == start).ok_or(invalid)?;
     let pool = match &area.kind {
-        Kind::Plain(pool) => pool,
+        Kind::Plain(pool) => pool.as_ref(),
+        Kind::Opened(opened) if opened.is_piece => None,
         Kind::Graph(allocation) => return free_of_graph(stream, allocation, &area),
         _ => return Err(invalid),
     };
@@ -60,6 +64,7 @@ pub(crate) fn free(stream: &Arc<Stream>, start: u64) -> Outcome {
                 timeline.sleep();
                 if taken.swap(true, Ordering::AcqRel) {
                     plain::check_unused(&area, "cuMemFreeAsync", submitted);
+                    shared::end(&area);
                     return Ok(());
                 }
                 plain::remove_before(&area, "cuMemFreeAsync", submitted).map_err(|_| {

@@ -41,11 +41,11 @@ pub fn back(device: &Device, id: ExtentId) -> Backed {
         let extent = state.space.extent(id);
         (extent.start, extent.bytes, device.readers(&state))
     };
-    let made = device.kind.create(bytes).and_then(|handle| {
+    let made = device.kind.create(bytes).and_then(|(handle, exportable)| {
         // SAFETY: an arriving extent has reserved addresses with nothing behind them, and is ours alone; the handle is
         // new and has its size.
         match unsafe { vmm::map(start, bytes, handle, &readers) } {
-            Ok(()) => Ok(handle),
+            Ok(()) => Ok((handle, exportable)),
             Err(code) => {
                 // SAFETY: the handle is new and mapping it failed.
                 let _ = unsafe { vmm::release(handle) };
@@ -55,8 +55,9 @@ pub fn back(device: &Device, id: ExtentId) -> Backed {
     });
     let mut state = device.state();
     match made {
-        Ok(handle) => {
-            state.space.extent_mut(id).handle = handle;
+        Ok((handle, exportable)) => {
+            let extent = state.space.extent_mut(id);
+            (extent.handle, extent.exportable) = (handle, exportable);
             let now = device.readers(&state);
             device.publish(&state);
             drop(state);

@@ -3,6 +3,7 @@
 //! - [`allocate`](mod@allocate), [`mod@free`]; [`mod@back`]: putting memory behind an extent, and taking a span apart.
 //! - [`describe`](mod@describe): what is known of an address; [`owner`]: whose it is. [`contexts`]: what a context's end takes with it.
 //! - [`promise`]: what may be promised; [`room`]: what must stay free where there is no agent.
+//! - [`shared`], [`opened`]: memory that processes share by CUDA IPC.
 //! - [`unswappable`]: the accounts of what cannot be moved; [`pools`]: stream-ordered memory, by the driver's figures.
 //!
 //! No lock is held during a driver call.
@@ -12,10 +13,12 @@ pub mod back;
 mod contexts;
 mod describe;
 pub mod free;
+pub mod opened;
 pub mod owner;
 pub mod pools;
 pub mod promise;
 pub mod room;
+pub mod shared;
 pub mod unswappable;
 
 pub use self::allocate::{SMALL, allocate};

@@ -18,7 +18,7 @@ pub mod terms;
 pub mod vmm;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,7 @@ use crate::{counters, log};
 /// Attributes of a device, as `cuda.h` numbers them.
 const VIRTUAL_MEMORY_SUPPORTED: u32 = 102;
 const RDMA_WITH_VIRTUAL_MEMORY_SUPPORTED: u32 = 110;
+const DESCRIPTORS_SUPPORTED: u32 = 103;
 
 /// One device that this process uses.
 #[derive(Debug)]
@@ -298,7 +299,8 @@ impl Device {
         }
         let rdma = attribute(RDMA_WITH_VIRTUAL_MEMORY_SUPPORTED).is_ok_and(|value| value != 0);
         let id = id_of(ordinal).map_err(name)?;
-        let kind = Kind { ordinal, rdma };
+        let descriptors = attribute(DESCRIPTORS_SUPPORTED).is_ok_and(|value| value != 0);
+        let kind = Kind { ordinal, rdma, shareable: Box::leak(Box::new(AtomicBool::new(descriptors))) };
         let granularity = kind.granularity().map_err(name)?;
         // Extents are multiples of the block; a granularity that does not divide it is met nowhere.
         if granularity == 0 || !granularity.is_power_of_two() {

@@ -3,6 +3,8 @@
 
 #![expect(unsafe_code, reason = "the driver is called")]
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::cuda::{CUresult, sys};
 use crate::driver::driver;
 
@@ -13,13 +15,24 @@ pub struct Kind {
     pub ordinal: sys::CUdevice,
     /// Whether network cards may reach it.
     pub rdma: bool,
+    /// Whether it can be given to other processes, by descriptors.
+    pub shareable: &'static AtomicBool,
 }
 
 impl Kind {
-    fn properties(self) -> sys::CUmemAllocationProp {
+    /// Whether what is made now can be given to other processes.
+    pub fn is_exportable(self) -> bool {
+        self.shareable.load(Ordering::Relaxed)
+    }
+
+    fn properties(self, exportable: bool) -> sys::CUmemAllocationProp {
         sys::CUmemAllocationProp {
             type_: sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
-            requestedHandleTypes: sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
+            requestedHandleTypes: if exportable {
+                sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+            } else {
+                sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE
+            },
             location: device(self.ordinal),
             win32HandleMetaData: std::ptr::null_mut(),
             allocFlags: sys::CUmemAllocationProp_st__bindgen_ty_1 {
@@ -34,21 +47,38 @@ impl Kind {
     /// The smallest unit of memory of this kind.
     pub fn granularity(self) -> Result<u64, CUresult> {
         let mut granularity = 0;
-        let properties = self.properties();
+        let properties = self.properties(self.is_exportable());
         // SAFETY: both pointers are valid for the call; 0 asks for the minimum.
         unsafe { driver().cuMemGetAllocationGranularity(&raw mut granularity, &raw const properties, 0) }
             .result()?;
         Ok(granularity as u64)
     }
 
-    /// Makes physical memory.
-    pub fn create(self, bytes: u64) -> Result<u64, CUresult> {
-        let mut handle = 0;
-        let properties = self.properties();
-        // SAFETY: both pointers are valid for the call.
-        unsafe { driver().cuMemCreate(&raw mut handle, bytes as usize, &raw const properties, 0) }
-            .result()?;
-        Ok(handle)
+    /// Makes physical memory. Whether it can be given to other processes comes with it; that costs nothing (docs/gpu.md), but a
+    /// driver may refuse it where it is said to be supported: then it is not asked for again.
+    pub fn create(self, bytes: u64) -> Result<(u64, bool), CUresult> {
+        let make = |exportable| {
+            let mut handle = 0;
+            let properties = self.properties(exportable);
+            // SAFETY: both pointers are valid for the call.
+            unsafe { driver().cuMemCreate(&raw mut handle, bytes as usize, &raw const properties, 0) }
+                .result()
+                .map(|()| (handle, exportable))
+        };
+        match make(self.is_exportable()) {
+            Err(
+                CUresult::CUDA_ERROR_INVALID_VALUE
+                | CUresult::CUDA_ERROR_NOT_PERMITTED
+                | CUresult::CUDA_ERROR_NOT_SUPPORTED,
+            ) if self.is_exportable() => {
+                let plain = make(false);
+                if plain.is_ok() {
+                    self.shareable.store(false, Ordering::Relaxed);
+                }
+                plain
+            }
+            answered => answered,
+        }
     }
 }
 

@@ -138,7 +138,7 @@ export! {
         let pending: Vec<_> = streams::of_green(&green).iter().filter_map(|stream| stream.last()).collect();
         // A stream that nobody else has: its only work is to wait for all of them.
         let stream = Stream::of_green(&green, NON_BLOCKING, 0);
-        let done: Arc<Completion> = stream.enqueue((Work::Nothing, None), &pending, false);
+        let done: Arc<Completion> = stream.enqueue((event.to_record(), None), &pending, false);
         stream.close();
         event.set(Record::Work(done));
         Ok(())
@@ -146,10 +146,13 @@ export! {
 
     fn cuGreenCtxWaitEvent(handle: CUgreenCtx, event: CUevent) |cx| {
         let (green, event) = (green::by_handle(handle)?, cx.event(event)?);
-        if let Record::Work(completion) = event.record() {
-            for stream in streams::of_green(&green) {
-                stream.enqueue((Work::Nothing, None), std::slice::from_ref(&completion), false);
-            }
+        let (work, after) = match event.record() {
+            Record::Work(completion) => (Work::Nothing, vec![completion]),
+            Record::Shared(awaited) => (Work::Await(awaited), Vec::new()),
+            Record::None | Record::Captured(_) => return Ok(()),
+        };
+        for stream in streams::of_green(&green) {
+            stream.enqueue((work.clone(), None), &after, false);
         }
         Ok(())
     }

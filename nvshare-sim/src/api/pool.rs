@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use cudarc::driver::sys::{CUdevice, CUdeviceptr, CUmemoryPool, CUresult, CUstream};
 
+use super::vmm::DESCRIPTOR;
 use crate::call::Outcome;
 use crate::export::export;
 use crate::memory::grant::{Location, ON_DEVICE};
@@ -72,6 +73,16 @@ fn device_at(location: Location, kind: c_uint) -> Outcome<usize> {
     }
 }
 
+/// From now on a device's streams allocate from this pool.
+fn choose(device: usize, pool: CUmemoryPool) -> Outcome {
+    let chosen = Pool::by_handle(pool)?;
+    if chosen.device != device || chosen.is_imported {
+        return Err(INVALID);
+    }
+    pool::choose(device, pool);
+    Ok(())
+}
+
 export! {
     fn cuMemAllocAsync / cuMemAllocAsync_ptsz(pointer: Out<CUdeviceptr>, bytes: usize, stream: CUstream) |cx| {
         pointer.needed()?;
@@ -107,11 +118,7 @@ export! {
 
     fn cuDeviceSetMemPool(device: CUdevice, pool: CUmemoryPool) |cx| {
         let device = device::index(device)?;
-        if Pool::by_handle(pool)?.device != device {
-            return Err(INVALID);
-        }
-        pool::choose(device, pool);
-        Ok(())
+        choose(device, pool)
     }
 
     fn cuMemGetDefaultMemPool(pool: Out<CUmemoryPool>, location: In<Location>, kind: c_uint) |cx| {
@@ -126,21 +133,18 @@ export! {
 
     fn cuMemSetMemPool(location: In<Location>, kind: c_uint, pool: CUmemoryPool) |cx| {
         let device = device_at(*location.get()?, kind)?;
-        if Pool::by_handle(pool)?.device != device {
-            return Err(INVALID);
-        }
-        pool::choose(device, pool);
-        Ok(())
+        choose(device, pool)
     }
 
     fn cuMemPoolCreate(pool: Out<CUmemoryPool>, properties: In<Properties>) |cx| {
         pool.needed()?;
         let properties = properties.get()?;
-        if properties.handle_types != 0 {
-            return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED);
-        }
         let device = device_at(properties.location, properties.kind)?;
-        pool.set(POOLS.insert(Pool::new(device)))
+        pool.set(POOLS.insert(match properties.handle_types {
+            0 => Pool::new(device),
+            DESCRIPTOR => Pool::exportable(device),
+            _ => return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED),
+        }))
     }
 
     fn cuMemPoolDestroy(pool: CUmemoryPool) |cx| {

@@ -65,6 +65,16 @@ export! {
             Record::Work(_) if flags & WAIT_EXTERNAL != 0 && capture::is_capturing(&stream) => {
                 capture::take(&stream, &Work::Nothing).map(|_| ())
             }
+            Record::Shared(_) if flags & WAIT_EXTERNAL != 0 && capture::is_capturing(&stream) => {
+                capture::take(&stream, &Work::Nothing).map(|_| ())
+            }
+            Record::Shared(awaited) => {
+                capture::forbid(&stream, CUresult::CUDA_ERROR_STREAM_CAPTURE_ISOLATION)?;
+                capture::take(&stream, &Work::Nothing)?;
+                let work = if awaited.is_over() { Work::Nothing } else { Work::Await(awaited) };
+                stream.enqueue((work, None), &[], false);
+                Ok(())
+            }
             Record::Work(completion) => {
                 // What is outside of the capture it cannot wait for.
                 capture::forbid(&stream, CUresult::CUDA_ERROR_STREAM_CAPTURE_ISOLATION)?;

@@ -45,7 +45,7 @@ impl NodeKind {
             Work::Fill(_) => NodeKind::Set,
             Work::Host(_) | Work::Callback(_) => NodeKind::Host,
             Work::Graph(_) => NodeKind::Graph,
-            Work::Custom(_) | Work::Nothing => NodeKind::Empty,
+            Work::Custom(_) | Work::Reach(_) | Work::Await(_) | Work::Nothing => NodeKind::Empty,
             Work::Allocate(_) => NodeKind::Allocate,
             Work::Free(_) => NodeKind::Free,
         }

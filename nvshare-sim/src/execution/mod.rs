@@ -1,6 +1,7 @@
 //! What the application has executed, and in which order.
 //!
-//! - [`stream`], [`streams`]: queues of work with their threads, and all those of a context; [`event`]: places in them
+//! - [`stream`], [`streams`]: queues of work with their threads, and all those of a context; [`event`], `shared_event`: places in
+//!   them, which processes may share
 //! - [`work`]: everything that a stream executes; [`kernel`], [`builtin`]: code
 //! - [`graph`], [`executable`]: work with an order, as it is described and as it is launched; [`capture`],
 //!   [`capture_mode`]: streams whose work becomes a graph
@@ -12,6 +13,7 @@ pub(crate) mod event;
 pub(crate) mod executable;
 pub(crate) mod graph;
 pub(crate) mod kernel;
+mod shared_event;
 pub(crate) mod stream;
 pub(crate) mod streams;
 pub(crate) mod work;

@@ -7,8 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::CUresult;
 use nvshare_sim_card::config::MAX_CARDS;
-use nvshare_sim_card::{HandleId, now};
+use nvshare_sim_card::now;
 
+use super::physical::HandleValue;
 use super::space::{self, Area, Kind, Space};
 use super::{GRANULARITY, address, physical, piece};
 use crate::call::Outcome;
@@ -24,7 +25,7 @@ pub(crate) struct Mapping {
     /// How much is mapped.
     pub(crate) bytes: u64,
     /// What is mapped.
-    pub(crate) handle: HandleId,
+    pub(crate) handle: HandleValue,
     /// What each device may do with it.
     pub(crate) access: [u8; MAX_CARDS],
     /// The memory is behind the address. It is put there with the first access that is granted.
@@ -125,7 +126,7 @@ fn whole(mappings: &Mappings, start: u64, bytes: u64) -> Outcome<Vec<u64>> {
 }
 
 /// Maps all of a handle. No device has access yet.
-pub(crate) fn map(start: u64, bytes: u64, id: HandleId) -> Outcome {
+pub(crate) fn map(start: u64, bytes: u64, id: HandleValue) -> Outcome {
     let mut space = space::write();
     let handle = physical::referenced(&mut space, id)?;
     if bytes != handle.bytes {
@@ -159,7 +160,7 @@ pub(crate) fn unmap(start: u64, bytes: u64) -> Outcome {
         flight::stop_touching(start, bytes);
     }
     let mut space = space::write();
-    let gone: Vec<HandleId> = {
+    let gone: Vec<HandleValue> = {
         let mut mappings = lock(reservation(&space, start, bytes)?);
         let starts = whole(&mappings, start, bytes)?;
         if starts.iter().any(|at| mappings[at].backed) {
@@ -202,7 +203,7 @@ pub(crate) fn set_access(start: u64, bytes: u64, grants: &[(usize, u8)]) -> Outc
 }
 
 /// Start, size, handle and access of the mapping that contains an address.
-pub(crate) fn look(address: u64) -> Outcome<(u64, u64, HandleId, [u8; MAX_CARDS])> {
+pub(crate) fn look(address: u64) -> Outcome<(u64, u64, HandleValue, [u8; MAX_CARDS])> {
     let space = space::read();
     let mappings = lock(reservation(&space, address, 1)?);
     let (start, mapping) = at(&mappings, address).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
@@ -210,7 +211,7 @@ pub(crate) fn look(address: u64) -> Outcome<(u64, u64, HandleId, [u8; MAX_CARDS]
 }
 
 /// One more reference to the handle behind an address.
-pub(crate) fn retain(address: u64) -> Outcome<HandleId> {
+pub(crate) fn retain(address: u64) -> Outcome<HandleValue> {
     let (_, _, id, _) = look(address)?;
     let mut space = space::write();
     space.handles.get_mut(&id).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?.references += 1;

@@ -7,6 +7,7 @@
 //! - [`plain`]: `cuMemAlloc`; [`pool`], [`blocks`]: what allocation in stream order takes from; [`host`]: pinned,
 //!   and [`pins`], what that takes of a card; [`managed`]: paged by the driver
 //! - [`grant`]: what applications say of it
+//! - [`shared`]: what of it other processes may open, and what of theirs is open here
 //! - [`graph`]: what graphs allocate, [`graph_pool`]: what is behind it
 
 mod address;
@@ -21,6 +22,7 @@ pub(crate) mod physical;
 mod pins;
 pub(crate) mod plain;
 pub(crate) mod pool;
+pub(crate) mod shared;
 pub(crate) mod space;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -55,7 +57,8 @@ pub(crate) fn context_opened(device: usize) -> Outcome {
 /// A context is gone, with all work that it had: so is the memory that was allocated in it. What pools and graphs hold stays
 /// on the card, also after the last context.
 pub(crate) fn context_destroyed(context: &Context) {
-    for (_, area) in space::write().remove_context(context.id) {
+    let gone = space::write().remove_context(context.id);
+    for (_, area) in gone {
         area.dispose();
     }
     plain::forget_context(context.id);

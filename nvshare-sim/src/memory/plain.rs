@@ -10,7 +10,7 @@ use nvshare_sim_card::{HandleId, Point};
 
 use super::pool::Pool;
 use super::space::{self, Area, Kind};
-use super::{GRANULARITY, address, piece};
+use super::{GRANULARITY, address, piece, shared};
 use crate::call::Outcome;
 use crate::context::{CONTEXTS, Context};
 use crate::device::card;
@@ -141,8 +141,23 @@ impl Slab {
     }
 }
 
+/// The handle that an allocation is a part of, and its first byte in that.
+pub(super) fn backing(area: &Area) -> Option<(HandleId, u64)> {
+    let in_chunk = |chunk: &Chunk| (chunk.handle, area.start - chunk.start);
+    if let Kind::Plain(Some(pool)) = &area.kind {
+        return pool.with_chunk(area.start, in_chunk);
+    }
+    let chunks = chunks();
+    if let Some(chunk) = chunks.large.get(&area.start) {
+        return Some(in_chunk(chunk));
+    }
+    let slabs = chunks.small.get(&(area.context, slot_bytes(area.bytes)))?;
+    slabs.get(&(area.start / GRANULARITY * GRANULARITY)).map(|slab| in_chunk(&slab.chunk))
+}
+
 /// Gives back the memory of an allocation that is in the space no more.
 pub(super) fn dispose(area: &Area, pool: Option<&Pool>) {
+    shared::end(area);
     if let Some(pool) = pool {
         return pool.give_back(area);
     }
@@ -176,7 +191,12 @@ pub(crate) fn free(start: u64) -> Outcome {
     if let Kind::Graph(allocation) = &area.kind {
         return super::graph::free(allocation, &area);
     }
-    if !matches!(area.kind, Kind::Plain(_) | Kind::Managed(_)) {
+    let is_ours = match &area.kind {
+        Kind::Plain(_) | Kind::Managed(_) => true,
+        Kind::Opened(opened) => opened.is_piece,
+        _ => false,
+    };
+    if !is_ours {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
     wait_for_owner(&area)?;

@@ -7,11 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{CUmemoryPool, CUresult};
+use nvshare_sim_card::PoolName;
 
 use super::blocks::Blocks;
+use super::plain::Chunk;
 use super::space::{self, Area, Kind};
 use crate::call::Outcome;
 use crate::completion::Completion;
+use crate::device::card;
 use crate::handles::Registry;
 
 /// All pools that were not destroyed.
@@ -25,6 +28,10 @@ pub(crate) struct Pool {
     pub(crate) attributes: Mutex<HashMap<u32, u64>>,
     /// `CU_MEMPOOL_ATTR_RELEASE_THRESHOLD`.
     pub(crate) threshold: AtomicU64,
+    /// What other processes know it by, if it can be exported.
+    name: Option<PoolName>,
+    /// It is another process's: nothing is allocated from it here.
+    pub(crate) is_imported: bool,
     destroyed: AtomicBool,
     blocks: Mutex<Blocks>,
     /// Frees whose turn has not come.
@@ -53,14 +60,40 @@ static CURRENT: Mutex<Option<Current>> = Mutex::new(None);
 
 impl Pool {
     pub(crate) fn new(device: usize) -> Arc<Pool> {
+        Pool::named(device, None, false)
+    }
+
+    /// A pool that can be exported.
+    pub(crate) fn exportable(device: usize) -> Arc<Pool> {
+        Pool::named(device, Some(PoolName { number: card().pool_number(), card: device }), false)
+    }
+
+    /// Another process's pool.
+    pub(crate) fn imported(name: PoolName) -> Arc<Pool> {
+        Pool::named(name.card, Some(name), true)
+    }
+
+    fn named(device: usize, name: Option<PoolName>, is_imported: bool) -> Arc<Pool> {
         Arc::new(Pool {
             device,
             attributes: Mutex::default(),
             threshold: AtomicU64::new(0),
+            name,
+            is_imported,
             destroyed: AtomicBool::new(false),
             blocks: Mutex::default(),
             leaving: Mutex::default(),
         })
+    }
+
+    /// What other processes know it by, if it can be exported or was imported.
+    pub(crate) fn name(&self) -> Option<PoolName> {
+        self.name
+    }
+
+    /// Shows the block that a piece is of to `see`.
+    pub(super) fn with_chunk<T>(&self, piece: u64, see: impl FnOnce(&Chunk) -> T) -> Option<T> {
+        self.blocks().chunk(piece).map(see)
     }
 
     fn blocks(&self) -> MutexGuard<'_, Blocks> {

@@ -21,6 +21,7 @@ use crate::completion::Completion;
 use crate::execution::capture;
 use crate::execution::executable::Executable;
 use crate::execution::kernel::Launch;
+use crate::execution::shared_event::{Awaited, Reach};
 use crate::execution::stream::Stream;
 use crate::failure;
 use crate::faults::Effect;
@@ -59,6 +60,11 @@ pub(crate) enum Work {
     Free(Arc<Hold>),
     /// What other parts of the simulator do in stream order.
     Custom(Arc<Custom>),
+    /// The record of an event that processes share.
+    #[expect(dead_code, reason = "that it goes is what counts")]
+    Reach(Arc<Reach>),
+    /// A wait for one.
+    Await(Awaited),
     /// Nothing: an event's record, a wait for one, an empty node.
     Nothing,
 }
@@ -78,6 +84,8 @@ impl Work {
             Work::Allocate(_) => "an allocation".into(),
             Work::Free(_) => "a free".into(),
             Work::Custom(custom) => custom.name.into(),
+            Work::Reach(_) => "an event's record".into(),
+            Work::Await(_) => "a wait for an event".into(),
             Work::Nothing => "nothing".into(),
         }
     }
@@ -90,9 +98,13 @@ impl Work {
             Work::Fill(fill) => vec![fill.touch()],
             Work::Graph(graph) => graph.works().iter().flat_map(Work::touches).collect(),
             Work::Custom(custom) => custom.touches.clone(),
-            Work::Host(_) | Work::Callback(_) | Work::Allocate(_) | Work::Free(_) | Work::Nothing => {
-                Vec::new()
-            }
+            Work::Host(_)
+            | Work::Callback(_)
+            | Work::Allocate(_)
+            | Work::Free(_)
+            | Work::Reach(_)
+            | Work::Await(_)
+            | Work::Nothing => Vec::new(),
         }
     }
 
@@ -117,12 +129,12 @@ impl Work {
 
     /// Whether it takes no time at all.
     pub(crate) fn is_instant(&self) -> bool {
-        matches!(self, Work::Nothing)
+        matches!(self, Work::Nothing | Work::Reach(_))
     }
 
     /// Whether it takes room in its stream's queue.
     pub(crate) fn takes_room(&self) -> bool {
-        !self.is_instant()
+        !matches!(self, Work::Nothing | Work::Reach(_) | Work::Await(_))
     }
 
     /// Does it, in `timeline`.
@@ -158,7 +170,8 @@ impl Work {
                 Ok(())
             }
             Work::Custom(custom) => (custom.run)(timeline),
-            Work::Nothing => Ok(()),
+            Work::Await(awaited) => awaited.wait_in(timeline),
+            Work::Reach(_) | Work::Nothing => Ok(()),
         }
     }
 }

@@ -20,3 +20,4 @@ mod room;
 mod run;
 mod sandbox;
 mod service;
+mod shares;
