@@ -32,7 +32,7 @@ fn every_call_of_every_function_is_counted_once() {
     seen.wait("the hits of each place", |told| {
         let health = told.iter().rev().find_map(|seen| match seen {
             Seen::Observer(health) => Some(health),
-            _ => None,
+            Seen::Process(_) => None,
         })?;
         let places = &health.attachments[0].places;
         let all = PROBES.iter().enumerate().all(|(index, probe)| {

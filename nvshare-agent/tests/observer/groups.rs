@@ -52,7 +52,7 @@ fn a_container_with_more_processes_than_its_quota_leaves_those_of_others_observe
             .rev()
             .find_map(|seen| match seen {
                 Seen::Observer(health) => Some(health.unattributed == beyond),
-                _ => None,
+                Seen::Process(_) => None,
             })
             .filter(|all| *all)
     });
@@ -65,7 +65,7 @@ fn a_container_with_more_processes_than_its_quota_leaves_those_of_others_observe
         pid
     });
     let observed = seen.wait("the end of a quiet one", |told| {
-        quiet.into_iter().find(|pid| of(&told, *pid).any(|what| *what == What::Exited))
+        quiet.into_iter().find(|pid| of(told, *pid).any(|what| *what == What::Exited))
     });
     assert_eq!(named(&seen.counts_of_dead(observed).application), [("map", 7)].into());
     many.end();

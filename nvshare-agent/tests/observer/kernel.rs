@@ -127,7 +127,7 @@ fn a_library_is_found_within_moments_of_being_mapped() {
             Seen::Observer(health) => {
                 health.attachments.iter().any(|attachment| attachment.path.ends_with(&name)).then_some(())
             }
-            _ => None,
+            Seen::Process(_) => None,
         })
     });
     client.run("call cuLaunchKernel 100 1");

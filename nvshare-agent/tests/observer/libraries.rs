@@ -22,7 +22,7 @@ fn wait_for(seen: &Observing, what: &str, condition: impl Fn(&[Attachment]) -> b
     seen.wait(what, |told| {
         let health = told.iter().rev().find_map(|seen| match seen {
             Seen::Observer(health) => Some(health),
-            _ => None,
+            Seen::Process(_) => None,
         })?;
         condition(&health.attachments).then_some(())
     });

@@ -59,7 +59,7 @@ pub(crate) fn observe_with(options: impl FnOnce(PathBuf) -> Options) -> Option<O
 pub(crate) fn last_health(told: &[Seen]) -> Option<&ObserverState> {
     told.iter().rev().find_map(|seen| match seen {
         Seen::Observer(health) => Some(health),
-        _ => None,
+        Seen::Process(_) => None,
     })
 }
 

@@ -16,10 +16,13 @@ enum Values {
 fn values(series: &str, label: &str) -> Values {
     let known = |values: &[&'static str]| Values::Known(values.to_vec());
     match (label, series) {
-        ("client" | "namespace" | "pod" | "container" | "process" | "shim", _) => Values::Any,
-        ("gpu" | "UUID" | "product" | "release" | "protocol", _) => Values::Any,
-        // What cannot be swapped, in the words of the shim.
-        ("reason", "nvshare_device_unswappable_bytes" | "nvshare_client_unswappable_bytes") => Values::Any,
+        // Of unswappable memory the shim says in its words why.
+        (
+            "client" | "namespace" | "pod" | "container" | "process" | "shim" | "gpu" | "UUID" | "product"
+            | "release" | "protocol",
+            _,
+        )
+        | ("reason", "nvshare_device_unswappable_bytes" | "nvshare_client_unswappable_bytes") => Values::Any,
         ("part", _) => known(&Part::ALL.map(Part::name)),
         ("activity", _) => known(&Activity::ALL.map(Activity::name)),
         ("priority", _) => known(&[Priority::High, Priority::Normal, Priority::Low].map(Priority::name)),
