@@ -16,12 +16,12 @@ enum Values {
 fn values(series: &str, label: &str) -> Values {
     let known = |values: &[&'static str]| Values::Known(values.to_vec());
     match (label, series) {
-        // Of unswappable memory the shim says in its words why.
         (
-            "client" | "namespace" | "pod" | "container" | "process" | "shim" | "gpu" | "UUID" | "product"
-            | "release" | "protocol",
+            "client" | "namespace" | "pod" | "container" | "process" | "shim" | "gpu" | "UUID" | "product" | "release"
+            | "protocol",
             _,
         )
+        // What cannot be swapped, in the words of the shim.
         | ("reason", "nvshare_device_unswappable_bytes" | "nvshare_client_unswappable_bytes") => Values::Any,
         ("part", _) => known(&Part::ALL.map(Part::name)),
         ("activity", _) => known(&Activity::ALL.map(Activity::name)),
