@@ -15,7 +15,7 @@ use nvshare_agent_core::process::Process;
 use nvshare_common::bytes::Bytes;
 use nvshare_common::uvm::{LAYOUT_WORDS, Losses, Usage};
 
-use crate::observer::programs::chain;
+use crate::observer::load_error::chain;
 use crate::proc;
 use driver::Driver;
 

@@ -26,8 +26,8 @@ use nvshare_agent_core::process::Process;
 use nvshare_common::ids::DeviceId;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
+use crate::observer::load_error::chain;
 use crate::observer::options::Tools as Paths;
-use crate::observer::programs::chain;
 use crate::proc;
 use counts::Counts;
 use held::Held;
