@@ -123,7 +123,7 @@ class Agent:
         os.mkdir(at("admin"))
         self.log = open(at("log"), "w")
         self.child = subprocess.Popen(
-            [path, "--socket", at("clients/socket"), "--admin-socket", at("admin/socket"), "--listen", f"127.0.0.1:{PORT}"],
+            [path, "--socket", at("clients/socket"), "--admin-socket", at("admin/socket"), "--listen", f"127.0.0.1:{PORT}", "--uvm-counters"],
             stdout=self.log, stderr=self.log)
         self.wait_for(lambda state: state["observer"]["scanned"], "the agent's first look")
 

@@ -100,10 +100,10 @@ pub struct Flags {
     #[arg(long, env = "NVSHARE_AGENT_NO_UPROBES")]
     pub no_uprobes: bool,
 
-    /// Do not let NVIDIA's kernel module count, process by process, what it moves of managed memory: kprobes do, where there are
-    /// some
-    #[arg(long, env = "NVSHARE_AGENT_NO_UVM_COUNTERS")]
-    pub no_uvm_counters: bool,
+    /// Let NVIDIA's kernel module count, process by process, what it moves of managed memory. Meanwhile the agent holds that
+    /// memory: one that is frozen keeps what such processes leave. Without this kprobes count, where there are some
+    #[arg(long, env = "NVSHARE_AGENT_UVM_COUNTERS")]
+    pub uvm_counters: bool,
 }
 
 impl Flags {
@@ -113,7 +113,7 @@ impl Flags {
         let options = Options {
             libraries: self.libcuda.clone(),
             part: self.node_cgroup.clone(),
-            tools: (!self.no_uvm_counters).then(Tools::default),
+            tools: self.uvm_counters.then(Tools::default),
             ..Options::new(self.ebpf_object.clone().unwrap_or_else(beside))
         };
         (!self.no_uprobes).then_some(options)

@@ -35,7 +35,7 @@ impl Uvm {
         Uvm {
             tools: match &options.tools {
                 Some(paths) => Tools::new(ebpf, paths, options.modules.clone()),
-                None => Err("its counters are not asked for (--no-uvm-counters)".to_owned()),
+                None => Err("its counters are not asked for (--uvm-counters)".to_owned()),
             },
             kprobes: Kprobes::new(ebpf, &options.modules),
             source: Source::None,
