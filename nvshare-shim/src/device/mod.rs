@@ -39,6 +39,7 @@ use crate::{counters, log};
 
 /// Attributes of a device, as `cuda.h` numbers them.
 const VIRTUAL_MEMORY_SUPPORTED: u32 = 102;
+const DESCRIPTORS_SUPPORTED: u32 = 103;
 const RDMA_WITH_VIRTUAL_MEMORY_SUPPORTED: u32 = 110;
 
 /// One device that this process uses.
@@ -68,6 +69,8 @@ pub struct State {
     pub space: Space,
     /// The free pieces of slabs.
     pub slabs: Ranges,
+    /// Free addresses for what the application maps itself elsewhere: where the engine maps it.
+    pub homes: Ranges,
     /// Freed, but perhaps still used by work under way.
     pub quarantine: Vec<Quarantined>,
     /// The context whose streams the engine uses.
@@ -298,7 +301,8 @@ impl Device {
         }
         let rdma = attribute(RDMA_WITH_VIRTUAL_MEMORY_SUPPORTED).is_ok_and(|value| value != 0);
         let id = id_of(ordinal).map_err(name)?;
-        let kind = Kind { ordinal, rdma };
+        let descriptors = attribute(DESCRIPTORS_SUPPORTED).is_ok_and(|value| value != 0);
+        let kind = Kind { ordinal, rdma, descriptors };
         let granularity = kind.granularity().map_err(name)?;
         // Extents are multiples of the block; a granularity that does not divide it is met nowhere.
         if granularity == 0 || !granularity.is_power_of_two() {
