@@ -17,6 +17,13 @@ fn main() {
     let mut defined = BTreeSet::new();
     collect(Path::new("src/api"), &mut defined);
     let names = fs::read_to_string("names.txt").expect("names.txt");
+    // A name that is misspelled would leave the right one's stub in its place.
+    let listed = |name: &String| names.lines().any(|line| line.split(' ').next() == Some(name));
+    let unknown: Vec<&String> = defined.iter().filter(|name| !listed(name)).collect();
+    assert!(
+        unknown.is_empty(),
+        "{unknown:?} of src/api: no such function in names.txt (a spelling, or newer than the list?)"
+    );
     let mut table = String::new();
     let mut stubs = String::from("stubs! {\n");
     for line in names.lines().filter(|line| !line.starts_with('#')) {

@@ -19,7 +19,7 @@ use nvshare_agent::observer::{Observer, Options};
 use nvshare_common::event::{RECORDS_OF_PROCESS, SAMPLED_PARAMETERS, WINDOW_SHIFT};
 
 use fake::Fake;
-use nvshare_agent_core::observation::Observation;
+use nvshare_agent_core::observation::Seen;
 
 type Free = extern "C" fn(u64) -> i32;
 /// Dimensions and the like come between the function and the array of parameters.
@@ -30,9 +30,9 @@ fn observe(fake: &Fake, sample_every: u32) -> Option<Observer> {
     let object = nvshare_testbed::Artifacts::find().ebpf()?;
     let options =
         Options { libraries: vec![fake.path()], discover: false, sample_every, ..Options::new(object) };
-    let tell = move |batch: Vec<Observation>| {
+    let tell = move |batch: Vec<Seen>| {
         for seen in batch {
-            if let Observation::Observer(health) = seen {
+            if let Seen::Observer(health) = seen {
                 // Nobody listens after the first.
                 let _ = sender.send(health.loaded);
             }

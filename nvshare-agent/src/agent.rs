@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nvshare_agent_core::change::Change;
 use nvshare_agent_core::moment::Moment;
-use nvshare_agent_core::observation::Observation;
+use nvshare_agent_core::observation::Seen;
 use nvshare_agent_core::order::Order;
 use nvshare_agent_core::reading::Report;
 use nvshare_agent_core::snapshot::State;
@@ -69,10 +69,10 @@ impl Agent {
     /// Builds and starts all parts.
     pub async fn start(config: &Config) -> Result<Agent, StartError> {
         let health = Health::new();
-        let clients = Listener::bind(&config.socket)?;
+        let clients = Listener::bind(&config.control.socket)?;
         health.works(Part::Clients);
-        let pages = http::listen(config.listen, "--listen").await?;
-        let probes = match config.probes {
+        let pages = http::listen(config.http.listen, "--listen").await?;
+        let probes = match config.http.probes {
             Some(address) => Some(http::listen(address, "--probes").await?),
             None => None,
         };
@@ -82,19 +82,25 @@ impl Agent {
         let read = Arc::new(AtomicU64::new(clock::now().0));
         let readings = readings(inputs.clone(), health.clone(), Arc::clone(&read));
         let ended = health.clone();
-        let poll = device::start(config.nvml.clone(), readings, move |why| ended.ended(Part::Devices, &why))?;
-        let (conductor, state) =
-            Conductor::new(config.settings(), poll.clone(), &inputs, Some(config.socket.clone()))?;
-        let conductor = conductor.keeping(config.admin_socket.parent().map(Path::to_owned));
+        let poll =
+            device::start(config.device.nvml.clone(), readings, move |why| ended.ended(Part::Devices, &why))?;
+        let (conductor, state) = Conductor::new(
+            config.conductor.settings(),
+            poll.clone(),
+            &inputs,
+            Some(config.control.socket.clone()),
+        )?;
+        let conductor = conductor.keeping(config.admin.admin_socket.parent().map(Path::to_owned));
         let (observations, seen) = conductor::observations();
 
-        let observer = if config.no_uprobes { None } else { Some(observe(config, observations)?) };
+        let observer = config.observer.options().map(|options| observe(options, observations)).transpose()?;
 
-        let (directory, keeper) = pods::start(pods::Options::of(config), health.clone());
-        let plugin = plugin::run(config.plugin.clone(), config.socket.clone(), state.clone(), health.clone());
+        let (directory, keeper) = pods::start(config.pods.options(), health.clone());
+        let plugin =
+            plugin::run(config.plugin.clone(), config.control.socket.clone(), state.clone(), health.clone());
         let pages = http::serve(pages, state.clone(), health.clone());
         let probes = probes.map(|probes| http::probes(probes, state.clone(), health.clone()));
-        let report = report(state.clone(), health.clone(), read, config.no_uprobes);
+        let report = report(state.clone(), health.clone(), read, config.observer.no_uprobes);
 
         // What could change clients is stopped first, what people look at last.
         let mut tasks = Tasks::new(health.clone());
@@ -103,11 +109,11 @@ impl Agent {
         }
         tasks.spawn(Part::Conductor, conductor.run(heard, seen));
         tasks.spawn(Part::Plugin, plugin);
-        tasks.spawn_saying(Part::Clients, clients.serve(inputs.clone()));
+        tasks.spawn_saying(Part::Clients, sessions(clients, inputs.clone()));
         tasks.spawn(Part::Report, report);
         tasks.spawn(Part::Attribution, attribute(directory, inputs.clone()));
         tasks.spawn(Part::Pods, keeper);
-        match Server::bind(&config.admin_socket) {
+        match Server::bind(&config.admin.admin_socket) {
             Ok(server) => {
                 health.works(Part::Admin);
                 let answer = administrator(inputs, state, health);
@@ -143,9 +149,23 @@ impl Agent {
     }
 }
 
+/// Carries the clients' sessions; what happens on them goes to the conductor, as long as there is one.
+async fn sessions(clients: Listener, inputs: mpsc::Sender<Input>) -> Option<String> {
+    let told = inputs.clone();
+    let tell = move |session, event| {
+        let inputs = told.clone();
+        async move { inputs.send(Input::Session(session, event)).await.is_ok() }
+    };
+    match clients.serve(tell, inputs.closed()).await {
+        // The conductor ended: that is what is to be told.
+        None => std::future::pending().await,
+        why => why,
+    }
+}
+
 /// Starts the observer; what it sees goes to the conductor.
-fn observe(config: &Config, observations: mpsc::Sender<Vec<Observation>>) -> io::Result<Observer> {
-    Observer::start(observer::Options::of(config), move |seen| observations.blocking_send(seen).is_ok())
+fn observe(options: observer::Options, observations: mpsc::Sender<Vec<Seen>>) -> io::Result<Observer> {
+    Observer::start(options, move |seen| observations.blocking_send(seen).is_ok())
 }
 
 /// What the devices' thread does with its readings.

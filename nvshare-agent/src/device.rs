@@ -4,6 +4,7 @@
 
 mod cards;
 mod nvml;
+mod options;
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 use nvshare_agent_core::reading::Report;
 
 use self::cards::{Answer, Cards};
+pub use self::options::Options;
+
 use self::nvml::{DeviceError, Library};
 use crate::clock;
 use crate::tasks::caught;

@@ -79,7 +79,7 @@ fn collapse(arena: &OwnedFd, bytes: Bytes) -> Result<(), Errno> {
 }
 
 /// Memory that has a limit.
-struct Room {
+struct Limited {
     whose: &'static str,
     limit: Bytes,
     free: Bytes,
@@ -89,7 +89,7 @@ struct Room {
 
 /// Whether `bytes` can be had without anybody being killed for it.
 fn room(bytes: Bytes) -> Result<(), HostError> {
-    for Room { whose, limit, free, least } in [node(), cgroup()].into_iter().flatten() {
+    for Limited { whose, limit, free, least } in [node(), cgroup()].into_iter().flatten() {
         let margin = least.max(Bytes(limit.0 / 16));
         if free.saturating_sub(margin) < bytes {
             return Err(HostError::NoRoom { bytes, free, margin, whose });
@@ -99,14 +99,14 @@ fn room(bytes: Bytes) -> Result<(), HostError> {
 }
 
 /// The node's memory: what can be had without swapping.
-fn node() -> Option<Room> {
+fn node() -> Option<Limited> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let figure = |name: &str| -> Option<Bytes> {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
         let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
         Some(Bytes(kibibytes << 10))
     };
-    Some(Room {
+    Some(Limited {
         whose: "the node's",
         limit: figure("MemTotal:")?,
         free: figure("MemAvailable:")?,
@@ -116,7 +116,7 @@ fn node() -> Option<Room> {
 
 /// What is left below the limit of the agent's own cgroup (version 2); none without a limit. A container sees its cgroup
 /// as the root.
-fn cgroup() -> Option<Room> {
+fn cgroup() -> Option<Limited> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
     let figure = |name: &str| -> Option<Bytes> {
@@ -125,7 +125,7 @@ fn cgroup() -> Option<Room> {
     };
     let limit = figure("memory.max")?;
     let free = limit.saturating_sub(figure("memory.current")?);
-    Some(Room { whose: "below the limit of the agent's cgroup", limit, free, least: Bytes::ZERO })
+    Some(Limited { whose: "below the limit of the agent's cgroup", limit, free, least: Bytes::ZERO })
 }
 
 /// What became of a wanted arena.

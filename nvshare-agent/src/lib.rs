@@ -25,4 +25,5 @@ pub mod observer;
 pub mod plugin;
 pub mod pods;
 pub mod proc;
+mod ready;
 mod tasks;

@@ -7,13 +7,12 @@ use std::io::IsTerminal;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use clap::{Args, ValueEnum};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt, reload};
-
-use crate::config::LogFormat;
 
 /// A cause is worth a line again after this long.
 const AGAIN: Duration = Duration::from_mins(10);
@@ -27,6 +26,28 @@ type ChangeFilter = dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync
 
 static FILTER: OnceLock<Box<ChangeFilter>> = OnceLock::new();
 
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, Args)]
+#[group(skip)]
+pub struct Options {
+    /// Which log lines: error, warn, info, debug, trace, or a filter such as info,nvshare_agent_core=debug
+    #[arg(long, value_name = "FILTER", env = "NVSHARE_AGENT_LOG", default_value = "info", value_parser = filter)]
+    pub log: String,
+
+    /// How log lines look
+    #[arg(long, value_enum, value_name = "FORMAT", env = "NVSHARE_AGENT_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
 /// Which log lines: a level, or a filter of `tracing`.
 pub fn filter(text: &str) -> Result<String, String> {
     match text.parse::<EnvFilter>() {
@@ -35,12 +56,12 @@ pub fn filter(text: &str) -> Result<String, String> {
     }
 }
 
-/// Begins to write log lines to standard error. `filter` was parsed once already, when the command line was read.
-pub fn begin(filter: &str, format: LogFormat) {
-    let filter = EnvFilter::builder().parse_lossy(filter);
+/// Begins to write log lines to standard error. The filter was parsed once already, when the command line was read.
+pub fn begin(options: &Options) {
+    let filter = EnvFilter::builder().parse_lossy(&options.log);
     // Whoever reads the log may go away: its internal errors would be printed to the same broken pipe, and panic.
     let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
-    match format {
+    match options.log_format {
         LogFormat::Text => {
             let lines = lines.with_ansi(std::io::stderr().is_terminal()).with_filter_reloading();
             let handle = lines.reload_handle();

@@ -62,7 +62,7 @@ fn run(config: &Config) -> ExitCode {
         eprintln!("nvshare-agent: {error}");
         return ExitCode::from(EXIT_USAGE);
     }
-    log::begin(&config.log, config.log_format);
+    log::begin(&config.log);
     raise_open_files();
     // Two threads: one for the conductor, one for whoever asks about it.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -83,8 +83,8 @@ async fn live(config: &Config) -> anyhow::Result<()> {
     let mut agent = Agent::start(config).await?;
     info!(
         release = env!("CARGO_PKG_VERSION"),
-        clients = %config.socket.display(),
-        admin = %config.admin_socket.display(),
+        clients = %config.control.socket.display(),
+        admin = %config.admin.admin_socket.display(),
         http = %agent.address(),
         "nvshare-agent is listening"
     );

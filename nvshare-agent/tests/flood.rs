@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nvshare_agent::conductor::{self, Conductor, Input};
 use nvshare_agent::device;
 use nvshare_agent_core::moment::Moment;
-use nvshare_agent_core::observation::Observation;
+use nvshare_agent_core::observation::{Observation, Seen, What};
 use nvshare_agent_core::process::Process;
 use nvshare_agent_core::settings::Settings;
 use tokio::sync::oneshot;
@@ -23,7 +23,8 @@ fn a_flood_of_observations_keeps_nobody_else_waiting() {
     runtime.spawn(conductor.run(heard, seen));
 
     let process = Process { pid: std::process::id(), start: 1 };
-    let launch = Observation::Launched { process, at: Moment(1), parameters: vec![7; 16] };
+    let what = What::Launched { at: Moment(1), parameters: vec![7; 16] };
+    let launch = Seen::Process(Observation { process, what });
     let over = Arc::new(AtomicBool::new(false));
     let flood = std::thread::spawn({
         let (over, observations) = (Arc::clone(&over), observations.clone());

@@ -6,6 +6,7 @@
 //! - [`counters`]: the page a client shares with the agent: what it holds, and the driver calls it made.
 //! - [`fingerprint`]: the keyed hash of a block, in Rust and as the kernel the swap engine launches.
 //! - [`protocol`]: the messages between agent and shim; [`frame`] and [`wire`] carry them, [`bytes`] and [`ids`] are their words.
+//! - [`share`]: what two processes say that share memory by CUDA IPC.
 //!
 //! Without the feature `std` only what the eBPF programs need is left.
 #![cfg_attr(not(feature = "std"), no_std)]
@@ -23,6 +24,8 @@ pub mod ids;
 pub mod probe;
 #[cfg(feature = "std")]
 pub mod protocol;
+#[cfg(feature = "std")]
+pub mod share;
 #[cfg(test)]
 mod unobserved;
 pub mod uvm;

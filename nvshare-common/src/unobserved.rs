@@ -58,7 +58,7 @@ const OTHERS: &[(&str, &str)] = &[
     (
         "questions about devices, errors and the process: they move nothing",
         "cuInit cuDeviceCanAccessPeer cuDeviceComputeCapability cuDeviceRegister* cuDeviceUnregister* cuDriverGetVersion \
-         cuCoredump* cuLogs* cuFlushGPUDirectRDMAWrites",
+         cuCoredump* cuLogs* cuProfilerStart cuProfilerStop cuFlushGPUDirectRDMAWrites",
     ),
     (
         "settings of contexts and devices",

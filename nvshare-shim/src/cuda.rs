@@ -27,6 +27,7 @@ impl CUresult {
     pub const CUDA_ERROR_NOT_FOUND: CUresult = CUresult(500);
     pub const CUDA_ERROR_NOT_READY: CUresult = CUresult(600);
     pub const CUDA_ERROR_ILLEGAL_ADDRESS: CUresult = CUresult(700);
+    pub const CUDA_ERROR_NOT_PERMITTED: CUresult = CUresult(800);
     pub const CUDA_ERROR_NOT_SUPPORTED: CUresult = CUresult(801);
     pub const CUDA_ERROR_CONTEXT_IS_DESTROYED: CUresult = CUresult(709);
     pub const CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: CUresult = CUresult(900);

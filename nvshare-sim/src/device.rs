@@ -15,6 +15,9 @@ pub(crate) const CAPABILITY: (i32, i32) = (9, 0);
 /// Multiprocessors.
 pub(crate) const MULTIPROCESSORS: i32 = 132;
 
+/// The most shared memory of a block, as an H100 has it.
+pub(crate) const MAX_SHARED: u32 = 232_448;
+
 /// Opens the cards; where there are none `cuInit` answers that there is no device.
 pub(crate) fn open() -> Outcome {
     let opened = CARD.get_or_init(|| {
@@ -92,7 +95,7 @@ const ATTRIBUTES: &[(&[u32], i32)] = &[
     (&[6, 7], 65535),
     // Shared memory of a block, with its consent, of a multiprocessor, and what the driver keeps of it.
     (&[8], 49152),
-    (&[97], crate::kernel::MAX_SHARED as i32),
+    (&[97], MAX_SHARED as i32),
     (&[81], 233_472),
     (&[111], 1024),
     // Constant memory; warp; pitch; registers of a block and of a multiprocessor; blocks of a multiprocessor.

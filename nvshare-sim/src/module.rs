@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::CUresult;
 
-use crate::builtin::Builtin;
 use crate::call::Outcome;
 use crate::context::Context;
+use crate::execution::builtin::Builtin;
+use crate::execution::kernel::{FUNCTIONS, Function};
 use crate::handles::{Registry, handle_of};
-use crate::jit;
-use crate::kernel::{FUNCTIONS, Function};
 use crate::ptx::Entry;
+use crate::{jit, memory};
 
 /// Loaded modules.
 pub(crate) static MODULES: Registry<Module> = Registry::new();
@@ -59,7 +59,7 @@ impl Module {
         crate::faults::at_call(crate::faults::Point::Module)?;
         let entries = jit::entries(image)?;
         // As on an H200: code is put in place when no kernel of the context runs.
-        context.synchronize()?;
+        memory::synchronize(context)?;
         let module = Module::load(context, &entries);
         MODULES.insert::<()>(Arc::clone(&module));
         Ok(module)
@@ -67,7 +67,7 @@ impl Module {
 
     /// Forgets the module and its functions, once no kernel of its context runs.
     pub(crate) fn unload(self: &Arc<Module>) {
-        let _ = self.context.synchronize();
+        let _ = memory::synchronize(&self.context);
         MODULES.remove(handle_of::<_, ()>(self));
         for function in &self.functions {
             FUNCTIONS.remove(function.handle());
@@ -157,7 +157,6 @@ impl Kernel {
 /// The context is gone, and what was loaded into it.
 pub(crate) fn forget(context: &Arc<Context>) {
     MODULES.retain(|module| !Arc::ptr_eq(&module.context, context));
-    FUNCTIONS.retain(|function| !Arc::ptr_eq(&function.context, context));
     LIBRARIES.for_each(|library| {
         library.modules.lock().unwrap_or_else(PoisonError::into_inner).remove(&context.id);
     });

@@ -78,6 +78,7 @@ fn artifacts_of(package: &str) -> Option<&'static [&'static str]> {
         | "nvshare-agent-world"
         | "nvshare-sim-card"
         | "nvshare-sim-nvml"
+        | "nvshare-floors"
         | "nvshare-workload"
         | "nvshare-fuzz"
         | "xtask" => &[],
@@ -88,8 +89,9 @@ fn artifacts_of(package: &str) -> Option<&'static [&'static str]> {
 }
 
 /// The packages and targets of `--quick`. Of the simulator all: its tests are programs of their own over its C interface.
-const QUICK: [(&str, &[&str]); 6] = [
+const QUICK: [(&str, &[&str]); 7] = [
     ("nvshare-common", &[]),
+    ("nvshare-floors", &[]),
     ("nvshare-agent", &[]),
     (
         "nvshare-agent-core",
@@ -97,6 +99,7 @@ const QUICK: [(&str, &[&str]); 6] = [
             "admission",
             "books",
             "crowds",
+            "floors",
             "grants",
             "hostile",
             "orders",
@@ -117,14 +120,17 @@ const QUICK: [(&str, &[&str]); 6] = [
             "execution",
             "exports",
             "failures",
+            "floors",
             "graph_memory",
             "graphs",
+            "ipc",
             "jam",
             "kernels",
             "managed",
             "memory",
             "pointers",
             "pools",
+            "shareable",
             "vmm",
         ],
     ),

@@ -5,62 +5,47 @@ use nvshare_common::ids::{ClientId, DeviceId, Ticket};
 
 use crate::moment::Moment;
 
+/// A client's memory on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    /// Whose memory.
+    pub client: ClientId,
+    /// The device it is on.
+    pub device: DeviceId,
+}
+
 /// Something to be done. The conductor books it in the ledger and sends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// The client gets the lease.
-    Run {
-        /// Who.
-        client: ClientId,
-        /// The lease ends at this moment at the latest: somebody's turn is near.
-        cap: Option<Moment>,
-    },
+    /// The client gets the lease, which ends at this moment at the latest, if somebody's turn is near.
+    Run(ClientId, Option<Moment>),
     /// The lease that the client has, or just gets, is out of turn, after a long wait: it begins now.
-    Favour {
-        /// Who.
-        client: ClientId,
-    },
+    Age(ClientId),
     /// The client gives up the lease.
     Stop {
-        /// Who.
+        /// Whose lease ends.
         client: ClientId,
-        /// Who gains.
+        /// Who gains by that.
         gains: Option<ClientId>,
     },
-    /// The client's grant grows.
-    Grant {
-        /// Who.
-        client: ClientId,
-        /// Where.
-        device: DeviceId,
-        /// By how much.
-        bytes: Bytes,
-    },
+    /// The client's grant there grows by so much.
+    Grant(At, Bytes),
     /// The client, which is stopped, gives memory back.
     SwapOut {
-        /// Who.
-        client: ClientId,
-        /// Where.
-        device: DeviceId,
-        /// How much.
+        /// Whose memory, and from which device.
+        at: At,
+        /// So much of it leaves.
         bytes: Bytes,
-        /// Who gains.
+        /// Who gains by that.
         gains: Option<ClientId>,
     },
-    /// The client gives back what it does not use.
-    Reclaim {
-        /// Who.
-        client: ClientId,
-        /// Where.
-        device: DeviceId,
-        /// How much that may be.
-        expected: Bytes,
-    },
+    /// The client gives back what it does not use there: so much, as it is expected.
+    Reclaim(At, Bytes),
     /// A driver's request for room is answered.
     Room {
-        /// Whose.
+        /// Whose driver asked.
         client: ClientId,
-        /// Which.
+        /// By which request.
         ticket: Ticket,
         /// Whether there is room.
         made: bool,

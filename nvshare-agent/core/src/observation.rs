@@ -1,6 +1,8 @@
 //! What the uprobes saw, as the observer tells the conductor. Observations may be lost or late: they help to choose and
 //! never carry an obligation.
 
+use std::sync::Arc;
+
 use nvshare_common::bytes::{Bytes, DevicePtr, DeviceRange};
 use nvshare_common::event::Loss;
 use nvshare_common::probe::Call;
@@ -27,113 +29,63 @@ pub enum Context {
     Own(u64),
 }
 
-/// One thing that was seen.
+/// What the observer tells, one thing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Observation {
-    /// How much a process has done so far; sent when it changed, and once more when it ended. A process is first heard
-    /// of by this.
-    Activity {
-        /// Who.
-        process: Process,
-        /// All its calls so far. Apart, since all others are much smaller.
-        counts: Box<Counts>,
-        /// The first call of it that was observed: all that are counted came then or later.
-        first_call: Moment,
-        /// Its application's last observed call.
-        last_call: Moment,
-        /// Its application's last launch of a kernel or graph.
-        last_launch: Moment,
-        /// Records about it that were lost so far, by [`Loss`]: if any, what is known of its memory is inexact.
-        lost: [u64; Loss::COUNT],
-        /// It has been observed since it began, and in full.
-        whole: bool,
-    },
+pub enum Seen {
+    /// Something about a process.
+    Process(Observation),
+    /// How the observer itself is; replaces what it said before.
+    Observer(ObserverState),
+}
+
+/// One thing that was seen of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observation {
+    /// The process, as it was when that was seen.
+    pub process: Process,
+    /// What it did, or what became of it.
+    pub what: What,
+}
+
+/// What a process was seen to do. Devices are by the application's numbers for them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// How much it has done so far; sent when that changed, and once more when it ended.
+    Activity(Activity),
     /// The application allocated memory ([`Call::Alloc`], [`Call::AllocAsync`] or [`Call::AllocManaged`]).
-    Allocated {
-        /// Who.
-        process: Process,
-        /// How.
-        call: Call,
-        /// What it got.
-        range: DeviceRange,
-    },
+    Allocated(Call, DeviceRange),
     /// The application freed what it got at this address.
-    Freed {
-        /// Who.
-        process: Process,
-        /// The address it got.
-        address: DevicePtr,
-    },
+    Freed(DevicePtr),
     /// The application created a physical handle on a device.
     Created {
-        /// Who.
-        process: Process,
-        /// The handle it got.
+        /// By which the driver knows it.
         handle: u64,
         /// How much memory it is.
         bytes: Bytes,
-        /// On which device, by the application's number for it.
+        /// On which device the memory is.
         device: u32,
     },
-    /// The application got one more reference to a handle.
-    Retained {
-        /// Who.
-        process: Process,
-        /// The handle.
-        handle: u64,
-    },
-    /// The application gave back one reference to a handle.
-    Released {
-        /// Who.
-        process: Process,
-        /// The handle.
-        handle: u64,
-    },
-    /// A piece of address space got physical memory (under the shim: an extent became resident).
-    Mapped {
-        /// Who.
-        process: Process,
-        /// Where.
-        range: DeviceRange,
-        /// Which.
-        handle: u64,
-    },
+    /// The application got one more reference to this handle.
+    Retained(u64),
+    /// The application gave back one reference to this handle.
+    Released(u64),
+    /// A piece of address space got the physical memory of a handle (under the shim: an extent became resident).
+    Mapped(DeviceRange, u64),
     /// A piece of address space lost its physical memory.
-    Unmapped {
-        /// Who.
-        process: Process,
-        /// Where.
-        range: DeviceRange,
-    },
-    /// A sampled launch: its first parameters that may be device pointers.
+    Unmapped(DeviceRange),
+    /// A sampled launch.
     Launched {
-        /// Who.
-        process: Process,
-        /// When.
+        /// When it was seen.
         at: Moment,
-        /// The parameters, as they are: matched against known ranges by the ledger.
+        /// Its first parameters that may be device pointers, as they are: matched against known ranges by the ledger.
         parameters: Vec<u64>,
     },
     /// The application asked for managed memory to be moved.
-    Prefetched {
-        /// Who.
-        process: Process,
-        /// What.
-        range: DeviceRange,
-    },
-    /// The application gave advice on managed memory.
-    Advised {
-        /// Who.
-        process: Process,
-        /// On what.
-        range: DeviceRange,
-        /// `CUmem_advise`.
-        advice: u64,
-    },
+    Prefetched(DeviceRange),
+    /// The application gave advice on managed memory: a `CUmem_advise`.
+    Advised(DeviceRange, u64),
     /// Faults and migrations of managed memory by the kernel's own count, since the last such observation.
     Uvm {
-        /// Who.
-        process: Process,
         /// Faults taken on the device.
         faults: u64,
         /// Bytes moved to the device.
@@ -141,44 +93,49 @@ pub enum Observation {
         /// Bytes moved to the host.
         to_host: Bytes,
     },
-    /// The process made a context, or took a reference to a device's primary one.
-    ContextMade {
-        /// Who.
-        process: Process,
-        /// Which.
-        context: Context,
-    },
-    /// The process ended a context, or gave back a reference to a device's primary one.
-    ContextEnded {
-        /// Who.
-        process: Process,
-        /// Which.
-        context: Context,
-    },
-    /// A device's primary context lost everything in it; its references stay.
-    ContextReset {
-        /// Who.
-        process: Process,
-        /// The device, by the application's number for it.
-        device: u32,
-    },
-    /// The process replaced its program: what was known of its memory is void.
-    Exec {
-        /// Who.
-        process: Process,
-    },
-    /// The process ended; its last [`Observation::Activity`] came before.
-    Exited {
-        /// Who.
-        process: Process,
-    },
-    /// The observer itself; replaces what it said before.
-    Observer(Health),
+    /// It made a context, or took a reference to a device's primary one.
+    ContextMade(Context),
+    /// It ended a context, or gave back a reference to a device's primary one.
+    ContextEnded(Context),
+    /// The primary context of this device lost everything in it; its references stay.
+    ContextReset(u32),
+    /// It replaced its program: what was known of its memory is void.
+    Exec,
+    /// It ended; its last [`What::Activity`] came before.
+    Exited,
+}
+
+/// Who a process is, for people and for finding its pod; read once, when it was met.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The name of its program; empty if it has none, or was gone already.
+    pub name: String,
+    /// The path of its cgroup.
+    pub cgroup: String,
+}
+
+/// How much a process has done since it began.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// Who it is: said each time, so that whoever had no room for it before learns it then.
+    pub who: Arc<Identity>,
+    /// All its calls. Apart, since all others are much smaller.
+    pub counts: Box<Counts>,
+    /// The first call of it that was observed: all that are counted came then or later.
+    pub first_call: Moment,
+    /// Its application's last observed call.
+    pub last_call: Moment,
+    /// Its application's last launch of a kernel or graph.
+    pub last_launch: Moment,
+    /// Records about it that were lost so far, by [`Loss`]: if any, what is known of its memory is inexact.
+    pub lost: [u64; Loss::COUNT],
+    /// It has been observed since it began, and in full.
+    pub whole: bool,
 }
 
 /// How the observer is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Health {
+pub struct ObserverState {
     /// The programs are loaded in the kernel.
     pub loaded: bool,
     /// Why not, or what else is missing, with the remedy; empty when all is well.

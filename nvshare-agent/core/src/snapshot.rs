@@ -15,7 +15,7 @@ pub use self::calls::Calls;
 pub use self::clients::{Client, ClientDevice, Ended, Foreign, Owner, Totals};
 pub use self::histogram::Histogram;
 
-use crate::observation::Health;
+use crate::observation::ObserverState;
 use crate::settings::Settings;
 
 /// The whole agent at one moment.
@@ -50,7 +50,7 @@ pub struct State {
     /// The host memory of shadows.
     pub host: Host,
     /// The uprobes.
-    pub observer: Health,
+    pub observer: ObserverState,
     /// Changes of who holds the memory.
     pub switches: Switches,
     /// How long clients waited, from wanting to run until they ran.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use nvshare_agent_core::conductor::{Command, Core};
 use nvshare_agent_core::ledger::SessionId;
 use nvshare_agent_core::moment::Moment;
-use nvshare_agent_core::observation::Observation;
+use nvshare_agent_core::observation::What;
 use nvshare_agent_core::process::Process;
 use nvshare_agent_core::reading::{Reading, Report};
 use nvshare_agent_world::{GIB, card, settings};
@@ -26,7 +26,7 @@ fn told(measured: u64, booked: u64) -> (Vec<Vec<Command>>, Bytes) {
     let mut core = Core::new(settings());
     core.begin_granting(BEGIN);
     let range = DeviceRange { start: DevicePtr(1 << 40), bytes: Bytes(booked) };
-    core.ledger.observe(STRANGER, &Observation::Allocated { process: STRANGER, call: Call::Alloc, range });
+    core.ledger.observe(STRANGER, &What::Allocated(Call::Alloc, range));
     let mut told = Vec::new();
     for turn in 0..40 {
         let now = |ms| after(100 * turn + ms);

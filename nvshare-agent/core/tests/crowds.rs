@@ -136,14 +136,14 @@ proptest! {
         let before: Vec<u64> = world.shims.iter().map(|shim| shim.ran).collect();
         let living = world.shims.iter().filter(|shim| shim.alive).count() as u64;
         // Each of the others may have one lease and one switch first; twice, because a turn can be taken in the middle.
-        // Who has a low priority is favoured after four ceilings, one after another.
+        // Who has a low priority has aged after four ceilings, one after another.
         let leases = 2 * living * (5000 + 2500);
         let orders = |world: &World, id| world.core.ledger.client(id).map(nvshare_agent_core::ledger::Client::orders).unwrap();
         let living = world.shims.iter().filter(|shim| shim.alive);
         let priorities: std::collections::BTreeSet<_> = living.map(|shim| orders(&world, shim.id).priority).collect();
-        let favours = if priorities.len() > 1 { leases / (2 * 7500) * (4 * 5000 + 7500) } else { 0 };
+        let aged = if priorities.len() > 1 { leases / (2 * 7500) * (4 * 5000 + 7500) } else { 0 };
         // One that ran with little weight is behind by two ceilings of its time at most.
-        world.run(1000 + leases + favours + 2 * 5000 * 10);
+        world.run(1000 + leases + aged + 2 * 5000 * 10);
         for (index, shim) in world.shims.iter().enumerate() {
             if shim.alive && orders(&world, shim.id).held_out.is_some() {
                 let held: u64 = shim.resident.values().sum();

@@ -10,7 +10,7 @@ use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
-use nvshare_agent_core::decision::Decision;
+use nvshare_agent_core::decision::{At, Decision};
 use nvshare_agent_core::ledger::{Booked, Ledger, Page, SessionId};
 use nvshare_agent_core::moment::Moment;
 use nvshare_agent_core::process::Process;
@@ -222,11 +222,12 @@ impl World {
         match event {
             Event::Grant(number) => {
                 let client = self.client(number).expect("a client");
-                self.decided(&Decision::Grant { client, device: CARD, bytes: pieces(1) });
+                self.decided(&Decision::Grant(At { client, device: CARD }, pieces(1)));
             }
             Event::SwapOut(number, amount) => {
                 let client = self.client(number).expect("a client");
-                self.decided(&Decision::SwapOut { client, device: CARD, bytes: pieces(amount), gains: None });
+                let at = At { client, device: CARD };
+                self.decided(&Decision::SwapOut { at, bytes: pieces(amount), gains: None });
             }
             Event::Hear(number) => {
                 let id = self.client(number).expect("a client");

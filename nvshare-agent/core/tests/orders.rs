@@ -103,7 +103,7 @@ fn lower_priorities_run_last_and_are_not_starved() {
     }
     world.run(30_000);
     let all = [high, normal, low[0], low[1], low[2]];
-    // Five favours a round, each after four ceilings and with a lease of one: two rounds.
+    // Five that have aged a round, each after four ceilings and with a lease of one: two rounds.
     let ran = ran(&mut world, &all, 2 * 4 * 6 * CEILING_MS);
     let sum: u64 = ran.iter().sum();
     assert!(ran[0] * 10 > sum * 7, "the high one ran for {} of {sum} ms", ran[0]);

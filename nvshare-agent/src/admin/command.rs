@@ -5,11 +5,11 @@ use std::io::{self, Write};
 use nvshare_agent_core::change::Change;
 use nvshare_agent_core::snapshot::State;
 
+use super::args::{ProbesArgs, SetArgs, StatusArgs};
 use super::client::{AskError, Client};
 use super::orders;
 use super::who::NoSuchClient;
 use super::{Request, Response, view};
-use crate::config::{ProbesArgs, SetArgs, StatusArgs};
 use crate::health::Readiness;
 
 /// Why a command failed.
@@ -33,7 +33,7 @@ pub enum CommandError {
 }
 
 impl CommandError {
-    /// The exit status that scripts see: [`crate::config::EXIT_STATUSES`].
+    /// The exit status that scripts see: [`super::args::EXIT_STATUSES`].
     pub fn exit_status(&self) -> u8 {
         match self {
             CommandError::NoClient(_) => 2,

@@ -5,6 +5,7 @@
 //! `{"answer":"settings",...}`; `{"request":"order","client":3,"order":"swap_out"}` answers `{"answer":"ordered"}`; anything
 //! else answers `{"answer":"error","why":...}`.
 
+pub mod args;
 pub mod change;
 pub mod client;
 pub mod command;

@@ -6,11 +6,11 @@ use nvshare_agent_core::order::{Priority, Weight, What};
 use nvshare_agent_core::value;
 use nvshare_common::bytes::Bytes;
 
+use super::args::{AdminArgs, examples};
 use super::client::{AskError, Client};
 use super::command::{CommandError, ask, print};
 use super::who::Who;
 use super::{Request, Response};
-use crate::config::{AdminArgs, EXIT_STATUSES};
 
 /// `swap`.
 #[derive(Debug, Args)]
@@ -201,14 +201,6 @@ fn done(order: What) -> String {
         What::Limit(Some(limit)) => format!("may have at most {limit} of each device"),
         What::Limit(None) => "may have what each device has".to_owned(),
     }
-}
-
-/// Examples and exit statuses below the help of a command.
-pub(crate) fn examples(lines: &[(&str, &str)]) -> String {
-    let width = lines.iter().map(|(command, _)| command.len()).max().unwrap_or_default();
-    let lines: Vec<String> =
-        lines.iter().map(|(command, what)| format!("  {command:width$}  # {what}")).collect();
-    format!("Examples:\n{}\n\n{EXIT_STATUSES}", lines.join("\n"))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use nvshare_agent_core::observation::Health;
+use nvshare_agent_core::observation::ObserverState;
 use nvshare_agent_core::snapshot::{Client, Device, State};
 use nvshare_agent_core::value;
 use nvshare_common::bytes::Bytes;
@@ -169,7 +169,7 @@ fn client(client: &Client) -> [String; 12] {
 }
 
 /// What the uprobes are attached to, and what is wrong with them.
-pub(super) fn probes(observer: &Health) -> String {
+pub(super) fn probes(observer: &ObserverState) -> String {
     let mut text = match (observer.loaded, observer.scanned) {
         (false, _) => "the eBPF programs are not loaded: nothing is observed\n".to_owned(),
         (true, false) => {
@@ -217,7 +217,7 @@ pub(super) fn probes(observer: &Health) -> String {
 }
 
 /// How records were lost, in brackets.
-fn losses(observer: &Health) -> String {
+fn losses(observer: &ObserverState) -> String {
     let kinds = Loss::ALL.iter().map(|how| (how.name(), observer.losses[*how as usize]));
     let kinds: Vec<String> =
         kinds.filter(|(_, count)| *count > 0).map(|(how, count)| format!("{how} {count}")).collect();
@@ -225,7 +225,7 @@ fn losses(observer: &Health) -> String {
 }
 
 /// One line on managed memory.
-fn managed(observer: &Health) -> String {
+fn managed(observer: &ObserverState) -> String {
     let uvm = &observer.uvm;
     if uvm.observed {
         return format!(
@@ -353,7 +353,7 @@ mod tests {
                 places: format!("cuMemFree_v2 +0x{functions:x} (behind it) 55 emulated\n"),
             }
         };
-        let observer = Health {
+        let observer = ObserverState {
             loaded: true,
             problems: vec!["no return probes here".to_owned()],
             lost: 7,
@@ -366,7 +366,7 @@ mod tests {
                 file("/lib/a.so.1", 40, &["cuMemAlloc_v2: no such symbol"], None),
                 file("/lib/b\u{1b}.so.1", 0, &[], Some("no permission")),
             ],
-            ..Health::default()
+            ..ObserverState::default()
         };
         let text = probes(&observer);
         for part in [
@@ -381,7 +381,7 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
-        assert!(probes(&Health::default()).contains("nothing is observed"));
+        assert!(probes(&ObserverState::default()).contains("nothing is observed"));
     }
 
     #[test]

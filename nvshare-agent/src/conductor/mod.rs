@@ -5,6 +5,7 @@ mod bypass;
 mod host;
 mod info_log;
 mod lines;
+mod options;
 mod owners;
 mod publish;
 mod remember;
@@ -22,7 +23,7 @@ use nvshare_agent_core::change::Change;
 use nvshare_agent_core::conductor::Core;
 use nvshare_agent_core::ledger::SessionId;
 use nvshare_agent_core::moment::Moment;
-use nvshare_agent_core::observation::{Health, Observation};
+use nvshare_agent_core::observation::{ObserverState, Seen};
 use nvshare_agent_core::order::Order;
 use nvshare_agent_core::process::Process;
 use nvshare_agent_core::reading::{Reading, Report};
@@ -34,6 +35,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::host::HostMemory;
 use self::info_log::InfoLog;
 use self::lines::Lines;
+pub use self::options::{Options, OptionsError};
 use self::owners::Owners;
 use self::remember::Memory;
 use self::seen::Paged;
@@ -89,7 +91,7 @@ pub fn inputs() -> (mpsc::Sender<Input>, mpsc::Receiver<Input>) {
 }
 
 /// The way of the observer's batches to the conductor, in order; and its end.
-pub fn observations() -> (mpsc::Sender<Vec<Observation>>, mpsc::Receiver<Vec<Observation>>) {
+pub fn observations() -> (mpsc::Sender<Vec<Seen>>, mpsc::Receiver<Vec<Seen>>) {
     mpsc::channel(BATCHES)
 }
 
@@ -103,7 +105,7 @@ pub struct Conductor {
     lines: Lines,
     pages: BTreeMap<ClientId, Paged>,
     sessions: snapshot::Sessions,
-    observer: Health,
+    observer: ObserverState,
     owners: Owners,
     ended: VecDeque<Ended>,
     ended_totals: Totals,
@@ -158,7 +160,7 @@ impl Conductor {
                 closed: End::LABELS.map(|reason| (reason.to_owned(), 0)).into(),
                 ..snapshot::Sessions::default()
             },
-            observer: Health::default(),
+            observer: ObserverState::default(),
             owners: Owners::default(),
             ended: VecDeque::new(),
             ended_totals: Totals::default(),
@@ -184,7 +186,7 @@ impl Conductor {
     pub async fn run(
         mut self,
         mut inputs: mpsc::Receiver<Input>,
-        mut observations: mpsc::Receiver<Vec<Observation>>,
+        mut observations: mpsc::Receiver<Vec<Seen>>,
     ) {
         let mut pressing = self.turn(clock::now());
         loop {
@@ -202,8 +204,11 @@ impl Conductor {
                 Some(all) = observations.recv() => {
                     let now = clock::now();
                     self.batches += 1;
-                    for observation in all {
-                        self.observed(observation, now);
+                    for seen in all {
+                        match seen {
+                            Seen::Process(seen) => self.observed(&seen, now),
+                            Seen::Observer(health) => self.observer = health,
+                        }
                     }
                     self.changed = true;
                 }
@@ -229,8 +234,8 @@ impl Conductor {
                     self.disconnected(line.client, session, now);
                 }
             }
-            Input::Session(_, Event::Refused(why)) => {
-                *self.sessions.refused.entry(why.to_owned()).or_default() += 1;
+            Input::Session(_, Event::Refused(refusal)) => {
+                *self.sessions.refused.entry(refusal.label().to_owned()).or_default() += 1;
             }
             Input::Exited(process) => self.exited(process, now),
             Input::Devices(report) => {

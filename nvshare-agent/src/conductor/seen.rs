@@ -2,7 +2,7 @@
 
 use nvshare_agent_core::ledger::{Client, Page};
 use nvshare_agent_core::moment::Moment;
-use nvshare_agent_core::observation::{Counts, Observation};
+use nvshare_agent_core::observation::{Activity, Counts, Observation, What};
 use nvshare_agent_core::process::Process;
 use nvshare_agent_core::snapshot::{Ended, Totals};
 use nvshare_common::ids::ClientId;
@@ -11,7 +11,6 @@ use nvshare_common::probe::Call;
 use super::rest::digest;
 use super::{Conductor, bypass};
 use crate::control::CounterPage;
-use crate::pods;
 
 /// A client's page, and what is known from looking at it.
 pub(super) struct Paged {
@@ -22,58 +21,31 @@ pub(super) struct Paged {
 }
 
 impl Conductor {
-    pub(super) fn observed(&mut self, observation: Observation, now: Moment) {
-        use Observation as O;
-        let process = match &observation {
-            O::Observer(health) => {
-                self.observer = health.clone();
-                return;
-            }
-            O::Activity { process, .. }
-            | O::Allocated { process, .. }
-            | O::Freed { process, .. }
-            | O::Mapped { process, .. }
-            | O::Unmapped { process, .. }
-            | O::Launched { process, .. }
-            | O::Prefetched { process, .. }
-            | O::Advised { process, .. }
-            | O::Uvm { process, .. }
-            | O::Created { process, .. }
-            | O::Retained { process, .. }
-            | O::Released { process, .. }
-            | O::ContextMade { process, .. }
-            | O::ContextEnded { process, .. }
-            | O::ContextReset { process, .. }
-            | O::Exec { process }
-            | O::Exited { process } => self.known(*process),
-        };
+    pub(super) fn observed(&mut self, Observation { process, what }: &Observation, now: Moment) {
+        let process = self.known(*process);
         let client = self.core.ledger.client_of(process);
-        let observed = self.core.ledger.observe(process, &observation);
-        if observed.is_some_and(|observed| observed.name().is_empty()) {
-            let read = |file| std::fs::read_to_string(format!("/proc/{}/{file}", process.pid));
-            // A process may have no name; it is asked once all the same.
-            let name = read("comm").unwrap_or_default();
-            let name = Some(name.trim_end()).filter(|name| !name.is_empty());
-            self.core.ledger.observed_named(process, name.unwrap_or("?"));
+        let observed = self.core.ledger.observe(process, what);
+        if let What::Activity(Activity { who, .. }) = what
+            && observed.is_some_and(|observed| observed.name().is_empty())
+        {
+            // A process may have no name; it is not met again for that.
+            let name = if who.name.is_empty() { "?" } else { &who.name };
+            self.core.ledger.observed_named(process, name);
             if client.is_none() {
-                self.meet(process, pods::cgroup::path(&read("cgroup").unwrap_or_default()), now);
+                self.meet(process, &who.cgroup, now);
             }
         }
-        match (&observation, client) {
-            (O::Activity { counts, first_call, last_call, last_launch, .. }, Some(client)) => {
-                self.seen(client, counts, (*first_call, *last_call), *last_launch);
-            }
-            (O::Activity { counts, lost, .. }, None) => {
-                self.seen_of_the_dead(process, counts, lost.iter().sum());
-            }
-            (O::Exited { .. }, _) => self.gone(process),
+        match (what, client) {
+            (What::Activity(activity), Some(client)) => self.seen(client, activity),
+            (What::Activity(activity), None) => self.seen_of_the_dead(process, activity),
+            (What::Exited, _) => self.gone(process),
             // The program that had the shim is gone, and what it held with it; the process lives on without.
-            (O::Exec { .. }, Some(client))
+            (What::Exec, Some(client))
                 if self.core.ledger.client(client).is_some_and(|client| client.session().is_none()) =>
             {
                 self.exited(process, now);
             }
-            (observation, Some(client)) => self.core.ledger.warm(client, observation, now),
+            (what, Some(client)) => self.core.ledger.warm(client, what, now),
             _ => {}
         }
     }
@@ -94,13 +66,8 @@ impl Conductor {
     }
 
     /// The uprobes counted a client's calls. They were read before the page is: see [`bypass`].
-    fn seen(
-        &mut self,
-        id: ClientId,
-        counts: &Counts,
-        (first_call, last_call): (Moment, Moment),
-        last_launch: Moment,
-    ) {
+    fn seen(&mut self, id: ClientId, activity: &Activity) {
+        let &Activity { ref counts, first_call, last_call, last_launch, .. } = activity;
         let Some(paged) = self.pages.get_mut(&id) else { return };
         self.core.ledger.active(id, last_launch);
         let Some(client) = self.core.ledger.client(id) else { return };
@@ -124,14 +91,14 @@ impl Conductor {
     }
 
     /// The last counts of a client often come after its end.
-    fn seen_of_the_dead(&mut self, process: Process, counts: &Counts, lost: u64) {
+    fn seen_of_the_dead(&mut self, process: Process, activity: &Activity) {
         let same = |ended: &&mut Ended| {
             ended.process.pid == process.pid && (process.start == 0 || ended.process.start == process.start)
         };
         if let Some(ended) = self.ended.iter_mut().rev().find(same) {
-            ended.totals.application_seen = Totals::named(&counts.application);
-            ended.totals.engine_seen = Totals::named(&counts.engine);
-            ended.totals.lost = lost;
+            ended.totals.application_seen = Totals::named(&activity.counts.application);
+            ended.totals.engine_seen = Totals::named(&activity.counts.engine);
+            ended.totals.lost = activity.lost.iter().sum();
             self.forget(process);
         }
     }

@@ -17,8 +17,9 @@ use super::lines::Line;
 use super::seen::{Paged, threads, view};
 use super::{Conductor, Input, bypass, host};
 use crate::clock;
-use crate::control::{Counted, Opened, wait_for};
+use crate::control::{Counted, Opened};
 use crate::proc;
+use crate::ready::wait_for;
 
 impl Conductor {
     pub(super) fn opened(&mut self, session: SessionId, opened: Opened, now: Moment) {

@@ -286,8 +286,9 @@ mod tests {
             assert_eq!(origin(&parsed, "capacity"), (Value::Null, Source::Default));
         }
         let config = with(text, &[]).unwrap().cli.config;
-        assert_eq!((config.reserve.0, config.lease_factor, config.libcuda.len()), (128 << 20, 12.5, 2));
-        assert!(config.no_uprobes);
+        let (shared, observed) = (config.conductor, config.observer);
+        assert_eq!((shared.reserve.0, shared.lease_factor, observed.libcuda.len()), (128 << 20, 12.5, 2));
+        assert!(observed.no_uprobes);
     }
 
     #[test]

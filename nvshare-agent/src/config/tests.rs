@@ -1,5 +1,10 @@
 //! What a command line, the environment and a file say together.
 
+use std::time::Duration;
+
+use nvshare_agent_core::settings::Settings;
+use nvshare_common::bytes::Bytes;
+
 use super::*;
 
 fn run(flags: &[&str]) -> Result<Config, String> {
@@ -22,16 +27,19 @@ fn the_command_line_is_consistent() {
 
 #[test]
 fn flags_work_with_and_without_the_run_command() {
-    assert_eq!(run(&[]).unwrap().listen.port(), 9430);
-    assert_eq!(run(&["--capacity", "16G"]).unwrap().capacity, Some(Bytes(16 << 30)));
-    assert_eq!(run(&["run", "--lease-floor=200ms"]).unwrap().lease_floor, Duration::from_millis(200));
-    let several = run(&["--libcuda", "/a", "--libcuda", "/b"]).unwrap().libcuda;
+    assert_eq!(run(&[]).unwrap().http.listen.port(), 9430);
+    assert_eq!(run(&["--capacity", "16G"]).unwrap().conductor.capacity, Some(Bytes(16 << 30)));
+    assert_eq!(
+        run(&["run", "--lease-floor=200ms"]).unwrap().conductor.lease_floor,
+        Duration::from_millis(200)
+    );
+    let several = run(&["--libcuda", "/a", "--libcuda", "/b"]).unwrap().observer.libcuda;
     assert_eq!(several, [PathBuf::from("/a"), PathBuf::from("/b")]);
 }
 
 #[test]
 fn defaults_of_the_flags_and_of_the_settings_agree() {
-    let settings = run(&[]).unwrap().settings();
+    let settings = run(&[]).unwrap().conductor.settings();
     assert!(settings.host_memory > Bytes::MIB, "{settings:?}");
     assert_eq!(settings, Settings { host_memory: settings.host_memory, ..Settings::default() });
 }

@@ -1,5 +1,5 @@
-//! The only unsafe code of the socket: a client's counter page, mapped for reading; one socket option that rustix does not
-//! have; and descriptors given to the runtime to wait for.
+//! The only unsafe code of the socket: a client's counter page, mapped for reading; and one socket option that rustix does
+//! not have.
 
 #![expect(unsafe_code, reason = "a client's page of counters is mapped, and read as shared words")]
 
@@ -12,8 +12,6 @@ use nvshare_common::counters::{Counters, PAGE_BYTES};
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 /// Why a descriptor is no counter page.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -116,12 +114,6 @@ pub(super) fn peer_pid(socket: BorrowedFd<'_>) -> std::io::Result<i32> {
         )
     };
     if result == 0 { Ok(credentials.pid) } else { Err(std::io::Error::last_os_error()) }
-}
-
-/// Has the runtime wait for `interest` in a descriptor.
-pub(crate) fn wait_for(descriptor: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` names the same open file until it is dropped, and the runtime owns it until then.
-    unsafe { AsyncFd::register_with_interest(descriptor, interest) }.map_err(Into::into)
 }
 
 #[cfg(test)]

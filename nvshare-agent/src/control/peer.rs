@@ -2,13 +2,13 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use nvshare_agent_core::observation::Identity;
 use nvshare_agent_core::process::Process;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::page;
-use crate::pods::cgroup;
 use crate::proc;
 
 /// A process that connected.
@@ -64,9 +64,7 @@ impl Peer {
         if proc::process(number.unsigned_abs()) != Some(process) || ended(&pidfd) {
             return Err(gone());
         }
-        let read = |file: &str| std::fs::read_to_string(format!("/proc/{number}/{file}")).unwrap_or_default();
-        let name = read("comm").trim_end().to_owned();
-        let cgroup = cgroup::path(&read("cgroup")).to_owned();
+        let Identity { name, cgroup } = proc::identity(number.unsigned_abs());
         Ok(Peer { process, pidfd, name, cgroup })
     }
 }

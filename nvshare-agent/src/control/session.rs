@@ -12,47 +12,51 @@ use nvshare_common::wire::{self, Received};
 use rustix::io::retry_on_intr;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::connections::{Connections, Counted};
-use super::{CounterPage, End, Event, Opened, Outbox, Packet, PageError, Peer, QUEUE, wait_for};
-use crate::conductor::Input;
+use super::listener::Heard;
+use super::outbox::Packet;
+use super::{CounterPage, End, Event, Opened, Outbox, PageError, Peer, Refusal};
+use crate::ready::wait_for;
 
 /// How long a client may take to say `Hello`.
 pub(super) const HELLO_LIMIT: Duration = Duration::from_secs(5);
 
 /// Carries the connection from its beginning to its end.
-pub(super) async fn carry(
+pub(super) async fn carry<H: Heard>(
     socket: OwnedFd,
     id: SessionId,
-    inputs: mpsc::Sender<Input>,
+    tell: impl Fn(Event) -> H + Send + Sync,
     connections: Connections,
 ) {
-    let tell = |event| inputs.send(Input::Session(id, event));
     // A shim that is refused never comes again: only what will not change is answered. Otherwise the connection is closed,
     // and the shim tries again later.
-    let turn_away = async |label: &'static str, why: String| {
+    let turn_away = async |refusal: Refusal, why: String| {
         tracing::debug!(session = id.0, why, "connection closed");
         if connections.turned_away(Instant::now()) {
-            let _ = tell(Event::Refused(label)).await;
+            let _ = tell(Event::Refused(refusal)).await;
         }
     };
-    let refuse = async |socket: &OwnedFd, label: &'static str, why: String| {
+    let refuse = async |socket: &OwnedFd, refusal: Refusal, why: String| {
         tracing::info!(session = id.0, why, "connection refused");
         if let Ok(bytes) = frame::encode_answer(&Answer::Refused { why }) {
             let _ = wire::send(socket, &bytes, None);
         }
-        let _ = tell(Event::Refused(label)).await;
+        let _ = tell(Event::Refused(refusal)).await;
     };
     let peer = match Peer::of(&socket) {
         Ok(peer) => peer,
-        Err(error) => return turn_away("unknown", error.to_string()).await,
+        Err(error) => return turn_away(Refusal::Unknown, error.to_string()).await,
     };
     let pid = peer.process.pid;
     let Some(counted) = connections.count(peer.process, &peer.cgroup, Instant::now()).map(Arc::new) else {
-        return turn_away("too_many", format!("too many connections of process {pid}, its cgroup, or all"))
-            .await;
+        return turn_away(
+            Refusal::TooMany,
+            format!("too many connections of process {pid}, its cgroup, or all"),
+        )
+        .await;
     };
     // Before it is read who it says it is: who comes again and again waits here.
     if let Some(pause) = counted.came(Instant::now()) {
@@ -73,25 +77,23 @@ pub(super) async fn carry(
                  release for both",
                 env!("CARGO_PKG_VERSION")
             );
-            return refuse(socket.get_ref(), "version", why).await;
+            return refuse(socket.get_ref(), Refusal::Version, why).await;
         }
-        Ok((Err(error), _)) => return refuse(socket.get_ref(), "malformed", error.to_string()).await,
+        Ok((Err(error), _)) => return refuse(socket.get_ref(), Refusal::Malformed, error.to_string()).await,
         Err(end) => {
             tracing::info!(session = id.0, pid, %end, "no session");
-            let _ = tell(Event::Refused(end.label())).await;
+            let _ = tell(Event::Refused(Refusal::of(&end))).await;
             return;
         }
     };
     let page = descriptor.ok_or(PageError::Absent).and_then(CounterPage::map);
-    let (packets, outgoing) = mpsc::channel(QUEUE);
-    let dismissed = Arc::new(Notify::new());
-    let outbox = Outbox { packets, dismissed: Arc::clone(&dismissed) };
+    let (outbox, outgoing, dismissed) = Outbox::new();
     let opened = Opened { peer, hello, page, outbox, counted: Arc::clone(&counted) };
-    if tell(Event::Opened(Box::new(opened))).await.is_err() {
+    if !tell(Event::Opened(Box::new(opened))).await {
         return;
     }
     let end = tokio::select! {
-        end = converse(&socket, &mut buffer, id, &inputs, outgoing, &counted) => end,
+        end = converse(&socket, &mut buffer, &tell, outgoing, &counted) => end,
         () = dismissed.notified() => End::Dismissed,
     };
     if let End::Malformed(_) = end {
@@ -104,11 +106,10 @@ pub(super) async fn carry(
 }
 
 /// Carries packets both ways until one side ends.
-async fn converse(
+async fn converse<H: Heard>(
     socket: &AsyncFd<OwnedFd>,
     buffer: &mut [u8],
-    id: SessionId,
-    inputs: &mpsc::Sender<Input>,
+    tell: &(impl Fn(Event) -> H + Sync),
     mut outgoing: mpsc::Receiver<Packet>,
     counted: &Counted,
 ) -> End {
@@ -131,8 +132,7 @@ async fn converse(
                 Ok(message) => {
                     // Whatever else comes with a descriptor does not keep it open until it is heard.
                     let descriptor = descriptor.filter(|_| matches!(message, ToAgent::ArenaHeld { .. }));
-                    let event = Event::Said(message, descriptor);
-                    if inputs.send(Input::Session(id, event)).await.is_err() {
+                    if !tell(Event::Said(message, descriptor)).await {
                         return End::Dismissed;
                     }
                     if let Some(pause) = counted.said(Instant::now()) {

@@ -13,6 +13,7 @@
 
 mod events;
 mod history;
+mod options;
 mod page;
 
 mod bounded;
@@ -30,6 +31,8 @@ use axum::{Json, Router};
 use nvshare_agent_core::snapshot::State;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+
+pub use self::options::Options;
 
 use self::bounded::Bounded;
 use self::events::Events;

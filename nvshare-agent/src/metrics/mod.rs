@@ -12,10 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nvshare_agent_core::snapshot::{Activity, State, Totals};
 use nvshare_common::bytes::Bytes;
 use nvshare_common::event::Loss;
+use nvshare_common::probe::Call;
 use prometheus::TextEncoder;
 use tokio::sync::watch;
 
-use crate::control::CONNECTIONS;
+use crate::control::{CONNECTIONS, End, Refusal};
 use crate::health::{Health, Readiness};
 use clients::clients;
 use lines::Lines;
@@ -87,11 +88,12 @@ fn agent(page: &mut Page, state: &State, readiness: &Readiness) {
     page.put(Series::HostMissing, &[], bytes(state.host.missing));
 
     page.put(Series::SessionsOpened, &[], state.sessions.opened as f64);
-    for (reason, count) in &state.sessions.refused {
-        page.put(Series::SessionsRefused, &[reason], *count as f64);
+    let sessions = &state.sessions;
+    for reason in Refusal::ALL.map(Refusal::label) {
+        page.put(Series::SessionsRefused, &[reason], count(&sessions.refused, reason));
     }
-    for (reason, count) in &state.sessions.closed {
-        page.put(Series::SessionsClosed, &[reason], *count as f64);
+    for reason in End::LABELS {
+        page.put(Series::SessionsClosed, &[reason], count(&sessions.closed, reason));
     }
 }
 
@@ -194,8 +196,9 @@ fn calls(page: &mut Page, all: &Totals) {
         ("uprobes", "engine", &all.engine_seen),
     ];
     for (seen_by, made_by, counts) in counts {
-        for (call, count) in counts.iter() {
-            page.put(Series::Calls, &[seen_by, made_by, call], count as f64);
+        // The shim counts no others.
+        for call in Call::ALL.iter().filter(|call| seen_by == "uprobes" || call.is_compared()) {
+            page.put(Series::Calls, &[seen_by, made_by, call.name()], counts.0[*call as usize] as f64);
         }
     }
 }
@@ -242,6 +245,11 @@ fn few(reasons: &BTreeMap<String, Bytes>) -> BTreeMap<String, Bytes> {
         sum.0 = sum.0.saturating_add(amount.0);
     }
     few
+}
+
+/// How often something happened, for one of the reasons for which it can happen.
+fn count(counts: &BTreeMap<String, u64>, reason: &str) -> f64 {
+    counts.get(reason).copied().unwrap_or_default() as f64
 }
 
 fn bytes(bytes: Bytes) -> f64 {

@@ -1,5 +1,7 @@
 //! What the page of metrics has for a state.
 
+mod values;
+
 use std::collections::BTreeSet;
 
 use nvshare_agent_core::observation::Attachment;

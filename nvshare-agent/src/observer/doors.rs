@@ -22,5 +22,6 @@ pub fn mapping(record: &[u8]) -> Option<(u32, String)> {
 /// What a record of the ring buffer tells.
 pub fn record(bytes: &[u8]) -> Option<Observation> {
     let record = Record::decode(bytes)?;
-    translate::observation(&record, Process { pid: record.tgid(), start: 1 })
+    let what = translate::what(&record)?;
+    Some(Observation { process: Process { pid: record.tgid(), start: 1 }, what })
 }

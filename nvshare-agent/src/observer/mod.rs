@@ -5,8 +5,8 @@
 //! records, follows processes to their death (`watch`) and tells the conductor in observations (`translate`). What the
 //! kernel module for managed memory does is seen by kprobes, where they can be had (`uvm`).
 //!
-//! Everything here may be missing (no permission, no object, an old kernel): then [`Health`] says what and what helps, and
-//! the agent runs on. Losing an observation may cost speed, never data.
+//! Everything here may be missing (no permission, no object, an old kernel): then [`ObserverState`] says what and what helps,
+//! and the agent runs on. Losing an observation may cost speed, never data.
 
 mod attached;
 mod attachments;
@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
-use nvshare_agent_core::observation::{self, Health, Observation};
+use nvshare_agent_core::observation::{self, ObserverState, Seen};
 use nvshare_common::event::{Loss, RING_BYTES, Record};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
@@ -52,7 +52,7 @@ use uvm::Uvm;
 use watch::Watch;
 
 pub use library::{Library, LibraryError, Point};
-pub use options::{Options, SCAN_EVERY};
+pub use options::{Flags, Options, SCAN_EVERY};
 pub use part::{Part, PartError};
 pub use programs::{AttachError, LoadError};
 pub use site::{Site, choose as choose_site};
@@ -88,10 +88,10 @@ pub struct Observer {
 impl Observer {
     /// Starts observing. `tell` gets every batch of observations, in order, on the observer's thread; it may block (then
     /// records wait in the kernel, and are counted as lost when there is no more room), and ends the observer by
-    /// answering `false`. The first batch holds the [`Health`] after the first look at all processes.
+    /// answering `false`. The first batch holds the [`ObserverState`] after the first look at all processes.
     pub fn start(
         options: Options,
-        tell: impl FnMut(Vec<Observation>) -> bool + Send + 'static,
+        tell: impl FnMut(Vec<Seen>) -> bool + Send + 'static,
     ) -> io::Result<Observer> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let stopped = Arc::clone(&stop);
@@ -123,14 +123,14 @@ impl Drop for Observer {
     }
 }
 
-fn run(options: &Options, stop: &OwnedFd, mut tell: impl FnMut(Vec<Observation>) -> bool) {
+fn run(options: &Options, stop: &OwnedFd, mut tell: impl FnMut(Vec<Seen>) -> bool) {
     let ended = guard(|| match State::begin(options, stop) {
         Ok(state) => state.run(&mut tell),
         Err(error) => Some(error.to_string()),
     });
     if let Some(why) = ended {
         tracing::warn!(why, "nothing is observed");
-        tell(vec![Observation::Observer(Health { problems: vec![why], ..Health::default() })]);
+        tell(vec![Seen::Observer(ObserverState { problems: vec![why], ..ObserverState::default() })]);
     }
 }
 
@@ -173,11 +173,11 @@ struct State {
     scan_at: Instant,
     scanned_at: Instant,
     compared_at: Instant,
-    health: Health,
+    health: ObserverState,
     health_at: Instant,
     /// About the ways in which mappings are found.
     problems: Vec<String>,
-    tell: Vec<Observation>,
+    tell: Vec<Seen>,
     /// When anything was last read, and whether the kernel was asked to wake us by the next call since.
     moved_at: Instant,
     asleep: bool,
@@ -223,7 +223,7 @@ impl State {
             scan_at: Instant::now() + options.scan_every,
             scanned_at: Instant::now(),
             compared_at: Instant::now(),
-            health: Health::default(),
+            health: ObserverState::default(),
             health_at: Instant::now(),
             problems,
             tell: Vec::new(),
@@ -266,7 +266,7 @@ impl State {
     }
 
     /// Says why it ended, if neither whoever listens nor `stop` ended it.
-    fn run(mut self, tell: &mut impl FnMut(Vec<Observation>) -> bool) -> Option<String> {
+    fn run(mut self, tell: &mut impl FnMut(Vec<Seen>) -> bool) -> Option<String> {
         let mut events = Vec::with_capacity(64);
         loop {
             if !self.flush(tell) {
@@ -343,7 +343,7 @@ impl State {
 
     /// New processes, records, counts, deaths: in this order, so that a process is known before its records are read, and
     /// its records are read before it is forgotten. `false` if nobody listens any more.
-    fn take_in(&mut self, dead: &[u32], tell: &mut impl FnMut(Vec<Observation>) -> bool) -> bool {
+    fn take_in(&mut self, dead: &[u32], tell: &mut impl FnMut(Vec<Seen>) -> bool) -> bool {
         self.watch.cover(self.attachments.coverage());
         let (records, told) = (self.health.records, self.tell.len());
         self.watch.find_new();
@@ -379,7 +379,7 @@ impl State {
     }
 
     /// Hands over what there is; `false` if nobody listens any more.
-    fn flush(&mut self, tell: &mut impl FnMut(Vec<Observation>) -> bool) -> bool {
+    fn flush(&mut self, tell: &mut impl FnMut(Vec<Seen>) -> bool) -> bool {
         self.tell.is_empty() || tell(std::mem::take(&mut self.tell))
     }
 
@@ -448,7 +448,7 @@ impl State {
         self.health.attachments = self.attachments.list();
         self.health_at = Instant::now();
         tracing::debug!(processes = self.watch.processes(), lost, unattributed, "observing");
-        self.tell.push(Observation::Observer(self.health.clone()));
+        self.tell.push(Seen::Observer(self.health.clone()));
     }
 }
 

@@ -1,10 +1,11 @@
-//! What is observed, and how.
+//! What is observed, and how; and what of that flags say.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::Args;
+
 use super::part::Part;
-use crate::config::Config;
 
 /// See [`Options::scan_every`].
 pub const SCAN_EVERY: Duration = Duration::from_secs(30);
@@ -49,14 +50,39 @@ impl Options {
             part: None,
         }
     }
+}
 
-    /// What the agent's flags say; the programs lie beside its executable unless they are named.
-    pub fn of(config: &Config) -> Options {
+/// The observer's flags.
+#[derive(Clone, Debug, Args)]
+#[group(skip)]
+pub struct Flags {
+    /// A CUDA driver library to observe at once, before any process uses it; may be repeated
+    #[arg(long, value_name = "PATH", env = "NVSHARE_AGENT_LIBCUDA", value_delimiter = ':')]
+    pub libcuda: Vec<PathBuf>,
+
+    /// Observe only what this cgroup's processes (second version), and those of the cgroups below it, ask of the CUDA driver
+    /// [default: everybody on the machine]
+    #[arg(long, value_name = "DIRECTORY", env = "NVSHARE_AGENT_NODE_CGROUP", value_parser = Part::at)]
+    pub node_cgroup: Option<Part>,
+
+    /// The compiled eBPF programs [default: nvshare.bpf.o beside this executable]
+    #[arg(long, value_name = "PATH", env = "NVSHARE_AGENT_EBPF_OBJECT")]
+    pub ebpf_object: Option<PathBuf>,
+
+    /// Run without uprobes: idle clients and cold memory are then recognised less well
+    #[arg(long, env = "NVSHARE_AGENT_NO_UPROBES")]
+    pub no_uprobes: bool,
+}
+
+impl Flags {
+    /// What to observe, if anything; the programs lie beside the agent's executable unless they are named.
+    pub fn options(&self) -> Option<Options> {
         let beside = || std::env::current_exe().unwrap_or_default().with_file_name("nvshare.bpf.o");
-        Options {
-            libraries: config.libcuda.clone(),
-            part: config.node_cgroup.clone(),
-            ..Options::new(config.ebpf_object.clone().unwrap_or_else(beside))
-        }
+        let options = Options {
+            libraries: self.libcuda.clone(),
+            part: self.node_cgroup.clone(),
+            ..Options::new(self.ebpf_object.clone().unwrap_or_else(beside))
+        };
+        (!self.no_uprobes).then_some(options)
     }
 }

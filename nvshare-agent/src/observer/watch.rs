@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nvshare_agent_core::moment::Moment;
-use nvshare_agent_core::observation::{Counts, Observation};
+use nvshare_agent_core::observation::{Activity, Counts, Identity, Observation, Seen, What};
 use nvshare_agent_core::process::Process;
 use nvshare_common::event::{Kind, Loss, Record};
 use rustix::io::Errno;
@@ -23,6 +23,7 @@ const TICK: Duration = Duration::from_millis(10);
 /// A process with a slot.
 struct Live {
     process: Process,
+    who: Arc<Identity>,
     /// Readable when it is dead. `None`: it was dead when we first heard of it.
     descriptor: Option<OwnedFd>,
     /// What was told of it last.
@@ -123,12 +124,13 @@ impl Watch {
         let coverage = self.coverage;
         // Its start is known to a tick; nobody loads a library and calls it within one.
         let whole = same && coverage.since.is_some_and(|since| since <= began(process) + TICK);
-        self.live
-            .insert(slot, Live { process, descriptor, told: Sum::default(), whole, gaps: coverage.gaps });
+        let who = Arc::new(if same { proc::identity(pid) } else { Identity::default() });
+        let (told, gaps) = (Sum::default(), coverage.gaps);
+        self.live.insert(slot, Live { process, who, descriptor, told, whole, gaps });
     }
 
     /// What a record tells.
-    pub(super) fn record(&mut self, record: &Record, tell: &mut Vec<Observation>) {
+    pub(super) fn record(&mut self, record: &Record, tell: &mut Vec<Seen>) {
         let slot = record.slot as u32;
         if record.kind() == Some(Kind::Wake) {
             return;
@@ -145,12 +147,14 @@ impl Watch {
             Some(Kind::Exec) => self.replaced(slot, tell),
             // The descriptor tells when the last of its threads has ended.
             Some(Kind::Exit | Kind::Wake) | None => {}
-            Some(Kind::Call | Kind::Launch) => tell.extend(translate::observation(record, live.process)),
+            Some(Kind::Call | Kind::Launch) => {
+                tell.extend(translate::what(record).map(|what| seen(live.process, what)));
+            }
         }
     }
 
     /// Tells what changed since the last time.
-    pub(super) fn report(&mut self, tell: &mut Vec<Observation>) {
+    pub(super) fn report(&mut self, tell: &mut Vec<Seen>) {
         let mut ended = Vec::new();
         for (&slot, live) in &mut self.live {
             let now = self.slots.read(slot);
@@ -173,20 +177,20 @@ impl Watch {
     }
 
     /// The process is dead: its last counts are told, its slot is free.
-    pub(super) fn died(&mut self, slot: u32, tell: &mut Vec<Observation>) {
+    pub(super) fn died(&mut self, slot: u32, tell: &mut Vec<Seen>) {
         if let Some(process) = self.finish(slot, tell) {
-            tell.push(Observation::Exited { process });
+            tell.push(seen(process, What::Exited));
         }
     }
 
     /// The process runs another program now, under another slot if it makes calls again.
-    fn replaced(&mut self, slot: u32, tell: &mut Vec<Observation>) {
+    fn replaced(&mut self, slot: u32, tell: &mut Vec<Seen>) {
         if let Some(process) = self.finish(slot, tell) {
-            tell.push(Observation::Exec { process });
+            tell.push(seen(process, What::Exec));
         }
     }
 
-    fn finish(&mut self, slot: u32, tell: &mut Vec<Observation>) -> Option<Process> {
+    fn finish(&mut self, slot: u32, tell: &mut Vec<Seen>) -> Option<Process> {
         let live = self.live.remove(&slot)?;
         let last = self.slots.reclaim(slot);
         if last != live.told {
@@ -222,16 +226,21 @@ fn add(to: &mut [u64; Loss::COUNT], more: &[u64; Loss::COUNT]) {
     }
 }
 
-fn activity(live: &Live, slot: &Sum, coverage: Coverage) -> Observation {
-    Observation::Activity {
-        process: live.process,
+fn activity(live: &Live, slot: &Sum, coverage: Coverage) -> Seen {
+    let activity = Activity {
+        who: Arc::clone(&live.who),
         counts: Box::new(Counts { application: slot.application, engine: slot.engine }),
         first_call: Moment(slot.first),
         last_call: Moment(slot.last),
         last_launch: Moment(slot.last_launch),
         lost: slot.lost,
         whole: live.whole && live.gaps == coverage.gaps,
-    }
+    };
+    seen(live.process, What::Activity(activity))
+}
+
+fn seen(process: Process, what: What) -> Seen {
+    Seen::Process(Observation { process, what })
 }
 
 /// When a process began, on the clock of the records.

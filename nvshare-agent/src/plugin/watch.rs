@@ -8,7 +8,7 @@ use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::control::wait_for;
+use crate::ready::wait_for;
 
 /// Watches one directory until dropped.
 #[derive(Debug)]

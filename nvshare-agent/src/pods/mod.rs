@@ -15,67 +15,21 @@ pub(crate) mod environ;
 pub mod events;
 mod keeper;
 pub mod kubelet;
+mod options;
 pub mod quantity;
 mod trouble;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
+pub use self::options::{ApiServer, Flags, Options, POD_RESOURCES, server};
+
 use self::cgroup::PodUid;
 use self::directory::{Allocated, Directory, Pod};
 use self::trouble::Trouble;
-use crate::config::Config;
 use crate::health::Health;
-
-/// Where the kubelet's pod-resources socket is unless told otherwise.
-pub const POD_RESOURCES: &str = "/var/lib/kubelet/pod-resources/kubelet.sock";
-
-/// The API server to ask.
-#[derive(Clone, Debug, Default)]
-pub struct ApiServer {
-    /// Where, without an account; `None`: by the pod's service account.
-    pub url: Option<axum::http::Uri>,
-}
-
-/// The address of an API server.
-pub fn server(text: &str) -> Result<axum::http::Uri, String> {
-    let uri = text.parse::<axum::http::Uri>().ok();
-    uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some())
-        .ok_or_else(|| "expected a URL such as http://127.0.0.1:8001".to_owned())
-}
-
-/// Whom to ask about pods.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// The name of this node.
-    pub node: Option<String>,
-    /// The API server, in a cluster.
-    pub api: Option<ApiServer>,
-    /// The kubelet's pod-resources socket, on its node.
-    pub pod_resources: Option<PathBuf>,
-}
-
-impl Options {
-    /// What is configured, where this process runs.
-    pub fn of(config: &Config) -> Options {
-        if config.no_pods {
-            return Options::default();
-        }
-        let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
-        let asked = in_cluster || config.kube_api.is_some();
-        // On a machine without a kubelet nobody misses its socket, unless told where it is.
-        let chosen = config.pod_resources != Path::new(POD_RESOURCES);
-        let on_a_node = in_cluster || chosen || config.pod_resources.parent().is_some_and(Path::exists);
-        Options {
-            node: config.node_name.clone(),
-            api: asked.then(|| ApiServer { url: config.kube_api.clone() }),
-            pod_resources: on_a_node.then(|| config.pod_resources.clone()),
-        }
-    }
-}
 
 /// What the keeper hears.
 enum News {

@@ -22,7 +22,14 @@ pub(crate) struct Client {
 impl Client {
     /// Starts one that has loaded `library`.
     pub(crate) fn start(library: &Path) -> Client {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        Client::prepared(library, |_| ())
+    }
+
+    /// Starts one that has loaded `library`, by a command that was prepared like this.
+    pub(crate) fn prepared(library: &Path, prepare: impl FnOnce(&mut Command)) -> Client {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        prepare(&mut command);
+        let mut child = command
             .args(["--exact", "client::role", "--nocapture", "--test-threads=1"])
             .env(LIBRARY, library)
             .stdin(Stdio::piped())

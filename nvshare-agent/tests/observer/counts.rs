@@ -1,15 +1,15 @@
-//! Seen calls are the calls made: exactly, by every thread, of every process.
+//! Observing calls are the calls made: exactly, by every thread, of every process.
 
 #![expect(unsafe_code, reason = "a client is traced")]
 
-use nvshare_agent_core::observation::Observation;
+use nvshare_agent_core::observation::{Observation, Seen, What};
 use nvshare_common::bytes::{Bytes, DevicePtr, DeviceRange};
 use nvshare_common::event::Loss;
 use nvshare_common::probe::{Call, PROBES};
 
 use crate::client::Client;
 use crate::fake::{ADDRESS, Fake};
-use crate::seen::{last_counts, named, observe};
+use crate::seen::{last_activity, last_counts, named, observe, observed, of};
 
 #[test]
 fn every_call_of_every_function_is_counted_once() {
@@ -31,8 +31,8 @@ fn every_call_of_every_function_is_counted_once() {
     assert_eq!((health.lost, health.unattributed), (0, 0));
     seen.wait("the hits of each place", |told| {
         let health = told.iter().rev().find_map(|seen| match seen {
-            Observation::Observer(health) => Some(health),
-            _ => None,
+            Seen::Observer(health) => Some(health),
+            Seen::Process(_) => None,
         })?;
         let places = &health.attachments[0].places;
         let all = PROBES.iter().enumerate().all(|(index, probe)| {
@@ -92,19 +92,16 @@ fn records_tell_what_calls_were_about() {
     let pid = client.pid();
     client.end();
     seen.counts_of_dead(pid);
-    let told: Vec<Observation> = seen.all();
+    let told: Vec<Seen> = seen.all();
     let allocated = |bytes| {
         let range = DeviceRange { start: DevicePtr(ADDRESS), bytes: Bytes(bytes) };
-        told.iter().any(|seen| {
-            matches!(seen, Observation::Allocated { process, call: Call::Alloc, range: seen }
-                if process.pid == pid && *seen == range)
-        })
+        of(&told, pid).any(|what| *what == What::Allocated(Call::Alloc, range))
     };
     assert!(allocated(4096), "{told:?}");
     // A pitch of 512 times a height of 3.
     assert!(allocated(1536), "{told:?}");
-    let launched = told.iter().find_map(|seen| match seen {
-        Observation::Launched { process, parameters, .. } if process.pid == pid => Some(parameters),
+    let launched = of(&told, pid).find_map(|what| match what {
+        What::Launched { parameters, .. } => Some(parameters),
         _ => None,
     });
     assert_eq!(launched.unwrap()[..3], [12345, 12346, 0]);
@@ -122,7 +119,7 @@ fn a_process_that_replaces_its_program_begins_again_at_zero() {
     let told = seen.all();
     let replaced = told
         .iter()
-        .position(|seen| matches!(seen, Observation::Exec { process } if process.pid == pid))
+        .position(|seen| matches!(seen, Seen::Process(Observation { process, what: What::Exec }) if process.pid == pid))
         .expect("the exec was told");
     let before = last_counts(&told[..replaced], pid).unwrap();
     assert_eq!(before.application[Call::Free as usize], 30);
@@ -152,20 +149,8 @@ fn a_flood_of_records_is_read_or_counted_as_lost_and_every_call_is_counted() {
     client.end();
     assert_eq!(seen.counts_of_dead(pid).application[Call::Unmap as usize], 200_000);
     let told = seen.stop();
-    let unmapped = told
-        .iter()
-        .filter(|seen| matches!(seen, Observation::Unmapped { process, .. } if process.pid == pid))
-        .count() as u64;
-    let lost = told
-        .iter()
-        .rev()
-        .find_map(|seen| match seen {
-            Observation::Activity { process, lost, .. } if process.pid == pid => {
-                Some(lost.iter().sum::<u64>())
-            }
-            _ => None,
-        })
-        .unwrap();
+    let unmapped = of(&told, pid).filter(|what| matches!(what, What::Unmapped(_))).count() as u64;
+    let lost: u64 = last_activity(&told, pid).unwrap().lost.iter().sum();
     assert_eq!(unmapped + lost, 200_000, "{lost} lost");
 }
 
@@ -182,13 +167,10 @@ fn a_call_within_a_call_is_told_apart_from_it() {
     let counts = seen.counts_of_dead(pid);
     assert_eq!(named(&counts.application), [("alloc", 150), ("create", 150)].into());
     let told = seen.all();
-    let allocated = told.iter().filter(|seen| matches!(seen, Observation::Allocated { .. })).count();
+    let allocated = observed(&told).filter(|seen| matches!(seen.what, What::Allocated(..))).count();
     assert_eq!(allocated, 150, "the inner ones");
-    let whole = told.iter().rev().find_map(|seen| match seen {
-        Observation::Activity { process, lost, whole, .. } if process.pid == pid => Some((*lost, *whole)),
-        _ => None,
-    });
-    assert_eq!(whole, Some(([0; 4], true)), "nothing was lost of either");
+    let last = last_activity(&told, pid).map(|activity| (activity.lost, activity.whole));
+    assert_eq!(last, Some(([0; 4], true)), "nothing was lost of either");
 }
 
 #[test]
@@ -200,24 +182,28 @@ fn of_a_process_that_is_older_than_the_observer_it_is_said() {
     let pid = client.pid();
     client.end();
     seen.counts_of_dead(pid);
-    let whole = |seen: &Observation| matches!(seen, Observation::Activity { process, whole: true, .. } if process.pid == pid);
-    assert!(!seen.all().iter().any(whole));
+    let whole = |what: &What| matches!(what, What::Activity(activity) if activity.whole);
+    assert!(!of(&seen.all(), pid).any(whole));
 }
 
 /// All calls of one kind, by whomever: of processes that were heard of, and nobody's.
-fn all_calls(told: &[Observation], call: Call) -> u64 {
+fn all_calls(told: &[Seen], call: Call) -> u64 {
     let mut last = std::collections::HashMap::new();
     let (mut ended, mut unattributed) = (0, 0);
     for seen in told {
-        match seen {
-            Observation::Activity { process, counts, .. } => {
-                last.insert(*process, counts.application[call as usize]);
+        let Observation { process, what } = match seen {
+            Seen::Process(seen) => seen,
+            Seen::Observer(health) => {
+                unattributed = health.unattributed;
+                continue;
+            }
+        };
+        match what {
+            What::Activity(activity) => {
+                last.insert(*process, activity.counts.application[call as usize]);
             }
             // A process that was gone before it was looked at has no start, and others have its number later.
-            Observation::Exited { process } | Observation::Exec { process } => {
-                ended += last.remove(process).unwrap_or(0);
-            }
-            Observation::Observer(health) => unattributed = health.unattributed,
+            What::Exited | What::Exec => ended += last.remove(process).unwrap_or(0),
             _ => {}
         }
     }
@@ -253,7 +239,7 @@ fn ten_thousand_short_processes_are_all_counted_and_leave_nothing_behind() {
     // Other tests have some, one of them more than a container's slots (`groups`).
     assert!(descriptors_of_processes() < 2500, "{}", descriptors_of_processes());
     let told = seen.stop();
-    assert!(!told.iter().any(|seen| matches!(seen, Observation::Exec { process } if process.pid == pid)));
+    assert!(!of(&told, pid).any(|what| *what == What::Exec));
     assert_eq!(all_calls(&told, Call::Unmap), processes);
 }
 

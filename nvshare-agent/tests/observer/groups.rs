@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nvshare_agent::observer::{Options, Part};
-use nvshare_agent_core::observation::Observation;
+use nvshare_agent_core::observation::{Seen, What};
 use nvshare_common::event::SLOTS_OF_GROUP;
 use nvshare_common::probe::Call;
 use nvshare_testbed::{Cgroups, Node, wait_for};
 
 use crate::client::Client;
 use crate::fake::Fake;
-use crate::seen::{last_counts, last_health, named, observe, observe_with};
+use crate::seen::{last_counts, last_health, named, observe, observe_with, of};
 
 /// No wait is longer.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -51,8 +51,8 @@ fn a_container_with_more_processes_than_its_quota_leaves_those_of_others_observe
         told.iter()
             .rev()
             .find_map(|seen| match seen {
-                Observation::Observer(health) => Some(health.unattributed == beyond),
-                _ => None,
+                Seen::Observer(health) => Some(health.unattributed == beyond),
+                Seen::Process(_) => None,
             })
             .filter(|all| *all)
     });
@@ -65,9 +65,7 @@ fn a_container_with_more_processes_than_its_quota_leaves_those_of_others_observe
         pid
     });
     let observed = seen.wait("the end of a quiet one", |told| {
-        quiet.into_iter().find(|pid| {
-            told.iter().any(|seen| matches!(seen, Observation::Exited { process } if process.pid == *pid))
-        })
+        quiet.into_iter().find(|pid| of(told, *pid).any(|what| *what == What::Exited))
     });
     assert_eq!(named(&seen.counts_of_dead(observed).application), [("map", 7)].into());
     many.end();
@@ -91,9 +89,7 @@ fn the_records_of_a_quiet_container_arrive_beside_a_flood_of_another() {
             flood.end();
         });
         seen.wait("the flood is throttled", |told| {
-            told.iter()
-                .any(|seen| matches!(seen, Observation::Unmapped { process, .. } if process.pid == flooding))
-                .then_some(())
+            of(told, flooding).any(|what| matches!(what, What::Unmapped(_))).then_some(())
         });
         for _ in 0..20 {
             client.run(&format!("call cuMemUnmap {} 1", QUIET / 20));
@@ -106,11 +102,7 @@ fn the_records_of_a_quiet_container_arrive_beside_a_flood_of_another() {
     let flooded = seen.counts_of_dead(flooding);
     assert_eq!(flooded.application[Call::Unmap as usize], 800_000);
     let told = seen.stop();
-    let records = |pid| {
-        told.iter()
-            .filter(|seen| matches!(seen, Observation::Unmapped { process, .. } if process.pid == pid))
-            .count()
-    };
+    let records = |pid| of(&told, pid).filter(|what| matches!(what, What::Unmapped(_))).count();
     assert_eq!(records(pid), QUIET, "beside {} of the flood", records(flooding));
     assert!(records(flooding) < 800_000, "it was no flood");
 }
@@ -156,7 +148,7 @@ fn an_agent_that_is_told_which_processes_are_its_node_observes_these_alone() {
 
 #[test]
 fn that_the_observer_misses_calls_is_said_where_readiness_is_asked_and_taken_back() {
-    let node = Node::new();
+    let node = Node::builder().alone().build();
     // Says so where the kernel does not let us.
     if observe(&[&node.libcuda()]).is_none() {
         return;
@@ -171,7 +163,7 @@ fn that_the_observer_misses_calls_is_said_where_readiness_is_asked_and_taken_bac
         Some(said.contains("misses what is called") && said.contains("too many of one process or container"))
     };
     assert_eq!(missed(), Some(false));
-    let mut client = Client::start(&node.libcuda());
+    let mut client = Client::prepared(&node.libcuda(), |command| node.enter(command));
     client.run("call cuMemUnmap 100000 2");
     wait_for("it is said", LIMIT, || missed()?.then_some(()));
     client.end();

@@ -8,7 +8,8 @@ use nvshare_common::probe::Call;
 
 use crate::client::Client;
 use crate::fake::Fake;
-use crate::seen::{Seen, last_health, observe, observe_with};
+use crate::own::Own;
+use crate::seen::{Observing, last_health, observe};
 
 /// A function that communication libraries hook, and one that nobody does.
 const HOOKED: &str = "cuMemFree_v2";
@@ -50,8 +51,8 @@ fn a_process_that_hooks_a_function_under_the_observers_eyes_lives_on() {
     client.end();
 }
 
-fn look_often() -> Option<Seen> {
-    observe_with(|object| Options {
+fn look_often(node: &Own) -> Option<Observing> {
+    node.observe(|object| Options {
         sample_every: 0,
         scan_every: Duration::from_millis(200),
         ..Options::new(object)
@@ -59,7 +60,7 @@ fn look_often() -> Option<Seen> {
 }
 
 /// Waits until what is refused of the library is this.
-fn wait_for_refused(seen: &Seen, fake: &Fake, expected: usize) {
+fn wait_for_refused(seen: &Observing, fake: &Fake, expected: usize) {
     let path = fake.path().display().to_string();
     seen.wait(&format!("{expected} refused functions"), |told| {
         let health = last_health(told)?;
@@ -71,12 +72,13 @@ fn wait_for_refused(seen: &Seen, fake: &Fake, expected: usize) {
 
 #[test]
 fn where_a_process_has_other_code_there_is_no_probe_while_it_lives() {
+    let node = Own::new();
     let fake = Fake::new();
     let library = Library::open(&fake.path()).unwrap();
     let place = library.points.iter().find(|point| point.symbol == HOOKED).unwrap().offset;
-    let (mut patched, mut clean) = (Client::start(&fake.path()), Client::start(&fake.path()));
+    let (mut patched, mut clean) = (node.client(&fake.path()), node.client(&fake.path()));
     patched.run(&format!("patch {place}"));
-    let Some(seen) = look_often() else { return };
+    let Some(seen) = look_often(&node) else { return };
     wait_for_refused(&seen, &fake, 1);
     for client in [&mut patched, &mut clean] {
         client.run(&format!("call {HOOKED} 100 2")).run("call cuMemUnmap 6 1");
@@ -92,11 +94,12 @@ fn where_a_process_has_other_code_there_is_no_probe_while_it_lives() {
 
 #[test]
 fn the_probe_goes_when_a_process_puts_other_code_there() {
+    let node = Own::new();
     let fake = Fake::new();
     let library = Library::open(&fake.path()).unwrap();
     let place = library.points.iter().find(|point| point.symbol == HOOKED).unwrap().offset;
-    let mut client = Client::start(&fake.path());
-    let Some(seen) = look_often() else { return };
+    let mut client = node.client(&fake.path());
+    let Some(seen) = look_often(&node) else { return };
     client.run(&format!("call {HOOKED} 8 1"));
     seen.wait_for_count(client.pid(), Call::Free, 8);
     // It calls nothing in between: the kernel has put its breakpoint over the jump again.
@@ -105,4 +108,32 @@ fn the_probe_goes_when_a_process_puts_other_code_there() {
     client.run(&format!("call {HOOKED} 5 1")).run("call cuMemUnmap 6 1");
     seen.wait_for_count(client.pid(), Call::Unmap, 6);
     client.end();
+}
+
+#[test]
+fn a_stranger_with_other_code_in_an_observed_file_is_spared_whatever_he_calls_it() {
+    let (node, elsewhere) = (Own::new(), Own::new());
+    let fake = Fake::new();
+    let library = Library::open(&fake.path()).unwrap();
+    let place = library.points.iter().find(|point| point.symbol == HOOKED).unwrap().offset;
+    let alias = fake.directory().join("alias");
+    std::fs::create_dir(&alias).unwrap();
+    let alias = alias.join("libcuda.so.1");
+    std::fs::hard_link(fake.path(), &alias).unwrap();
+    let Some(seen) = node.observe(|object| Options {
+        libraries: vec![fake.path()],
+        sample_every: 0,
+        scan_every: Duration::from_millis(200),
+        ..Options::new(object)
+    }) else {
+        return;
+    };
+    wait_for_refused(&seen, &fake, 0);
+    // The file has its probes, and nobody of the node has ever mapped it.
+    let mut stranger = elsewhere.client(&alias);
+    stranger.run(&format!("patch {place}"));
+    wait_for_refused(&seen, &fake, 1);
+    stranger.run(&format!("call {HOOKED} 5 1"));
+    stranger.end();
+    wait_for_refused(&seen, &fake, 0);
 }

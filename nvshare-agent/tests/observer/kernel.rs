@@ -6,12 +6,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use nvshare_agent::observer::{Library, Observer, Options, SCAN_EVERY};
-use nvshare_agent_core::observation::Observation;
+use nvshare_agent_core::observation::{Seen, What};
 use nvshare_common::probe::{Call, PROBES};
 
 use crate::client::Client;
 use crate::fake::Fake;
-use crate::seen::{last_health, named, observe, observe_with};
+use crate::own::Own;
+use crate::seen::{last_health, named, observe, observe_with, of};
 
 #[test]
 fn the_kernel_verifies_the_programs_and_every_function_gets_a_cheap_probe() {
@@ -33,7 +34,7 @@ fn without_its_object_the_observer_says_what_to_do() {
         Options { discover: false, sample_every: 0, ..Options::new("/nonexistent/nvshare.bpf.o".into()) };
     let observer = Observer::start(options, move |batch| sender.send(batch).is_ok()).unwrap();
     let batch = told.recv().unwrap();
-    let [Observation::Observer(health)] = &batch[..] else { panic!("{batch:?}") };
+    let [Seen::Observer(health)] = &batch[..] else { panic!("{batch:?}") };
     assert!(!health.loaded);
     assert!(health.problems[0].contains("/nonexistent/nvshare.bpf.o"), "{health:?}");
     assert!(health.problems[0].contains("--ebpf-object"), "{health:?}");
@@ -59,7 +60,7 @@ fn without_permission_the_observer_says_what_it_needs() {
         let observer = Observer::start(options, move |batch| sender.send(batch).is_ok()).unwrap();
         let batch = told.recv().unwrap();
         observer.stop();
-        let [Observation::Observer(health)] = &batch[..] else { panic!("{batch:?}") };
+        let [Seen::Observer(health)] = &batch[..] else { panic!("{batch:?}") };
         health.clone()
     });
     let health = health.join().unwrap();
@@ -108,24 +109,25 @@ fn probes_that_are_attached_one_by_one_count_as_exactly() {
     client.end();
     let counts = seen.counts_of_dead(pid);
     assert_eq!(named(&counts.application), [("alloc", 1), ("launch", 2000)].into());
-    let allocated =
-        |seen: &Observation| matches!(seen, Observation::Allocated { range, .. } if range.bytes.0 == 4096);
-    assert!(seen.all().iter().any(allocated), "its return was followed");
+    let allocated = |what: &What| matches!(what, What::Allocated(_, range) if range.bytes.0 == 4096);
+    assert!(of(&seen.all(), pid).any(allocated), "its return was followed");
 }
 
 #[test]
 fn a_library_is_found_within_moments_of_being_mapped() {
+    // Everybody is observed here: a cgroup of its own has its own share of the observer.
+    let node = Own::new();
     let discover = |object| Options { sample_every: 0, ..Options::new(object) };
     let Some(seen) = observe_with(discover) else { return };
     let fake = Fake::new();
-    let mut client = Client::start(&fake.path());
+    let mut client = node.client(&fake.path());
     let name = fake.path().display().to_string();
     seen.wait("the attachment", |told| {
         told.iter().rev().find_map(|seen| match seen {
-            Observation::Observer(health) => {
+            Seen::Observer(health) => {
                 health.attachments.iter().any(|attachment| attachment.path.ends_with(&name)).then_some(())
             }
-            _ => None,
+            Seen::Process(_) => None,
         })
     });
     client.run("call cuLaunchKernel 100 1");
@@ -135,8 +137,10 @@ fn a_library_is_found_within_moments_of_being_mapped() {
 
 #[test]
 fn a_library_in_use_before_the_observer_starts_is_found() {
+    // Everybody is observed here: a cgroup of its own has its own share of the observer.
+    let node = Own::new();
     let fake = Fake::new();
-    let mut client = Client::start(&fake.path());
+    let mut client = node.client(&fake.path());
     client.run("call cuLaunchKernel 5 1");
     let discover = |object| Options { sample_every: 0, ..Options::new(object) };
     let Some(seen) = observe_with(discover) else { return };
@@ -160,12 +164,13 @@ fn an_overlay_of_an_observed_file_is_not_observed_twice() {
 
 #[test]
 fn calls_through_an_overlay_are_counted_once_also_where_a_probe_had_to_go() {
+    let node = Own::new();
     let fake = Fake::new();
     let Some(_overlay) = overlay_over(&fake) else { return };
     let [lower, merged] = ["lower", "merged"].map(|name| fake.directory().join(name).join("libcuda.so.1"));
     let place = Library::open(&lower).unwrap();
     let place = place.points.iter().find(|point| point.symbol == "cuMemFree_v2").unwrap().offset;
-    let mut patched = Client::start(&lower);
+    let mut patched = node.client(&lower);
     patched.run(&format!("patch {place}"));
     let often = |object| Options {
         libraries: vec![lower.clone()],
@@ -173,8 +178,8 @@ fn calls_through_an_overlay_are_counted_once_also_where_a_probe_had_to_go() {
         scan_every: Duration::from_millis(200),
         ..Options::new(object)
     };
-    let Some(seen) = observe_with(often) else { return };
-    let mut client = Client::start(&merged);
+    let Some(seen) = node.observe(often) else { return };
+    let mut client = node.client(&merged);
     // Both names are known, and looked at more than once.
     std::thread::sleep(Duration::from_millis(1500));
     client.run("call cuMemUnmap 1000 2").run("call cuMemFree_v2 10 1");
@@ -191,7 +196,7 @@ fn what_another_observer_had_probed_is_observed_when_that_one_is_gone() {
     let copy = fake.copy("copy");
     let Some(other) = observe(&[&fake.path(), &copy]) else { return };
     let Some(seen) = observe(&[&fake.path(), &copy]) else { return };
-    let counted = |told: &[Observation], counted: bool| {
+    let counted = |told: &[Seen], counted: bool| {
         let health = last_health(told)?;
         let file = health.attachments.iter().find(|file| file.path == copy.display().to_string())?;
         // What is taken for another file has no counts of its own.

@@ -3,26 +3,26 @@
 use std::time::Duration;
 
 use nvshare_agent::observer::Options;
-use nvshare_agent_core::observation::{Attachment, Observation};
+use nvshare_agent_core::observation::{Attachment, Seen};
 use nvshare_common::probe::Call;
 
-use crate::client::Client;
 use crate::fake::Fake;
-use crate::seen::{Seen, observe_with};
+use crate::own::Own;
+use crate::seen::Observing;
 
 /// All processes are looked at this often here; what is not used for two and a half looks is let go.
 const LOOK: Duration = Duration::from_millis(200);
 
-fn look_often() -> Option<Seen> {
-    observe_with(|object| Options { sample_every: 0, scan_every: LOOK, ..Options::new(object) })
+fn look_often(node: &Own) -> Option<Observing> {
+    node.observe(|object| Options { sample_every: 0, scan_every: LOOK, ..Options::new(object) })
 }
 
 /// Waits until the file is in the list, or is not any more.
-fn wait_for(seen: &Seen, what: &str, condition: impl Fn(&[Attachment]) -> bool) {
+fn wait_for(seen: &Observing, what: &str, condition: impl Fn(&[Attachment]) -> bool) {
     seen.wait(what, |told| {
         let health = told.iter().rev().find_map(|seen| match seen {
-            Observation::Observer(health) => Some(health),
-            _ => None,
+            Seen::Observer(health) => Some(health),
+            Seen::Process(_) => None,
         })?;
         condition(&health.attachments).then_some(())
     });
@@ -35,9 +35,10 @@ fn named(fake: &Fake) -> impl Fn(&Attachment) -> bool {
 
 #[test]
 fn a_program_is_observed_after_its_library_was_replaced() {
+    let node = Own::new();
     let fake = Fake::new();
-    let Some(seen) = look_often() else { return };
-    let mut client = Client::start(&fake.path());
+    let Some(seen) = look_often(&node) else { return };
+    let mut client = node.client(&fake.path());
     wait_for(&seen, "the library", |files| files.iter().any(named(&fake)));
     client.run("call cuLaunchKernel 3 1");
     seen.wait_for_count(client.pid(), Call::Launch, 3);
@@ -54,11 +55,12 @@ fn a_program_is_observed_after_its_library_was_replaced() {
 
 #[test]
 fn a_library_that_was_replaced_before_the_observer_came_is_found() {
+    let node = Own::new();
     let fake = Fake::new();
-    let mut client = Client::start(&fake.path());
+    let mut client = node.client(&fake.path());
     let new = fake.copy("new");
     std::fs::rename(new, fake.path()).unwrap();
-    let Some(seen) = look_often() else { return };
+    let Some(seen) = look_often(&node) else { return };
     client.run("call cuLaunchKernel 7 1");
     seen.wait_for_count(client.pid(), Call::Launch, 7);
     client.end();
@@ -66,16 +68,17 @@ fn a_library_that_was_replaced_before_the_observer_came_is_found() {
 
 #[test]
 fn a_library_that_is_written_to_loses_its_probes_at_once() {
+    let node = Own::new();
     let fake = Fake::new();
-    let Some(seen) = look_often() else { return };
-    let client = Client::start(&fake.path());
+    let Some(seen) = look_often(&node) else { return };
+    let client = node.client(&fake.path());
     wait_for(&seen, "the library", |files| files.iter().any(named(&fake)));
     client.end();
     // Over it, not in its place: the same inode with other contents.
     let other = Fake::with(|name| name == "cuMemUnmap");
     std::fs::write(fake.path(), std::fs::read(other.path()).unwrap()).unwrap();
     wait_for(&seen, "the end of it", |files| !files.iter().any(named(&fake)));
-    let mut client = Client::start(&fake.path());
+    let mut client = node.client(&fake.path());
     wait_for(&seen, "the new contents", |files| {
         files.iter().any(|file| named(&fake)(file) && file.functions == 1)
     });
@@ -86,14 +89,15 @@ fn a_library_that_is_written_to_loses_its_probes_at_once() {
 
 #[test]
 fn a_process_with_very_many_libraries_does_not_keep_others_from_being_observed() {
+    let node = Own::new();
     let fake = Fake::with(|name| name == "cuMemUnmap");
-    let Some(seen) = look_often() else { return };
-    let mut many = Client::start(&fake.path());
+    let Some(seen) = look_often(&node) else { return };
+    let mut many = node.client(&fake.path());
     for number in 0..40 {
         many.run(&format!("open {}", fake.copy(&format!("copy{number}")).display()));
     }
     let late = Fake::with(|name| name == "cuMemMap");
-    let mut client = Client::start(&late.path());
+    let mut client = node.client(&late.path());
     wait_for(&seen, "the late one", |files| files.iter().any(named(&late)));
     client.run("call cuMemMap 4 1");
     seen.wait_for_count(client.pid(), Call::Map, 4);

@@ -9,14 +9,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use nvshare_agent::observer::{Library, Options};
-use nvshare_agent_core::observation::Observation;
+use nvshare_agent_core::observation::{Seen, What};
 use nvshare_common::event::Loss;
 use nvshare_common::probe::Call;
 use tempfile::TempDir;
 
 use crate::client::Client;
 use crate::fake::unlike_others;
-use crate::seen::{Seen, last_health, named, observe, observe_with};
+use crate::own::Own;
+use crate::seen::{Observing, last_activity, last_health, named, observe, observed, of};
 
 /// Functions that do what the words at their third argument say. Is the first one 2, they make it 1 and wait for another number;
 /// while the second one is not 0, they take one from it and call themselves.
@@ -62,16 +63,13 @@ impl Obedient {
 }
 
 /// What was said of a process last: its lost records, and whether it was observed in full.
-fn last_word(told: &[Observation], pid: u32) -> ([u64; Loss::COUNT], bool) {
-    let word = told.iter().rev().find_map(|seen| match seen {
-        Observation::Activity { process, lost, whole, .. } if process.pid == pid => Some((*lost, *whole)),
-        _ => None,
-    });
-    word.expect("the process was seen")
+fn last_word(told: &[Seen], pid: u32) -> ([u64; Loss::COUNT], bool) {
+    let word = last_activity(told, pid).expect("the process was seen");
+    (word.lost, word.whole)
 }
 
-fn allocations(told: &[Observation]) -> u64 {
-    told.iter().filter(|seen| matches!(seen, Observation::Allocated { .. })).count() as u64
+fn allocations(told: &[Seen]) -> u64 {
+    observed(told).filter(|seen| matches!(seen.what, What::Allocated(..))).count() as u64
 }
 
 #[test]
@@ -152,7 +150,7 @@ fn where_returns_are_not_observed_each_call_whose_result_is_needed_is_a_lost_rec
 }
 
 /// Waits until the observer says that so many functions of the library are not observed.
-fn wait_for_refused(seen: &Seen, library: &Obedient, expected: usize) {
+fn wait_for_refused(seen: &Observing, library: &Obedient, expected: usize) {
     let path = library.path().display().to_string();
     seen.wait(&format!("{expected} refused functions"), |told| {
         let health = last_health(told)?;
@@ -163,10 +161,11 @@ fn wait_for_refused(seen: &Seen, library: &Obedient, expected: usize) {
 
 #[test]
 fn a_process_whose_call_was_under_way_while_its_probe_was_away_is_not_known_in_full() {
+    let node = Own::new();
     let library = Obedient::new();
     let place = Library::open(&library.path()).unwrap().points;
     let place = place.iter().find(|point| point.symbol == "cuMemAlloc_v2").unwrap().offset;
-    let Some(seen) = observe_with(|object| Options {
+    let Some(seen) = node.observe(|object| Options {
         libraries: vec![library.path()],
         sample_every: 0,
         scan_every: Duration::from_millis(200),
@@ -174,14 +173,14 @@ fn a_process_whose_call_was_under_way_while_its_probe_was_away_is_not_known_in_f
     }) else {
         return;
     };
-    let mut client = Client::start(&library.path());
+    let mut client = node.client(&library.path());
     let pid = client.pid();
     client.run("call cuMemAlloc_v2 3 1");
     seen.wait_for_count(pid, Call::Alloc, 3);
     assert_eq!(last_word(&seen.all(), pid), ([0; Loss::COUNT], true));
     client.run("begin cuMemAlloc_v2");
     seen.wait_for_count(pid, Call::Alloc, 4);
-    let mut other = Client::start(&library.path());
+    let mut other = node.client(&library.path());
     other.run(&format!("patch {place}"));
     wait_for_refused(&seen, &library, 1);
     other.end();
@@ -192,8 +191,6 @@ fn a_process_whose_call_was_under_way_while_its_probe_was_away_is_not_known_in_f
     let told = seen.all();
     let (_, whole) = last_word(&told, pid);
     assert!(!whole, "what the call gave out may not have been seen");
-    let of_it = told
-        .iter()
-        .filter(|seen| matches!(seen, Observation::Allocated { process, .. } if process.pid == pid));
+    let of_it = of(&told, pid).filter(|what| matches!(what, What::Allocated(..)));
     assert!((5..=6).contains(&of_it.count()));
 }

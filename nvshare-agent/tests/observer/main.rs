@@ -10,6 +10,6 @@ mod kernel;
 mod libraries;
 mod losses;
 mod nvidia;
-
+mod own;
 mod seen;
 mod simulator;

@@ -42,14 +42,14 @@ pub fn back(device: &Device, id: ExtentId) -> Backed {
         let asked = state.space.behind(id).map(|(behind, _)| behind.asked);
         (extent.start, extent.bytes, device.readers(&state), asked)
     };
-    let made = device.kind.create(bytes, asked).and_then(|handle| {
+    let made = device.kind.create(bytes, asked).and_then(|(handle, exportable)| {
         if asked.is_some() {
-            return Ok(handle);
+            return Ok((handle, exportable));
         }
         // SAFETY: an arriving extent has reserved addresses with nothing behind them, and is ours alone; the handle is
         // new and has its size.
         match unsafe { vmm::map(start, bytes, handle, &readers) } {
-            Ok(()) => Ok(handle),
+            Ok(()) => Ok((handle, exportable)),
             Err(code) => {
                 // SAFETY: the handle is new and mapping it failed.
                 let _ = unsafe { vmm::release(handle) };
@@ -59,9 +59,9 @@ pub fn back(device: &Device, id: ExtentId) -> Backed {
     });
     let mut state = device.state();
     match made {
-        Ok(handle) => {
+        Ok((handle, exportable)) => {
             let extent = state.space.extent_mut(id);
-            (extent.handle, extent.at_home) = (handle, asked.is_none());
+            (extent.handle, extent.exportable, extent.at_home) = (handle, exportable, asked.is_none());
             let now = device.readers(&state);
             device.publish(&state);
             drop(state);

@@ -1,6 +1,6 @@
 //! What becomes of memory when a context ends, and when another device may reach it.
 
-use super::{back, free, unswappable};
+use super::{back, free, opened, unswappable};
 use crate::cuda::sys;
 use crate::device::{self, sizes, vmm};
 use crate::driver::driver;
@@ -22,6 +22,7 @@ pub fn context_ended(context: sys::CUcontext, primary: Option<sys::CUdevice>) {
     if let Some(device) = primary.and_then(device::of_ordinal) {
         free::free_orphans(device);
     }
+    opened::context_ended(context.addr());
     unswappable::context_ended(context.addr());
     sizes::own_end();
 }

@@ -1,6 +1,6 @@
 //! What is known of an allocation, for who answers questions about addresses; and how much memory there is.
 
-use super::pools;
+use super::{opened, pools};
 use crate::cuda::sys;
 use crate::device::{self, sizes};
 use crate::memory::map::ALLOCATIONS;
@@ -24,6 +24,8 @@ pub struct Described {
     pub device: sys::CUdevice,
     /// Whether network cards may reach it.
     pub rdma: bool,
+    /// Whether it can be shared by CUDA IPC.
+    pub ipc: bool,
     /// A number that no other allocation has, or had.
     pub number: u64,
     /// What the application believes of `SYNC_MEMOPS`.
@@ -40,9 +42,9 @@ pub fn is_allocation(pointer: sys::CUdeviceptr) -> bool {
     ALLOCATIONS.find(pointer).is_some_and(|(start, _)| start == pointer)
 }
 
-/// What is known of the allocation that `pointer` lies in.
+/// What is known of the allocation that `pointer` lies in, if it is ours, or another process's and opened here.
 pub fn describe(pointer: sys::CUdeviceptr) -> Option<Described> {
-    let (start, allocation) = ALLOCATIONS.find(pointer)?;
+    let Some((start, allocation)) = ALLOCATIONS.find(pointer) else { return opened::describe(pointer) };
     let device = device::by_index(allocation.device)?;
     Some(Described {
         start,
@@ -50,6 +52,7 @@ pub fn describe(pointer: sys::CUdeviceptr) -> Option<Described> {
         context: std::ptr::with_exposed_provenance_mut(allocation.context),
         device: device.kind.ordinal,
         rdma: device.kind.rdma,
+        ipc: device.kind.is_exportable(),
         number: allocation.number,
         sync: allocation.sync,
     })

@@ -4,6 +4,7 @@
 //! - [`describe`](mod@describe): what is known of an address; [`owner`]: whose it is. [`contexts`]: what a context's end takes with it.
 //! - [`promise`]: what may be promised; [`room`]: what must stay free where there is no agent.
 //! - [`virtuals`]: physical memory for who maps it himself.
+//! - [`shared`], [`opened`]: memory that processes share by CUDA IPC.
 //! - [`unswappable`]: the accounts of what cannot be moved; [`pools`]: stream-ordered memory, by the driver's figures.
 //!
 //! No lock is held during a driver call.
@@ -13,10 +14,12 @@ pub mod back;
 mod contexts;
 mod describe;
 pub mod free;
+pub mod opened;
 pub mod owner;
 pub mod pools;
 pub mod promise;
 pub mod room;
+pub mod shared;
 pub mod unswappable;
 pub mod virtuals;
 

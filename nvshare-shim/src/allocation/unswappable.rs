@@ -57,7 +57,14 @@ pub(super) fn report() {
 /// A new agent knows of nothing.
 pub(crate) fn forget_said() {
     for device in device::all() {
-        device.state().said = Said::default();
+        let kept = {
+            let mut state = device.state();
+            state.said = Said::default();
+            state.space.kept()
+        };
+        if kept > 0 {
+            report_kept(device);
+        }
     }
     if device::all().iter().any(|device| !device.state().unswappable.is_empty()) {
         pools::say_soon();

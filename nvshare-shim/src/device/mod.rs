@@ -18,7 +18,7 @@ pub mod terms;
 pub mod vmm;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -39,8 +39,8 @@ use crate::{counters, log};
 
 /// Attributes of a device, as `cuda.h` numbers them.
 const VIRTUAL_MEMORY_SUPPORTED: u32 = 102;
-const DESCRIPTORS_SUPPORTED: u32 = 103;
 const RDMA_WITH_VIRTUAL_MEMORY_SUPPORTED: u32 = 110;
+const DESCRIPTORS_SUPPORTED: u32 = 103;
 
 /// One device that this process uses.
 #[derive(Debug)]
@@ -302,7 +302,7 @@ impl Device {
         let rdma = attribute(RDMA_WITH_VIRTUAL_MEMORY_SUPPORTED).is_ok_and(|value| value != 0);
         let id = id_of(ordinal).map_err(name)?;
         let descriptors = attribute(DESCRIPTORS_SUPPORTED).is_ok_and(|value| value != 0);
-        let kind = Kind { ordinal, rdma, descriptors };
+        let kind = Kind { ordinal, rdma, shareable: Box::leak(Box::new(AtomicBool::new(descriptors))) };
         let granularity = kind.granularity().map_err(name)?;
         // Extents are multiples of the block; a granularity that does not divide it is met nowhere.
         if granularity == 0 || !granularity.is_power_of_two() {

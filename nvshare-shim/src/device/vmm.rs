@@ -3,6 +3,8 @@
 
 #![expect(unsafe_code, reason = "the driver is called")]
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::cuda::{CUresult, sys};
 use crate::driver::driver;
 use crate::memory::virtuals::{Access, Asked};
@@ -14,14 +16,22 @@ pub struct Kind {
     pub ordinal: sys::CUdevice,
     /// Whether network cards may reach it.
     pub rdma: bool,
-    /// Whether memory can be made that may be exported as a descriptor.
-    pub descriptors: bool,
+    /// Whether it can be given to other processes, by descriptors.
+    pub shareable: &'static AtomicBool,
 }
 
+/// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`.
+const DESCRIPTOR: u32 = 1;
+
 impl Kind {
+    /// Whether what is made now can be given to other processes.
+    pub fn is_exportable(self) -> bool {
+        self.shareable.load(Ordering::Relaxed)
+    }
+
     /// What plain memory is made of.
-    fn plain(self) -> Asked {
-        Asked { types: 0, rdma: self.rdma }
+    fn plain(self, exportable: bool) -> Asked {
+        Asked { types: if exportable { DESCRIPTOR } else { 0 }, rdma: self.rdma }
     }
 
     /// The properties of memory that was asked for so.
@@ -43,21 +53,42 @@ impl Kind {
     /// The smallest unit of memory of this kind.
     pub fn granularity(self) -> Result<u64, CUresult> {
         let mut granularity = 0;
-        let properties = self.properties(self.plain());
+        let properties = self.properties(self.plain(self.is_exportable()));
         // SAFETY: both pointers are valid for the call; 0 asks for the minimum.
         unsafe { driver().cuMemGetAllocationGranularity(&raw mut granularity, &raw const properties, 0) }
             .result()?;
         Ok(granularity as u64)
     }
 
-    /// Makes physical memory, as the application asked for it or for plain memory.
-    pub fn create(self, bytes: u64, asked: Option<Asked>) -> Result<u64, CUresult> {
-        let mut handle = 0;
-        let properties = self.properties(asked.unwrap_or(self.plain()));
-        // SAFETY: both pointers are valid for the call.
-        unsafe { driver().cuMemCreate(&raw mut handle, bytes as usize, &raw const properties, 0) }
-            .result()?;
-        Ok(handle)
+    /// Makes physical memory, as the application asked for it or for plain memory. Whether it can be given to other processes comes
+    /// with it; that costs nothing (docs/gpu.md), but a driver may refuse it where it is said to be supported: then plain memory is
+    /// not asked for so again.
+    pub fn create(self, bytes: u64, asked: Option<Asked>) -> Result<(u64, bool), CUresult> {
+        let make = |asked: Asked| {
+            let mut handle = 0;
+            let properties = self.properties(asked);
+            // SAFETY: both pointers are valid for the call.
+            unsafe { driver().cuMemCreate(&raw mut handle, bytes as usize, &raw const properties, 0) }
+                .result()
+                .map(|()| (handle, asked.is_exportable()))
+        };
+        if let Some(asked) = asked {
+            return make(asked);
+        }
+        match make(self.plain(self.is_exportable())) {
+            Err(
+                CUresult::CUDA_ERROR_INVALID_VALUE
+                | CUresult::CUDA_ERROR_NOT_PERMITTED
+                | CUresult::CUDA_ERROR_NOT_SUPPORTED,
+            ) if self.is_exportable() => {
+                let plain = make(self.plain(false));
+                if plain.is_ok() {
+                    self.shareable.store(false, Ordering::Relaxed);
+                }
+                plain
+            }
+            answered => answered,
+        }
     }
 }
 

@@ -42,7 +42,7 @@ macro_rules! functions {
     [cuMemImportFromShareableHandle] (handle: *mut CUmemGenericAllocationHandle, osHandle: *mut c_void, shHandleType: CEnum) => unswappable::import(handle);
     [cuMemMap] (ptr: CUdeviceptr, size: usize, offset: usize, handle: CUmemGenericAllocationHandle, flags: u64) => virtuals::map(ptr, size, offset, handle, flags);
     [cuMemUnmap] (ptr: CUdeviceptr, size: usize) => virtuals::unmap(ptr, size);
-    [cuIpcGetMemHandle] (pHandle: *mut CUipcMemHandle, dptr: CUdeviceptr) => unswappable::export_one(dptr);
+    [cuIpcGetMemHandle] (pHandle: *mut CUipcMemHandle, dptr: CUdeviceptr) => ipc::get(pHandle, dptr);
     [cuMemGetHandleForAddressRange] (handle: *mut c_void, dptr: CUdeviceptr, size: usize, handleType: CEnum, flags: u64) => unswappable::export(dptr, size);
     [cuMemRetainAllocationHandle] (handle: *mut CUmemGenericAllocationHandle, addr: *mut c_void) => virtuals::retain(handle, addr);
     [cuMemGetAccess] (flags: *mut u64, location: *const CUmemLocation, ptr: CUdeviceptr) => questions::access(flags, location, ptr);
@@ -278,8 +278,8 @@ macro_rules! functions {
     [cuSurfObjectCreate] (pSurfObject: *mut CUsurfObject, pResDesc: *const CUDA_RESOURCE_DESC) => room::lazy();
     [cuImportExternalMemory] (extMem_out: *mut CUexternalMemory, memHandleDesc: *const CUDA_EXTERNAL_MEMORY_HANDLE_DESC) => room::lazy();
     [cuExternalMemoryGetMappedBuffer] (devPtr: *mut CUdeviceptr, extMem: CUexternalMemory, bufferDesc: *const CUDA_EXTERNAL_MEMORY_BUFFER_DESC) => room::lazy();
-    [cuIpcOpenMemHandle] (pdptr: *mut CUdeviceptr, handle: CUipcMemHandle, Flags: u32) => room::lazy();
-    [cuIpcOpenMemHandle_v2] (pdptr: *mut CUdeviceptr, handle: CUipcMemHandle, Flags: u32) => room::lazy();
+    [cuIpcOpenMemHandle cuIpcOpenMemHandle_v2] (pdptr: *mut CUdeviceptr, handle: CUipcMemHandle, Flags: u32) => ipc::open(pdptr, handle, Flags);
+    [cuIpcCloseMemHandle] (dptr: CUdeviceptr) => ipc::close(dptr);
 
     // How large the device is.
     [cuDeviceTotalMem] (bytes: *mut u32, dev: CUdevice) => size::total_32(bytes, dev);

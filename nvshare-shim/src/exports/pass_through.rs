@@ -144,7 +144,7 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
          cuGraphicsResourceGetMappedMipmappedArray cuGraphicsResourceGetMappedPointer \
          cuGraphicsResourceGetMappedPointer_v2 cuGraphicsResourceSetMapFlags cuGraphicsResourceSetMapFlags_v2 \
          cuGraphicsSubResourceGetMappedArray cuGraphicsUnmapResources cuGraphicsUnmapResources_ptsz \
-         cuGraphicsUnregisterResource cuImportExternalSemaphore cuIpcCloseMemHandle \
+         cuGraphicsUnregisterResource cuImportExternalSemaphore \
          cuIpcGetEventHandle cuIpcOpenEventHandle \
          cuSignalExternalSemaphoresAsync cuSignalExternalSemaphoresAsync_ptsz cuWaitExternalSemaphoresAsync \
          cuWaitExternalSemaphoresAsync_ptsz",

@@ -18,6 +18,7 @@ pub(crate) mod below;
 mod between;
 pub(crate) mod contexts;
 pub(crate) mod copies;
+pub(crate) mod ipc;
 mod mapped;
 pub(crate) mod memory;
 pub(crate) mod memsets;

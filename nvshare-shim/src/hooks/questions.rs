@@ -238,8 +238,9 @@ unsafe fn answer(
             6 => data.cast::<u8>().write(u8::from(found.sync)),                 // SYNC_MEMOPS
             13 => data.cast::<u8>().write(1),                                   // MAPPED
             7 | 20 => data.cast::<u64>().write(found.number),                   // BUFFER_ID, MEMORY_BLOCK_ID
-            // IS_MANAGED, IS_LEGACY_CUDA_IPC_CAPABLE, IS_HW_DECOMPRESS_CAPABLE
-            8 | 10 | 21 => data.cast::<u8>().write(0),
+            10 => data.cast::<u8>().write(u8::from(found.ipc)),                 // IS_LEGACY_CUDA_IPC_CAPABLE
+            // IS_MANAGED, IS_HW_DECOMPRESS_CAPABLE
+            8 | 21 => data.cast::<u8>().write(0),
             9 => data.cast::<i32>().write(found.device), // DEVICE_ORDINAL
             11 => data.cast::<u64>().write(found.start), // RANGE_START_ADDR
             12 => data.cast::<u64>().write(found.bytes), // RANGE_SIZE
@@ -282,6 +283,7 @@ mod tests {
             context,
             device: 2,
             rdma: true,
+            ipc: true,
             number: 0x55,
             sync: true,
         };
@@ -294,6 +296,7 @@ mod tests {
             (7, 0x55),
             (8, 0),
             (9, 2),
+            (10, 1),
             (11, start),
             (12, 300),
             (13, 1),

@@ -53,7 +53,7 @@ impl Properties {
             && self.rdma <= 1;
         let asked = Asked { types: self.types, rdma: self.rdma == 1 };
         let kind = device::of_ordinal(self.id).filter(|_| is_plain)?.kind;
-        ((kind.rdma || !asked.rdma) && (kind.descriptors || !asked.is_exportable())).then_some(asked)
+        ((kind.rdma || !asked.rdma) && (kind.is_exportable() || !asked.is_exportable())).then_some(asked)
     }
 }
 

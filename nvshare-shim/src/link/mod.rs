@@ -10,6 +10,7 @@ mod door;
 mod forced;
 mod last;
 mod session;
+pub(crate) mod share;
 
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};

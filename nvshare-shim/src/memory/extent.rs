@@ -101,6 +101,8 @@ pub struct Extent {
     pub backoff: Backoff,
     /// Somebody else holds its physical memory: it stays where it is.
     pub kept: bool,
+    /// Whether its physical memory, while there is any, may be given to another process.
+    pub exportable: bool,
 }
 
 impl Extent {
@@ -118,6 +120,7 @@ impl Extent {
             arrived: None,
             backoff: Backoff::default(),
             kept: false,
+            exportable: false,
         }
     }
 

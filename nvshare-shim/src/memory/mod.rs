@@ -8,6 +8,7 @@
 pub mod extent;
 pub mod held;
 pub mod map;
+pub mod opened;
 pub mod physical;
 pub mod ranges;
 pub mod space;

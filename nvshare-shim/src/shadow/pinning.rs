@@ -70,11 +70,14 @@ pub fn pin_one(context: usize) -> bool {
         Err(code) => {
             shadows.arenas[index].pieces[at].pin = Pin::Refused;
             let bytes = Bytes(shadows.arenas[index].bytes());
-            log::warning!(
-                "cannot pin {} of {bytes} of host memory for shadows: {} (is RLIMIT_MEMLOCK or the container's memory limit in the way?)",
-                Bytes(blocks * BLOCK_BYTES),
-                driver().error_name(code)
-            );
+            // The driver ends with the process, which is no news.
+            if code != CUresult::CUDA_ERROR_DEINITIALIZED {
+                log::warning!(
+                    "cannot pin {} of {bytes} of host memory for shadows: {} (is RLIMIT_MEMLOCK or the container's memory limit in the way?)",
+                    Bytes(blocks * BLOCK_BYTES),
+                    driver().error_name(code)
+                );
+            }
             if shadows.part_with(index) {
                 // With nothing to unpin it need not wait for calm: its agent counts on it until it is back.
                 let is_unpinned =

@@ -144,7 +144,7 @@ fn a_copy_into_a_captured_stream_waits_for_its_memory_as_the_replay_does() {
 #[test]
 fn memory_that_other_hardware_may_hold_stays_on_the_device_and_is_reported() {
     let node = node();
-    let (mut client, _listener, mut agent, device) = led(&node, client(&node, "scripted"), 4 * MIB, 8);
+    let (mut client, listener, mut agent, device) = led(&node, client(&node, "scripted"), 4 * MIB, 8);
     assert_ne!(client.ask(&format!("alloc {}", 8 * MIB)), "out of memory");
     agent.grant(device, 8 * MIB);
     agent.resident();
@@ -156,6 +156,14 @@ fn memory_that_other_hardware_may_hold_stays_on_the_device_and_is_reported() {
     });
     assert_eq!(kept, 4 * MIB);
     assert_eq!(client.answer(), "shared");
+    // A new agent hears of it, too.
+    drop(agent);
+    let mut agent = listener.welcome();
+    let still = agent.until("Unswappable", |message| match message {
+        ToAgent::Unswappable { bytes, reason, .. } if reason == "exported" => Some(bytes.0),
+        _ => None,
+    });
+    assert_eq!(still, 4 * MIB);
     agent.stop();
     let (released, last) = agent.swap_out(device, 12 * MIB);
     assert_eq!(released, 8 * MIB, "{last:?}");

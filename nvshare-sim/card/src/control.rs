@@ -14,12 +14,14 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::clock::Clocks;
 use crate::config::{Config, MAX_CARDS};
-use crate::ledger::{Block, Handle, Ledger, MAX_HANDLES, MAX_PROCESSES, Process, Totals};
+use crate::ledger::{
+    Block, Event, Handle, Ledger, MAX_EVENTS, MAX_HANDLES, MAX_PROCESSES, MAX_SHARES, Process, Share, Totals,
+};
 use crate::lock::{Guard, SharedMutex};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"nvs-card");
 /// Changes with the layout of anything in the file.
-const LAYOUT: u64 = 2;
+const LAYOUT: u64 = 3;
 
 #[repr(C)]
 struct Header {
@@ -31,6 +33,8 @@ struct Header {
     totals: Totals,
     processes: [Process; MAX_PROCESSES],
     handles: [Handle; MAX_HANDLES],
+    shares: [Share; MAX_SHARES],
+    events: [Event; MAX_EVENTS],
     // Follow: a `Block` for each block of each card, and a flag for each: it was faulted in.
 }
 
@@ -192,6 +196,12 @@ impl Control {
         unsafe { &(*self.header.as_ptr()).clocks[card] }
     }
 
+    /// The events that processes share.
+    pub(crate) fn events(&self) -> &[Event] {
+        // SAFETY: mapped for the life of the process; events are atomics.
+        unsafe { &(*self.header.as_ptr()).events }
+    }
+
     /// For each block of a card: whether it was faulted in.
     pub(crate) fn prepared(&self, card: usize) -> &[AtomicBool] {
         let config = self.config();
@@ -221,6 +231,8 @@ impl Control {
                 ),
                 per_card: config.blocks(),
                 totals: &mut (*header).totals,
+                shares: &mut (*header).shares,
+                events: &(*header).events,
             }
         };
         if guard.inherited {

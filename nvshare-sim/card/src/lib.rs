@@ -6,7 +6,7 @@
 //!
 //! [`config`] what can be chosen; [`ledger`] who holds which block; [`managed`] the driver's own paging;
 //! [`clock`] the time that transfers and kernels take; [`faults`] what is to go wrong on purpose,
-//! `bus` which card is to be lost.
+//! `bus` which card is to be lost; [`ticket`] and `sharing` what processes show each other.
 
 #![deny(unsafe_code)]
 
@@ -22,6 +22,8 @@ pub mod managed;
 mod member;
 mod memory;
 pub mod process;
+mod sharing;
+pub mod ticket;
 
 use std::fmt::Display;
 use std::fs::OpenOptions;
@@ -35,9 +37,11 @@ pub use control::OpenError;
 use control::{Control, failed};
 pub use export::ImportError;
 pub use faults::{Effect, FaultPlan, Point};
-pub use ledger::{HandleId, Run};
+pub use ledger::{EventId, HandleId, Run, ShareError, ShareId};
 pub use managed::{ManagedRange, Moved};
 pub use member::{Allocation, Full, Member};
+pub use sharing::{Opened, Progress, Recorded, SharedEvent};
+pub use ticket::{PoolName, Ticket};
 
 /// The name of every simulated device, in CUDA and NVML.
 pub const DEVICE_NAME: &str = "NVIDIA nvshare-sim";

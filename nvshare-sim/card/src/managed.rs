@@ -163,6 +163,8 @@ mod tests {
             blocks: &mut tables.2,
             per_card: blocks,
             totals: &mut totals,
+            shares: &mut [],
+            events: &[],
         };
         let slot = ledger.join(Identity { pid: 1, start: 1 }).unwrap();
         test(&mut ledger, slot);

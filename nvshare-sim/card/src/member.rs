@@ -18,8 +18,8 @@ use crate::{Cards, process};
 /// This process's use of the cards. It lasts as long as the process; [`Member::leave`] ends it earlier.
 pub struct Member {
     cards: Cards,
-    slot: usize,
-    identity: process::Identity,
+    pub(crate) slot: usize,
+    pub(crate) identity: process::Identity,
     /// This process as it knows itself, to recognise a forked child by.
     pid: u32,
     memory: Vec<Memory>,

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use nvshare_sim_card::{BLOCK_BYTES, Cards, Config, FaultPlan, Full, Member};
+use nvshare_sim_card::ticket::Kind;
+use nvshare_sim_card::{BLOCK_BYTES, Cards, Config, FaultPlan, Full, Member, Progress, ShareError, Ticket};
 use tempfile::TempDir;
 
 const ROLE: &str = "NVSHARE_TEST_ROLE";
@@ -23,6 +24,11 @@ fn join(place: &Path) -> Member {
 
 /// Runs this executable's `role` test in another process, until it says that it is ready.
 fn another(role: &str, place: &Path) -> Child {
+    with_words(role, place).0
+}
+
+/// As [`another`], with what it said before.
+fn with_words(role: &str, place: &Path) -> (Child, Vec<String>) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "role", "--nocapture"])
         .env(ROLE, role)
@@ -30,9 +36,14 @@ fn another(role: &str, place: &Path) -> Child {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    let mut words = Vec::new();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    assert!(lines.any(|line| line.unwrap().contains("ready")), "the other process ended early");
-    child
+    let is_ready = lines.any(|line| {
+        words.push(line.unwrap());
+        words.last().is_some_and(|line| line.contains("ready"))
+    });
+    assert!(is_ready, "the other process ended early: {words:?}");
+    (child, words)
 }
 
 /// Not a test of its own: what the other process does.
@@ -44,6 +55,39 @@ fn role() {
         "hold" => {
             member.charge_context(0).unwrap();
             member.create(0, 8 << 20, 0).unwrap();
+        }
+        "share" => {
+            // The parent reads the ticket's numbers from the line.
+            let id = member.create(0, 4 << 20, 0).unwrap();
+            let (_, ticket) = member.share(id, (2 << 20, 512), 0).unwrap();
+            let event = member.make_event().unwrap();
+            member.record(event);
+            println!("memory {ticket:?}\nevent {:?}", member.event_ticket(event));
+        }
+        "share busily" => {
+            // Most of the time this process is in the middle of something that others see.
+            let theirs = std::fs::read(Path::new(&place).join("ticket")).unwrap().try_into().unwrap();
+            let share = member.share_of(Kind::Memory, &theirs).unwrap();
+            let own = Arc::clone(&member);
+            std::thread::spawn(move || {
+                loop {
+                    let id = own.create(0, 4 << 20, 0).unwrap();
+                    let (share, _) = own.share(id, (0, 512), 0).unwrap();
+                    let event = own.make_event().unwrap();
+                    let record = own.record(event);
+                    own.unshare(share);
+                    own.let_go(id);
+                    own.reach(record);
+                    own.end_event(event);
+                }
+            });
+            std::thread::spawn(move || {
+                loop {
+                    let opened = member.open_share(share).unwrap();
+                    member.close_share(share);
+                    member.let_go(opened.handle);
+                }
+            });
         }
         "busy" => {
             // Half of the time this process holds the lock.
@@ -127,6 +171,84 @@ fn a_descriptor_keeps_memory_alive_until_its_last_duplicate_is_closed() {
     assert_eq!(member.free_bytes(0), 28 << 20, "held by the import");
     member.let_go(imported);
     assert_eq!(member.free_bytes(0), 32 << 20);
+}
+
+/// The ticket that another process wrote down.
+fn ticket(words: &[String], of: &str) -> Ticket {
+    let line = words.iter().find_map(|line| line.split_once(of)).expect("its line").1;
+    let bytes: Vec<u8> =
+        line.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect();
+    bytes.try_into().expect("64 bytes")
+}
+
+#[test]
+fn memory_of_another_process_is_opened_by_its_ticket_and_outlives_that_process() {
+    let place = directory();
+    let member = join(place.path());
+    let (child, words) = with_words("share", place.path());
+    let memory = ticket(&words, "memory ");
+    let share = member.share_of(Kind::Memory, &memory).expect("a ticket");
+    assert_eq!(member.share_of(Kind::Piece, &memory), None);
+    let opened = member.open_share(share).unwrap();
+    assert_eq!((opened.start, opened.bytes, opened.owner.pid), (2 << 20, 512, child.id()));
+    assert_eq!(member.usage(0).processes, [(child.id(), 4 << 20)], "whoever made it is charged");
+    kill(child);
+    assert_eq!(member.usage(0).processes, [(std::process::id(), 4 << 20)]);
+    assert_eq!(member.open_share(share), Err(ShareError::Gone));
+    member.close_share(share);
+    member.let_go(opened.handle);
+    assert_eq!(member.free_bytes(0), 32 << 20);
+}
+
+#[test]
+fn nothing_is_lost_whenever_a_process_is_killed_that_shares_and_opens() {
+    let place = directory();
+    let member = join(place.path());
+    let id = member.create(0, 2 << 20, 0).unwrap();
+    let (share, ticket) = member.share(id, (0, 512), 0).unwrap();
+    std::fs::write(place.path().join("ticket"), ticket).unwrap();
+    for _ in 0..10 {
+        let child = another("share busily", place.path());
+        std::thread::sleep(std::time::Duration::from_millis(3));
+        kill(child);
+        assert_eq!(member.free_bytes(0), 30 << 20);
+    }
+    assert_eq!(member.unshare(share), 0, "the dead have nothing open");
+    member.let_go(id);
+    member.create(0, 32 << 20, 0).expect("no block was lost");
+}
+
+#[test]
+fn an_event_of_a_process_that_is_killed_keeps_nobody_waiting() {
+    let place = directory();
+    let member = join(place.path());
+    let (child, words) = with_words("share", place.path());
+    let id = member.event_of(&ticket(&words, "event ")).expect("a ticket");
+    let event = member.open_event(id).unwrap();
+    let theirs = member.last_record(event).expect("it was recorded");
+    assert_eq!(member.progress(theirs), Progress::Pending);
+    let ours = member.record(event);
+    member.reach(ours);
+    assert_eq!(member.progress(ours), Progress::Over);
+    kill(child);
+    member.reclaim();
+    assert_eq!(member.progress(theirs), Progress::Orphaned);
+    assert_eq!(member.open_event(id), Err(ShareError::Gone));
+}
+
+#[test]
+fn nobody_opens_what_is_its_own() {
+    let place = directory();
+    let member = join(place.path());
+    let (share, ticket) = member.share(member.create(0, 2 << 20, 0).unwrap(), (0, 512), 0).unwrap();
+    assert_eq!(member.share_of(Kind::Memory, &ticket), Some(share));
+    assert_eq!(member.open_share(share), Err(ShareError::Own));
+    let event = member.make_event().unwrap();
+    let id = member.event_of(&member.event_ticket(event)).unwrap();
+    assert_eq!(member.open_event(id), Err(ShareError::Own));
+    let record = member.record(event);
+    member.end_event(event);
+    assert_eq!(member.progress(record), Progress::Destroyed);
 }
 
 #[test]

@@ -11,11 +11,11 @@ use super::graph::{executable_of, graph_of};
 use super::graph_memory::{Parameters as Allocation, add_allocation, add_free};
 use super::node::{Host, Kernel, Memset, add, host, kernel, memset, set, working_in};
 use crate::call::{Call, Outcome};
-use crate::executable::Executable;
+use crate::execution::executable::Executable;
+use crate::execution::graph::NodeKind;
+use crate::execution::work::Work;
 use crate::export::export;
-use crate::graph::NodeKind;
 use crate::parameters::{Count, In, InOut, List, Out};
-use crate::work::Work;
 
 export! {
     fn cuGraphAddNode(

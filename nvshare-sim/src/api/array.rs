@@ -41,7 +41,7 @@ export! {
 
     fn cuArrayDestroy(array: CUarray) |cx| {
         cx.context()?;
-        crate::capture::unsafe_call()?;
+        crate::execution::capture::unsafe_call()?;
         Array::destroy(array)
     }
 
@@ -65,7 +65,7 @@ export! {
         let form = *form.get()?;
         made.needed()?;
         let context = cx.context()?;
-        crate::capture::unsafe_call()?;
+        crate::execution::capture::unsafe_call()?;
         context.jam.pass();
         let array = Levelled::create(&context, form, levels)?;
         made.set(array)
@@ -79,7 +79,7 @@ export! {
 
     fn cuMipmappedArrayDestroy(array: CUmipmappedArray) |cx| {
         cx.context()?;
-        crate::capture::unsafe_call()?;
+        crate::execution::capture::unsafe_call()?;
         Levelled::destroy(array)
     }
 
@@ -95,7 +95,7 @@ export! {
 fn create(cx: &Call, made: Out<CUarray>, form: Form) -> Outcome {
     made.needed()?;
     let context = cx.context()?;
-    crate::capture::unsafe_call()?;
+    crate::execution::capture::unsafe_call()?;
     context.jam.pass();
     let array = Array::create(&context, form)?;
     made.set(array)

@@ -7,8 +7,8 @@ use cudarc::driver::sys::{CUarray, CUdeviceptr, CUresult, CUstream};
 use super::copy::{asynchronous, not_null, synchronous};
 use crate::array::Array;
 use crate::call::Outcome;
+use crate::execution::work::{Plane, Transfer, device_end};
 use crate::export::export;
-use crate::work::{Plane, Transfer, device_end};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 

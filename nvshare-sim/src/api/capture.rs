@@ -8,9 +8,9 @@ use cudarc::driver::sys::{CUgraph, CUgraphNode, CUstream};
 
 use super::graph::{graph_of, nodes_of};
 use crate::call::{Call, Outcome};
-use crate::capture::{self, Mode, Status};
+use crate::execution::capture::{self, Mode, Status};
+use crate::execution::graph::{Graph, Node};
 use crate::export::export;
-use crate::graph::{Graph, Node};
 use crate::parameters::{Count, InOut, List, Maybe, Out};
 
 /// `CU_STREAM_CAPTURE_STATUS_NONE`, `_ACTIVE`, `_INVALIDATED`.

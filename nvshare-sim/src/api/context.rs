@@ -6,10 +6,12 @@ use std::sync::atomic::Ordering;
 use cudarc::driver::sys::{CUcontext, CUdevice, CUresult};
 
 use crate::call::Outcome;
-use crate::context::{self, Context, Current};
+use crate::context::{self, Current};
+use crate::execution::capture;
 use crate::export::export;
+use crate::lifetime::{self, primary};
 use crate::parameters::{Maybe, Out};
-use crate::{capture, device, primary};
+use crate::{device, memory};
 
 /// All flags that a context can have.
 const FLAGS: c_uint = 0xff;
@@ -43,12 +45,12 @@ export! {
         if context::current().is_some_and(|current| current.id == context.id) {
             context::pop();
         }
-        context.destroy();
+        lifetime::destroy(&context);
         Ok(())
     }
 
     fn cuCtxPushCurrent_v2(handle: CUcontext) |cx| {
-        context::push(context::to_work_in(handle)?);
+        context::push(lifetime::to_work_in(handle)?);
         Ok(())
     }
 
@@ -59,7 +61,7 @@ export! {
     }
 
     fn cuCtxSetCurrent(handle: CUcontext) |cx| {
-        context::set(if handle.is_null() { None } else { Some(context::to_work_in(handle)?) });
+        context::set(if handle.is_null() { None } else { Some(lifetime::to_work_in(handle)?) });
         Ok(())
     }
 
@@ -100,7 +102,7 @@ export! {
     fn cuCtxSynchronize() |cx| {
         let context = cx.context()?;
         capture::forbid_waiting_for(&context)?;
-        context.synchronize()
+        memory::synchronize(&context)
     }
 
     fn cuCtxGetLimit(value: Out<usize>, limit: c_uint) |cx| {
@@ -125,7 +127,7 @@ export! {
         }
         // More stack is put in place when no kernel of the context runs; the other limits do not wait.
         if limit == STACK {
-            context.synchronize()?;
+            memory::synchronize(&context)?;
         }
         context.limits().insert(limit, value);
         Ok(())
@@ -217,7 +219,7 @@ fn create(made: Out<CUcontext>, flags: c_uint, of: CUdevice) -> Outcome {
     if made.is_null() || flags & !FLAGS != 0 {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
-    let context = Context::create(device::index(of)?, flags, None)?;
+    let context = lifetime::create(device::index(of)?, flags, None)?;
     made.set(context.handle())?;
     context::push(Current { context, green: None });
     Ok(())

@@ -9,13 +9,13 @@ use cudarc::driver::sys::{CUcontext, CUdeviceptr, CUresult, CUstream};
 
 use super::described::{Boxes, Rows, Slices, between, boxes, rows, slices};
 use crate::call::{Call, Outcome};
-use crate::capture;
 use crate::context;
+use crate::execution::capture;
+use crate::execution::work::{self, Plane, Transfer, Work, device_end};
 use crate::export::export;
 use crate::failure;
 use crate::memory::{self, Location};
 use crate::parameters::{Count, In, List, Maybe};
-use crate::work::{self, Plane, Transfer, Work, device_end};
 
 /// Up to this size the driver takes the bytes of pageable memory at the call.
 const STAGED: u64 = 64 << 10;

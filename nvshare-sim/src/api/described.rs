@@ -6,7 +6,7 @@ use super::copy::not_null;
 use crate::array::Array;
 use crate::call::Outcome;
 use crate::context;
-use crate::work::{Plane, Transfer, device_end};
+use crate::execution::work::{Plane, Transfer, device_end};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 

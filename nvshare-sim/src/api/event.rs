@@ -5,12 +5,12 @@ use std::ffi::c_uint;
 use cudarc::driver::sys::{CUevent, CUresult, CUstream};
 
 use crate::call::{Call, Outcome};
-use crate::capture;
-use crate::event::{EVENTS, Event, Record};
+use crate::execution::capture;
+use crate::execution::event::{EVENTS, Event, Record};
+use crate::execution::work::Work;
 use crate::export::export;
 use crate::failure;
 use crate::parameters::Out;
-use crate::work::Work;
 
 /// `CU_EVENT_DISABLE_TIMING`.
 const DISABLE_TIMING: c_uint = 2;
@@ -26,7 +26,10 @@ export! {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
         context.jam.pass();
-        let event = Event::new(context, flags & DISABLE_TIMING != 0);
+        let event = match flags & INTERPROCESS {
+            0 => Event::new(context, flags & DISABLE_TIMING != 0),
+            _ => Event::interprocess(context)?,
+        };
         made.set(event.handle())
     }
 
@@ -50,6 +53,10 @@ export! {
                 capture::unsafe_call()?;
                 completion.finished().map(|_| ()).ok_or(CUresult::CUDA_ERROR_NOT_READY)
             }
+            Record::Shared(awaited) => {
+                capture::unsafe_call()?;
+                if awaited.is_over() { Ok(()) } else { Err(CUresult::CUDA_ERROR_NOT_READY) }
+            }
         }
     }
 
@@ -61,6 +68,12 @@ export! {
             Record::Work(completion) => {
                 capture::unsafe_call()?;
                 completion.wait();
+                crate::memory::pool::synchronised(event.context.device);
+                failure::check()
+            }
+            Record::Shared(awaited) => {
+                capture::unsafe_call()?;
+                awaited.wait()?;
                 crate::memory::pool::synchronised(event.context.device);
                 failure::check()
             }
@@ -89,7 +102,7 @@ fn record(cx: &Call, handle: CUevent, stream: CUstream, flags: c_uint) -> Outcom
             Ok(())
         }
         None => {
-            event.set(Record::Work(stream.enqueue((Work::Nothing, None), &[], false)));
+            event.set(Record::Work(stream.enqueue((event.to_record(), None), &[], false)));
             Ok(())
         }
     }
@@ -101,7 +114,7 @@ fn elapsed(cx: &Call, from: CUevent, to: CUevent) -> Outcome<f32> {
         return Err(CUresult::CUDA_ERROR_INVALID_HANDLE);
     }
     let end = |event: &Event| match event.record() {
-        Record::None => Err(CUresult::CUDA_ERROR_INVALID_HANDLE),
+        Record::None | Record::Shared(_) => Err(CUresult::CUDA_ERROR_INVALID_HANDLE),
         Record::Captured(_) => Err(CUresult::CUDA_ERROR_CAPTURED_EVENT),
         Record::Work(completion) => completion.finished().ok_or(CUresult::CUDA_ERROR_NOT_READY),
     };

@@ -8,9 +8,9 @@ use cudarc::driver::sys::{CUdevice, CUfunction, CUkernel, CUresult};
 
 use super::launch::function_of;
 use crate::call::Outcome;
-use crate::device::MULTIPROCESSORS;
+use crate::device::{MAX_SHARED, MULTIPROCESSORS};
+use crate::execution::kernel::Function;
 use crate::export::export;
-use crate::kernel::{Function, MAX_SHARED};
 use crate::parameters::{Maybe, Out};
 
 /// Threads of a multiprocessor.

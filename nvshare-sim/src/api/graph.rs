@@ -6,9 +6,9 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUgraph, CUgraphExec, CUgraphNode, CUresult, CUstream};
 
 use crate::call::Outcome;
-use crate::executable::{EXECUTABLES, Executable};
+use crate::execution::executable::{EXECUTABLES, Executable};
+use crate::execution::graph::{GRAPHS, Graph, NODES, Node, NodeKind};
 use crate::export::export;
-use crate::graph::{GRAPHS, Graph, NODES, Node, NodeKind};
 use crate::handles::handle_of;
 use crate::parameters::{Count, InOut, List, Maybe, Out, Places, Room};
 

@@ -7,14 +7,14 @@ use std::ffi::{c_uint, c_void};
 use cudarc::driver::sys::{CUdevice, CUdeviceptr, CUgraph, CUgraphNode, CUresult};
 
 use super::graph::{graph_of, node_of, nodes_of};
-use super::vmm::{Grant, Location, ON_DEVICE};
 use crate::call::Outcome;
 use crate::device;
+use crate::execution::work::Work;
 use crate::export::export;
+use crate::memory::grant::{Grant, Location, ON_DEVICE};
 use crate::memory::graph::{self, Allocation};
 use crate::memory::graph_pool;
 use crate::parameters::{Count, In, InOut, List, Out};
-use crate::work::Work;
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 
@@ -148,7 +148,7 @@ pub(super) fn add_allocation(
     }
     let graph = graph_of(graph)?;
     let after = nodes_of(after)?;
-    let hold = Allocation::create(&graph, on, parameters.bytes as u64, grants)?;
+    let hold = Allocation::create(&graph.owner, on, parameters.bytes as u64, grants)?;
     parameters.address = hold.start;
     made.set(graph.add(Work::Allocate(hold), after).handle())
 }
@@ -162,6 +162,6 @@ pub(super) fn add_free(
     made.needed()?;
     let graph = graph_of(graph)?;
     let after = nodes_of(after)?;
-    let hold = Allocation::at(pointer)?.freed_in(&graph)?;
+    let hold = Allocation::at(pointer)?.freed_in(&graph.owner)?;
     made.set(graph.add(Work::Free(hold), after).handle())
 }

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUcontext, CUdevResourceDesc, CUdevice, CUevent, CUgreenCtx, CUresult, CUstream};
 
 use crate::completion::Completion;
+use crate::context::{Queue, green};
 use crate::device::{self, MULTIPROCESSORS};
-use crate::event::Record;
+use crate::execution::event::Record;
+use crate::execution::stream::{STREAMS, Stream};
+use crate::execution::streams;
+use crate::execution::work::Work;
 use crate::export::export;
-use crate::green::{self, Green};
 use crate::handles::Registry;
+use crate::lifetime;
 use crate::parameters::{Count, In, List, Maybe, Out, Places, Room};
-use crate::stream::{STREAMS, Stream};
-use crate::work::Work;
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 
@@ -101,12 +103,12 @@ export! {
         if made.is_null() || flags != DEFAULT_STREAM {
             return Err(INVALID);
         }
-        let green = Green::create(device::index(of)?, description.0)?;
+        let green = lifetime::green::create(device::index(of)?, description.0)?;
         made.set(green.handle())
     }
 
     fn cuGreenCtxDestroy(handle: CUgreenCtx) |cx| {
-        green::by_handle(handle)?.destroy();
+        lifetime::green::destroy(&green::by_handle(handle)?);
         Ok(())
     }
 
@@ -127,16 +129,16 @@ export! {
         green.primary.jam.pass();
         let priority = priority.clamp(super::stream::GREATEST_PRIORITY, 0);
         let stream = Stream::of_green(&green, flags, priority);
-        green.primary.streams().keep(Arc::downgrade(&stream));
+        streams::keep(&stream);
         made.set(STREAMS.insert(stream))
     }
 
     fn cuGreenCtxRecordEvent(handle: CUgreenCtx, event: CUevent) |cx| {
         let (green, event) = (green::by_handle(handle)?, cx.event(event)?);
-        let pending: Vec<_> = green.streams().iter().filter_map(|stream| stream.last()).collect();
+        let pending: Vec<_> = streams::of_green(&green).iter().filter_map(|stream| stream.last()).collect();
         // A stream that nobody else has: its only work is to wait for all of them.
         let stream = Stream::of_green(&green, NON_BLOCKING, 0);
-        let done: Arc<Completion> = stream.enqueue((Work::Nothing, None), &pending, false);
+        let done: Arc<Completion> = stream.enqueue((event.to_record(), None), &pending, false);
         stream.close();
         event.set(Record::Work(done));
         Ok(())
@@ -144,10 +146,13 @@ export! {
 
     fn cuGreenCtxWaitEvent(handle: CUgreenCtx, event: CUevent) |cx| {
         let (green, event) = (green::by_handle(handle)?, cx.event(event)?);
-        if let Record::Work(completion) = event.record() {
-            for stream in green.streams() {
-                stream.enqueue((Work::Nothing, None), std::slice::from_ref(&completion), false);
-            }
+        let (work, after) = match event.record() {
+            Record::Work(completion) => (Work::Nothing, vec![completion]),
+            Record::Shared(awaited) => (Work::Await(awaited), Vec::new()),
+            Record::None | Record::Captured(_) => return Ok(()),
+        };
+        for stream in streams::of_green(&green) {
+            stream.enqueue((work.clone(), None), &after, false);
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ const UNIFIED: c_uint = 3;
 export! {
     fn cuMemHostAlloc(pointer: Out<*mut c_void>, bytes: usize, flags: c_uint) |cx| {
         let context = cx.context()?;
-        crate::capture::unsafe_call()?;
+        crate::execution::capture::unsafe_call()?;
         pointer.needed()?;
         context.jam.pass();
         let start = host::allocate(&context, bytes as u64, flags)?;
@@ -23,7 +23,7 @@ export! {
 
     fn cuMemAllocHost_v2(pointer: Out<*mut c_void>, bytes: usize) |cx| {
         let context = cx.context()?;
-        crate::capture::unsafe_call()?;
+        crate::execution::capture::unsafe_call()?;
         pointer.needed()?;
         context.jam.pass();
         let start = host::allocate(&context, bytes as u64, 0)?;
@@ -32,7 +32,7 @@ export! {
 
     fn cuMemFreeHost(pointer: *mut c_void) |cx| {
         cx.context()?;
-        crate::capture::unsafe_call()?;
+        crate::execution::capture::unsafe_call()?;
         host::free(pointer as u64)
     }
 

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use cudarc::driver::sys::{CUfunction, CUresult, CUstream};
 
 use crate::call::{Call, Outcome};
+use crate::execution::kernel::{FUNCTIONS, Function, Launch, Shape};
+use crate::execution::work::{self, HostCall, Work};
 use crate::export::export;
-use crate::kernel::{FUNCTIONS, Function, Launch, Shape};
 use crate::module::KERNELS;
 use crate::parameters::{Arguments, Extra, In};
-use crate::work::{self, HostCall, Work};
 
 export! {
     fn cuLaunchKernel / cuLaunchKernel_ptsz(

@@ -8,13 +8,13 @@ use std::sync::atomic::Ordering;
 
 use cudarc::driver::sys::{CUdevice, CUdeviceptr, CUresult, CUstream};
 
-use super::vmm::{Location, ON_DEVICE, ON_HOST, ON_HOST_NODE, ON_NEAREST_NODE};
 use crate::call::{Call, Outcome};
 use crate::device;
+use crate::execution::work::{Custom, Work};
 use crate::export::export;
+use crate::memory::grant::{Location, ON_DEVICE, ON_HOST, ON_HOST_NODE, ON_NEAREST_NODE};
 use crate::memory::managed::{self, HOST, NOWHERE};
 use crate::parameters::{Count, List, Out};
-use crate::work::{Custom, Work};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 
@@ -53,7 +53,7 @@ fn prefetch(cx: &Call, start: u64, bytes: usize, to: i32, stream: CUstream) -> O
             Ok(())
         }),
     };
-    crate::work::submit(&stream, Work::Custom(Arc::new(custom))).map(|_| ())
+    crate::execution::work::submit(&stream, Work::Custom(Arc::new(custom))).map(|_| ())
 }
 
 fn advise(start: u64, bytes: usize, advice: c_uint, place: Outcome<i32>) -> Outcome {
@@ -106,7 +106,7 @@ unsafe fn answer(data: *mut c_void, bytes: usize, asked: c_uint, start: u64, ran
 export! {
     fn cuMemAllocManaged(pointer: Out<CUdeviceptr>, bytes: usize, flags: c_uint) |cx| {
         let context = cx.context()?;
-        crate::capture::unsafe_call()?;
+        crate::execution::capture::unsafe_call()?;
         pointer.needed()?;
         let start = managed::allocate(&context, bytes as u64, flags)?;
         pointer.set(start)

@@ -30,7 +30,7 @@ export! {
     fn cuMemAlloc_v2(pointer: Out<CUdeviceptr>, bytes: usize) |cx| {
         pointer.needed()?;
         let context = cx.context()?;
-        crate::capture::unsafe_call()?;
+        crate::execution::capture::unsafe_call()?;
         context.jam.pass();
         let area = plain::allocate(&context, bytes as u64, None)?;
         pointer.set(area.start)
@@ -42,7 +42,7 @@ export! {
         pointer.needed()?;
         pitch.needed()?;
         let context = cx.context()?;
-        crate::capture::unsafe_call()?;
+        crate::execution::capture::unsafe_call()?;
         if width == 0 || height == 0 || !matches!(element, 4 | 8 | 16) {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
@@ -62,7 +62,7 @@ export! {
         if pointer == 0 {
             return Ok(());
         }
-        crate::capture::unsafe_call()?;
+        crate::execution::capture::unsafe_call()?;
         plain::free(pointer)
     }
 

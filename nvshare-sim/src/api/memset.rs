@@ -6,9 +6,9 @@ use std::ffi::{c_uchar, c_uint, c_ushort};
 use cudarc::driver::sys::{CUdeviceptr, CUresult, CUstream};
 
 use crate::call::{Call, Outcome};
-use crate::capture;
+use crate::execution::capture;
+use crate::execution::work::{self, Fill, Work, device_end};
 use crate::export::export;
-use crate::work::{self, Fill, Work, device_end};
 
 export! {
     fn cuMemsetD8_v2 / cuMemsetD8_v2_ptds(to: CUdeviceptr, value: c_uchar, count: usize) |cx| {

@@ -17,6 +17,7 @@ mod graph_memory;
 mod green;
 mod host;
 mod initialization;
+mod ipc;
 mod launch;
 mod link;
 mod managed;
@@ -53,6 +54,7 @@ pub(crate) static TABLES: &[&[&[Export]]] = &[
     green::EXPORTS,
     host::EXPORTS,
     initialization::EXPORTS,
+    ipc::EXPORTS,
     launch::EXPORTS,
     link::EXPORTS,
     managed::EXPORTS,

@@ -10,12 +10,12 @@ use super::graph::{executable_of, graph_of, node_of, nodes_of};
 use super::launch::{function_of, known};
 use super::memset::check;
 use crate::call::{Call, Outcome};
-use crate::executable::Executable;
+use crate::execution::executable::Executable;
+use crate::execution::graph::NodeKind;
+use crate::execution::kernel::{Launch, Shape};
+use crate::execution::work::{Fill, HostCall, Work};
 use crate::export::export;
-use crate::graph::NodeKind;
-use crate::kernel::{Launch, Shape};
 use crate::parameters::{Arguments, Count, Extra, In, List, Out};
-use crate::work::{Fill, HostCall, Work};
 
 export! {
     fn cuGraphAddKernelNode(

@@ -7,12 +7,13 @@ use std::sync::atomic::Ordering;
 
 use cudarc::driver::sys::{CUdevice, CUdeviceptr, CUmemoryPool, CUresult, CUstream};
 
-use super::vmm::{Location, ON_DEVICE};
+use super::vmm::DESCRIPTOR;
 use crate::call::Outcome;
-use crate::device;
 use crate::export::export;
+use crate::memory::grant::{Location, ON_DEVICE};
 use crate::memory::pool::{self, POOLS, Pool};
 use crate::parameters::{In, Out};
+use crate::{device, stream_ordered};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 
@@ -72,12 +73,22 @@ fn device_at(location: Location, kind: c_uint) -> Outcome<usize> {
     }
 }
 
+/// From now on a device's streams allocate from this pool.
+fn choose(device: usize, pool: CUmemoryPool) -> Outcome {
+    let chosen = Pool::by_handle(pool)?;
+    if chosen.device != device || chosen.is_imported {
+        return Err(INVALID);
+    }
+    pool::choose(device, pool);
+    Ok(())
+}
+
 export! {
     fn cuMemAllocAsync / cuMemAllocAsync_ptsz(pointer: Out<CUdeviceptr>, bytes: usize, stream: CUstream) |cx| {
         pointer.needed()?;
         let stream = cx.stream(stream)?;
         let pool = pool::of_device(stream.context.device);
-        let start = pool::allocate(&stream, pool, bytes as u64)?;
+        let start = stream_ordered::allocate(&stream, pool, bytes as u64)?;
         pointer.set(start)
     }
 
@@ -86,13 +97,13 @@ export! {
     ) |cx| {
         pointer.needed()?;
         let stream = cx.stream(stream)?;
-        let start = pool::allocate(&stream, pool, bytes as u64)?;
+        let start = stream_ordered::allocate(&stream, pool, bytes as u64)?;
         pointer.set(start)
     }
 
     fn cuMemFreeAsync / cuMemFreeAsync_ptsz(pointer: CUdeviceptr, stream: CUstream) |cx| {
         let stream = cx.stream(stream)?;
-        pool::free(&stream, pointer)
+        stream_ordered::free(&stream, pointer)
     }
 
     fn cuDeviceGetDefaultMemPool(pool: Out<CUmemoryPool>, device: CUdevice) |cx| {
@@ -107,11 +118,7 @@ export! {
 
     fn cuDeviceSetMemPool(device: CUdevice, pool: CUmemoryPool) |cx| {
         let device = device::index(device)?;
-        if Pool::by_handle(pool)?.device != device {
-            return Err(INVALID);
-        }
-        pool::choose(device, pool);
-        Ok(())
+        choose(device, pool)
     }
 
     fn cuMemGetDefaultMemPool(pool: Out<CUmemoryPool>, location: In<Location>, kind: c_uint) |cx| {
@@ -126,21 +133,18 @@ export! {
 
     fn cuMemSetMemPool(location: In<Location>, kind: c_uint, pool: CUmemoryPool) |cx| {
         let device = device_at(*location.get()?, kind)?;
-        if Pool::by_handle(pool)?.device != device {
-            return Err(INVALID);
-        }
-        pool::choose(device, pool);
-        Ok(())
+        choose(device, pool)
     }
 
     fn cuMemPoolCreate(pool: Out<CUmemoryPool>, properties: In<Properties>) |cx| {
         pool.needed()?;
         let properties = properties.get()?;
-        if properties.handle_types != 0 {
-            return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED);
-        }
         let device = device_at(properties.location, properties.kind)?;
-        pool.set(POOLS.insert(Pool::new(device)))
+        pool.set(POOLS.insert(match properties.handle_types {
+            0 => Pool::new(device),
+            DESCRIPTOR => Pool::exportable(device),
+            _ => return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED),
+        }))
     }
 
     fn cuMemPoolDestroy(pool: CUmemoryPool) |cx| {

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUcontext, CUdevice, CUevent, CUgreenCtx, CUresult, CUstream};
 
 use crate::call::{Call, Outcome};
-use crate::capture;
 use crate::context;
-use crate::event::Record;
+use crate::context::green::Green;
+use crate::execution::capture;
+use crate::execution::event::Record;
+use crate::execution::stream::{Kind, STREAMS, Stream};
+use crate::execution::streams;
+use crate::execution::work::{self, Callback, Work};
 use crate::export::export;
 use crate::failure;
-use crate::green::Green;
 use crate::parameters::{Maybe, Out};
-use crate::stream::{Kind, STREAMS, Stream};
-use crate::work::{self, Callback, Work};
 
 /// `CU_STREAM_NON_BLOCKING`.
 const NON_BLOCKING: c_uint = 1;
@@ -63,6 +64,16 @@ export! {
             Record::Captured(mark) => capture::wait_for(&stream, &mark),
             Record::Work(_) if flags & WAIT_EXTERNAL != 0 && capture::is_capturing(&stream) => {
                 capture::take(&stream, &Work::Nothing).map(|_| ())
+            }
+            Record::Shared(_) if flags & WAIT_EXTERNAL != 0 && capture::is_capturing(&stream) => {
+                capture::take(&stream, &Work::Nothing).map(|_| ())
+            }
+            Record::Shared(awaited) => {
+                capture::forbid(&stream, CUresult::CUDA_ERROR_STREAM_CAPTURE_ISOLATION)?;
+                capture::take(&stream, &Work::Nothing)?;
+                let work = if awaited.is_over() { Work::Nothing } else { Work::Await(awaited) };
+                stream.enqueue((work, None), &[], false);
+                Ok(())
             }
             Record::Work(completion) => {
                 // What is outside of the capture it cannot wait for.
@@ -144,6 +155,6 @@ fn create(cx: &Call, made: Out<CUstream>, flags: c_uint, priority: c_int) -> Out
     let kind = if flags & NON_BLOCKING == 0 { Kind::Blocking } else { Kind::NonBlocking };
     context.jam.pass();
     let stream = Stream::new(&context, kind, flags, priority);
-    context.streams().keep(Arc::downgrade(&stream));
+    streams::keep(&stream);
     made.set(STREAMS.insert(stream))
 }

@@ -10,11 +10,12 @@ use cudarc::driver::sys::{CUdeviceptr, CUresult, CUstream};
 use nvshare_sim_card::now;
 
 use crate::call::{Call, Outcome};
+use crate::execution::work::{self, Custom, Work, device_end};
 use crate::export::export;
+use crate::flight::Touch;
 use crate::memory;
 use crate::strict;
 use crate::timeline::Timeline;
-use crate::work::{self, Custom, Touch, Work, device_end};
 
 /// How often a stream that waits looks at the word, in nanoseconds.
 const POLL: u64 = 100_000;

@@ -6,30 +6,18 @@ use std::ffi::{c_int, c_uint, c_ulonglong, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 
 use cudarc::driver::sys::{CUdeviceptr, CUresult};
-use nvshare_sim_card::{HandleId, Point};
+use nvshare_sim_card::Point;
 
 use crate::call::Outcome;
 use crate::device;
 use crate::export::export;
+use crate::memory::grant::{Grant, Location, ON_DEVICE, ON_HOST, ON_HOST_NODE};
+use crate::memory::physical::HandleValue;
 use crate::memory::space::Kind;
 use crate::memory::{GRANULARITY, mapping, physical};
 use crate::parameters::{Count, In, List, Out};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
-
-/// `CUmemLocation`, with its kind as the number the caller passed.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Location {
-    pub(crate) kind: c_uint,
-    pub(crate) id: c_int,
-}
-
-/// `CU_MEM_LOCATION_TYPE_DEVICE` and the kinds of host memory.
-pub(crate) const ON_DEVICE: c_uint = 1;
-pub(crate) const ON_HOST: c_uint = 2;
-pub(crate) const ON_HOST_NODE: c_uint = 3;
-pub(crate) const ON_NEAREST_NODE: c_uint = 4;
 
 /// `CUmemAllocationProp`.
 #[repr(C)]
@@ -45,18 +33,10 @@ struct Properties {
     reserved: [u8; 4],
 }
 
-/// `CUmemAccessDesc`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Grant {
-    pub(crate) location: Location,
-    pub(crate) flags: c_uint,
-}
-
 /// `CU_MEM_ALLOCATION_TYPE_PINNED`.
 const PINNED: c_uint = 1;
 /// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`.
-const DESCRIPTOR: c_uint = 1;
+pub(super) const DESCRIPTOR: c_uint = 1;
 
 impl Properties {
     /// The device that memory with these properties would be on.
@@ -119,7 +99,7 @@ export! {
     }
 
     fn cuMemRelease(handle: c_ulonglong) |cx| {
-        physical::release(HandleId(handle))
+        physical::release(HandleValue(handle))
     }
 
     fn cuMemMap(start: CUdeviceptr, bytes: usize, offset: usize, handle: c_ulonglong, flags: c_ulonglong) |cx| {
@@ -131,7 +111,7 @@ export! {
             return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED);
         }
         crate::faults::at_call(Point::Map)?;
-        mapping::map(start, whole(bytes as u64)?, HandleId(handle))
+        mapping::map(start, whole(bytes as u64)?, HandleValue(handle))
     }
 
     fn cuMemUnmap(start: CUdeviceptr, bytes: usize) |cx| {
@@ -180,7 +160,7 @@ export! {
     }
 
     fn cuMemGetAllocationPropertiesFromHandle(properties: Out<Properties>, handle: c_ulonglong) |cx| {
-        let (device, _, known) = physical::describe(HandleId(handle))?;
+        let (device, _, known) = physical::describe(HandleValue(handle))?;
         let answer = Properties {
             kind: PINNED,
             handle_types: known & 0xffff,
@@ -205,12 +185,12 @@ export! {
     ) |cx| {
         no_flags(flags)?;
         shareable.needed()?;
-        let (_, _, known) = physical::describe(HandleId(handle))?;
+        let (_, _, known) = physical::describe(HandleValue(handle))?;
         // Only what was asked for at its creation.
         if kind != DESCRIPTOR || known & DESCRIPTOR == 0 {
             return Err(INVALID);
         }
-        let descriptor = physical::export(HandleId(handle))?;
+        let descriptor = physical::export(HandleValue(handle))?;
         shareable.set(descriptor.as_raw_fd())?;
         // The caller closes it.
         let _ = descriptor.into_raw_fd();

@@ -11,10 +11,10 @@ pub(crate) use form::{Form, SURFACE, component};
 
 use crate::call::Outcome;
 use crate::context::Context;
+use crate::execution::work::Plane;
 use crate::handles::{Registry, handle_of};
 use crate::memory::plain;
 use crate::memory::space::Area;
-use crate::work::Plane;
 
 /// All arrays, levels of others too.
 static ARRAYS: Registry<Array> = Registry::new();

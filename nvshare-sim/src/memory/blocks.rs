@@ -76,6 +76,12 @@ impl Blocks {
         }
     }
 
+    /// What the block is that a piece is of.
+    pub(super) fn chunk(&self, piece: u64) -> Option<&Chunk> {
+        let (_, block) = self.by_start.range(..=piece).next_back()?;
+        (piece < block.chunk.start + block.chunk.bytes).then_some(&block.chunk)
+    }
+
     /// Gives blocks without pieces back to the card until no more than `keep` bytes are held.
     pub(super) fn trim(&mut self, keep: u64) {
         let empty: Vec<u64> =

@@ -10,16 +10,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use cudarc::driver::sys::CUresult;
 use nvshare_sim_card::config::MAX_CARDS;
 
+use super::grant::Grant;
 use super::graph_pool::{self, Block};
 use super::space::{self, Area, Kind};
 use super::{GRANULARITY, address, plain};
-use crate::api::vmm::Grant;
 use crate::call::Outcome;
 use crate::completion::Completion;
 use crate::context::{CONTEXTS, Context};
-use crate::graph::Graph;
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
+
+/// A graph, as the memory of its nodes knows it: which one it is, and whether it is still there.
+#[derive(Default)]
+pub(crate) struct Owner(());
 
 /// What an allocation node allocates.
 pub(crate) struct Allocation {
@@ -32,7 +35,7 @@ pub(crate) struct Allocation {
     /// Devices that reach it, as the application said.
     pub(crate) grants: Vec<Grant>,
     /// The graph of its node.
-    owner: Weak<Graph>,
+    owner: Weak<Owner>,
     state: Mutex<State>,
 }
 
@@ -52,7 +55,7 @@ struct State {
     /// Its own graph frees it.
     freed_at_home: bool,
     /// Other graphs that do.
-    freed_abroad: Vec<Weak<Graph>>,
+    freed_abroad: Vec<Weak<Owner>>,
 }
 
 /// All allocations of each device.
@@ -100,7 +103,7 @@ impl State {
 impl Allocation {
     /// Gives a node of `graph` an address for so many bytes.
     pub(crate) fn create(
-        graph: &Arc<Graph>,
+        graph: &Arc<Owner>,
         device: usize,
         bytes: u64,
         grants: Vec<Grant>,
@@ -141,7 +144,7 @@ impl Allocation {
     }
 
     /// For a node of `graph` that frees it: once at home, or once in each other graph, not both.
-    pub(crate) fn freed_in(self: &Arc<Allocation>, graph: &Arc<Graph>) -> Outcome<Arc<Hold>> {
+    pub(crate) fn freed_in(self: &Arc<Allocation>, graph: &Arc<Owner>) -> Outcome<Arc<Hold>> {
         let here = Arc::downgrade(graph);
         let mut state = self.state();
         state.freed_abroad.retain(|other| other.strong_count() > 0);
@@ -227,7 +230,7 @@ impl Allocation {
     }
 
     /// A free that was refused after all.
-    pub(super) fn take_back(&self, context: u64) {
+    pub(crate) fn take_back(&self, context: u64) {
         self.state().unfreed = Some(context);
     }
 
@@ -278,7 +281,7 @@ pub(super) fn free(allocation: &Arc<Allocation>, area: &Area) -> Outcome {
     let context = allocation.free_by_call()?;
     if let Some(context) = CONTEXTS.find(|other| other.id == context) {
         context.jam.pass();
-        context.synchronize().inspect_err(|_| allocation.take_back(context.id))?;
+        super::synchronize(&context).inspect_err(|_| allocation.take_back(context.id))?;
     }
     plain::check_unused(area, "cuMemFree", u64::MAX);
     allocation.set_valid(false);

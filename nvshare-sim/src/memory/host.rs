@@ -9,6 +9,7 @@ use super::space::{self, Area, Kind};
 use super::{address, piece, pins, plain};
 use crate::call::Outcome;
 use crate::context::Context;
+use crate::flight;
 
 const PAGE: u64 = 4096;
 
@@ -90,7 +91,7 @@ pub(crate) fn unregister(start: u64) -> Outcome {
     let registered = |area: &Area| matches!(&area.kind, Kind::Pinned(pinned) if pinned.registered);
     let area = area.filter(|area| registered(area)).ok_or(CUresult::CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED)?;
     plain::wait_for_owner(&area)?;
-    if let Some(work) = crate::work::in_flight(area.start, area.bytes, u64::MAX) {
+    if let Some(work) = flight::in_flight(area.start, area.bytes, u64::MAX) {
         let what = piece(area.start, area.bytes);
         crate::strict::violation(&format!("cuMemHostUnregister of {what}: {work} still uses it"));
     }

@@ -7,11 +7,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::CUresult;
 use nvshare_sim_card::config::MAX_CARDS;
-use nvshare_sim_card::{HandleId, now};
+use nvshare_sim_card::now;
 
+use super::physical::HandleValue;
 use super::space::{self, Area, Kind, Space};
 use super::{GRANULARITY, address, physical, piece};
 use crate::call::Outcome;
+use crate::flight;
 
 /// What devices may do with mapped memory: the values of `CUmemAccess_flags`.
 pub(crate) const NO_ACCESS: u8 = 0;
@@ -23,7 +25,7 @@ pub(crate) struct Mapping {
     /// How much is mapped.
     pub(crate) bytes: u64,
     /// What is mapped.
-    pub(crate) handle: HandleId,
+    pub(crate) handle: HandleValue,
     /// A number that no other mapping has.
     pub(crate) number: u64,
     /// What each device may do with it.
@@ -126,7 +128,7 @@ fn whole(mappings: &Mappings, start: u64, bytes: u64) -> Outcome<Vec<u64>> {
 }
 
 /// Maps all of a handle. No device has access yet.
-pub(crate) fn map(start: u64, bytes: u64, id: HandleId) -> Outcome {
+pub(crate) fn map(start: u64, bytes: u64, id: HandleValue) -> Outcome {
     let mut space = space::write();
     // A handle that was released is as good as any for as long as it is mapped somewhere (seen on an H200).
     let handle = physical::living(&mut space, id)?;
@@ -167,12 +169,12 @@ pub(crate) fn unmap(start: u64, bytes: u64) -> Outcome {
         }
         inside(&mappings, start, bytes)?;
     }
-    if let Some(work) = crate::work::in_flight(start, bytes, u64::MAX) {
+    if let Some(work) = flight::in_flight(start, bytes, u64::MAX) {
         crate::strict::violation(&format!("cuMemUnmap of {}: {work} still uses it", piece(start, bytes)));
-        crate::work::stop_touching(start, bytes);
+        flight::stop_touching(start, bytes);
     }
     let mut space = space::write();
-    let gone: Vec<HandleId> = {
+    let gone: Vec<HandleValue> = {
         let mut mappings = lock(reservation(&space, start, bytes)?);
         let starts = inside(&mappings, start, bytes)?;
         for at in &starts {
@@ -221,7 +223,7 @@ pub(crate) fn set_access(start: u64, bytes: u64, grants: &[(usize, u8)]) -> Outc
 pub(crate) struct Seen {
     pub(crate) start: u64,
     pub(crate) bytes: u64,
-    pub(crate) handle: HandleId,
+    pub(crate) handle: HandleValue,
     /// See [`Mapping`].
     pub(crate) number: u64,
     /// What each device may do with it.
@@ -238,7 +240,7 @@ pub(crate) fn look(address: u64) -> Outcome<Seen> {
 }
 
 /// One more reference to the handle behind an address.
-pub(crate) fn retain(address: u64) -> Outcome<HandleId> {
+pub(crate) fn retain(address: u64) -> Outcome<HandleValue> {
     let id = look(address)?.handle;
     let mut space = space::write();
     space.handles.get_mut(&id).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?.references += 1;

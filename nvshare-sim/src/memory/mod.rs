@@ -4,12 +4,15 @@
 //! - [`space`]: every address the driver knows, and what is behind it
 //! - [`address`]: pieces of the process's address space, reserved and mapped
 //! - [`physical`]: handles of physical memory; [`mapping`]: physical memory behind reserved addresses
-//! - [`plain`]: `cuMemAlloc`; [`pool`], [`blocks`]: the same in stream order; [`host`]: pinned,
+//! - [`plain`]: `cuMemAlloc`; [`pool`], [`blocks`]: what allocation in stream order takes from; [`host`]: pinned,
 //!   and [`pins`], what that takes of a card; [`managed`]: paged by the driver
+//! - [`grant`]: what applications say of it
+//! - [`shared`]: what of it other processes may open, and what of theirs is open here
 //! - [`graph`]: what graphs allocate, [`graph_pool`]: what is behind it
 
 mod address;
 mod blocks;
+pub(crate) mod grant;
 pub(crate) mod graph;
 pub(crate) mod graph_pool;
 pub(crate) mod host;
@@ -19,6 +22,7 @@ pub(crate) mod physical;
 mod pins;
 pub(crate) mod plain;
 pub(crate) mod pool;
+pub(crate) mod shared;
 pub(crate) mod space;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,6 +37,7 @@ pub(crate) use space::{Location, access, classify, classify_for_copy, needs_peer
 use crate::call::Outcome;
 use crate::context::Context;
 use crate::device::card;
+use crate::failure;
 
 /// Physical memory comes in multiples of this.
 pub(crate) const GRANULARITY: u64 = nvshare_sim_card::BLOCK_BYTES;
@@ -52,17 +57,26 @@ pub(crate) fn context_opened(device: usize) -> Outcome {
 /// A context is gone, with all work that it had: so is the memory that was allocated in it. What pools and graphs hold stays
 /// on the card, also after the last context.
 pub(crate) fn context_destroyed(context: &Context) {
-    for (_, area) in space::write().remove_context(context.id) {
+    let gone = space::write().remove_context(context.id);
+    for (_, area) in gone {
         area.dispose();
     }
     plain::forget_context(context.id);
-    crate::array::context_destroyed(context.id);
-    crate::texture::context_destroyed(context.id);
     pool::synchronised(context.device);
     if CONTEXTS[context.device].fetch_sub(1, Ordering::AcqRel) == 1 {
         graph::forget_device(context.device);
         card().release_context(context.device);
     }
+}
+
+/// Waits for all work of a context, and what its device's pools hold beyond their thresholds is the card's again. The answer is
+/// the error for good, if there was one.
+pub(crate) fn synchronize(context: &Context) -> Outcome {
+    for completion in context.unfinished() {
+        completion.wait();
+    }
+    pool::synchronised(context.device);
+    failure::check()
 }
 
 /// The process ends: physical memory that no address led to for a second (not just between its creation and its mapping)

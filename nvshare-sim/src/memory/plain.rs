@@ -10,10 +10,11 @@ use nvshare_sim_card::{HandleId, Point};
 
 use super::pool::Pool;
 use super::space::{self, Area, Kind};
-use super::{GRANULARITY, address, piece};
+use super::{GRANULARITY, address, piece, shared};
 use crate::call::Outcome;
 use crate::context::{CONTEXTS, Context};
 use crate::device::card;
+use crate::flight;
 
 /// Pieces up to this size share blocks.
 const SMALL: u64 = GRANULARITY / 2;
@@ -140,8 +141,23 @@ impl Slab {
     }
 }
 
+/// The handle that an allocation is a part of, and its first byte in that.
+pub(super) fn backing(area: &Area) -> Option<(HandleId, u64)> {
+    let in_chunk = |chunk: &Chunk| (chunk.handle, area.start - chunk.start);
+    if let Kind::Plain(Some(pool)) = &area.kind {
+        return pool.with_chunk(area.start, in_chunk);
+    }
+    let chunks = chunks();
+    if let Some(chunk) = chunks.large.get(&area.start) {
+        return Some(in_chunk(chunk));
+    }
+    let slabs = chunks.small.get(&(area.context, slot_bytes(area.bytes)))?;
+    slabs.get(&(area.start / GRANULARITY * GRANULARITY)).map(|slab| in_chunk(&slab.chunk))
+}
+
 /// Gives back the memory of an allocation that is in the space no more.
 pub(super) fn dispose(area: &Area, pool: Option<&Pool>) {
+    shared::end(area);
     if let Some(pool) = pool {
         return pool.give_back(area);
     }
@@ -175,7 +191,12 @@ pub(crate) fn free(start: u64) -> Outcome {
     if let Kind::Graph(allocation) = &area.kind {
         return super::graph::free(allocation, &area);
     }
-    if !matches!(area.kind, Kind::Plain(_) | Kind::Managed(_)) {
+    let is_ours = match &area.kind {
+        Kind::Plain(_) | Kind::Managed(_) => true,
+        Kind::Opened(opened) => opened.is_piece,
+        _ => false,
+    };
+    if !is_ours {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
     wait_for_owner(&area)?;
@@ -186,7 +207,7 @@ pub(crate) fn free(start: u64) -> Outcome {
 pub(crate) fn wait_for_owner(area: &Area) -> Outcome {
     CONTEXTS.find(|context| context.id == area.context).map_or(Ok(()), |context| {
         context.jam.pass();
-        context.synchronize()
+        super::synchronize(&context)
     })
 }
 
@@ -196,7 +217,7 @@ pub(crate) fn remove(area: &Arc<Area>, call: &str) -> Outcome {
 }
 
 /// As [`remove`], where only the work submitted before `submitted` may still have used it.
-pub(super) fn remove_before(area: &Arc<Area>, call: &str, submitted: u64) -> Outcome {
+pub(crate) fn remove_before(area: &Arc<Area>, call: &str, submitted: u64) -> Outcome {
     check_unused(area, call, submitted);
     let mut space = space::write();
     // Somebody else may have freed it in the meantime.
@@ -211,12 +232,12 @@ pub(super) fn remove_before(area: &Arc<Area>, call: &str, submitted: u64) -> Out
 }
 
 /// A violation if work that was submitted before `submitted` may still touch the area.
-pub(super) fn check_unused(area: &Area, call: &str, submitted: u64) {
-    if let Some(work) = crate::work::in_flight(area.start, area.bytes, submitted) {
+pub(crate) fn check_unused(area: &Area, call: &str, submitted: u64) {
+    if let Some(work) = flight::in_flight(area.start, area.bytes, submitted) {
         crate::strict::violation(&format!(
             "{call} of {}: {work} still uses it",
             piece(area.start, area.bytes)
         ));
-        crate::work::stop_touching(area.start, area.bytes);
+        flight::stop_touching(area.start, area.bytes);
     }
 }

@@ -1,4 +1,4 @@
-//! Memory pools: `cuMemAllocAsync` and what it takes its memory from. A piece can be had again as soon as its free is reached
+//! Memory pools: what allocation in stream order takes its memory from. A piece can be had again as soon as its free is reached
 //! in stream order; what a pool holds beyond its release threshold goes back to the card at the next synchronisation, and
 //! the rest when it is trimmed.
 
@@ -7,17 +7,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{CUmemoryPool, CUresult};
+use nvshare_sim_card::PoolName;
 
 use super::blocks::Blocks;
-use super::graph::Allocation;
+use super::plain::Chunk;
 use super::space::{self, Area, Kind};
-use super::{piece, plain};
 use crate::call::Outcome;
 use crate::completion::Completion;
 use crate::device::card;
 use crate::handles::Registry;
-use crate::stream::Stream;
-use crate::work::{Custom, Submitted, Work};
 
 /// All pools that were not destroyed.
 pub(crate) static POOLS: Registry<Pool> = Registry::new();
@@ -30,6 +28,10 @@ pub(crate) struct Pool {
     pub(crate) attributes: Mutex<HashMap<u32, u64>>,
     /// `CU_MEMPOOL_ATTR_RELEASE_THRESHOLD`.
     pub(crate) threshold: AtomicU64,
+    /// What other processes know it by, if it can be exported.
+    name: Option<PoolName>,
+    /// It is another process's: nothing is allocated from it here.
+    pub(crate) is_imported: bool,
     destroyed: AtomicBool,
     blocks: Mutex<Blocks>,
     /// Frees whose turn has not come.
@@ -58,14 +60,40 @@ static CURRENT: Mutex<Option<Current>> = Mutex::new(None);
 
 impl Pool {
     pub(crate) fn new(device: usize) -> Arc<Pool> {
+        Pool::named(device, None, false)
+    }
+
+    /// A pool that can be exported.
+    pub(crate) fn exportable(device: usize) -> Arc<Pool> {
+        Pool::named(device, Some(PoolName { number: card().pool_number(), card: device }), false)
+    }
+
+    /// Another process's pool.
+    pub(crate) fn imported(name: PoolName) -> Arc<Pool> {
+        Pool::named(name.card, Some(name), true)
+    }
+
+    fn named(device: usize, name: Option<PoolName>, is_imported: bool) -> Arc<Pool> {
         Arc::new(Pool {
             device,
             attributes: Mutex::default(),
             threshold: AtomicU64::new(0),
+            name,
+            is_imported,
             destroyed: AtomicBool::new(false),
             blocks: Mutex::default(),
             leaving: Mutex::default(),
         })
+    }
+
+    /// What other processes know it by, if it can be exported or was imported.
+    pub(crate) fn name(&self) -> Option<PoolName> {
+        self.name
+    }
+
+    /// Shows the block that a piece is of to `see`.
+    pub(super) fn with_chunk<T>(&self, piece: u64, see: impl FnOnce(&Chunk) -> T) -> Option<T> {
+        self.blocks().chunk(piece).map(see)
     }
 
     fn blocks(&self) -> MutexGuard<'_, Blocks> {
@@ -131,14 +159,14 @@ impl Pool {
         }
     }
 
-    /// A piece of the same size that was freed in this stream: what comes after in the stream can have it at once.
-    fn take_back(&self, stream: &Stream, bytes: u64) -> Option<Arc<Area>> {
+    /// A piece of the same size that was freed in this stream of that context: what comes after in the stream can have it at once.
+    pub(crate) fn take_back(&self, stream: u64, context: u64, bytes: u64) -> Option<Arc<Area>> {
         let mut leaving = self.leaving();
         leaving.retain(|leaving| !leaving.taken.load(Ordering::Relaxed));
         let free = |leaving: &&Leaving| {
-            leaving.stream == stream.id
+            leaving.stream == stream
                 && leaving.area.bytes == bytes
-                && leaving.area.context == stream.context.id
+                && leaving.area.context == context
                 && !leaving.taken.swap(true, Ordering::AcqRel)
         };
         let old = Arc::clone(&leaving.iter().find(free)?.area);
@@ -151,6 +179,20 @@ impl Pool {
             _ => None,
         };
         Some(space.insert(Area::new(old.start, bytes, old.context, old.device, Kind::Plain(pool))))
+    }
+
+    /// A piece was freed in a stream, whose turn for it is `done`.
+    pub(crate) fn leaves(
+        &self,
+        area: &Arc<Area>,
+        stream: u64,
+        done: Arc<Completion>,
+        taken: Arc<AtomicBool>,
+    ) {
+        self.blocks().leaves(area.bytes);
+        let mut leaving = self.leaving();
+        leaving.retain(|leaving| leaving.done.finished().is_none());
+        leaving.push(Leaving { area: Arc::clone(area), stream, done, taken });
     }
 
     /// Gives back to the card what holds no piece, down to `keep` bytes.
@@ -205,21 +247,6 @@ pub(crate) fn destroy(handle: CUmemoryPool) -> Outcome {
     Ok(())
 }
 
-/// Allocates at once: the address is valid in the stream from here on.
-pub(crate) fn allocate(stream: &Arc<Stream>, pool: CUmemoryPool, bytes: u64) -> Outcome<u64> {
-    let pool = Pool::by_handle(pool)?;
-    if pool.device >= card().config().cards as usize {
-        return Err(CUresult::CUDA_ERROR_INVALID_DEVICE);
-    }
-    if let Some(start) = allocate_in_graph(stream, pool.device, bytes)? {
-        return Ok(start);
-    }
-    if let Some(again) = pool.take_back(stream, bytes) {
-        return Ok(again.start);
-    }
-    Ok(plain::allocate(&stream.context, bytes, Some(pool))?.start)
-}
-
 /// The host has synchronised with a device's work: its pools give back what is beyond their thresholds.
 pub(crate) fn synchronised(device: usize) {
     POOLS.for_each(|pool| {
@@ -227,97 +254,4 @@ pub(crate) fn synchronised(device: usize) {
             pool.trim(pool.threshold.load(Ordering::Relaxed));
         }
     });
-}
-
-/// Frees in stream order. Work of other streams that was submitted before and still uses the memory then is a violation.
-pub(crate) fn free(stream: &Arc<Stream>, start: u64) -> Outcome {
-    let invalid = CUresult::CUDA_ERROR_INVALID_VALUE;
-    let area = space::find(start).filter(|area| area.start == start).ok_or(invalid)?;
-    let pool = match &area.kind {
-        Kind::Plain(pool) => pool,
-        Kind::Graph(allocation) => return free_of_graph(stream, allocation, &area),
-        _ => return Err(invalid),
-    };
-    // A graph frees what graphs allocated.
-    if crate::capture::is_capturing(stream) {
-        return Err(invalid);
-    }
-    if area.leaving.swap(true, Ordering::AcqRel) {
-        return Err(invalid);
-    }
-    let taken = Arc::new(AtomicBool::new(false));
-    let custom = Custom {
-        name: "cuMemFreeAsync",
-        touches: Vec::new(),
-        run: {
-            let (area, taken) = (Arc::clone(&area), Arc::clone(&taken));
-            let submitted = crate::work::submitted_so_far();
-            Box::new(move |timeline| {
-                timeline.sleep();
-                if taken.swap(true, Ordering::AcqRel) {
-                    plain::check_unused(&area, "cuMemFreeAsync", submitted);
-                    return Ok(());
-                }
-                plain::remove_before(&area, "cuMemFreeAsync", submitted).map_err(|_| {
-                    let what = piece(area.start, area.bytes);
-                    crate::strict::violation(&format!(
-                        "cuMemFreeAsync of {what}: it was freed before its turn came"
-                    ));
-                    CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
-                })
-            })
-        },
-    };
-    let submitted = crate::work::submit(stream, Work::Custom(Arc::new(custom)));
-    match submitted {
-        Ok(Submitted::Running(done)) => {
-            if let Some(pool) = pool {
-                pool.blocks().leaves(area.bytes);
-                let mut leaving = pool.leaving();
-                leaving.retain(|leaving| leaving.done.finished().is_none());
-                leaving.push(Leaving { area: Arc::clone(&area), stream: stream.id, done, taken });
-            }
-            Ok(())
-        }
-        failed => {
-            area.leaving.store(false, Ordering::Release);
-            failed.and(Err(CUresult::CUDA_ERROR_NOT_SUPPORTED))
-        }
-    }
-}
-
-/// In a stream that is being captured the graph allocates, with the pool's properties.
-fn allocate_in_graph(stream: &Arc<Stream>, device: usize, bytes: u64) -> Outcome<Option<u64>> {
-    let Some(graph) = crate::capture::graph_of(stream)? else { return Ok(None) };
-    let hold = Allocation::create(&graph, device, bytes, Vec::new())?;
-    let start = hold.start;
-    match crate::work::submit(stream, Work::Allocate(hold))? {
-        Submitted::Captured => Ok(Some(start)),
-        Submitted::Running(_) => Err(CUresult::CUDA_ERROR_UNKNOWN),
-    }
-}
-
-/// Frees what a graph allocated: in another graph, or in stream order.
-fn free_of_graph(stream: &Arc<Stream>, allocation: &Arc<Allocation>, area: &Arc<Area>) -> Outcome {
-    if let Some(graph) = crate::capture::graph_of(stream)? {
-        let hold = allocation.freed_in(&graph)?;
-        return crate::work::submit(stream, Work::Free(hold)).map(|_| ());
-    }
-    let context = allocation.free_by_call()?;
-    let custom = Custom {
-        name: "cuMemFreeAsync",
-        touches: Vec::new(),
-        run: {
-            let (allocation, area) = (Arc::clone(allocation), Arc::clone(area));
-            let submitted = crate::work::submitted_so_far();
-            Box::new(move |timeline| {
-                timeline.sleep();
-                plain::check_unused(&area, "cuMemFreeAsync", submitted);
-                allocation.set_valid(false);
-                Ok(())
-            })
-        },
-    };
-    let submitted = crate::work::submit(stream, Work::Custom(Arc::new(custom)));
-    submitted.map(|_| ()).inspect_err(|_| allocation.take_back(context))
 }

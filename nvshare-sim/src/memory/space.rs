@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use nvshare_sim_card::HandleId;
-
 use super::managed::Managed;
-use super::physical::Physical;
+use super::physical::{HandleValue, Physical};
+use super::shared::Opened;
 use super::{address, mapping, piece, plain};
 use crate::context::Context;
 use crate::memory::host::Pinned;
@@ -19,7 +18,7 @@ pub(crate) struct Space {
     /// By first address; they do not overlap.
     pub(super) areas: BTreeMap<u64, Arc<Area>>,
     /// Physical memory that this process holds.
-    pub(super) handles: BTreeMap<HandleId, Physical>,
+    pub(super) handles: BTreeMap<HandleValue, Physical>,
 }
 
 /// A piece of the address space with one purpose.
@@ -37,7 +36,9 @@ pub(crate) struct Area {
     /// `CU_POINTER_ATTRIBUTE_SYNC_MEMOPS`.
     pub(crate) sync_memops: AtomicBool,
     /// `cuMemFreeAsync` was called; it goes when the turn of that comes.
-    pub(super) leaving: AtomicBool,
+    pub(crate) leaving: AtomicBool,
+    /// The name that other processes open it by; 0 while there is none.
+    pub(super) share: AtomicU64,
     /// What it is.
     pub(crate) kind: Kind,
 }
@@ -56,6 +57,8 @@ pub(crate) enum Kind {
     Managed(Managed),
     /// Host memory that the device can reach.
     Pinned(Pinned),
+    /// Memory of another process.
+    Opened(Opened),
 }
 
 /// What an address is to the driver.
@@ -94,9 +97,9 @@ impl Area {
     pub(super) fn new(start: u64, bytes: u64, context: u64, device: usize, kind: Kind) -> Area {
         let id = number();
         // On without being asked for, as on an H200.
-        let sync_memops = AtomicBool::new(matches!(kind, Kind::Plain(_)));
+        let sync_memops = AtomicBool::new(matches!(kind, Kind::Plain(_) | Kind::Opened(_)));
         let leaving = AtomicBool::new(false);
-        Area { start, bytes, context, device, id, sync_memops, leaving, kind }
+        Area { start, bytes, context, device, id, sync_memops, leaving, share: AtomicU64::new(0), kind }
     }
 
     pub(crate) fn end(&self) -> u64 {
@@ -110,6 +113,7 @@ impl Area {
             Kind::Array => plain::dispose(self, None),
             Kind::Managed(managed) => managed.dispose(self),
             Kind::Pinned(pinned) => pinned.dispose(self),
+            Kind::Opened(opened) => opened.dispose(),
             Kind::Reserved(_) | Kind::Graph(_) => {}
         }
     }
@@ -150,7 +154,7 @@ pub(crate) fn classify(address: u64) -> Location {
     match read().find(address) {
         None => Location::Pageable,
         Some(area) => match &area.kind {
-            Kind::Plain(_) | Kind::Array | Kind::Graph(_) | Kind::Reserved(_) => {
+            Kind::Plain(_) | Kind::Array | Kind::Graph(_) | Kind::Reserved(_) | Kind::Opened(_) => {
                 Location::Device(area.device)
             }
             Kind::Managed(_) => Location::Managed,
@@ -197,7 +201,12 @@ pub(crate) fn access(start: u64, bytes: u64, write: bool, device: usize) -> Resu
         Kind::Graph(allocation) if !allocation.is_valid() => {
             Err(format!("{} is a graph's, and not allocated at the time", piece(start, bytes)))
         }
-        Kind::Plain(_) | Kind::Array | Kind::Graph(_) | Kind::Managed(_) | Kind::Pinned(_) => Ok(()),
+        Kind::Plain(_)
+        | Kind::Array
+        | Kind::Graph(_)
+        | Kind::Managed(_)
+        | Kind::Pinned(_)
+        | Kind::Opened(_) => Ok(()),
     }
 }
 

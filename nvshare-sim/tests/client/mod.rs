@@ -7,6 +7,8 @@
     reason = "every test file uses a part of it; streams and the like are a context's"
 )]
 
+pub(crate) mod peer;
+
 use std::ffi::c_void;
 use std::path::PathBuf;
 use std::process::Command;

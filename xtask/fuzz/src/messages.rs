@@ -12,6 +12,7 @@ use nvshare_common::frame;
 use nvshare_common::ids::{ArenaId, ClientId, DeviceId, Ticket};
 use nvshare_common::probe::Call;
 use nvshare_common::protocol::{Answer, Held, Hello, Purpose, ToAgent, ToShim};
+use nvshare_common::share;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::pwrite;
 
@@ -24,6 +25,17 @@ pub(crate) fn messages(packet: &[u8]) {
     if let Ok(message) = frame::decode::<ToShim>(packet) {
         let again = frame::encode(&message).expect("no longer than what it came in");
         assert_eq!(frame::decode::<ToShim>(&again).as_ref(), Ok(&message));
+    }
+    if let Ok(answer) = frame::decode::<share::Answer>(packet) {
+        let again = frame::encode(&answer).expect("no longer than what it came in");
+        assert_eq!(frame::decode::<share::Answer>(&again).as_ref(), Ok(&answer));
+        // Whatever is sound can be added up.
+        if let (true, share::Answer::Given { bytes, offset, pieces, .. }) = (answer.is_sound(), &answer) {
+            assert!(pieces.iter().map(|piece| piece.0).sum::<u64>() >= offset.0 + bytes.0);
+        }
+    }
+    if let Some(ticket) = share::Ticket::read(packet) {
+        assert_eq!(ticket.write(), packet);
     }
     if let Ok(hello) = frame::decode_hello(packet) {
         let again = frame::encode_hello(&hello).expect("no longer than what it came in");
@@ -61,6 +73,9 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         sizes: vec![(CARD, Bytes::GIB)],
     }));
     all.push(frame::encode_answer(&Answer::Refused { why: "two builds".into() }));
+    all.push(Ok(share::Ticket { place: [7; 16], number: 1 << 63, secret: [8; 16] }.write().to_vec()));
+    let (offset, pieces) = (Bytes(512), vec![Bytes::GIB; 3]);
+    all.push(frame::encode(&share::Answer::Given { device, bytes, offset, pieces }));
     all.into_iter().map(|packet| packet.expect("a short message")).collect()
 }
 

@@ -11,6 +11,7 @@ mod container;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 mod node;
+mod node_cgroup;
 mod nvidia;
 mod pages;
 mod process;
@@ -23,6 +24,7 @@ pub use cgroup::Cgroups;
 pub use client::ClientCommand;
 pub use container::{Container, ContainerBuilder, containers_work};
 pub use node::{Node, NodeBuilder};
+pub use node_cgroup::NodeCgroup;
 pub use nvidia::{NvidiaLibrary, nvidia_libraries, static_cudart};
 pub use pages::Pages;
 pub use process::{is_root, signal};

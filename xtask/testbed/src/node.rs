@@ -9,7 +9,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::process::die_with_parent;
-use crate::{Agent, Artifacts, ClientCommand, ContainerBuilder};
+use crate::{Agent, Artifacts, ClientCommand, ContainerBuilder, NodeCgroup};
 
 /// A node of its own. Dropping it removes its directories; drop agents and clients first.
 pub struct Node {
@@ -17,6 +17,8 @@ pub struct Node {
     card: Option<TempDir>,
     root: TempDir,
     environment: Vec<(OsString, OsString)>,
+    /// Goes when everything in it has ended.
+    cgroup: Option<NodeCgroup>,
 }
 
 /// What a node is made of.
@@ -25,6 +27,7 @@ pub struct NodeBuilder {
     artifacts: Option<Artifacts>,
     environment: Vec<(OsString, OsString)>,
     real: bool,
+    alone: bool,
 }
 
 impl NodeBuilder {
@@ -49,6 +52,14 @@ impl NodeBuilder {
         self
     }
 
+    /// Gives the node's clients a cgroup of their own, which is all that its agents observe. For a test that counts what an
+    /// observer found: other programs of the machine use CUDA libraries too.
+    #[must_use]
+    pub fn alone(mut self) -> NodeBuilder {
+        self.alone = true;
+        self
+    }
+
     /// Makes the directories.
     ///
     /// # Panics
@@ -59,7 +70,8 @@ impl NodeBuilder {
         for name in ["lib", "run", "admin"] {
             fs::create_dir(root.path().join(name)).expect("a directory of the node");
         }
-        let mut node = Node { artifacts, card: None, root, environment: self.environment };
+        let cgroup = self.alone.then(NodeCgroup::new).flatten();
+        let mut node = Node { artifacts, card: None, root, environment: self.environment, cgroup };
         if !self.real {
             let copy = |from: PathBuf, to: PathBuf| {
                 fs::copy(&from, &to)
@@ -133,7 +145,15 @@ impl Node {
     pub fn client(&self, program: impl AsRef<OsStr>) -> ClientCommand {
         let mut command = self.command(program);
         command.env("NVSHARE_SOCKET", self.socket());
+        self.enter(&mut command);
         ClientCommand { command, shim: self.artifacts.shim() }
+    }
+
+    /// Makes one of the node's processes of a command that is none of its clients. (For [`NodeBuilder::alone`].)
+    pub fn enter(&self, command: &mut Command) {
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.enter(command);
+        }
     }
 
     /// A workload with these flags (separated by spaces) that will report in JSON.
@@ -193,6 +213,9 @@ impl Node {
         command.arg("--socket").arg(self.socket()).arg("--admin-socket").arg(self.admin_socket());
         if self.card.is_some() {
             command.arg("--nvml").arg(self.nvml()).arg("--libcuda").arg(self.libcuda());
+        }
+        if let Some(cgroup) = &self.cgroup {
+            command.arg("--node-cgroup").arg(cgroup.path());
         }
         let flags: Vec<OsString> = flags.into_iter().map(|flag| flag.as_ref().to_owned()).collect();
         match self.artifacts.ebpf() {

@@ -2,8 +2,8 @@
 
 #![expect(unsafe_code, reason = "signals are sent, and a child is prepared between fork and exec")]
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -33,5 +33,14 @@ pub(crate) fn die_with_parent(command: &mut Command) {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             Ok(())
         });
+    }
+}
+
+/// Puts the process into a cgroup before it runs its program; `members` is that one's `cgroup.procs`.
+pub(crate) fn enter_at_birth(command: &mut Command, members: File) {
+    // SAFETY: a write is async-signal-safe, and so is the closure, which allocates nothing: the file was opened before.
+    unsafe {
+        // Nobody's number: whoever writes.
+        command.pre_exec(move || (&members).write_all(b"0"));
     }
 }

@@ -1,5 +1,5 @@
-//! An agent whose clients are idle is at rest. By themselves here: the drivers that other tests bring to the node are work
-//! for every agent that observes.
+//! An agent whose clients are idle is at rest. By themselves here: the drivers that other tests bring to the machine are
+//! work for every agent that observes, if only to find that they are none of its node.
 
 #![expect(unsafe_code, reason = "a number is asked of the system")]
 
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use nvshare_testbed::{Agent, Node};
 
-use run::{LIMIT, Running, TURNS, agent, cards, hooked, uprobes_work};
+use run::{LIMIT, Running, TURNS, agent, cards, hooked, observed};
 
 /// One after the other.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -31,10 +31,7 @@ fn an_agent_whose_clients_are_idle_is_at_rest() {
 #[test]
 fn an_agent_that_observes_idle_clients_is_at_rest() {
     let _alone = ALONE.lock();
-    let node = cards(1, "1G").build();
-    if !uprobes_work(&node) {
-        return;
-    }
+    let Some(node) = observed(cards(1, "1G")) else { return };
     let agent = node.agent(TURNS);
     nvshare_testbed::wait_for("the driver is observed", LIMIT, || {
         let state = agent.try_state().ok()?;

@@ -87,6 +87,8 @@ fn top_shows_four_clients_obeys_keys_and_leaves_the_terminal_as_it_was() {
         .env("NVSHARE_SIM_CARD_BYTES", "96M")
         .env("NVSHARE_SIM_LINK_BYTES_PER_SECOND", "200000000")
         .env("NVSHARE_EXTENT_BYTES", "4M")
+        // Programs without the library are listed too.
+        .alone()
         .build();
     let agent = node.agent(LEASES);
     let start = |seed| {

@@ -5,7 +5,7 @@ use nvshare_common::ids::{ClientId, DeviceId};
 use nvshare_common::protocol::ToShim;
 
 use super::{Command, Core, Outcome};
-use crate::decision::Decision;
+use crate::decision::{At, Decision};
 use crate::ledger::{Client, Told};
 use crate::moment::Moment;
 use crate::policy;
@@ -36,9 +36,8 @@ impl Core {
         }
         self.close_switches(now);
         for (client, device) in self.ledger.doubted(now) {
-            outcome
-                .commands
-                .extend(self.book(&Decision::Reclaim { client, device, expected: Bytes::ZERO }, now));
+            let reclaim = Decision::Reclaim(At { client, device }, Bytes::ZERO);
+            outcome.commands.extend(self.book(&reclaim, now));
         }
         for (client, what) in self.ledger.overdue(&self.settings, now) {
             tracing::warn!(client = client.0, what, "unyielding: others are served around it");

@@ -7,7 +7,7 @@ use nvshare_common::protocol::{Held, Hello, Purpose, ToAgent, ToShim};
 use super::asks::Ask;
 use super::{Command, Core};
 use crate::arena::Memory;
-use crate::ledger::{Page, Room, SessionId};
+use crate::ledger::{Headroom, Page, SessionId};
 use crate::moment::Moment;
 use crate::process::Process;
 use crate::reading::Report;
@@ -38,8 +38,8 @@ impl Core {
         let client = self.ledger.hello(process, session, hello, now);
         self.host.opened(client, hello.arenas, now);
         let booked = |device| Some(self.ledger.client(client)?.devices().get(&device)?.granted());
-        let boast = |held: &&Held| booked(held.device).is_some_and(|booked| booked < held.granted);
-        if let Some(Held { device, granted, .. }) = hello.devices.iter().find(boast) {
+        let overclaim = |held: &&Held| booked(held.device).is_some_and(|booked| booked < held.granted);
+        if let Some(Held { device, granted, .. }) = hello.devices.iter().find(overclaim) {
             self.distrust(client, format!("says that it was granted {granted} on {device}"));
         }
         client
@@ -155,7 +155,7 @@ impl Core {
     ) -> bool {
         let bytes = bytes.min(Bytes(1 << 48));
         let (large, presses) = (false, false);
-        self.ledger.room_wanted(Room {
+        self.ledger.room_wanted(Headroom {
             client,
             ticket,
             device,

@@ -2,11 +2,11 @@
 //! protocol (tests/grants.rs) call the same function, so that what the model proves is what runs.
 
 use nvshare_common::bytes::Bytes;
-use nvshare_common::ids::{ClientId, DeviceId, Ticket};
+use nvshare_common::ids::{ClientId, Ticket};
 use nvshare_common::protocol::ToShim;
 
 use super::{Ledger, Outgoing, Reclaiming};
-use crate::decision::Decision;
+use crate::decision::{At, Decision};
 use crate::moment::Moment;
 use crate::settings::Settings;
 
@@ -30,12 +30,12 @@ impl Ledger {
     pub fn book(&mut self, decision: &Decision, settings: &Settings, now: Moment) -> Option<Booked> {
         let mut wanted = None;
         let (client, message) = match *decision {
-            Decision::Run { client, cap } => {
+            Decision::Run(client, cap) => {
                 wanted = self.run(client, cap, now);
                 (client, ToShim::Run)
             }
-            Decision::Favour { client } => {
-                self.favour(client, now);
+            Decision::Age(client) => {
+                self.age(client, now);
                 return None;
             }
             Decision::Stop { client, .. } => {
@@ -43,18 +43,18 @@ impl Ledger {
                 let stall_ms = u32::try_from(settings.stall.as_millis()).unwrap_or(u32::MAX);
                 (client, ToShim::Stop { ticket, stall_ms })
             }
-            Decision::Grant { client, device, bytes } => {
-                self.grant(client, device, bytes, now);
-                (client, ToShim::Grant { device, bytes })
+            Decision::Grant(at, bytes) => {
+                self.grant(at, bytes, now);
+                (at.client, ToShim::Grant { device: at.device, bytes })
             }
-            Decision::SwapOut { client, device, bytes, .. } => {
-                let ticket = self.begin_swap_out(client, device, bytes, now)?;
-                let coldest = self.clients.get(&client)?.recency.coldest(COLDEST);
-                (client, ToShim::SwapOut { ticket, device, bytes, coldest })
+            Decision::SwapOut { at, bytes, .. } => {
+                let ticket = self.begin_swap_out(at, bytes, now)?;
+                let coldest = self.clients.get(&at.client)?.recency.coldest(COLDEST);
+                (at.client, ToShim::SwapOut { ticket, device: at.device, bytes, coldest })
             }
-            Decision::Reclaim { client, device, expected } => {
-                let ticket = self.begin_reclaim(client, device, expected, now)?;
-                (client, ToShim::Reclaim { ticket, device })
+            Decision::Reclaim(at, expected) => {
+                let ticket = self.begin_reclaim(at, expected, now)?;
+                (at.client, ToShim::Reclaim { ticket, device: at.device })
             }
             Decision::Room { client, ticket, made } => {
                 self.room_answered(client, ticket, made, now);
@@ -80,12 +80,12 @@ impl Ledger {
     }
 
     /// The lease of `client` is given out of turn, now.
-    fn favour(&mut self, client: ClientId, now: Moment) {
-        self.favoured_at = now;
+    fn age(&mut self, client: ClientId, now: Moment) {
+        self.aged_at = now;
         let Some(client) = self.clients.get_mut(&client) else { return };
         let began = client.complete().then_some(now);
         if let Some(lease) = client.turns.turn.lease_mut() {
-            (lease.given, lease.began, lease.favoured) = (now, began, true);
+            (lease.given, lease.began, lease.aged) = (now, began, true);
         }
     }
 
@@ -96,7 +96,7 @@ impl Ledger {
     }
 
     /// The grant of `client` grows.
-    fn grant(&mut self, client: ClientId, device: DeviceId, bytes: Bytes, now: Moment) {
+    fn grant(&mut self, At { client, device }: At, bytes: Bytes, now: Moment) {
         debug_assert!(
             self.grantable(device, now).is_some_and(|free| free >= bytes.0 as i64),
             "a grant of {bytes} exceeds what is seen to be free on {device}"
@@ -110,30 +110,18 @@ impl Ledger {
     }
 
     /// `SwapOut` is sent to `client`, with this number. What leaves stays granted until it is released.
-    fn begin_swap_out(
-        &mut self,
-        client: ClientId,
-        device: DeviceId,
-        bytes: Bytes,
-        now: Moment,
-    ) -> Option<Ticket> {
+    fn begin_swap_out(&mut self, at: At, bytes: Bytes, now: Moment) -> Option<Ticket> {
         let ticket = self.ticket();
-        let holding = self.client_mut(client)?.devices.get_mut(&device)?;
+        let holding = self.client_mut(at.client)?.devices.get_mut(&at.device)?;
         holding.outgoing = Some(Outgoing { ticket, at: now, left: bytes });
         holding.complete = false;
         Some(ticket)
     }
 
     /// `Reclaim` is sent to `client`, with this number.
-    fn begin_reclaim(
-        &mut self,
-        client: ClientId,
-        device: DeviceId,
-        expected: Bytes,
-        now: Moment,
-    ) -> Option<Ticket> {
+    fn begin_reclaim(&mut self, at: At, expected: Bytes, now: Moment) -> Option<Ticket> {
         let ticket = self.ticket();
-        let holding = self.client_mut(client)?.devices.get_mut(&device)?;
+        let holding = self.client_mut(at.client)?.devices.get_mut(&at.device)?;
         holding.reclaiming = Some(Reclaiming { ticket, at: now, expected });
         Some(ticket)
     }

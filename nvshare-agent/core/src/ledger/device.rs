@@ -40,7 +40,7 @@ pub struct Device {
     pub(super) foreign: Bytes,
     pub(super) read_began: Moment,
     pub(super) unconfirmed: Vec<(Moment, Bytes)>,
-    pub(super) rooms: Vec<Room>,
+    pub(super) rooms: Vec<Headroom>,
     /// How much of the reserve is lent.
     pub(super) lent: Bytes,
     /// In use, and ascribed to no process by NVML.
@@ -76,13 +76,13 @@ impl Device {
         /// What was given back, and when, since the last reading began: nothing confirms yet that it is free.
         unconfirmed: &[(Moment, Bytes)],
         /// Room that drivers want.
-        rooms: &[Room],
+        rooms: &[Headroom],
     }
 }
 
 /// What a client's driver wants for itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Room {
+pub struct Headroom {
     /// Whose driver.
     pub client: ClientId,
     /// The shim's number for the request.
@@ -95,13 +95,13 @@ pub struct Room {
     pub since: Moment,
     /// When it was promised; kept free for a moment from then on.
     pub made: Option<Moment>,
-    /// With what its client asked for besides it is more than [`Room::SMALL`].
+    /// With what its client asked for besides it is more than [`Headroom::SMALL`].
     pub large: bool,
     /// Memory is taken from others for it; otherwise it is made when there happens to be room.
     pub presses: bool,
 }
 
-impl Room {
+impl Headroom {
     /// A context, or a module: what one client has asked for up to here others always make room for, for everybody has to
     /// begin.
     pub const SMALL: Bytes = Bytes::GIB;
@@ -221,7 +221,7 @@ mod tests {
     fn room_that_was_made_is_kept_until_a_reading_can_show_what_became_of_it() {
         let mut device = Device::default();
         let made = Moment(1_000_000_000);
-        device.rooms.push(Room {
+        device.rooms.push(Headroom {
             client: ClientId(1),
             ticket: Ticket(1),
             device: DeviceId([1; 16]),

@@ -17,7 +17,7 @@ const SAMPLES: usize = 16;
 /// The most that driver and counters are believed to differ by while memory moves: two of the largest extents.
 pub(super) const STEP: u64 = 128 << 20;
 /// How long readings must agree that a client says it holds more than can be. A driver call takes long when memory is short.
-const BOAST: Duration = Duration::from_secs(3);
+const OVERCLAIM: Duration = Duration::from_secs(3);
 
 /// A `SwapOut` that is not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ pub struct Holding {
     /// Its grant is taken for what it said, and more than it uses and needs: it is asked for the rest.
     pub(super) doubt: Option<Doubt>,
     /// Since which reading it has held more, by its counters, than can be.
-    pub(super) boasts_since: Option<Moment>,
+    pub(super) overclaims_since: Option<Moment>,
     /// It is booked at what NVML shows, whatever it was granted: it said what cannot be, or does not give back.
     pub(super) disbelieved: bool,
 }
@@ -168,7 +168,7 @@ impl Holding {
             Proof::First => plausible.bytes(),
             Proof::Settled | Proof::Done => plausible.total(),
         };
-        let mut boasts = self.granted > most;
+        let mut overclaims = self.granted > most;
         self.granted = self.granted.min(most);
         if self.proof == Proof::Settled && settled {
             self.doubt = Some(Doubt::default());
@@ -180,13 +180,14 @@ impl Holding {
             self.doubt = None;
         }
         // It said that it gave back what it does not need, and one look proves nothing.
-        boasts |= self.doubt.and_then(|doubt| doubt.answered).is_some_and(|at| began.since(at) >= BOAST);
+        overclaims |=
+            self.doubt.and_then(|doubt| doubt.answered).is_some_and(|at| began.since(at) >= OVERCLAIM);
         if self.counted() <= self.granted.max(plausible.bytes()) {
-            self.boasts_since = None;
-            return boasts;
+            self.overclaims_since = None;
+            return overclaims;
         }
         // One look proves nothing: what a client asks its driver for is in its counters before the driver has made it.
-        boasts || began.since(*self.boasts_since.get_or_insert(began)) >= BOAST
+        overclaims || began.since(*self.overclaims_since.get_or_insert(began)) >= OVERCLAIM
     }
 
     /// What nobody else can be granted: its grant, or what it holds beyond that.

@@ -20,12 +20,12 @@ pub struct Lease {
     /// It began a second time, because its holder had to wait for memory.
     pub renewed: bool,
     /// It was given out of turn, after a long wait: no priority ends it early.
-    pub favoured: bool,
+    pub aged: bool,
 }
 
 impl Lease {
     pub(super) fn given(now: Moment, began: Option<Moment>, cap: Option<Moment>) -> Lease {
-        Lease { given: now, began, cost: Duration::ZERO, cap, renewed: false, favoured: false }
+        Lease { given: now, began, cost: Duration::ZERO, cap, renewed: false, aged: false }
     }
 
     /// Of one that runs without having been told to: it is over already, and never begins anew.

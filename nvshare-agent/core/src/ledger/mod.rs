@@ -37,7 +37,7 @@ use session::Word;
 pub use admission::Incumbents;
 pub use book::Booked;
 pub use client::{Client, GangId, Page};
-pub use device::{Device, Room};
+pub use device::{Device, Headroom};
 pub use holding::{Holding, Outgoing, Reclaiming};
 pub use lease::{Lease, Stop};
 pub use limits::Told;
@@ -71,7 +71,7 @@ pub struct Ledger {
     /// No reading that began before this is a reason to grant anything.
     granting_from: Moment,
     /// When somebody last ran out of turn.
-    favoured_at: Moment,
+    aged_at: Moment,
 }
 
 /// By priority: only equals are compared by their runtimes.
@@ -126,8 +126,8 @@ impl Ledger {
     }
 
     /// When somebody last ran out of turn, after a long wait.
-    pub fn favoured_at(&self) -> Moment {
-        self.favoured_at
+    pub fn aged_at(&self) -> Moment {
+        self.aged_at
     }
 
     /// Books an order that can be done. It holds for the client's gang.

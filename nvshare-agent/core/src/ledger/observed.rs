@@ -17,7 +17,7 @@ use nvshare_common::probe::Call;
 
 use super::readers::readers;
 use crate::moment::Moment;
-use crate::observation::{Context, Counts, Observation};
+use crate::observation::{Activity, Context, Counts, What};
 
 /// How many live allocations, handles, mappings and contexts of one process are remembered, of each.
 const REMEMBERED: usize = 16_384;
@@ -138,12 +138,11 @@ impl Observed {
         live + self.handles.len() + mapped + contexts + self.primary.len() + self.by_device.len()
     }
 
-    /// Books one observation about it. Its books may have `room` for so many entries.
-    pub(super) fn book(&mut self, observation: &Observation, room: usize) {
-        use Observation as O;
+    /// Books what was seen of it. Its books may have `room` for so many entries.
+    pub(super) fn book(&mut self, what: &What, room: usize) {
         self.room = room;
-        match *observation {
-            O::Activity { ref counts, last_call, last_launch, lost, whole, .. } => {
+        match *what {
+            What::Activity(Activity { ref counts, last_call, last_launch, lost, whole, .. }) => {
                 self.counts = **counts;
                 self.last_call = last_call;
                 self.last_launch = last_launch;
@@ -152,31 +151,31 @@ impl Observed {
                 // No result of any call is known there.
                 self.unsure |= lost[Loss::Unfollowed as usize] > 0;
             }
-            O::Allocated { call, range, .. } => self.allocated(call, range),
-            O::Freed { address, .. } => self.freed(address),
-            O::Created { handle, bytes, device, .. } => self.created(handle, bytes, device),
-            O::Retained { handle, .. } => self.with_handle(handle, |handle| handle.references += 1),
-            O::Released { handle, .. } => {
+            What::Allocated(call, range) => self.allocated(call, range),
+            What::Freed(address) => self.freed(address),
+            What::Created { handle, bytes, device } => self.created(handle, bytes, device),
+            What::Retained(handle) => self.with_handle(handle, |handle| handle.references += 1),
+            What::Released(handle) => {
                 self.with_handle(handle, |handle| handle.references = handle.references.saturating_sub(1));
             }
-            O::Mapped { range, handle, .. } => self.mapped(range, handle),
-            O::Unmapped { range, .. } => self.unmapped(range),
-            O::Prefetched { range, .. } => {
+            What::Mapped(range, handle) => self.mapped(range, handle),
+            What::Unmapped(range) => self.unmapped(range),
+            What::Prefetched(range) => {
                 self.prefetched.0 = self.prefetched.0.saturating_add(range.bytes.0);
             }
-            O::Uvm { faults, to_device, to_host, .. } => {
+            What::Uvm { faults, to_device, to_host } => {
                 self.uvm_faults += faults;
                 self.uvm_bytes.0 = self.uvm_bytes.0.saturating_add(to_device.0).saturating_add(to_host.0);
             }
-            O::ContextMade { context, .. } => self.made(context),
-            O::ContextEnded { context: Context::Primary(device), .. } => self.primary_released(device),
-            O::ContextEnded { context: Context::Own(context), .. } => {
+            What::ContextMade(context) => self.made(context),
+            What::ContextEnded(Context::Primary(device)) => self.primary_released(device),
+            What::ContextEnded(Context::Own(context)) => {
                 self.contexts.remove(&context);
                 self.gone(None);
             }
-            O::ContextReset { device, .. } => self.gone(Some(device)),
-            O::Exec { .. } => self.forget_memory(),
-            _ => {}
+            What::ContextReset(device) => self.gone(Some(device)),
+            What::Exec => self.forget_memory(),
+            What::Launched { .. } | What::Advised(..) | What::Exited => {}
         }
     }
 

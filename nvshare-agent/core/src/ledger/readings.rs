@@ -3,7 +3,7 @@
 use nvshare_common::bytes::Bytes;
 use nvshare_common::ids::{ClientId, DeviceId};
 
-use super::{Client, Ledger, Room};
+use super::{Client, Headroom, Ledger};
 use crate::moment::Moment;
 use crate::reading::Reading;
 use crate::settings::Settings;
@@ -36,7 +36,7 @@ impl Ledger {
         let device = self.devices.entry(id).or_default();
         device.read(reading, began, settings);
         let settled = self.granting_from != Moment::NEVER && began >= self.granting_from;
-        let (mut least, mut most, mut boasts) = (Bytes::ZERO, Bytes::ZERO, Vec::new());
+        let (mut least, mut most, mut overclaims) = (Bytes::ZERO, Bytes::ZERO, Vec::new());
         for client in self.clients.values_mut() {
             let measured = reading.per_process.get(&client.process.pid).copied();
             let gone = client.exited.is_some_and(|exited| {
@@ -50,14 +50,14 @@ impl Ledger {
             let paged = client.paged;
             let Some(holding) = client.devices.get_mut(&id) else { continue };
             if holding.prove(device.plausible(client.process.pid), settled, began) {
-                boasts.push(client.id);
+                overclaims.push(client.id);
             }
             let (low, high) = holding.between(began, measured, device.rest, paged);
             least += low;
             most += high;
         }
         device.settle(least, most, began >= self.granting_from);
-        boasts
+        overclaims
     }
 
     /// Takes away the dead whose memory is gone from every device, or whose time is long up.
@@ -85,7 +85,7 @@ impl Ledger {
     }
 
     /// The device is managed no more (A6). Says whose requests for room there are void.
-    pub fn lose(&mut self, device: DeviceId) -> Vec<Room> {
+    pub fn lose(&mut self, device: DeviceId) -> Vec<Headroom> {
         self.devices.remove(&device).map(|device| device.rooms).unwrap_or_default()
     }
 

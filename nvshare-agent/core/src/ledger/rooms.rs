@@ -6,7 +6,7 @@ use std::time::Duration;
 use nvshare_common::bytes::Bytes;
 use nvshare_common::ids::ClientId;
 
-use super::{Client, Ledger, Room};
+use super::{Client, Headroom, Ledger};
 use crate::moment::Moment;
 
 impl Ledger {
@@ -17,7 +17,7 @@ impl Ledger {
     }
 
     /// A client's driver wants room. `false` when it has asked too often at once.
-    pub fn room_wanted(&mut self, room: Room) -> bool {
+    pub fn room_wanted(&mut self, room: Headroom) -> bool {
         let clients = &self.clients;
         let Some(device) = self.devices.get_mut(&room.device) else { return false };
         let cgroup = |client| clients.get(&client).map(|client| client.cgroup.as_str());
@@ -27,7 +27,7 @@ impl Ledger {
             own += usize::from(other.client == room.client);
             siblings += usize::from(cgroup(other.client) == asker);
         }
-        if own >= Room::AT_ONCE || siblings >= Room::OF_A_CGROUP {
+        if own >= Headroom::AT_ONCE || siblings >= Headroom::OF_A_CGROUP {
             return false;
         }
         device.rooms.push(room);
@@ -48,7 +48,7 @@ impl Ledger {
             let mut asked: BTreeMap<ClientId, (Bytes, bool)> = BTreeMap::new();
             for room in &mut device.rooms {
                 let (small, large) = asked.entry(room.client).or_default();
-                room.large = *small + room.bytes > Room::SMALL;
+                room.large = *small + room.bytes > Headroom::SMALL;
                 if !room.large {
                     *small += room.bytes;
                 }

@@ -6,7 +6,7 @@ use nvshare_common::ids::ClientId;
 
 use super::{Ledger, Observed, Recency};
 use crate::moment::Moment;
-use crate::observation::Observation;
+use crate::observation::What;
 use crate::process::Process;
 
 /// For all books and all recency together, in bytes as counted by the two below.
@@ -17,14 +17,14 @@ const ENTRY: usize = 64;
 const RANGE: usize = 40;
 
 impl Ledger {
-    /// Books one observation about a process; what is known of it then. At most [`Observed::PROCESSES`] are known at a time.
-    pub fn observe(&mut self, process: Process, observation: &Observation) -> Option<&Observed> {
+    /// Books what was seen of a process; what is known of it then. At most [`Observed::PROCESSES`] are known at a time.
+    pub fn observe(&mut self, process: Process, what: &What) -> Option<&Observed> {
         if self.observed.len() >= Observed::PROCESSES && !self.observed.contains_key(&process) {
             return None;
         }
         let observed = self.observed.entry(process).or_default();
         self.remembered -= ENTRY * observed.entries();
-        observed.book(observation, ALL.saturating_sub(self.remembered) / ENTRY);
+        observed.book(what, ALL.saturating_sub(self.remembered) / ENTRY);
         self.remembered += ENTRY * observed.entries();
         Some(observed)
     }
@@ -36,19 +36,18 @@ impl Ledger {
         }
     }
 
-    /// What an observation says of which memory of a client is in use.
-    pub fn warm(&mut self, client: ClientId, observation: &Observation, now: Moment) {
-        use Observation as O;
+    /// What was seen says which memory of a client is in use.
+    pub fn warm(&mut self, client: ClientId, what: &What, now: Moment) {
         let Some(client) = self.clients.get_mut(&client) else { return };
         let recency = &mut client.recency;
         self.remembered -= RANGE * recency.ranges();
-        match observation {
-            O::Mapped { range, .. } | O::Allocated { range, .. } => {
+        match what {
+            What::Mapped(range, _) | What::Allocated(_, range) => {
                 recency.mapped(*range, ALL.saturating_sub(self.remembered) / RANGE, now);
             }
-            O::Launched { parameters, at, .. } => recency.launched(parameters, *at),
-            O::Freed { address, .. } => recency.freed(*address),
-            O::Exec { .. } => recency.clear(),
+            What::Launched { parameters, at } => recency.launched(parameters, *at),
+            What::Freed(address) => recency.freed(*address),
+            What::Exec => recency.clear(),
             _ => {}
         }
         self.remembered += RANGE * recency.ranges();
@@ -88,20 +87,20 @@ mod tests {
         Process { pid, start: 1 }
     }
 
-    fn allocated(process: Process, number: u64) -> Observation {
+    fn allocated(number: u64) -> What {
         let range = DeviceRange { start: DevicePtr(number << 12), bytes: Bytes(16) };
-        Observation::Allocated { process, call: Call::Alloc, range }
+        What::Allocated(Call::Alloc, range)
     }
 
     #[test]
     fn all_processes_together_cannot_make_the_agent_remember_more_than_it_may() {
         let mut ledger = Ledger::new();
         let before = process(1);
-        ledger.observe(before, &allocated(before, 0));
+        ledger.observe(before, &allocated(0));
         // Each alone may have a sixty-fourth of it.
         for pid in 2..80 {
             for number in 0..16_384 {
-                ledger.observe(process(pid), &allocated(process(pid), number));
+                ledger.observe(process(pid), &allocated(number));
             }
         }
         assert!(ledger.remembered() <= ALL + 2 * ENTRY && ledger.remembered() > ALL - 2 * ENTRY);
@@ -110,7 +109,7 @@ mod tests {
         assert_eq!(seen(&ledger, 2).for_people(None).allocated, Bytes(16 * 16_384));
         // Room that one leaves is there for others.
         ledger.observed_gone(process(2));
-        ledger.observe(before, &allocated(before, 1));
+        ledger.observe(before, &allocated(1));
         assert_eq!(seen(&ledger, 1).for_people(None).allocated, Bytes(32));
         for pid in 1..80 {
             ledger.observed_gone(process(pid));
@@ -129,14 +128,14 @@ mod tests {
             .collect();
         for client in &clients {
             for number in 0..16_384 {
-                ledger.warm(*client, &allocated(process(0), number), now);
+                ledger.warm(*client, &allocated(number), now);
             }
         }
         assert!(ledger.remembered() <= ALL);
         let recency = |ledger: &Ledger, client| ledger.client(client).unwrap().recency.ranges();
         assert_eq!((recency(&ledger, clients[0]), recency(&ledger, clients[119])), (16_384, 0));
-        ledger.warm(clients[0], &Observation::Freed { process: process(0), address: DevicePtr(0) }, now);
-        ledger.warm(clients[119], &allocated(process(0), 7), now);
+        ledger.warm(clients[0], &What::Freed(DevicePtr(0)), now);
+        ledger.warm(clients[119], &allocated(7), now);
         assert_eq!(recency(&ledger, clients[119]), 1);
         for client in clients {
             ledger.exited(client, now);

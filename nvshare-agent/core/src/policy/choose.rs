@@ -9,9 +9,9 @@
 //! protects its holder until its end, against a higher rank only until the lease floor. So a client of a high priority
 //! waits for the floor and the switch; that its turns may then be shorter than 40 times the switch is what its priority
 //! costs. Lower ranks run in a bounded time all the same: among the gangs that wait while a higher priority contends for a
-//! device of theirs, the one that has waited longest is favoured once it has waited for [`FAVOUR`] lease ceilings and
-//! nobody was favoured for as long. It is next, before everybody of high priority, and keeps a whole lease. So lower
-//! priorities together get at least one lease in about `FAVOUR` ceilings, whatever the load, and each of `n` waiting
+//! device of theirs, the one that has waited longest has aged once it has waited for [`AGING`] lease ceilings and
+//! nobody's turn came by that for as long. It is next, before everybody of high priority, and keeps a whole lease. So lower
+//! priorities together get at least one lease in about `AGING` ceilings, whatever the load, and each of `n` waiting
 //! gangs runs within about `n` times that.
 
 use std::cmp::Reverse;
@@ -29,7 +29,7 @@ use crate::order::Priority;
 use crate::settings::Settings;
 
 /// After how many lease ceilings of waiting the longest waiting gang of a lower priority is next.
-const FAVOUR: u32 = 4;
+const AGING: u32 = 4;
 
 /// The choice. Numbers are indices of gangs.
 #[derive(Default)]
@@ -41,29 +41,29 @@ pub(super) struct Chosen {
     /// Who neither runs nor waits, and could run if it costs nobody anything.
     pub(super) resting: Vec<usize>,
     /// Who is next out of turn.
-    pub(super) favoured: Option<usize>,
+    pub(super) aged: Option<usize>,
     pub(super) hindered: Vec<Hindrance>,
 }
 
 /// What is left of each device.
-struct Room {
-    left: BTreeMap<DeviceId, i64>,
+struct Left {
+    by_device: BTreeMap<DeviceId, i64>,
     /// What drivers want. It comes before whoever has no lease.
     drivers: BTreeMap<DeviceId, i64>,
 }
 
-impl Room {
+impl Left {
     /// Of all devices, with nobody running.
-    fn new(ledger: &Ledger, gangs: &[Gang]) -> Room {
+    fn new(ledger: &Ledger, gangs: &[Gang]) -> Left {
         let devices = ledger.devices().iter();
-        let mut left: BTreeMap<DeviceId, i64> =
+        let mut by_device: BTreeMap<DeviceId, i64> =
             devices.clone().map(|(id, device)| (*id, device.budget())).collect();
         for gang in gangs {
             for (device, need) in &gang.needs {
-                *left.entry(*device).or_default() -= need.floor.0 as i64;
+                *by_device.entry(*device).or_default() -= need.floor.0 as i64;
             }
         }
-        Room { left, drivers: devices.map(|(id, device)| (*id, device.room().0 as i64)).collect() }
+        Left { by_device, drivers: devices.map(|(id, device)| (*id, device.room().0 as i64)).collect() }
     }
 
     /// Whether the gang fits; with `beside_drivers`, beside what drivers want, too.
@@ -74,7 +74,7 @@ impl Room {
         // What needs nothing more than it holds anyway always fits.
         gang.needs.iter().all(|(device, need)| {
             let fits = |left: &i64| need.more() <= *left - kept(device);
-            need.more() == 0 || self.left.get(device).is_some_and(fits)
+            need.more() == 0 || self.by_device.get(device).is_some_and(fits)
         })
     }
 
@@ -83,7 +83,7 @@ impl Room {
         let fits = self.fits(gang, beside_drivers);
         if fits {
             for (device, need) in &gang.needs {
-                *self.left.entry(*device).or_default() -= need.more();
+                *self.by_device.entry(*device).or_default() -= need.more();
             }
         }
         fits
@@ -142,24 +142,24 @@ impl Field {
 }
 
 pub(super) fn choose(ledger: &Ledger, settings: &Settings, gangs: &[Gang], now: Moment) -> Chosen {
-    let mut room = Room::new(ledger, gangs);
+    let mut left = Left::new(ledger, gangs);
     let most = Most::new(ledger, gangs);
     let mut chosen = Chosen::default();
     let mut field = Field::new(ledger, settings, gangs, now);
     let mut protected = Vec::new();
     let mut contenders = field.contenders;
     for index in field.fixed {
-        if room.take(&gangs[index], false) {
+        if left.take(&gangs[index], false) {
             chosen.running.push((index, None));
             protected.push(index);
         } else {
             contenders.push(index);
         }
     }
-    chosen.favoured = favoured(ledger, settings, gangs, &most, now);
+    chosen.aged = aged(ledger, settings, gangs, &most, now);
     let rank = |index: usize| {
         let gang = &gangs[index];
-        if chosen.favoured == Some(index) { gang.rank.max(Rank::Priority(Priority::High)) } else { gang.rank }
+        if chosen.aged == Some(index) { gang.rank.max(Rank::Priority(Priority::High)) } else { gang.rank }
     };
     let mut blocked = false;
     let mut horizon = Moment::NEVER;
@@ -171,7 +171,7 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, gangs: &[Gang], now: 
     ];
     for of in ranks {
         for index in field.protected.extract_if(.., |index| gangs[*index].rank == of) {
-            if room.take(&gangs[index], false) {
+            if left.take(&gangs[index], false) {
                 chosen.running.push((index, None));
                 protected.push(index);
             } else {
@@ -181,14 +181,14 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, gangs: &[Gang], now: 
         let mut equals: Vec<usize> = contenders.extract_if(.., |index| rank(*index) == of).collect();
         equals.sort_by_key(|index| {
             let gang = &gangs[*index];
-            (chosen.favoured != Some(*index), gang.runtime, gang.role != Role::Waiting, gang.id())
+            (chosen.aged != Some(*index), gang.runtime, gang.role != Role::Waiting, gang.id())
         });
         for index in equals {
             let gang = &gangs[index];
             let starts = gang.starts();
             // The end of a lease that it has already cannot be set.
             let in_time = !blocked || !starts || (!gang.leased() && now + settings.lease_floor <= horizon);
-            if in_time && room.take(gang, !gang.pinned()) {
+            if in_time && left.take(gang, !gang.pinned()) {
                 chosen.running.push((index, (blocked && starts).then_some(horizon)));
             } else if let Some(why) = most.never(gang) {
                 chosen.hindered.push(Hindrance { client: gang.id(), why });
@@ -206,13 +206,13 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, gangs: &[Gang], now: 
         }
     }
     for index in field.idle {
-        if room.take(&gangs[index], true) {
+        if left.take(&gangs[index], true) {
             chosen.running.push((index, None));
         }
     }
     // Whoever rests gets the lease beforehand where that can be done without taking from anybody.
     for index in field.resting {
-        if !blocked && room.take(&gangs[index], true) {
+        if !blocked && left.take(&gangs[index], true) {
             chosen.resting.push(index);
         }
     }
@@ -229,7 +229,7 @@ fn ends(gang: &Gang, rank: Rank) -> Moment {
 }
 
 /// Whose turn it is because of its long wait, if anybody's.
-fn favoured(ledger: &Ledger, settings: &Settings, gangs: &[Gang], most: &Most, now: Moment) -> Option<usize> {
+fn aged(ledger: &Ledger, settings: &Settings, gangs: &[Gang], most: &Most, now: Moment) -> Option<usize> {
     let mut highest: BTreeMap<DeviceId, Rank> = BTreeMap::new();
     let contend = |gang: &&Gang| matches!(gang.role, Role::Protected { .. } | Role::Expired | Role::Waiting);
     for gang in gangs.iter().filter(contend).filter(|gang| !gang.pinned()) {
@@ -238,13 +238,13 @@ fn favoured(ledger: &Ledger, settings: &Settings, gangs: &[Gang], most: &Most, n
             *highest = gang.rank.max(*highest);
         }
     }
-    let long = settings.lease_ceiling * FAVOUR;
+    let long = settings.lease_ceiling * AGING;
     let longest = gangs.iter().enumerate().filter_map(|(index, gang)| {
         // One that has had the lease since before anybody was there may wait for memory.
         let waits = matches!(gang.role, Role::Waiting | Role::Expired);
         let since = gang.wants.filter(|_| waits)?;
         let lower = || gang.devices().any(|device| highest.get(device).is_some_and(|rank| *rank > gang.rank));
-        let long = now.since(since.max(ledger.favoured_at())) >= long;
+        let long = now.since(since.max(ledger.aged_at())) >= long;
         (long && lower() && most.never(gang).is_none()).then_some((since, gang.id(), index))
     });
     longest.min().map(|(_, _, index)| index)

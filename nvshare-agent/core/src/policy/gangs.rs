@@ -182,8 +182,8 @@ fn rank(members: &[&Client], role: Role) -> Rank {
     if members.iter().any(|client| client.orders().pinned) {
         return Rank::Pinned;
     }
-    let favoured = members.iter().any(|client| client.lease().is_some_and(|lease| lease.favoured));
-    if favoured && matches!(role, Role::Protected { .. }) {
+    let aged = members.iter().any(|client| client.lease().is_some_and(|lease| lease.aged));
+    if aged && matches!(role, Role::Protected { .. }) {
         return Rank::Priority(Priority::High);
     }
     Rank::Priority(members.iter().map(|client| client.orders().priority).max().unwrap_or_default())

@@ -14,7 +14,7 @@ use super::Decisions;
 use super::choose::Chosen;
 use super::gangs::{Gang, Role, takeable};
 use super::rooms::{MostRoom, ROOM_WAITS};
-use crate::decision::Decision;
+use crate::decision::{At, Decision};
 use crate::ledger::{Client, Device, Ledger};
 use crate::moment::Moment;
 
@@ -136,7 +136,8 @@ impl Plan<'_> {
                 && client.commandable()
                 && self.now.since(holding.reclaimed_at()) > RECLAIM_AGAIN
             {
-                self.out.todo.push(Decision::Reclaim { client: client.id(), device, expected: idle_grant });
+                let at = At { client: client.id(), device };
+                self.out.todo.push(Decision::Reclaim(at, idle_grant));
                 missing -= idle_grant.0 as i64;
             }
         }
@@ -233,7 +234,8 @@ impl Plan<'_> {
         if bytes == Bytes::ZERO {
             return 0;
         }
-        self.out.todo.push(Decision::SwapOut { client: client.id(), device, bytes, gains });
+        let at = At { client: client.id(), device };
+        self.out.todo.push(Decision::SwapOut { at, bytes, gains });
         bytes.0 as i64
     }
 
@@ -276,7 +278,7 @@ impl Plan<'_> {
             let bytes = part(lack.bytes, left);
             if bytes > Bytes::ZERO {
                 left -= bytes.0 as i64;
-                self.out.todo.push(Decision::Grant { client: lack.client, device: id, bytes });
+                self.out.todo.push(Decision::Grant(At { client: lack.client, device: id }, bytes));
             }
         }
         Some(left)
@@ -287,10 +289,10 @@ impl Plan<'_> {
         for (index, cap) in &chosen.running {
             for client in &self.gangs[*index].members {
                 if client.lease().is_none() {
-                    self.out.todo.push(Decision::Run { client: client.id(), cap: *cap });
+                    self.out.todo.push(Decision::Run(client.id(), *cap));
                 }
-                if chosen.favoured == Some(*index) {
-                    self.out.todo.push(Decision::Favour { client: client.id() });
+                if chosen.aged == Some(*index) {
+                    self.out.todo.push(Decision::Age(client.id()));
                 }
             }
         }
@@ -310,7 +312,7 @@ impl Plan<'_> {
                 *left.entry(*device).or_default() -= lack(device);
             }
             for client in gang.members.iter().filter(|client| client.lease().is_none()) {
-                self.out.todo.push(Decision::Run { client: client.id(), cap: None });
+                self.out.todo.push(Decision::Run(client.id(), None));
             }
         }
     }
@@ -327,7 +329,8 @@ impl Plan<'_> {
                     && bytes > Bytes::ZERO
                 {
                     *left -= bytes.0 as i64;
-                    self.out.todo.push(Decision::Grant { client: lack.client, device: *device, bytes });
+                    let at = At { client: lack.client, device: *device };
+                    self.out.todo.push(Decision::Grant(at, bytes));
                 } else {
                     let free = self.free.get(device).copied().unwrap_or_default();
                     reads |= free - left.unwrap_or_default() >= PIECE as i64;
@@ -339,7 +342,7 @@ impl Plan<'_> {
 }
 
 fn takes_from(decision: &Decision, gang: &Gang) -> bool {
-    matches!(decision, Decision::SwapOut { client, .. } if gang.members.iter().any(|member| member.id() == *client))
+    matches!(decision, Decision::SwapOut { at, .. } if gang.members.iter().any(|member| member.id() == at.client))
 }
 
 /// What the gang's members lack on `device`.

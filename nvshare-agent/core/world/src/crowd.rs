@@ -1,7 +1,7 @@
 //! Nodes that are full, for benches.
 
 use nvshare_agent_core::moment::Moment;
-use nvshare_agent_core::observation::Observation;
+use nvshare_agent_core::observation::What;
 use nvshare_common::bytes::{Bytes, DevicePtr, DeviceRange};
 
 use crate::{GIB, MIB, World};
@@ -28,12 +28,10 @@ impl World {
             world.shims[client].works = number % 3 == 0;
             let id = world.shims[client].id;
             world.core.ledger.named(id, String::new(), format!("/kubepods/pod{number}"));
-            let process = world.shims[client].process;
             for piece in 0..1000_u64 {
                 // With a gap behind each, or they would be one.
                 let range = DeviceRange { start: DevicePtr(piece << 28), bytes: Bytes(2 * MIB) };
-                let mapped = Observation::Mapped { process, range, handle: piece };
-                world.core.ledger.warm(id, &mapped, Moment(piece * 7919 % 1000));
+                world.core.ledger.warm(id, &What::Mapped(range, piece), Moment(piece * 7919 % 1000));
             }
         }
         world.run(3000);

@@ -17,10 +17,10 @@ use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use self::model::{Look, Model};
+use super::args::TopArgs;
 use super::client::Client;
 use super::command::{CommandError, print, raw};
 use super::view::{self, Since};
-use crate::config::TopArgs;
 
 /// How soon a key or a new look is seen.
 const TICK: Duration = Duration::from_millis(50);

@@ -12,7 +12,7 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
 use aya::programs::KProbe;
 use aya::programs::kprobe::KProbeLink;
-use nvshare_agent_core::observation::{self, Observation};
+use nvshare_agent_core::observation::{self, Observation, Seen, What};
 use nvshare_agent_core::process::Process;
 use nvshare_common::bytes::Bytes;
 use nvshare_common::uvm::{LAYOUT_WORDS, Losses, Usage};
@@ -118,12 +118,7 @@ impl Uvm {
 
     /// Tells what was added since the last time, of processes that `process` knows; others' wait until it does, or until
     /// they are dead. Does nothing between two times, unless it must be `now`.
-    pub(super) fn read(
-        &mut self,
-        now: bool,
-        process: impl Fn(u32) -> Option<Process>,
-        tell: &mut Vec<Observation>,
-    ) {
+    pub(super) fn read(&mut self, now: bool, process: impl Fn(u32) -> Option<Process>, tell: &mut Vec<Seen>) {
         if self.attached.is_none() || !(now || self.read_at.elapsed() >= EVERY) {
             return;
         }
@@ -160,7 +155,7 @@ impl Maps {
         &mut self,
         told: &mut std::collections::HashMap<u32, Usage>,
         process: impl Fn(u32) -> Option<Process>,
-        tell: &mut Vec<Observation>,
+        tell: &mut Vec<Seen>,
     ) {
         let mut dead = Vec::new();
         for (pid, [faults, to_device, to_host]) in self.usage.iter().filter_map(Result::ok) {
@@ -173,12 +168,9 @@ impl Maps {
             };
             let more = usage.since(told.insert(pid, usage).unwrap_or_default());
             if more != Usage::default() {
-                tell.push(Observation::Uvm {
-                    process,
-                    faults: more.faults,
-                    to_device: Bytes(more.to_device),
-                    to_host: Bytes(more.to_host),
-                });
+                let (to_device, to_host) = (Bytes(more.to_device), Bytes(more.to_host));
+                let what = What::Uvm { faults: more.faults, to_device, to_host };
+                tell.push(Seen::Process(Observation { process, what }));
             }
         }
         for pid in dead {

@@ -66,11 +66,9 @@ fn sums_are_told_once_and_the_dead_are_forgotten() {
         maps.read(&mut told, |pid| known.filter(|known| known.pid == pid), &mut tell);
         tell
     };
-    let added = |faults, to_device, to_host| Observation::Uvm {
-        process: this,
-        faults,
-        to_device: Bytes(to_device),
-        to_host: Bytes(to_host),
+    let added = |faults, to_device, to_host| {
+        let what = What::Uvm { faults, to_device: Bytes(to_device), to_host: Bytes(to_host) };
+        Seen::Process(Observation { process: this, what })
     };
     maps.usage.insert(this.pid, [3, 4096, 0], 0).unwrap();
     maps.usage.insert(nobody, [1, 1, 1], 0).unwrap();

@@ -14,8 +14,7 @@ impl Ledger<'_> {
     ) -> Result<(HandleId, u32), Refused> {
         let index = self.free_handle().ok_or(Refused::Handles)?;
         let evicted = self.make_room(card, count)?;
-        let generation = self.totals.generation.wrapping_add(1).max(1);
-        self.totals.generation = generation;
+        let generation = self.next_generation();
         self.totals.cursor = index as u32 + 1;
         self.totals.used = self.totals.used.max(index as u32 + 1);
         let mut handle = Handle {

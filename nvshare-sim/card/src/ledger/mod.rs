@@ -5,13 +5,21 @@
 //! handle or to a living process or to nobody.
 //!
 //! Here: the tables. `blocks`: which are taken, by whom, and who has to make room; `handles`: physical allocations and who
-//! holds them; `reclaim`: what becomes of what the dead had.
+//! holds them; `shares`: what of them others may open; `events`: events that processes share; `reclaim`: what becomes of what the
+//! dead had.
 
 mod blocks;
+mod events;
 mod handles;
 mod reclaim;
+mod shares;
 #[cfg(test)]
 mod tests;
+
+pub use events::EventId;
+pub(crate) use events::{Event, MAX_EVENTS};
+pub(crate) use shares::{MAX_SHARES, Share};
+pub use shares::{ShareError, ShareId};
 
 use crate::process::Identity;
 
@@ -103,6 +111,9 @@ pub(crate) struct Ledger<'a> {
     pub(crate) blocks: &'a mut [Block],
     pub(crate) per_card: usize,
     pub(crate) totals: &'a mut Totals,
+    pub(crate) shares: &'a mut [Share],
+    /// Looked at by others without the lock.
+    pub(crate) events: &'a [Event],
 }
 
 /// Why an allocation is refused.
@@ -115,6 +126,12 @@ pub(crate) enum Refused {
 }
 
 impl Ledger<'_> {
+    /// A number that tells what is made now from what had its place before.
+    pub(crate) fn next_generation(&mut self) -> u32 {
+        self.totals.generation = self.totals.generation.wrapping_add(1).max(1);
+        self.totals.generation
+    }
+
     pub(crate) fn card(&self, card: usize) -> &[Block] {
         &self.blocks[card * self.per_card..][..self.per_card]
     }

@@ -27,6 +27,8 @@ impl Ledger<'_> {
                 self.drop_holder(index, slot);
             }
         }
+        self.forget_shares(slot);
+        self.forget_events(slot);
         self.processes[slot] = Process::default();
     }
 
@@ -75,6 +77,8 @@ impl Ledger<'_> {
                 self.blocks[index] = Block::default();
             }
         }
+        self.repair_shares();
+        self.repair_events();
         for card in 0..self.blocks.len() / self.per_card {
             let free = self.card(card).iter().filter(|block| block.owner == FREE).count();
             self.totals.free[card] = free as u32;

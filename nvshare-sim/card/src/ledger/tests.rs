@@ -3,7 +3,7 @@
 use super::*;
 use crate::managed::PageKey;
 
-struct Tables(Vec<Process>, Vec<Handle>, Vec<Block>, Totals);
+struct Tables(Vec<Process>, Vec<Handle>, Vec<Block>, Totals, Vec<Share>, Vec<Event>);
 
 impl Tables {
     fn new(blocks: usize) -> Tables {
@@ -14,6 +14,8 @@ impl Tables {
             vec![Handle::default(); 32],
             vec![Block::default(); blocks],
             totals,
+            vec![Share::default(); 4],
+            (0..4).map(|_| Event::default()).collect(),
         )
     }
     fn ledger(&mut self) -> Ledger<'_> {
@@ -23,6 +25,8 @@ impl Tables {
             per_card: self.2.len(),
             blocks: &mut self.2,
             totals: &mut self.3,
+            shares: &mut self.4,
+            events: &self.5,
         }
     }
 }
@@ -146,4 +150,99 @@ fn plain_memory_evicts_the_managed_pages_used_longest_ago() {
         ledger.card(0).iter().filter(|block| block.owner & MANAGED != 0).map(|block| block.next).collect();
     assert_eq!(left, [0, 3]);
     assert_eq!(ledger.create(slot, 0, 3, 0), Err(Refused::Full));
+}
+
+#[test]
+fn shared_memory_lives_as_long_as_its_owner_or_somebody_who_has_it_open() {
+    let mut tables = Tables::new(4);
+    let mut ledger = tables.ledger();
+    let (owner, other) = (ledger.join(process(1)).unwrap(), ledger.join(process(2)).unwrap());
+    let handle = ledger.create(owner, 0, 2, 0).unwrap().0;
+    let share = ledger.share(owner, handle, (512, 1024), 0).unwrap();
+    assert_eq!(ledger.share(owner, handle, (512, 1024), 0), Some(share), "the same again");
+    assert_eq!(ledger.open_share(share, owner).err(), Some(ShareError::Own));
+    let opened = ledger.open_share(share, other).unwrap();
+    assert_eq!((opened.handle(), opened.start, opened.bytes, opened.owner()), (handle, 512, 1024, owner));
+    assert_eq!(ledger.unshare(share), 1);
+    ledger.let_go(handle, owner);
+    assert_eq!(ledger.totals.free[0], 2, "the other one holds it");
+    assert_eq!(ledger.open_share(share, other).err(), Some(ShareError::Gone));
+    ledger.close_share(share, other);
+    ledger.let_go(handle, other);
+    assert_eq!(ledger.totals.free[0], 4);
+}
+
+#[test]
+fn what_is_shared_anew_is_another_share() {
+    let mut tables = Tables::new(4);
+    let mut ledger = tables.ledger();
+    let (owner, other) = (ledger.join(process(1)).unwrap(), ledger.join(process(2)).unwrap());
+    let handle = ledger.create(owner, 0, 1, 0).unwrap().0;
+    let first = ledger.share(owner, handle, (0, 512), 0).unwrap();
+    let beside = ledger.share(owner, handle, (512, 512), 0).unwrap();
+    assert_ne!(first, beside);
+    assert_eq!(ledger.unshare(first), 0, "nobody has it open");
+    let second = ledger.share(owner, handle, (0, 512), 0).unwrap();
+    assert_ne!(first, second);
+    assert!(ledger.open_share(first, other).is_err() && ledger.open_share(second, other).is_ok());
+    ledger.close_share(second, other);
+    assert_eq!(ledger.unshare(second), 0, "it was closed");
+}
+
+#[test]
+fn the_dead_share_nothing_and_have_nothing_open() {
+    let mut tables = Tables::new(4);
+    let mut ledger = tables.ledger();
+    let [one, two] = [1, 2].map(|pid| ledger.join(process(pid)).unwrap());
+    let handle = ledger.create(one, 0, 1, 0).unwrap().0;
+    let share = ledger.share(one, handle, (0, 512), 0).unwrap();
+    ledger.open_share(share, two).unwrap();
+    ledger.reclaim(|identity| identity.pid == 1);
+    assert_eq!(ledger.join(process(3)), Some(two), "somebody else has its place");
+    assert_eq!(ledger.unshare(share), 0);
+    let share = ledger.share(one, handle, (0, 512), 0).unwrap();
+    ledger.open_share(share, two).unwrap();
+    ledger.reclaim(|identity| identity.pid == 3);
+    assert!(ledger.shared(share).is_none());
+    assert_eq!(ledger.totals.free[0], 3, "who has it open keeps the memory");
+    ledger.let_go(handle, two);
+    assert_eq!(ledger.totals.free[0], 4);
+}
+
+#[test]
+fn a_share_or_an_event_that_was_cut_short_is_repaired() {
+    let mut tables = Tables::new(4);
+    let mut ledger = tables.ledger();
+    let slot = ledger.join(process(1)).unwrap();
+    let handle = ledger.create(slot, 0, 1, 0).unwrap().0;
+    let share = ledger.share(slot, handle, (0, 512), 0).unwrap();
+    let event = ledger.make_event(slot).unwrap();
+    ledger.repair();
+    assert!(ledger.shared(share).is_some() && ledger.event(event).is_some(), "they are whole");
+    ledger.let_go(handle, slot);
+    ledger.processes[slot] = Process::default();
+    ledger.repair();
+    assert!(ledger.shared(share).is_none() && ledger.event(event).is_none());
+}
+
+#[test]
+fn a_record_of_an_event_is_reached_when_its_work_is_over_or_its_process_is_gone() {
+    let mut tables = Tables::new(4);
+    let mut ledger = tables.ledger();
+    let (owner, other) = (ledger.join(process(1)).unwrap(), ledger.join(process(2)).unwrap());
+    let id = ledger.make_event(owner).unwrap();
+    let (event, of) = ledger.event(id).unwrap();
+    assert_eq!((of, event.recorded()), (owner, 0));
+    let (first, second) = (event.record(owner), event.record(owner));
+    event.reach(first);
+    assert!(event.is_reached(first) && !event.is_reached(second));
+    event.reach(second);
+    let third = event.record(other);
+    assert!(!event.is_reached(third));
+    ledger.reclaim(|identity| identity.pid == 1);
+    let (event, _) = ledger.event(id).unwrap();
+    assert!(event.is_reached(third), "nothing of it will come any more");
+    ledger.end_event(id);
+    assert!(ledger.event(id).is_none());
+    assert_ne!(ledger.make_event(owner), Some(id));
 }

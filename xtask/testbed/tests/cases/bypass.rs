@@ -4,7 +4,7 @@
 use nvshare_testbed::{Agent, Node, wait_for};
 use serde_json::Value;
 
-use super::run::{LIMIT, Running, TURNS, card, hooked, uprobes_work};
+use super::run::{LIMIT, Running, TURNS, cards, hooked, observed};
 
 /// What the agent notes of the only client, once there is one.
 fn notes(agent: &Agent) -> Option<String> {
@@ -28,10 +28,7 @@ fn next(node: &Node, mut last: Agent) -> Agent {
 
 #[test]
 fn an_agent_that_came_later_finds_fewer_calls_past_the_library_than_were_made_through_it() {
-    let node = card("256M");
-    if !uprobes_work(&node) {
-        return;
-    }
+    let Some(node) = observed(cards(1, "256M")) else { return };
     let agent = node.agent(TURNS);
     let mut program = Running::start(&mut hooked(&node, "bypass", "1000 900"));
     program.wait_for("ready");
@@ -51,10 +48,7 @@ fn an_agent_that_came_later_finds_fewer_calls_past_the_library_than_were_made_th
 
 #[test]
 fn a_program_that_makes_all_its_calls_through_the_library_keeps_its_good_name_through_restarts() {
-    let node = card("256M");
-    if !uprobes_work(&node) {
-        return;
-    }
+    let Some(node) = observed(cards(1, "256M")) else { return };
     let mut agent = node.agent(TURNS);
     let over = node.path().join("over");
     let flags = format!("--bytes 32M --buffers 4 --until {}", over.display());

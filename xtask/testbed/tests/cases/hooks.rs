@@ -6,7 +6,7 @@ use std::time::Duration;
 use nvshare_testbed::{Agent, Node, wait_for};
 
 use super::programs;
-use super::run::{LIMIT, Running, TURNS, bare, card, hooked, run, uprobes_work};
+use super::run::{LIMIT, Running, TURNS, bare, card, cards, hooked, observed, run};
 
 #[test]
 fn hooks_in_the_driver_itself_hear_of_every_allocation_and_free() {
@@ -15,7 +15,7 @@ fn hooks_in_the_driver_itself_hear_of_every_allocation_and_free() {
     run(hooked(&node, "inline_hooks", "1 near")).assert_well("a program that hooks the driver inline");
 }
 
-/// What the agent says that this process, which has no library, allocated, in MiB. (It sees all processes of the machine.)
+/// What the agent says that this process, which has no library, allocated, in MiB.
 fn allocated_mib(agent: &Agent, process: u32) -> f64 {
     let (_, text) = agent.get("/api/v1/state").expect("the state");
     let state: serde_json::Value = serde_json::from_str(&text).expect("JSON");
@@ -24,36 +24,32 @@ fn allocated_mib(agent: &Agent, process: u32) -> f64 {
     of["allocated"].as_f64().expect("bytes") / 1024.0 / 1024.0
 }
 
-fn booked(how: &str) -> f64 {
-    let node = card("1G");
+/// What is booked of a program that maps memory in this way; `None` where nothing can be observed.
+fn booked(how: &str) -> Option<f64> {
+    let node = observed(cards(1, "1G"))?;
     let agent = node.agent(TURNS);
     let mut program = Running::start(&mut bare(&node, "foreign", how));
     program.wait_for("ready");
     // The observer reports a few times a second.
     std::thread::sleep(Duration::from_secs(2));
-    allocated_mib(&agent, program.id())
+    Some(allocated_mib(&agent, program.id()))
 }
 
 #[test]
 fn memory_that_a_foreign_process_maps_is_booked_too() {
-    if uprobes_work(&card("256M")) {
-        assert!((booked("") - 30.0).abs() < 0.1, "of 30 MiB {} are booked", booked(""));
-    }
+    let Some(booked) = booked("") else { return };
+    assert!((booked - 30.0).abs() < 0.1, "of 30 MiB {booked} are booked");
 }
 
 #[test]
 fn a_foreign_process_that_gives_one_of_two_references_back_keeps_its_memory_in_the_books() {
-    if uprobes_work(&card("256M")) {
-        assert!((booked("release") - 30.0).abs() < 0.1, "of 30 MiB {} are booked", booked("release"));
-    }
+    let Some(booked) = booked("release") else { return };
+    assert!((booked - 30.0).abs() < 0.1, "of 30 MiB {booked} are booked");
 }
 
 #[test]
 fn one_process_that_maps_many_libraries_does_not_blind_the_observer_for_others() {
-    let node = card("256M");
-    if !uprobes_work(&node) {
-        return;
-    }
+    let Some(node) = observed(cards(1, "256M")) else { return };
     let small = node.path().join("small");
     let stripped =
         std::process::Command::new("strip").arg("-o").arg(&small).arg(node.artifacts().libcuda()).status();

@@ -107,10 +107,7 @@ fn memory_is_freed_in_exit_handlers_while_others_still_call() {
 /// The inline hooks of communication libraries: the agent's probes come afterwards, and must not be put into them.
 fn a_program_with_its_own_hooks(shim: bool) {
     programs::library("inline_hooks", "HOOKS");
-    let node = card("256M");
-    if !super::run::uprobes_work(&node) {
-        return;
-    }
+    let Some(node) = super::run::observed(cards(1, "256M")) else { return };
     let mut command = super::run::bare(&node, "inline_hooks", "4 far");
     if shim {
         command = command.with_shim();

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use nvshare_testbed::{Agent, ClientCommand, Node, NodeBuilder, is_root};
+use nvshare_testbed::{Agent, Artifacts, ClientCommand, Node, NodeBuilder, is_root};
 
 use super::programs;
 
@@ -184,11 +184,11 @@ pub(crate) fn as_bare(
     run(changed(&second)).assert_well("under the library");
 }
 
-/// Whether uprobes can be used here; says so where not.
-pub(crate) fn uprobes_work(node: &Node) -> bool {
-    if !is_root() || node.artifacts().ebpf().is_none() {
+/// A node whose agents observe its programs, and nothing else of the machine; `None`, said loudly, where uprobes cannot be used.
+pub(crate) fn observed(cards: NodeBuilder) -> Option<Node> {
+    if !is_root() || Artifacts::find().ebpf().is_none() {
         eprintln!("SKIPPED: uprobes need root and the built eBPF programs");
-        return false;
+        return None;
     }
-    true
+    Some(cards.alone().build())
 }

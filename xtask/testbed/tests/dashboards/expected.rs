@@ -7,7 +7,6 @@ pub(crate) const OTHER_LABELS: [&str; 6] = ["instance", "job", "le", "alertname"
 pub(crate) const EMPTY: &[(&str, &str)] = &[
     ("unswappable_bytes", "the workload's memory can all be moved"),
     ("nvshare_foreign_pod_allocated_bytes", "every program has the library"),
-    ("nvshare_sessions_refused_total", "nobody is refused"),
     ("activity=~\"disconnected", "nobody is gone"),
     ("priority=\"low\"", "everybody is of normal priority"),
     ("nvshare_uvm_", "managed memory is observed in NVIDIA's kernel module, which is not loaded here"),

@@ -26,6 +26,8 @@ fn node() -> Node {
         .env("NVSHARE_SIM_CARD_BYTES", "96M")
         .env("NVSHARE_SIM_LINK_BYTES_PER_SECOND", "200000000")
         .env("NVSHARE_EXTENT_BYTES", "4M")
+        // Programs without the library are listed too.
+        .alone()
         .build()
 }
 

@@ -1,50 +1,47 @@
 //! Books kept right, and marked where they may not be.
 
 use super::*;
-use crate::process::Process;
-
-const PROCESS: Process = Process { pid: 1, start: 1 };
 
 fn range(start: u64, bytes: u64) -> DeviceRange {
     DeviceRange { start: DevicePtr(start), bytes: Bytes(bytes) }
 }
 
-fn allocated(start: u64, call: Call) -> Observation {
-    Observation::Allocated { process: PROCESS, call, range: range(start, 10) }
+fn allocated(start: u64, call: Call) -> What {
+    What::Allocated(call, range(start, 10))
 }
 
-fn made(context: Context) -> Observation {
-    Observation::ContextMade { process: PROCESS, context }
+fn made(context: Context) -> What {
+    What::ContextMade(context)
 }
 
-fn ended(context: Context) -> Observation {
-    Observation::ContextEnded { process: PROCESS, context }
+fn ended(context: Context) -> What {
+    What::ContextEnded(context)
 }
 
-fn seen(whole: bool, lost: [u64; Loss::COUNT]) -> Observation {
-    Observation::Activity {
-        process: PROCESS,
+fn seen(whole: bool, lost: [u64; Loss::COUNT]) -> What {
+    What::Activity(Activity {
+        who: std::sync::Arc::default(),
         counts: Box::default(),
         first_call: Moment::default(),
         last_call: Moment::default(),
         last_launch: Moment::default(),
         lost,
         whole,
-    }
+    })
 }
 
-fn booked(all: &[Observation]) -> Observed {
+fn booked(all: &[What]) -> Observed {
     let mut observed = Observed::default();
     observed.book(&seen(true, [0; Loss::COUNT]), usize::MAX);
-    for observation in all {
-        observed.book(observation, usize::MAX);
+    for what in all {
+        observed.book(what, usize::MAX);
     }
     observed
 }
 
 #[test]
 fn memory_is_counted_until_it_is_freed() {
-    let freed = |address| Observation::Freed { process: PROCESS, address: DevicePtr(address) };
+    let freed = |address| What::Freed(DevicePtr(address));
     let mut observed = booked(&[allocated(100, Call::Alloc), allocated(200, Call::AllocManaged)]);
     assert_eq!((observed.allocated, observed.managed), (Bytes(10), Bytes(10)));
     // The same address again: the free in between was lost.
@@ -58,7 +55,7 @@ fn memory_is_counted_until_it_is_freed() {
 
 #[test]
 fn what_is_freed_in_a_streams_order_may_stay_in_the_pool() {
-    let freed = Observation::Freed { process: PROCESS, address: DevicePtr(100) };
+    let freed = What::Freed(DevicePtr(100));
     let mut observed = booked(&[allocated(100, Call::AllocAsync), freed]);
     assert_eq!((observed.allocated, observed.pooled), (Bytes::ZERO, Bytes(10)));
     observed.book(&allocated(100, Call::AllocAsync), usize::MAX);
@@ -77,20 +74,20 @@ fn memory_of_a_primary_context_stays_until_its_last_reference_goes() {
     // One that was retained before anybody looked.
     let mut late = booked(&[allocated(100, Call::Alloc), ended(primary)]);
     assert_eq!((late.allocated, late.inexact()), (Bytes(10), true));
-    late.book(&Observation::Exec { process: PROCESS }, usize::MAX);
+    late.book(&What::Exec, usize::MAX);
     assert_eq!((late.allocated, late.inexact()), (Bytes::ZERO, false));
 }
 
 #[test]
 fn the_end_of_a_context_takes_only_its_own_devices_memory() {
     let mut observed = booked(&[made(Context::Primary(0)), allocated(100, Call::Alloc)]);
-    let create = Observation::Created { process: PROCESS, handle: 7, bytes: Bytes(5), device: 1 };
+    let create = What::Created { handle: 7, bytes: Bytes(5), device: 1 };
     observed.book(&made(Context::Primary(1)), usize::MAX);
     observed.book(&create, usize::MAX);
     observed.book(&ended(Context::Primary(1)), usize::MAX);
     assert_eq!(observed.by_device, [(Some(0), Bytes(10)), (Some(1), Bytes(5))].into());
     assert!(!observed.inexact());
-    observed.book(&Observation::ContextReset { process: PROCESS, device: 0 }, usize::MAX);
+    observed.book(&What::ContextReset(0), usize::MAX);
     assert_eq!(observed.by_device, [(Some(1), Bytes(5))].into(), "handles outlive contexts");
     // With contexts of its own it is not known whose memory went.
     let mut own = booked(&[made(Context::Own(1)), made(Context::Own(2)), allocated(100, Call::Alloc)]);
@@ -102,14 +99,14 @@ fn the_end_of_a_context_takes_only_its_own_devices_memory() {
 
 #[test]
 fn a_handle_lives_as_long_as_it_is_held_or_mapped() {
-    let map = |start| Observation::Mapped { process: PROCESS, range: range(start, 20), handle: 7 };
-    let released = Observation::Released { process: PROCESS, handle: 7 };
-    let create = Observation::Created { process: PROCESS, handle: 7, bytes: Bytes(20), device: 0 };
+    let map = |start| What::Mapped(range(start, 20), 7);
+    let released = What::Released(7);
+    let create = What::Created { handle: 7, bytes: Bytes(20), device: 0 };
     let mut observed = booked(&[create, map(1000), map(2000), released]);
     assert_eq!(observed.allocated, Bytes(20), "created, mapped twice, released");
-    observed.book(&Observation::Unmapped { process: PROCESS, range: range(1000, 20) }, usize::MAX);
+    observed.book(&What::Unmapped(range(1000, 20)), usize::MAX);
     assert_eq!(observed.allocated, Bytes(20));
-    observed.book(&Observation::Unmapped { process: PROCESS, range: range(1000, 5000) }, usize::MAX);
+    observed.book(&What::Unmapped(range(1000, 5000)), usize::MAX);
     assert_eq!(observed.allocated, Bytes::ZERO);
 }
 
@@ -120,7 +117,7 @@ fn who_lost_records_or_was_older_is_inexact() {
     lost[Loss::Full as usize] = 1;
     observed.book(&seen(true, lost), usize::MAX);
     assert!(observed.inexact());
-    observed.book(&Observation::Exec { process: PROCESS }, usize::MAX);
+    observed.book(&What::Exec, usize::MAX);
     assert!(!observed.inexact());
     observed.book(&seen(false, lost), usize::MAX);
     assert!(observed.inexact());
@@ -132,12 +129,8 @@ fn no_process_makes_the_books_grow_without_bound() {
     for number in 0..2 * REMEMBERED as u64 {
         observed.book(&allocated(number * 4096, Call::Alloc), usize::MAX);
         let handle = number;
-        observed
-            .book(&Observation::Created { process: PROCESS, handle, bytes: Bytes(1), device: 0 }, usize::MAX);
-        observed.book(
-            &Observation::Mapped { process: PROCESS, range: range(number * 4096, 1), handle },
-            usize::MAX,
-        );
+        observed.book(&What::Created { handle, bytes: Bytes(1), device: 0 }, usize::MAX);
+        observed.book(&What::Mapped(range(number * 4096, 1), handle), usize::MAX);
         observed.book(&made(Context::Own(number)), usize::MAX);
     }
     assert!(observed.inexact());

@@ -2,8 +2,8 @@
 //! a graph; while it is in flight it is known what memory it may touch.
 
 mod callback;
+mod fault;
 mod fill;
-mod flight;
 mod transfer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,30 +14,20 @@ use nvshare_sim_card::now;
 
 pub(crate) use callback::{Callback, HostCall};
 pub(crate) use fill::Fill;
-pub(crate) use flight::{in_flight, stop_touching, submitted_so_far};
 pub(crate) use transfer::{Plane, Transfer, device_end};
 
 use crate::call::Outcome;
-use crate::capture;
 use crate::completion::Completion;
-use crate::executable::Executable;
+use crate::execution::capture;
+use crate::execution::executable::Executable;
+use crate::execution::kernel::Launch;
+use crate::execution::shared_event::{Awaited, Reach};
+use crate::execution::stream::Stream;
 use crate::failure;
-use crate::faults::{self, Effect};
-use crate::kernel::Launch;
+use crate::faults::Effect;
+use crate::flight::{self, Touch};
 use crate::memory::graph::Hold;
-use crate::stream::Stream;
 use crate::timeline::Timeline;
-
-/// Memory that work may touch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Touch {
-    /// The first byte.
-    pub(crate) start: u64,
-    /// How many.
-    pub(crate) bytes: u64,
-    /// Whether they may be written.
-    pub(crate) write: bool,
-}
 
 /// Something else that happens in stream order: allocations, prefetches.
 pub(crate) struct Custom {
@@ -70,6 +60,11 @@ pub(crate) enum Work {
     Free(Arc<Hold>),
     /// What other parts of the simulator do in stream order.
     Custom(Arc<Custom>),
+    /// The record of an event that processes share.
+    #[expect(dead_code, reason = "that it goes is what counts")]
+    Reach(Arc<Reach>),
+    /// A wait for one.
+    Await(Awaited),
     /// Nothing: an event's record, a wait for one, an empty node.
     Nothing,
 }
@@ -89,6 +84,8 @@ impl Work {
             Work::Allocate(_) => "an allocation".into(),
             Work::Free(_) => "a free".into(),
             Work::Custom(custom) => custom.name.into(),
+            Work::Reach(_) => "an event's record".into(),
+            Work::Await(_) => "a wait for an event".into(),
             Work::Nothing => "nothing".into(),
         }
     }
@@ -101,9 +98,13 @@ impl Work {
             Work::Fill(fill) => vec![fill.touch()],
             Work::Graph(graph) => graph.works().iter().flat_map(Work::touches).collect(),
             Work::Custom(custom) => custom.touches.clone(),
-            Work::Host(_) | Work::Callback(_) | Work::Allocate(_) | Work::Free(_) | Work::Nothing => {
-                Vec::new()
-            }
+            Work::Host(_)
+            | Work::Callback(_)
+            | Work::Allocate(_)
+            | Work::Free(_)
+            | Work::Reach(_)
+            | Work::Await(_)
+            | Work::Nothing => Vec::new(),
         }
     }
 
@@ -128,12 +129,12 @@ impl Work {
 
     /// Whether it takes no time at all.
     pub(crate) fn is_instant(&self) -> bool {
-        matches!(self, Work::Nothing)
+        matches!(self, Work::Nothing | Work::Reach(_))
     }
 
     /// Whether it takes room in its stream's queue.
     pub(crate) fn takes_room(&self) -> bool {
-        !self.is_instant()
+        !matches!(self, Work::Nothing | Work::Reach(_) | Work::Await(_))
     }
 
     /// Does it, in `timeline`.
@@ -169,7 +170,8 @@ impl Work {
                 Ok(())
             }
             Work::Custom(custom) => (custom.run)(timeline),
-            Work::Nothing => Ok(()),
+            Work::Await(awaited) => awaited.wait_in(timeline),
+            Work::Reach(_) | Work::Nothing => Ok(()),
         }
     }
 }
@@ -193,7 +195,10 @@ impl Job {
         waits: Vec<Arc<Completion>>,
         done: Arc<Completion>,
     ) -> Job {
-        let flight = flight::enter(&work, stream);
+        let flight = {
+            let work = work.clone();
+            flight::enter(work.touches(), stream.id, move || work.describe())
+        };
         Job { work, effect, stream: Arc::clone(stream), waits, done, ready: now(), flight }
     }
 
@@ -206,7 +211,7 @@ impl Job {
         // Whatever happens, the work is over in the end: others wait for it.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             timeline.check()?;
-            faults::strike(self.effect, &mut timeline)?;
+            fault::strike(self.effect, &mut timeline)?;
             self.work.execute(&mut timeline)
         }));
         let outcome = outcome.unwrap_or(Err(CUresult::CUDA_ERROR_LAUNCH_FAILED));
@@ -245,7 +250,7 @@ pub(crate) fn submit_after(
     if capture::take(stream, &work)? {
         return Ok(Submitted::Captured);
     }
-    let effect = faults::at_submission(&work)?;
+    let effect = fault::at_submission(&work)?;
     Ok(Submitted::Running(stream.enqueue((work, effect), after, false)))
 }
 
@@ -253,7 +258,7 @@ pub(crate) fn submit_after(
 pub(crate) fn submit_and_wait(stream: &Arc<Stream>, work: Work) -> Outcome {
     stream.usable()?;
     capture::forbid_waiting(stream)?;
-    let effect = faults::at_submission(&work)?;
+    let effect = fault::at_submission(&work)?;
     stream.enqueue((work, effect), &[], true).wait();
     failure::check()
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUresult;
 use nvshare_sim_card::Lane;
 
-use super::Touch;
 use crate::call::Outcome;
+use crate::flight::Touch;
 use crate::memory::{self, Location};
 use crate::strict;
 use crate::timeline::{PIECE, Timeline};

@@ -4,13 +4,13 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use cudarc::driver::sys::{CUgraphNode, CUresult};
 
+use super::graph::{Graph, NodeKind};
+use super::stream::Stream;
+use super::work::{self, Submitted, Work};
 use crate::call::Outcome;
 use crate::completion::Completion;
-use crate::graph::{Graph, NodeKind};
 use crate::handles::Registry;
 use crate::memory::graph::{Backed, Hold};
-use crate::stream::Stream;
-use crate::work::{self, Submitted, Work};
 
 /// All executable graphs.
 pub(crate) static EXECUTABLES: Registry<Executable> = Registry::new();
@@ -88,7 +88,7 @@ impl Executable {
         let memory = Memory::of(&works);
         if !memory.is_none() {
             // A graph with memory cannot be a child of another, which is what it would be in a capture.
-            crate::capture::forbid(stream, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)?;
+            super::capture::forbid(stream, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)?;
         }
         let backed = memory.prepare(self.frees_first)?;
         let work = Work::Graph(Arc::new(Executable::of(works, false)));

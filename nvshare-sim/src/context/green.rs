@@ -7,11 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cudarc::driver::sys::{CUcontext, CUgreenCtx, CUresult};
 
+use super::Context;
 use crate::call::Outcome;
-use crate::context::Context;
 use crate::handles::{Registry, handle_of};
-use crate::primary;
-use crate::stream::Stream;
 
 /// All green contexts that were not destroyed.
 pub(crate) static GREENS: Registry<Green> = Registry::new();
@@ -28,25 +26,16 @@ pub(crate) struct Green {
 }
 
 impl Green {
-    /// Makes one on a device.
-    pub(crate) fn create(device: usize, multiprocessors: u32) -> Outcome<Arc<Green>> {
+    /// One in a primary context, which is not known yet.
+    pub(crate) fn new(primary: Arc<Context>, multiprocessors: u32) -> Arc<Green> {
         static NUMBERS: AtomicU64 = AtomicU64::new(1);
-        let green = Arc::new(Green {
-            primary: primary::keep(device)?,
-            multiprocessors,
-            id: NUMBERS.fetch_add(1, Ordering::Relaxed),
-            destroyed: AtomicBool::new(false),
-        });
-        GREENS.insert::<()>(Arc::clone(&green));
-        Ok(green)
+        let id = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Green { primary, multiprocessors, id, destroyed: AtomicBool::new(false) })
     }
 
-    /// Ends it at once: work of its streams runs on, its streams cannot be used any more.
-    pub(crate) fn destroy(self: &Arc<Green>) {
-        if GREENS.remove(self.handle()).is_some() {
-            self.destroyed.store(true, Ordering::Release);
-            primary::let_go(self.primary.device);
-        }
+    /// From now on it cannot be used.
+    pub(crate) fn destroy(&self) {
+        self.destroyed.store(true, Ordering::Release);
     }
 
     /// The handle.
@@ -65,13 +54,6 @@ impl Green {
             return Err(CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED);
         }
         self.primary.usable()
-    }
-
-    /// Its streams that still exist.
-    pub(crate) fn streams(self: &Arc<Green>) -> Vec<Arc<Stream>> {
-        let mut streams = self.primary.streams().all();
-        streams.retain(|stream| stream.green.as_ref().is_some_and(|green| Arc::ptr_eq(green, self)));
-        streams
     }
 }
 

@@ -9,12 +9,12 @@ use cudarc::driver::sys::CUresult;
 use nvshare_common::fingerprint::{Fingerprint, Key, fingerprint};
 use nvshare_sim_card::{Lane, now};
 
+use super::kernel::Launch;
 use crate::call::Outcome;
-use crate::kernel::Launch;
+use crate::flight::Touch;
 use crate::memory::{self, Location};
 use crate::strict;
 use crate::timeline::Timeline;
-use crate::work::Touch;
 
 /// What a launch costs beyond its work, in nanoseconds.
 const LAUNCH: u64 = 2_000;

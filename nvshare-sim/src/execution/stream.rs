@@ -1,22 +1,22 @@
-//! Streams: queues of work, each with a thread of its own that sleeps when there is none, and the waits between them.
+//! Streams: queues of work, each with a thread of its own that sleeps when there is none, and what each waits for.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::ThreadId;
 
 use cudarc::driver::sys::{CUresult, CUstream};
 use nvshare_sim_card::now;
 
+use super::streams::{self, Siblings, Streams};
+use super::work::{Job, Work};
 use crate::call::{Call, Outcome};
 use crate::completion::Completion;
-use crate::context::{Context, Streams};
+use crate::context::green::Green;
+use crate::context::{Context, Queue};
+use crate::failure;
 use crate::faults::Effect;
-use crate::green::Green;
 use crate::handles::Registry;
 use crate::jam::Jam;
-use crate::work::{Job, Work};
 
 /// Streams that the application made.
 pub(crate) static STREAMS: Registry<Stream> = Registry::new();
@@ -52,16 +52,18 @@ pub(crate) struct Stream {
     pub(crate) priority: i32,
     /// The green context that it was made in.
     pub(crate) green: Option<Arc<Green>>,
+    /// The streams of its context, itself among them.
+    pub(super) siblings: Arc<Siblings>,
     /// Threads that are blocked in submissions to it.
     jam: Jam,
     /// When its last work ended, by the card's clocks.
     ended: AtomicU64,
-    queue: Mutex<Queue>,
+    queue: Mutex<Line>,
     wake: Condvar,
 }
 
 #[derive(Default)]
-struct Queue {
+struct Line {
     jobs: VecDeque<Job>,
     /// Work that takes room: submitted and not over.
     load: usize,
@@ -101,6 +103,7 @@ impl Stream {
             flags,
             priority,
             green,
+            siblings: Siblings::of(context),
             jam: Jam::default(),
             ended: AtomicU64::new(0),
             queue: Mutex::default(),
@@ -113,10 +116,9 @@ impl Stream {
         matches!(self.kind, Kind::PerThread | Kind::Blocking)
     }
 
-    /// The end of what was submitted last, while it has not come.
-    pub(crate) fn last(&self) -> Option<Arc<Completion>> {
-        let queue = self.lock();
-        queue.last.clone().filter(|last| last.finished().is_none())
+    /// The stream as its context sees it.
+    pub(super) fn as_queue(self: &Arc<Stream>) -> Weak<dyn Queue> {
+        Arc::downgrade(&(Arc::clone(self) as Arc<dyn Queue>))
     }
 
     /// An error if it cannot be used.
@@ -128,7 +130,7 @@ impl Stream {
     /// What has to end before an operation on this stream could begin.
     pub(crate) fn pending(self: &Arc<Stream>) -> Vec<Arc<Completion>> {
         self.jam.pass();
-        let streams = self.context.streams();
+        let streams = self.siblings.lock();
         let mut pending = self.implicit(&streams);
         pending.extend(self.last());
         pending
@@ -150,7 +152,7 @@ impl Stream {
             completion.wait();
         }
         crate::memory::pool::synchronised(self.context.device);
-        crate::failure::check()
+        failure::check()
     }
 
     /// Appends `work`, to begin when `after` is over too. With `here`, the calling thread executes it itself if nothing
@@ -162,7 +164,7 @@ impl Stream {
         here: bool,
     ) -> Arc<Completion> {
         self.take_room(work.takes_room());
-        let streams = self.context.streams();
+        let streams = self.siblings.lock();
         let mut waits = self.implicit(&streams);
         waits.extend(after.iter().filter(|completion| completion.finished().is_none()).cloned());
         let done = Arc::new(Completion::default());
@@ -196,7 +198,7 @@ impl Stream {
 
     /// No more work will come; what is queued is still done. A capture that it takes part in comes to nothing.
     pub(crate) fn close(&self) {
-        crate::capture::forget(self);
+        super::capture::forget(self);
         self.lock().closed = true;
         self.wake.notify_all();
     }
@@ -242,7 +244,7 @@ impl Stream {
         if let Err(error) = started {
             // As good as a device that fell off the bus: nothing can be executed any more.
             eprintln!("nvshare-sim: cannot start the thread of stream {}: {error}", self.id);
-            crate::failure::set(CUresult::CUDA_ERROR_LAUNCH_FAILED);
+            failure::set(CUresult::CUDA_ERROR_LAUNCH_FAILED);
             let jobs = std::mem::take(&mut self.lock().jobs);
             for job in jobs {
                 self.release(job.run());
@@ -284,8 +286,15 @@ impl Stream {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Queue> {
+    fn lock(&self) -> MutexGuard<'_, Line> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue for Stream {
+    fn last(&self) -> Option<Arc<Completion>> {
+        let line = self.lock();
+        line.last.clone().filter(|last| last.finished().is_none())
     }
 }
 
@@ -306,54 +315,9 @@ impl Call {
             }
         };
         if handle as usize == PER_THREAD || (handle.is_null() && self.per_thread) {
-            Ok(Stream::of_thread(&context))
+            Ok(streams::of_thread(&context))
         } else {
-            context.streams().legacy.clone().ok_or(CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED)
-        }
-    }
-}
-
-impl Stream {
-    /// The calling thread's default stream in `context`.
-    fn of_thread(context: &Arc<Context>) -> Arc<Stream> {
-        let thread = std::thread::current().id();
-        let mut streams = context.streams();
-        if let Some(stream) = streams.per_thread.get(&thread) {
-            return Arc::clone(stream);
-        }
-        let stream = Stream::new(context, Kind::PerThread, 0, 0);
-        streams.per_thread.insert(thread, Arc::clone(&stream));
-        drop(streams);
-        // Where the thread is ending already nobody takes the stream away before the context goes.
-        let _ = OWN.try_with(|own| own.borrow_mut().push((thread, Arc::downgrade(context))));
-        stream
-    }
-}
-
-thread_local! {
-    static OWN: RefCell<Own> = const { RefCell::new(Own(Vec::new())) };
-}
-
-/// The contexts in which a thread has a default stream: it goes with the thread, after its work.
-struct Own(Vec<(ThreadId, Weak<Context>)>);
-
-impl Own {
-    fn push(&mut self, of: (ThreadId, Weak<Context>)) {
-        self.0.push(of);
-    }
-}
-
-impl Drop for Own {
-    fn drop(&mut self) {
-        for (thread, context) in &self.0 {
-            let Some(context) = context.upgrade() else { continue };
-            let mut streams = context.streams();
-            if let Some(stream) = streams.per_thread.remove(thread) {
-                // While it has work it is still waited for.
-                streams.keep(Arc::downgrade(&stream));
-                drop(streams);
-                stream.close();
-            }
+            streams::legacy(&context)
         }
     }
 }

@@ -1,13 +1,14 @@
-//! Graphs: nodes of work with an order between them. What can be launched of them: [`crate::executable`].
+//! Graphs: nodes of work with an order between them. What can be launched of them: [`super::executable`].
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use cudarc::driver::sys::{CUgraph, CUgraphNode, CUresult};
 
+use super::executable::Executable;
+use super::work::Work;
 use crate::call::Outcome;
-use crate::executable::Executable;
 use crate::handles::{Registry, handle_of};
-use crate::work::Work;
+use crate::memory::graph::Owner;
 
 /// All graphs.
 pub(crate) static GRAPHS: Registry<Graph> = Registry::new();
@@ -44,7 +45,7 @@ impl NodeKind {
             Work::Fill(_) => NodeKind::Set,
             Work::Host(_) | Work::Callback(_) => NodeKind::Host,
             Work::Graph(_) => NodeKind::Graph,
-            Work::Custom(_) | Work::Nothing => NodeKind::Empty,
+            Work::Custom(_) | Work::Reach(_) | Work::Await(_) | Work::Nothing => NodeKind::Empty,
             Work::Allocate(_) => NodeKind::Allocate,
             Work::Free(_) => NodeKind::Free,
         }
@@ -91,6 +92,8 @@ impl Node {
 
 /// A graph.
 pub(crate) struct Graph {
+    /// What the memory of its nodes knows it by.
+    pub(crate) owner: Arc<Owner>,
     nodes: Mutex<Vec<Arc<Node>>>,
     /// What was last instantiated of it.
     executable: Mutex<Weak<Executable>>,
@@ -99,7 +102,8 @@ pub(crate) struct Graph {
 impl Graph {
     /// An empty graph.
     pub(crate) fn new() -> Arc<Graph> {
-        let graph = Arc::new(Graph { nodes: Mutex::default(), executable: Mutex::default() });
+        let graph =
+            Arc::new(Graph { owner: Arc::default(), nodes: Mutex::default(), executable: Mutex::default() });
         GRAPHS.insert::<()>(Arc::clone(&graph));
         graph
     }
@@ -206,5 +210,39 @@ impl Graph {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Node>>> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_node_comes_after_what_it_must_and_in_a_circle_none_can() {
+        let graph = Graph::new();
+        let last = graph.add(Work::Nothing, Vec::new());
+        let first = graph.add(Work::Nothing, Vec::new());
+        *last.after.lock().expect("nobody panicked") = vec![Arc::clone(&first)];
+        let order: Vec<_> = graph.ordered().expect("an order").iter().map(Node::handle).collect();
+        assert_eq!(order, [first.handle(), last.handle()]);
+        *first.after.lock().expect("nobody panicked") = vec![Arc::clone(&last)];
+        assert_eq!(graph.ordered().err(), Some(CUresult::CUDA_ERROR_INVALID_VALUE));
+        graph.destroy();
+    }
+
+    #[test]
+    fn a_copy_has_nodes_of_its_own_between_which_the_order_is_the_same() {
+        let graph = Graph::new();
+        let first = graph.add(Work::Nothing, Vec::new());
+        graph.add(Work::Nothing, vec![Arc::clone(&first)]);
+        let copy = graph.duplicate().expect("a graph without memory");
+        graph.destroy();
+        let nodes = copy.nodes();
+        let after = nodes[1].after();
+        assert!(nodes.len() == 2 && after.len() == 1 && Arc::ptr_eq(&after[0], &nodes[0]));
+        assert!(!Arc::ptr_eq(&nodes[0], &first));
+        copy.remove(&nodes[0]).expect("a graph without memory");
+        assert!(nodes[1].after().is_empty() && copy.nodes().len() == 1);
+        copy.destroy();
     }
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use nvshare_sim_card::Lane;
 
-use super::Touch;
 use crate::call::Outcome;
 use crate::context::{CONTEXTS, Context};
+use crate::flight::Touch;
 use crate::memory::{self, Location};
 use crate::strict;
 use crate::timeline::Timeline;

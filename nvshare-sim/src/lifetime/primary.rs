@@ -5,19 +5,9 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use cudarc::driver::sys::{CUcontext, CUresult};
 
+use super::destroy_primary;
 use crate::call::Outcome;
-use crate::context::Context;
-
-/// What names a device's primary context, whichever it is at the time.
-#[derive(Clone, Copy)]
-pub(crate) struct Anchor(&'static u64);
-
-impl Anchor {
-    /// The handle.
-    pub(crate) fn handle(self) -> CUcontext {
-        std::ptr::from_ref(self.0).cast_mut().cast()
-    }
-}
+use crate::context::{Anchor, Context};
 
 struct Primary {
     anchor: Anchor,
@@ -31,7 +21,7 @@ struct Primary {
 
 static PRIMARIES: LazyLock<Mutex<Vec<Primary>>> = LazyLock::new(|| {
     let primary = |device: usize| Primary {
-        anchor: Anchor(Box::leak(Box::new(device as u64))),
+        anchor: Anchor::new(device),
         context: None,
         ended: None,
         retained: 0,
@@ -53,7 +43,7 @@ impl Primary {
         if let Some(context) = &self.context {
             return Ok(Arc::clone(context));
         }
-        let context = Context::create(device, self.flags, Some(self.anchor))?;
+        let context = super::create(device, self.flags, Some(self.anchor))?;
         self.context = Some(Arc::clone(&context));
         self.ended = None;
         Ok(context)
@@ -88,7 +78,7 @@ pub(crate) fn release(device: usize) -> Outcome {
         Ok(primary.unneeded())
     })?;
     if let Some(context) = ended {
-        context.destroy_primary();
+        destroy_primary(&context);
     }
     Ok(())
 }
@@ -109,7 +99,7 @@ pub(crate) fn let_go(device: usize) {
         primary.unneeded()
     });
     if let Some(context) = ended {
-        context.destroy_primary();
+        destroy_primary(&context);
     }
 }
 
@@ -121,7 +111,7 @@ pub(crate) fn reset(device: usize) {
         Some(context)
     });
     if let Some(context) = ended {
-        context.destroy_primary();
+        destroy_primary(&context);
     }
 }
 

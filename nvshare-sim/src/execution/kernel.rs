@@ -5,20 +5,18 @@ use std::sync::atomic::AtomicI32;
 
 use cudarc::driver::sys::{CUfunction, CUresult};
 
-use crate::builtin::Builtin;
+use super::builtin::Builtin;
 use crate::call::Outcome;
 use crate::context::Context;
+use crate::device::MAX_SHARED;
+use crate::flight::Touch;
 use crate::handles::{Registry, handle_of};
 use crate::parameters::{Arguments, Extra};
 use crate::ptx::Parameter;
 use crate::timeline::Timeline;
-use crate::work::Touch;
 
 /// Functions of loaded modules.
 pub(crate) static FUNCTIONS: Registry<Function> = Registry::new();
-
-/// The most shared memory of a block, as an H100 has it.
-pub(crate) const MAX_SHARED: u32 = 232_448;
 
 /// An entry of a module.
 pub(crate) struct Function {
@@ -123,5 +121,27 @@ impl Launch {
     pub(crate) fn execute(&self, timeline: &mut Timeline<'_>) -> Outcome {
         // A launch of a name without a builtin was refused.
         self.function.builtin.map_or(Ok(()), |builtin| builtin.run(self, timeline))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_takes_the_shapes_that_it_has_room_for() {
+        let fits = |grid, block, shared| Shape { grid, block, shared }.check().is_ok();
+        assert!(fits([0x7fff_ffff, 65535, 65535], [1024, 1, 1], MAX_SHARED));
+        assert!(fits([1; 3], [16, 1, 64], 0));
+        for (grid, block, shared) in [
+            ([0, 1, 1], [1; 3], 0),
+            ([1, 65536, 1], [1; 3], 0),
+            ([1; 3], [1024, 2, 1], 0),
+            ([1; 3], [0, 1, 1], 0),
+            ([1; 3], [1, 1, 65], 0),
+            ([1; 3], [1; 3], MAX_SHARED + 1),
+        ] {
+            assert!(!fits(grid, block, shared), "{grid:?} {block:?} {shared}");
+        }
     }
 }

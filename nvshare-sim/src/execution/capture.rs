@@ -8,12 +8,12 @@ use std::thread::ThreadId;
 
 use cudarc::driver::sys::CUresult;
 
+pub(crate) use super::capture_mode::{Mode, exchange_mode};
+use super::graph::{Graph, Node};
+use super::stream::{Kind, Stream};
+use super::work::Work;
 use crate::call::Outcome;
-pub(crate) use crate::capture_mode::{Mode, exchange_mode};
 use crate::context::Context;
-use crate::graph::{Graph, Node};
-use crate::stream::{Kind, Stream};
-use crate::work::Work;
 
 /// A place in a capture, as an event remembers it.
 #[derive(Clone)]
@@ -266,7 +266,7 @@ pub(crate) fn forbid_waiting_for(context: &Context) -> Outcome {
 /// calling thread's mode allows it.
 pub(crate) fn unsafe_call() -> Outcome {
     let Some(mut state) = state() else { return Ok(()) };
-    let (mode, thread) = (crate::capture_mode::current(), std::thread::current().id());
+    let (mode, thread) = (super::capture_mode::current(), std::thread::current().id());
     let endangered = |_: u64, capture: &Capture| match mode {
         Mode::Relaxed => false,
         Mode::ThreadLocal => capture.thread == thread && capture.mode != Mode::Relaxed,
