@@ -18,7 +18,7 @@ fn random_handles_and_mappings_keep_their_contents_under_swaps_at_random_moments
         let mut command = client(&node, "mapped");
         command
             .env("SEED", seed.to_string())
-            .env("OPERATIONS", "1200")
+            .env("OPERATIONS", "800")
             .env("NVSHARE_DEBUG_SWAP_EVERY", "15ms");
         run(&node, command);
     }
@@ -29,7 +29,7 @@ fn random_handles_and_mappings_keep_their_contents_under_swaps_at_random_moments
 fn a_segment_that_grows_shrinks_and_grows_again_keeps_what_it_holds() {
     let node = node();
     let mut command = client(&node, "segments");
-    command.env("NVSHARE_DEBUG_SWAP_EVERY", "15ms");
+    command.env("NVSHARE_DEBUG_SWAP_EVERY", "40ms");
     run(&node, command);
 }
 

@@ -162,13 +162,13 @@ pub(super) fn random(seed: u64, operations: u64) {
 
 /// A segment that grows by 2 MiB and 20 MiB handles, shrinks from its end and grows again.
 pub(super) fn segments() {
-    const SEGMENT: u64 = 32 * BLOCK;
+    const SEGMENT: u64 = 24 * BLOCK;
     let gpu = Gpu::open();
     let stream = stream();
     let start = reserve(SEGMENT);
     let mut random = Random::new(7);
     let mut parts: Vec<(u64, u64, u64)> = Vec::new();
-    for round in 0..30 {
+    for round in 0..15 {
         let mut end: u64 = parts.iter().map(|(_, bytes, _)| bytes).sum();
         while random.below(4) != 0 {
             let bytes = if random.below(2) == 0 { BLOCK } else { 10 * BLOCK };
