@@ -11,7 +11,9 @@ use crate::config::BLOCK_BYTES;
 use crate::cuda::{CUresult, sys};
 use crate::device::{self, Device, home, vmm};
 use crate::driver::driver;
+use crate::memory::extent::ExtentId;
 use crate::memory::map::{self, ALLOCATIONS, Allocation};
+use crate::memory::space::Space;
 use crate::streams::{self, Relaxed};
 use crate::turn::{self, dead, run_state};
 use crate::{gate, line};
@@ -85,6 +87,23 @@ fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64,
         return Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY);
     }
     let start = vmm::reserve(bytes, device.granularity)?;
+    let add = |space: &mut Space| space.add_span(start, bytes, device.extent_bytes, context);
+    fill(device, start, bytes, add, || {
+        // SAFETY: nobody has seen these addresses.
+        let _ = unsafe { vmm::unreserve(start, bytes) };
+    })?;
+    Ok(start)
+}
+
+/// Puts memory behind addresses that nobody has seen, as far as the grant goes: `add` books them, and `give_back` gives them
+/// back where they are not booked.
+pub(super) fn fill(
+    device: &'static Device,
+    start: u64,
+    bytes: u64,
+    add: impl FnOnce(&mut Space) -> Vec<ExtentId>,
+    give_back: impl FnOnce(),
+) -> Result<(), CUresult> {
     // Where nothing is granted bit by bit nobody moves the first half out while the second is made: there would be no room
     // for both.
     let _inside = device.state().space.accounts().unlimited.then(gate::pass_at_once);
@@ -102,12 +121,11 @@ fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64,
         let unlimited = accounts.unlimited;
         if exceeds {
             drop(state);
-            // SAFETY: nobody has seen these addresses.
-            let _ = unsafe { vmm::unreserve(start, bytes) };
+            give_back();
             return Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY);
         }
         state.announce = true;
-        (state.space.add_span(start, bytes, device.extent_bytes, context), unlimited)
+        (add(&mut state.space), unlimited)
     };
     for (done, id) in extents.into_iter().enumerate() {
         let backed = match back(device, id) {
@@ -143,5 +161,5 @@ fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64,
     turn::want::is_missed();
     device.wake();
     run_state::reconsider();
-    Ok(start)
+    Ok(())
 }

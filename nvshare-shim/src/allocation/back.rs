@@ -8,7 +8,7 @@ use crate::cuda::CUresult;
 use crate::device::{self, Device, vmm};
 use crate::driver::driver;
 use crate::memory::extent::{Extent, ExtentId, Presence};
-use crate::memory::space::Remains;
+use crate::memory::space::{Piece, Remains};
 use crate::turn::{dead, run_state};
 use crate::{log, shadow};
 
@@ -25,9 +25,9 @@ pub enum Backed {
     Refused(CUresult),
 }
 
-/// Makes memory for a missing extent and maps it at its address.
+/// Makes memory for a missing extent and maps it at its address; what the application maps itself is mapped nowhere yet.
 pub fn back(device: &Device, id: ExtentId) -> Backed {
-    let (start, bytes, readers) = {
+    let (start, bytes, readers, asked) = {
         let mut state = device.state();
         match state.space.get(id).map(Extent::presence) {
             Some(Presence::Absent | Presence::Swapped) => {}
@@ -39,9 +39,13 @@ pub fn back(device: &Device, id: ExtentId) -> Backed {
         // Before the driver has made it: whoever reads the device meanwhile must not take it for somebody else's.
         device.publish(&state);
         let extent = state.space.extent(id);
-        (extent.start, extent.bytes, device.readers(&state))
+        let asked = state.space.behind(id).map(|(behind, _)| behind.asked);
+        (extent.start, extent.bytes, device.readers(&state), asked)
     };
-    let made = device.kind.create(bytes).and_then(|(handle, exportable)| {
+    let made = device.kind.create(bytes, asked).and_then(|(handle, exportable)| {
+        if asked.is_some() {
+            return Ok((handle, exportable));
+        }
         // SAFETY: an arriving extent has reserved addresses with nothing behind them, and is ours alone; the handle is
         // new and has its size.
         match unsafe { vmm::map(start, bytes, handle, &readers) } {
@@ -57,12 +61,13 @@ pub fn back(device: &Device, id: ExtentId) -> Backed {
     match made {
         Ok((handle, exportable)) => {
             let extent = state.space.extent_mut(id);
-            (extent.handle, extent.exportable) = (handle, exportable);
+            (extent.handle, extent.exportable, extent.at_home) = (handle, exportable, asked.is_none());
             let now = device.readers(&state);
             device.publish(&state);
             drop(state);
             // A peer came meanwhile, and found this extent without memory. (It arrives: nobody else moves or frees it.)
             if now != readers
+                && asked.is_none()
                 && let Err(code) = vmm::set_access(start, bytes, &now)
             {
                 log::warning!("cannot let a peer reach {start:#x}: {}", driver().error_name(code));
@@ -106,10 +111,10 @@ pub fn bury(device: &Device, remains: Option<Remains>) {
     }
     let mut resident = 0;
     let mut whole = true;
-    while let Some(&(start, bytes, handle)) = remains.mapped.last() {
+    while let Some(&Piece { start, bytes, handle, mapped }) = remains.pieces.last() {
         // SAFETY: the span is out of the records, so nobody else unmaps it, and whoever freed it waited for the work
         // that could reach it (S5).
-        let unmapped = unsafe { vmm::unmap(start, bytes) };
+        let unmapped = if mapped { unsafe { vmm::unmap(start, bytes) } } else { Ok(()) };
         if unmapped == Err(CUresult::CUDA_ERROR_DEINITIALIZED) {
             // The process ends, and the driver has taken everything back already.
             dead::on_device_error(CUresult::CUDA_ERROR_DEINITIALIZED);
@@ -120,7 +125,7 @@ pub fn bury(device: &Device, remains: Option<Remains>) {
             given_back(device, resident);
             return;
         }
-        remains.mapped.pop();
+        remains.pieces.pop();
         resident += bytes;
         if let Err(code) = unmapped {
             log::warning!("cannot unmap freed memory at {start:#x}: {}", driver().error_name(code));
@@ -136,6 +141,10 @@ pub fn bury(device: &Device, remains: Option<Remains>) {
     if whole {
         // Before the addresses can be somebody else's.
         device.state().space.parted(remains.start);
+    }
+    if whole && remains.lent {
+        device.state().homes.give_back(remains.start, remains.bytes);
+    } else if whole {
         // SAFETY: nothing is mapped in it now, and its addresses are in no record.
         if let Err(code) = unsafe { vmm::unreserve(remains.start, remains.bytes) }
             && code != CUresult::CUDA_ERROR_DEINITIALIZED

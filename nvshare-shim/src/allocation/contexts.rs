@@ -43,7 +43,11 @@ pub fn on_peer_access(ordinal: sys::CUdevice, peer: sys::CUdevice) {
         if !state.peers.contains(&peer) {
             state.peers.push(peer);
         }
-        let mapped = state.space.extents().filter(|(_, extent)| extent.handle != 0);
+        // What the application maps itself it gives to whom it likes.
+        let mapped = state
+            .space
+            .extents()
+            .filter(|(id, extent)| extent.handle != 0 && state.space.behind(*id).is_none());
         let resident: Vec<_> =
             mapped.map(|(id, extent)| (id, extent.handle, extent.start, extent.bytes)).collect();
         (device.readers(&state), resident)

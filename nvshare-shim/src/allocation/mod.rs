@@ -3,6 +3,7 @@
 //! - [`allocate`](mod@allocate), [`mod@free`]; [`mod@back`]: putting memory behind an extent, and taking a span apart.
 //! - [`describe`](mod@describe): what is known of an address; [`owner`]: whose it is. [`contexts`]: what a context's end takes with it.
 //! - [`promise`]: what may be promised; [`room`]: what must stay free where there is no agent.
+//! - [`virtuals`]: physical memory for who maps it himself.
 //! - [`shared`], [`opened`]: memory that processes share by CUDA IPC.
 //! - [`unswappable`]: the accounts of what cannot be moved; [`pools`]: stream-ordered memory, by the driver's figures.
 //!
@@ -20,6 +21,7 @@ pub mod promise;
 pub mod room;
 pub mod shared;
 pub mod unswappable;
+pub mod virtuals;
 
 pub use self::allocate::{SMALL, allocate};
 pub use self::contexts::{context_ended, green_context_ended, on_peer_access};

@@ -15,6 +15,7 @@ use crate::line;
 use crate::memory::held::{self, Held};
 use crate::memory::map::ALLOCATIONS;
 use crate::memory::physical::{Physical, Piece};
+use crate::memory::virtuals;
 
 /// Managed memory moves by itself and may exceed every device: it is nobody's obligation, and counts in an account of its own.
 pub const MANAGED: &str = "managed";
@@ -106,7 +107,9 @@ pub(super) fn want(device: &Device) {
 
 /// Whoever holds the physical memory of this range keeps it: it stays on the device. Whether it is ours.
 pub fn stays(start: CUdeviceptr, bytes: u64) -> bool {
-    let Some((_, allocation)) = ALLOCATIONS.find(start) else { return false };
+    let Some((_, allocation)) = ALLOCATIONS.find(start) else {
+        return virtuals::are_there() && super::virtuals::mapped_stay(start, bytes);
+    };
     let Some(device) = device::by_index(allocation.device) else { return false };
     let kept = device.state().space.keep(start, bytes);
     if kept {

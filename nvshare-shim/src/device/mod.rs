@@ -69,6 +69,8 @@ pub struct State {
     pub space: Space,
     /// The free pieces of slabs.
     pub slabs: Ranges,
+    /// Free addresses for what the application maps itself elsewhere: where the engine maps it.
+    pub homes: Ranges,
     /// Freed, but perhaps still used by work under way.
     pub quarantine: Vec<Quarantined>,
     /// The context whose streams the engine uses.

@@ -37,17 +37,24 @@ macro_rules! functions {
     [cuMemPoolTrimTo] (pool: CUmemoryPool, minBytesToKeep: usize) => unswappable::trims();
     [cuMemPoolSetAttribute] (pool: CUmemoryPool, attr: CEnum, value: *mut c_void) => unswappable::trims();
     [cuDeviceGraphMemTrim] (device: CUdevice) => unswappable::trims();
-    [cuMemCreate] (handle: *mut CUmemGenericAllocationHandle, size: usize, prop: *const CUmemAllocationProp, flags: u64) => unswappable::create(handle, size, prop);
-    [cuMemRelease] (handle: CUmemGenericAllocationHandle) => unswappable::release(handle);
+    [cuMemCreate] (handle: *mut CUmemGenericAllocationHandle, size: usize, prop: *const CUmemAllocationProp, flags: u64) => virtuals::create(handle, size, prop, flags);
+    [cuMemRelease] (handle: CUmemGenericAllocationHandle) => virtuals::release(handle);
     [cuMemImportFromShareableHandle] (handle: *mut CUmemGenericAllocationHandle, osHandle: *mut c_void, shHandleType: CEnum) => unswappable::import(handle);
-    [cuMemMap] (ptr: CUdeviceptr, size: usize, offset: usize, handle: CUmemGenericAllocationHandle, flags: u64) => unswappable::map(ptr, size, handle);
-    [cuMemUnmap] (ptr: CUdeviceptr, size: usize) => unswappable::unmap(ptr, size);
+    [cuMemMap] (ptr: CUdeviceptr, size: usize, offset: usize, handle: CUmemGenericAllocationHandle, flags: u64) => virtuals::map(ptr, size, offset, handle, flags);
+    [cuMemUnmap] (ptr: CUdeviceptr, size: usize) => virtuals::unmap(ptr, size);
     [cuIpcGetMemHandle] (pHandle: *mut CUipcMemHandle, dptr: CUdeviceptr) => ipc::get(pHandle, dptr);
     [cuMemGetHandleForAddressRange] (handle: *mut c_void, dptr: CUdeviceptr, size: usize, handleType: CEnum, flags: u64) => unswappable::export(dptr, size);
-    [cuMemRetainAllocationHandle] (handle: *mut CUmemGenericAllocationHandle, addr: *mut c_void) => questions::retain(handle, addr);
+    [cuMemRetainAllocationHandle] (handle: *mut CUmemGenericAllocationHandle, addr: *mut c_void) => virtuals::retain(handle, addr);
     [cuMemGetAccess] (flags: *mut u64, location: *const CUmemLocation, ptr: CUdeviceptr) => questions::access(flags, location, ptr);
-    [cuMemSetAccess] (ptr: CUdeviceptr, size: usize, desc: *const CUmemAccessDesc, count: usize) => questions::set_access(ptr);
-    [cuMemAddressFree] (ptr: CUdeviceptr, size: usize) => questions::not_for_plain(ptr);
+    [cuMemSetAccess] (ptr: CUdeviceptr, size: usize, desc: *const CUmemAccessDesc, count: usize) => virtuals::set_access(ptr, size, desc, count);
+    [cuMemAddressReserve] (ptr: *mut CUdeviceptr, size: usize, alignment: usize, addr: CUdeviceptr, flags: u64) => virtuals::reserve(ptr, size);
+    [cuMemAddressFree] (ptr: CUdeviceptr, size: usize) => virtuals::unreserve(ptr, size);
+    [cuMemExportToShareableHandle] (shareableHandle: *mut c_void, handle: CUmemGenericAllocationHandle, handleType: CEnum, flags: u64) => virtuals::export(shareableHandle, handle, handleType, flags);
+    [cuMemGetAllocationPropertiesFromHandle] (prop: *mut CUmemAllocationProp, handle: CUmemGenericAllocationHandle) => virtuals::properties(prop, handle);
+    [cuMulticastBindMem] (mcHandle: CUmemGenericAllocationHandle, mcOffset: usize, memHandle: CUmemGenericAllocationHandle, memOffset: usize, size: usize, flags: u64) => virtuals::bind(mcHandle, mcOffset, memHandle, memOffset, size, flags);
+    [cuMulticastBindMem_v2] (mcHandle: CUmemGenericAllocationHandle, dev: CUdevice, mcOffset: usize, memHandle: CUmemGenericAllocationHandle, memOffset: usize, size: usize, flags: u64) => virtuals::bind_on(mcHandle, dev, mcOffset, memHandle, memOffset, size, flags);
+    [cuLogicalEndpointBindMem] (leId: u32, dev: CUdevice, offset: u64, memHandle: CUmemGenericAllocationHandle, memOffset: u64, size: u64, flags: u64) => virtuals::bind_to_endpoint(leId, dev, offset, memHandle, memOffset, size, flags);
+    [cuMemMapArrayAsync cuMemMapArrayAsync_ptsz] (mapInfoList: *mut CUarrayMapInfo, count: u32, hStream: CUstream) => virtuals::map_arrays(mapInfoList, count, hStream);
     [cuMulticastBindAddr] (mcHandle: CUmemGenericAllocationHandle, mcOffset: usize, memptr: CUdeviceptr, size: usize, flags: u64) => unswappable::bind(memptr, size);
     [cuLogicalEndpointBindAddr] (leId: u32, dev: CUdevice, offset: u64, ptr: *mut c_void, size: u64, flags: u64) => unswappable::export_all(ptr, size);
     [cuMulticastBindAddr_v2] (mcHandle: CUmemGenericAllocationHandle, dev: CUdevice, mcOffset: usize, memptr: CUdeviceptr, size: usize, flags: u64) => unswappable::bind(memptr, size);
@@ -266,7 +273,6 @@ macro_rules! functions {
     [cuOccupancyMaxActiveBlocksPerMultiprocessor] (numBlocks: *mut i32, func: CUfunction, blockSize: i32, dynamicSMemSize: usize) => room::lazy();
     [cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags] (numBlocks: *mut i32, func: CUfunction, blockSize: i32, dynamicSMemSize: usize, flags: u32) => room::lazy();
     // Page tables, and what the driver keeps of things that are mapped.
-    [cuMemAddressReserve] (ptr: *mut CUdeviceptr, size: usize, alignment: usize, addr: CUdeviceptr, flags: u64) => room::lazy();
     [cuGreenCtxCreate] (phCtx: *mut CUgreenCtx, desc: CUdevResourceDesc, dev: CUdevice, flags: u32) => room::retried();
     [cuEventCreate] (phEvent: *mut CUevent, Flags: u32) => room::lazy();
     [cuSurfObjectCreate] (pSurfObject: *mut CUsurfObject, pResDesc: *const CUDA_RESOURCE_DESC) => room::lazy();
@@ -308,8 +314,6 @@ macro_rules! functions {
     cuEventDestroy_v2(hEvent: CUevent);
     cuEventElapsedTime(pMilliseconds: *mut f32, hStart: CUevent, hEnd: CUevent);
     cuMemGetAllocationGranularity(granularity: *mut usize, prop: *const CUmemAllocationProp, option: CEnum);
-    cuMemExportToShareableHandle(shareableHandle: *mut c_void, handle: CUmemGenericAllocationHandle, handleType: CEnum, flags: u64);
-    cuMemGetAllocationPropertiesFromHandle(prop: *mut CUmemAllocationProp, handle: CUmemGenericAllocationHandle);
     cuMemFreeHost(p: *mut c_void);
     cuMemHostAlloc(pp: *mut *mut c_void, bytesize: usize, Flags: u32);
     cuMemHostRegister_v2(p: *mut c_void, bytesize: usize, Flags: u32);

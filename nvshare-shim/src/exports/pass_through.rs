@@ -71,13 +71,12 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
     ),
     (
         "mappings made by the application: their memory is counted where it is created",
-        "cuLogicalEndpointAddDevice cuLogicalEndpointBindMem cuLogicalEndpointCreate \
+        "cuLogicalEndpointAddDevice cuLogicalEndpointCreate \
          cuLogicalEndpointDestroy cuLogicalEndpointExport cuLogicalEndpointGetLimits cuLogicalEndpointIdRelease \
          cuLogicalEndpointIdReserve cuLogicalEndpointImport cuLogicalEndpointQuery cuLogicalEndpointUnbind \
-         cuMemExportToShareableHandle \
-         cuMemGetAllocationGranularity cuMemGetAllocationPropertiesFromHandle \
-         cuMulticastAddDevice cuMulticastBindMem \
-         cuMulticastBindMem_v2 cuMulticastCreate cuMulticastGetGranularity cuMulticastUnbind",
+         cuMemGetAllocationGranularity \
+         cuMulticastAddDevice \
+         cuMulticastCreate cuMulticastGetGranularity cuMulticastUnbind",
     ),
     (
         "pools: what is taken from them is counted where it is taken",
@@ -93,8 +92,8 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
     (
         "arrays, textures, surfaces: questions and views of memory that is counted where it is created",
         "cuArray3DGetDescriptor cuArray3DGetDescriptor_v2 cuArrayGetDescriptor cuArrayGetDescriptor_v2 \
-         cuArrayGetMemoryRequirements cuArrayGetPlane cuArrayGetSparseProperties cuMemMapArrayAsync \
-         cuMemMapArrayAsync_ptsz cuMipmappedArrayGetLevel cuMipmappedArrayGetMemoryRequirements \
+         cuArrayGetMemoryRequirements cuArrayGetPlane cuArrayGetSparseProperties \
+         cuMipmappedArrayGetLevel cuMipmappedArrayGetMemoryRequirements \
          cuMipmappedArrayGetSparseProperties cuSurfObjectDestroy cuSurfObjectGetResourceDesc \
          cuSurfRefGetArray cuSurfRefSetArray cuTensorMapEncodeIm2col cuTensorMapEncodeIm2colWide \
          cuTensorMapEncodeTiled cuTensorMapReplaceAddress cuTensorMapSetAllocationClass \

@@ -14,7 +14,7 @@ use crate::cuda::{CEnum, CUresult, Location};
 use crate::driver::{Symbol, driver, functions, real};
 use crate::hooks::{
     self, arrays, batches, contexts, copies, ipc, memory, memsets, nodes, plain, questions, room, size,
-    streams, unswappable, waiting, work,
+    streams, unswappable, virtuals, waiting, work,
 };
 
 /// One interposed symbol.

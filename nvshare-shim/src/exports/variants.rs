@@ -76,7 +76,7 @@ fn since(symbol: &str) -> c_int {
         "cuCtxCreate_v4" => 12050,
         "cuGraphAddNode_v2" => 12030,
         "cuMemPrefetchAsync_v2" | "cuMemAdvise_v2" => 12020,
-        "cuLaunchHostFunc_v2" | "cuMulticastBindAddr_v2" => 13010,
+        "cuLaunchHostFunc_v2" | "cuMulticastBindAddr_v2" | "cuMulticastBindMem_v2" => 13010,
         "cuGetProcAddress_v2" | "cuGraphExecUpdate_v2" => 12000,
         "cuIpcOpenMemHandle_v2" => 11000,
         "cuTexRefSetAddress2D_v3" => 4010,

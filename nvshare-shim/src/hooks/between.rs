@@ -13,7 +13,10 @@ use crate::{allocation, device, life};
 pub(super) fn is(at: CUdeviceptr) -> bool {
     life::active()
         && allocation::describe(at).is_none()
-        && device::all().iter().any(|device| device.state().space.covers(at))
+        && device::all().iter().any(|device| {
+            let state = device.state();
+            state.space.covers(at) || state.homes.region(at).is_some()
+        })
 }
 
 /// How an attribute answers in a list.

@@ -12,7 +12,8 @@ use crate::cuda::CUresult;
 use crate::cuda::sys::{CUcontext, CUdevice, CUgreenCtx};
 use crate::device::home::{self, Left};
 use crate::driver::{Symbol, driver};
-use crate::{allocation, gate, life, start, streams};
+use crate::memory::virtuals;
+use crate::{allocation, gate, life, start, streams, turn};
 
 pub(crate) unsafe fn create<F: Fn() -> CUresult>(
     bare: &Bare<F>,
@@ -126,6 +127,9 @@ fn aside<const N: usize>(
     contexts: [CUcontext; N],
     call: impl FnOnce() -> (CUresult, [bool; N]),
 ) -> (CUresult, [bool; N], [Left; N]) {
+    // Memory that the application maps itself outlives contexts, and could not come back without one: it is in, and stays so
+    // until it is known which of them live.
+    let _resident = virtuals::are_there().then(turn::pass);
     // A drain that looks at the streams now would miss those of these contexts: it waits for who is inside.
     let _inside = gate::pass_at_once();
     let left = home::leave_contexts(contexts.map(<*mut _>::addr));

@@ -6,7 +6,7 @@
 
 use std::ffi::c_void;
 
-use super::{Bare, between, unswappable, work};
+use super::{Bare, between, mapped, unswappable, work};
 use crate::cuda::sys::{CUdeviceptr, CUmemGenericAllocationHandle, CUmemLocation, CUstream};
 use crate::cuda::{CEnum, CUresult};
 use crate::driver::driver;
@@ -36,6 +36,10 @@ pub(crate) unsafe fn address_range<F: Fn() -> CUresult>(
     if between::is(at) {
         return CUresult::CUDA_ERROR_NOT_FOUND;
     }
+    if let Some(found) = mapped::known(at) {
+        // SAFETY: the application's own arguments.
+        return unsafe { mapped::address_range(&found, start, bytes) };
+    }
     let Some(found) = known(at) else { return bare.call() };
     if let Err(error) = streams::check_current() {
         return error;
@@ -64,6 +68,10 @@ pub(crate) unsafe fn attribute<F: Fn() -> CUresult>(
     if data.is_null() {
         return bare.call();
     }
+    if let Some(found) = mapped::known(at) {
+        // SAFETY: the application's own arguments.
+        return unsafe { mapped::attribute(bare, &found, data, wanted, at) };
+    }
     let Some(found) = known(at) else { return bare.call() };
     if wanted == P2P_TOKENS {
         return with_tokens(bare, &found);
@@ -83,6 +91,10 @@ pub(crate) unsafe fn attributes<F: Fn() -> CUresult>(
     if between::is(at) {
         // SAFETY: the application's own arguments.
         return unsafe { between::attributes(count, wanted, data, at) };
+    }
+    if let Some(found) = mapped::known(at) {
+        // SAFETY: the application's own arguments.
+        return unsafe { mapped::attributes(bare, &found, count, wanted, data, at) };
     }
     let found = known(at).filter(|_| !wanted.is_null() && !data.is_null());
     let Some(found) = found else { return bare.call() };
@@ -126,6 +138,9 @@ pub(crate) unsafe fn set_attribute<F: Fn() -> CUresult>(
     if between::is(at) {
         return CUresult::CUDA_ERROR_INVALID_VALUE;
     }
+    if mapped::known(at).is_some() {
+        return mapped::here(bare);
+    }
     let found = known(at).filter(|_| attribute == SYNC_MEMOPS && !value.is_null());
     let Some(found) = found else { return bare.call() };
     let _pass = turn::pass();
@@ -145,7 +160,14 @@ pub(crate) unsafe fn access<F: Fn() -> CUresult>(
     if between::is(at) {
         return CUresult::CUDA_ERROR_INVALID_VALUE;
     }
-    if flags.is_null() || location.is_null() || known(at).is_none() {
+    if flags.is_null() || location.is_null() {
+        return bare.call();
+    }
+    if let Some(found) = mapped::known(at) {
+        // SAFETY: the application's own arguments.
+        return unsafe { mapped::access(bare, &found, flags, location) };
+    }
+    if known(at).is_none() {
         return bare.call();
     }
     // SAFETY: the application's location; its type is read as a number, it may be newer than this build.
@@ -180,16 +202,10 @@ pub(crate) unsafe fn retain<F: Fn() -> CUresult>(
 
 /// A call about mappings, or managed memory, that plain memory is nothing for.
 pub(crate) unsafe fn not_for_plain<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr) -> CUresult {
-    if known(at).is_some() || between::is(at) { CUresult::CUDA_ERROR_INVALID_VALUE } else { bare.call() }
-}
-
-/// As [`not_for_plain`], of a call that may take a little memory.
-pub(crate) unsafe fn set_access<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr) -> CUresult {
-    if known(at).is_some() || between::is(at) {
-        return CUresult::CUDA_ERROR_INVALID_VALUE;
+    if mapped::known(at).is_some() {
+        return mapped::here(bare);
     }
-    // SAFETY: the application's own arguments.
-    unsafe { super::room::lazy(bare) }
+    if known(at).is_some() || between::is(at) { CUresult::CUDA_ERROR_INVALID_VALUE } else { bare.call() }
 }
 
 /// As [`not_for_plain`], of a call that submits work.

@@ -89,6 +89,8 @@ pub struct Extent {
     pub(super) presence: Presence,
     /// The physical memory, while there is any.
     pub handle: u64,
+    /// Whether it is mapped at `start`: always, but of what the application maps itself only where the engine needs it.
+    pub at_home: bool,
     /// Its blocks, in order.
     pub blocks: Box<[Block]>,
     /// Whether it ever held something that could matter.
@@ -112,6 +114,7 @@ impl Extent {
             span,
             presence: Presence::Absent,
             handle: 0,
+            at_home: false,
             blocks: vec![Block::default(); (bytes / BLOCK_BYTES) as usize].into_boxed_slice(),
             contents: false,
             arrived: None,

@@ -2,6 +2,7 @@
 //!
 //! - [`map`]: every allocation by address; [`space`]: spans, extents and accounts of one device; [`extent`]: one extent.
 //! - [`ranges`]: free pieces of slabs, and blocks of arenas.
+//! - [`virtuals`]: the handles and mappings of who maps memory by itself.
 //! - [`held`], [`physical`]: how long memory lives that passes by the engine.
 
 pub mod extent;
@@ -11,3 +12,4 @@ pub mod opened;
 pub mod physical;
 pub mod ranges;
 pub mod space;
+pub mod virtuals;

@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 
 use super::extent::{Extent, ExtentId, Presence, Slot, cut};
+use super::virtuals::Behind;
 
-/// Addresses reserved in one piece: a large allocation, or a slab of small ones.
+/// Addresses in one piece: a large allocation, a slab of small ones, or what is behind a handle that the application maps itself.
 #[derive(Debug)]
 pub struct Span {
     /// Its length.
@@ -17,6 +18,8 @@ pub struct Span {
     pub extents: Vec<ExtentId>,
     /// The context whose end is its end.
     pub context: usize,
+    /// The application's handle.
+    pub behind: Option<Behind>,
     /// Its bytes that are not (settled) resident: questions about it do not walk its extents.
     missing: u64,
     /// Its bytes that [`Space::keep`] keeps.
@@ -35,10 +38,25 @@ pub struct Remains {
     pub start: u64,
     /// Its length.
     pub bytes: u64,
-    /// The mapped parts: start, length, handle.
-    pub mapped: Vec<(u64, u64, u64)>,
+    /// Whether the addresses are the engine's, for what the application mapped itself elsewhere.
+    pub lent: bool,
+    /// What has memory behind it.
+    pub pieces: Vec<Piece>,
     /// Its shadows.
     pub slots: Vec<Slot>,
+}
+
+/// A part of remains that has memory behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Its first byte.
+    pub start: u64,
+    /// Its length.
+    pub bytes: u64,
+    /// Its memory.
+    pub handle: u64,
+    /// Whether that is mapped there.
+    pub mapped: bool,
 }
 
 /// The accounts, in bytes.
@@ -122,6 +140,23 @@ impl Space {
 
     /// Records a span of `bytes` at `start`, cut into absent extents of at most `largest`.
     pub fn add_span(&mut self, start: u64, bytes: u64, largest: u64, context: usize) -> Vec<ExtentId> {
+        self.add(start, bytes, largest, context, None)
+    }
+
+    /// As [`Space::add_span`], for a handle of the application's; it is one piece where it may be exported. No context owns it.
+    pub fn add_behind(&mut self, start: u64, bytes: u64, largest: u64, behind: Behind) -> Vec<ExtentId> {
+        let largest = if behind.asked.is_exportable() { bytes } else { largest };
+        self.add(start, bytes, largest, 0, Some(behind))
+    }
+
+    fn add(
+        &mut self,
+        start: u64,
+        bytes: u64,
+        largest: u64,
+        context: usize,
+        behind: Option<Behind>,
+    ) -> Vec<ExtentId> {
         let extents: Vec<ExtentId> = cut(bytes, largest)
             .map(|(offset, length)| self.place(Extent::new(start + offset, length, start)))
             .collect();
@@ -133,6 +168,7 @@ impl Space {
                 bytes,
                 extents: extents.clone(),
                 context,
+                behind,
                 missing: bytes,
                 kept: 0,
                 doomed: false,
@@ -185,13 +221,16 @@ impl Space {
         let span = self.spans.remove(&start)?;
         self.parting.insert(start, span.bytes);
         self.kept -= span.kept;
-        let mut remains = Remains { start, bytes: span.bytes, ..Remains::default() };
+        let lent = span.behind.is_some();
+        let mut remains = Remains { start, bytes: span.bytes, lent, ..Remains::default() };
         for id in span.extents {
             let extent = self.extents[id.0 as usize].take().expect("a span's extents exist");
             self.vacant.push(id.0);
             self.accounts.total -= extent.bytes;
             if extent.presence == Presence::Resident {
-                remains.mapped.push((extent.start, extent.bytes, extent.handle));
+                let (start, bytes, handle, mapped) =
+                    (extent.start, extent.bytes, extent.handle, extent.at_home);
+                remains.pieces.push(Piece { start, bytes, handle, mapped });
             } else {
                 self.accounts.missing -= extent.bytes;
             }
@@ -248,6 +287,13 @@ impl Space {
         self.spans.get(&start)
     }
 
+    /// The handle of the application that an extent is a part of, and how far into it.
+    pub fn behind(&self, id: ExtentId) -> Option<(Behind, u64)> {
+        let extent = self.extent(id);
+        let behind = self.spans.get(&extent.span)?.behind?;
+        Some((behind, extent.start - extent.span))
+    }
+
     /// All spans by their starts.
     pub fn spans(&self) -> impl Iterator<Item = (u64, &Span)> + '_ {
         self.spans.iter().map(|(start, span)| (*start, span))
@@ -280,7 +326,7 @@ impl Space {
         let extent = self.extent_mut(id);
         debug_assert!(extent.presence == Presence::Arriving);
         extent.presence = if extent.contents { Presence::Swapped } else { Presence::Absent };
-        extent.handle = 0;
+        (extent.handle, extent.at_home) = (0, false);
         self.accounts.resident -= self.extent(id).bytes;
     }
 
@@ -317,7 +363,7 @@ impl Space {
         debug_assert!(extent.presence == Presence::Leaving);
         debug_assert!(!extent.contents || extent.has_whole_shadow(), "S3: released without a shadow");
         extent.presence = if extent.contents { Presence::Swapped } else { Presence::Absent };
-        extent.handle = 0;
+        (extent.handle, extent.at_home) = (0, false);
         let bytes = extent.bytes;
         self.accounts.resident -= bytes;
         if !self.accounts.unlimited {

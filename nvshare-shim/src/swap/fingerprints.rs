@@ -85,6 +85,11 @@ impl Fingerprinter {
         stream.synchronize()
     }
 
+    /// How many blocks may have their fingerprints taken at once.
+    pub const fn most_blocks(&self) -> usize {
+        self.blocks
+    }
+
     /// Starts to take the fingerprints of `blocks` blocks at `start`, into results `slot`.
     ///
     /// # Safety

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use super::outward::runs;
 use super::resources::{DEPTH, Resources};
 use super::stream::Event;
+use super::views;
 use crate::allocation::back::{Backed, back, bury};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
@@ -74,6 +75,10 @@ impl Inward {
                 }
                 return Step::NoRoom;
             }
+        }
+        if let Err(code) = views::put_in_place(device, id) {
+            Self::give_back(device, id, code);
+            return Step::NoRoom;
         }
         let Some(resources) = resources.filter(|_| device.state().space.extent(id).contents) else {
             self.arriving.push_back(Arrival { id, copied: 0, event: None });
@@ -157,7 +162,7 @@ impl Inward {
     }
 
     fn start_copies(device: &Device, resources: &Resources, id: ExtentId) -> Result<u64, CUresult> {
-        let (start, slots, zeros) = {
+        let (slots, zeros) = {
             let state = device.state();
             let extent = state.space.extent(id);
             debug_assert!(extent.has_whole_shadow(), "S4: a shadow was given up too early");
@@ -169,8 +174,9 @@ impl Inward {
                     Shadow::Zero | Shadow::None => zeros.push(index),
                 }
             }
-            (extent.start, slots, zeros)
+            (slots, zeros)
         };
+        let start = views::reach(device, id)?;
         let at = |index: usize| start + index as u64 * BLOCK_BYTES;
         for run in runs(&slots) {
             let (index, slot) = run[0];
@@ -200,15 +206,21 @@ impl Inward {
             return;
         }
         log::warning!("a copy to the device failed: {}", driver().error_name(code));
-        let (start, bytes, handle) = {
-            let state = device.state();
-            let extent = state.space.extent(id);
-            (extent.start, extent.bytes, extent.handle)
-        };
-        // SAFETY: nobody but the engine used the extent, and its stream was waited for; the handle is the one mapped there.
-        let undone = unsafe { vmm::unmap(start, bytes).and_then(|()| vmm::release(handle)) };
-        if let Err(code) = undone {
-            log::warning!("cannot take back memory at {start:#x}: {}", driver().error_name(code));
+        if let Err(code) = views::take_away(device, id) {
+            log::warning!("cannot take back memory: {}", driver().error_name(code));
+        }
+        Self::give_back(device, id, code);
+    }
+
+    /// As [`Inward::undo`], of memory that is mapped nowhere.
+    fn give_back(device: &Device, id: ExtentId, code: CUresult) {
+        if code.is_final() {
+            dead::on_device_error(code);
+        }
+        let handle = device.state().space.extent(id).handle;
+        // SAFETY: the handle is the extent's, and nobody but the engine used it.
+        if let Err(code) = unsafe { vmm::release(handle) } {
+            log::warning!("cannot take back memory: {}", driver().error_name(code));
         }
         let mut state = device.state();
         state.space.abandon_arrival(id);

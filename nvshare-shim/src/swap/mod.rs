@@ -1,7 +1,8 @@
 //! The swap engine: one thread per device moves extents between the device and their shadows.
 //!
 //! - [`plan`]: which extents leave, pure; [`engine`]: the thread; [`outward`], [`inward`]: its two pipelines;
-//!   [`resources`], [`stream`], [`fingerprints`]: what it has in the application's context; [`dma`]: who else may use device memory.
+//!   [`resources`], [`stream`], [`fingerprints`]: what it has in the application's context; [`dma`]: who else may use device memory;
+//!   [`views`]: where an extent is mapped.
 
 pub mod dma;
 pub mod engine;
@@ -11,6 +12,7 @@ pub mod outward;
 pub mod plan;
 pub mod resources;
 pub mod stream;
+mod views;
 
 use std::sync::mpsc::channel;
 use std::time::Duration;

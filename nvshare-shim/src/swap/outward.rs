@@ -11,8 +11,10 @@ use std::collections::VecDeque;
 use nvshare_common::fingerprint::Fingerprint;
 use nvshare_common::ids::Ticket;
 
+use super::fingerprints::Fingerprinter;
 use super::resources::{DEPTH, Resources};
 use super::stream::Event;
+use super::views;
 use crate::allocation::back::bury;
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
@@ -38,6 +40,7 @@ pub struct Outcome {
 /// An extent on its way out.
 struct Job {
     id: ExtentId,
+    /// Where it can be read.
     start: u64,
     bytes: u64,
     /// Where its fingerprints go, if they are taken.
@@ -111,7 +114,7 @@ impl<'a> Outward<'a> {
     /// Resident -> leaving, and its fingerprints are being taken if that can help.
     fn begin(&mut self, id: ExtentId) -> Option<Job> {
         let device = self.device;
-        let prints = self.resources.prints.is_some();
+        let prints = self.resources.prints.as_ref().map(Fingerprinter::most_blocks);
         let begun = run_state::while_drained(|| {
             let mut state = device.state();
             if !state.leaving.is_empty() {
@@ -121,6 +124,7 @@ impl<'a> Outward<'a> {
                 return Ok(None);
             };
             let (start, bytes) = (extent.start, extent.bytes);
+            let printable = prints.is_some_and(|most| bytes / BLOCK_BYTES <= most as u64);
             // Nothing could touch it since it came in, so its shadow is up to date, or it never had contents.
             let untouched = run_state::is_untouched(extent.arrived);
             let saved = untouched && (!extent.contents || extent.has_whole_shadow());
@@ -128,7 +132,7 @@ impl<'a> Outward<'a> {
             let extent = state.space.extent_mut(id);
             extent.contents |= !untouched;
             let job = Job { id, start, bytes, results: None, prints: None, dirty: Vec::new(), event: None };
-            Ok(Some((job, saved, !saved && prints && extent.backoff.take())))
+            Ok(Some((job, saved, !saved && printable && extent.backoff.take())))
         });
         // A `Run` may have come since the swap-out was ordered.
         let (mut job, saved, wanted) = match begun.unwrap_or(Err("the client is not stopped any more")) {
@@ -140,6 +144,14 @@ impl<'a> Outward<'a> {
         };
         if saved {
             return Some(job);
+        }
+        match views::reach(device, id) {
+            Ok(start) => job.start = start,
+            Err(code) => {
+                self.fail("cannot reach an extent", code);
+                self.abandon(job);
+                return None;
+            }
         }
         job.dirty = (0..(job.bytes / BLOCK_BYTES) as usize).collect();
         if wanted
@@ -318,14 +330,13 @@ impl<'a> Outward<'a> {
             extent.handle
         };
         debug_assert!(run_state::is_drained(), "S2: memory leaves while the application may run");
-        // SAFETY: the extent's mapping is whole, and nothing of the application has run since the drain; our own copy and
-        // kernel are complete.
-        if let Err(code) = unsafe { vmm::unmap(job.start, job.bytes) } {
+        // Nothing of the application has run since the drain, and our own copy and kernel are complete.
+        if let Err(code) = views::take_away(self.device, job.id) {
             self.fail("cannot unmap an extent", code);
             self.abandon(job);
             return;
         }
-        // SAFETY: the handle is the one that was mapped there.
+        // SAFETY: the handle is the one that was mapped there, and is mapped nowhere now.
         if let Err(code) = unsafe { vmm::release(handle) } {
             self.fail("cannot release an extent", code);
         }

@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use cudarc::driver::sys::{
-    CUmemAccess_flags, CUmemAccessDesc, CUmemAllocationProp, CUmemAllocationType, CUmemLocation,
-    CUmemLocationType,
+    CUmemAccess_flags, CUmemAccessDesc, CUmemAllocationHandleType_enum, CUmemAllocationProp,
+    CUmemAllocationType, CUmemLocation, CUmemLocationType,
 };
 
 use crate::script::Op;
@@ -16,11 +16,12 @@ pub(crate) fn place(device: u64) -> CUmemLocation {
     CUmemLocation { type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: device as i32 }
 }
 
-fn properties(device: u64) -> CUmemAllocationProp {
+fn properties(device: u64, types: u64) -> CUmemAllocationProp {
     // SAFETY: a plain C structure, for which zeros mean nothing asked for.
     let mut properties: CUmemAllocationProp = unsafe { std::mem::zeroed() };
     properties.type_ = CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
     properties.location = place(device);
+    properties.requestedHandleTypes.0 = types as u32;
     properties
 }
 
@@ -70,12 +71,23 @@ impl World {
                 if self.physicals[slot].is_some() {
                     return None;
                 }
-                let (mut handle, properties) = (0, properties(third));
+                let (mut handle, properties) = (0, properties(third, fourth));
                 let code = cu!(cuMemCreate(&raw mut handle, second as usize, &raw const properties, 0));
                 if code == 0 {
                     self.made += 1;
                     let id = self.made;
                     self.physicals[slot] = Some(Physical { handle, bytes: second, id });
+                }
+                code
+            }
+            "export" => {
+                let physical = self.physical(first)?;
+                let (mut descriptor, kind) = (-1, CUmemAllocationHandleType_enum(second as u32));
+                let to = (&raw mut descriptor).cast();
+                let code = cu!(cuMemExportToShareableHandle(to, physical.handle, kind, 0));
+                if code == 0 {
+                    // SAFETY: the driver has just opened it, for nobody else.
+                    unsafe { libc::close(descriptor) };
                 }
                 code
             }
@@ -146,7 +158,7 @@ impl World {
             }
             "properties" => {
                 let physical = self.physical(first)?;
-                let mut found = properties(9);
+                let mut found = properties(9, 0);
                 let code = cu!(cuMemGetAllocationPropertiesFromHandle(&raw mut found, physical.handle));
                 let (kind, types, device) =
                     (found.type_ as u32, found.requestedHandleTypes.0, found.location.id);

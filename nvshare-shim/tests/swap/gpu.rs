@@ -67,7 +67,7 @@ pub(crate) fn try_alloc(bytes: usize) -> Result<CUdeviceptr, CUresult> {
     }
 }
 
-/// Makes physical memory, maps it, and gives up its handle at once: it lives by its mapping. Where it is mapped.
+/// Makes physical memory of a kind that is not moved, maps it, and gives up its handle at once: it lives by its mapping. Where it is mapped.
 pub(crate) fn map_and_release(bytes: usize) -> CUdeviceptr {
     let (mut handle, mut at) = (0, 0);
     assert_eq!(create_as(bytes, &mut handle), CUresult::CUDA_SUCCESS);
@@ -109,7 +109,7 @@ pub(crate) fn nvml_memory() -> (u64, u64) {
     }
 }
 
-/// Makes physical memory on the first device; it stays until the process ends.
+/// Makes physical memory on the first device, of a kind that is not moved; it stays until the process ends.
 pub(crate) fn create(bytes: usize) -> CUresult {
     create_as(bytes, &mut 0)
 }
@@ -119,6 +119,8 @@ fn create_as(bytes: usize, handle: &mut u64) -> CUresult {
     let mut property: sys::CUmemAllocationProp = unsafe { std::mem::zeroed() };
     property.type_ = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
     property.location.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
+    // Compressible.
+    property.allocFlags.compressionType = 1;
     // SAFETY: `handle` is where the answer goes; the property lives until the call returns.
     unsafe { sys::cuMemCreate(handle, bytes, &raw const property, 0) }
 }

@@ -12,6 +12,7 @@ mod forced;
 mod gpu;
 mod led;
 mod limits;
+mod mapped;
 mod measures;
 mod roles;
 mod scripted;

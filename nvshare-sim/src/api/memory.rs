@@ -20,7 +20,7 @@ fn range_of(address: u64) -> Outcome<(u64, u64)> {
     let area = space::find(address).ok_or(none)?;
     match area.kind {
         Kind::Reserved(_) => {
-            mapping::look(address).map(|(start, bytes, ..)| (start, bytes)).map_err(|_| none)
+            mapping::look(address).map(|mapping| (mapping.start, mapping.bytes)).map_err(|_| none)
         }
         _ => Ok((area.start, area.bytes)),
     }

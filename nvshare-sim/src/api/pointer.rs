@@ -75,13 +75,19 @@ fn attribute(area: &Area, address: u64, attribute: c_uint) -> Outcome<Value> {
         Kind::Reserved(_) => Some(mapping::look(address)?),
         _ => None,
     };
-    let known = mapped.and_then(|(_, _, id, _)| physical::properties(id));
+    let known = mapped.as_ref().and_then(|mapping| physical::properties(mapping.handle));
+    // Of mapped memory: what the device of the current context may do.
+    let may = || {
+        let here = crate::context::current().map(|context| context.device);
+        mapped.as_ref().map(|mapping| here.map_or(mapping::NO_ACCESS, |here| mapping.access[here]))
+    };
     Ok(match attribute {
         1 => {
             let context = CONTEXTS.find(|context| context.id == area.context);
             Value::Long(context.map_or(0, |context| context.handle() as u64))
         }
         2 => Value::Int(if pinned { 1 } else { 2 }),
+        3 if may() == Some(mapping::NO_ACCESS) => return Err(INVALID),
         3 => Value::Long(address),
         // Device memory has no address for the host.
         4 if pinned || managed => Value::Long(address),
@@ -89,7 +95,7 @@ fn attribute(area: &Area, address: u64, attribute: c_uint) -> Outcome<Value> {
         TOKENS if !pinned && !managed => Value::Tokens,
         // Always on for memory that the application mapped, and for managed memory.
         SYNC_MEMOPS => Value::Flag(managed || mapped.is_some() || area.sync_memops.load(Ordering::Relaxed)),
-        7 => Value::Long(area.id),
+        7 => Value::Long(mapped.as_ref().map_or(area.id, |mapping| mapping.number)),
         8 => Value::Flag(managed),
         9 => Value::Int(known.map_or(area.device, |(device, _)| device) as u32),
         10 => Value::Flag(matches!(&area.kind, Kind::Plain(None))),
@@ -101,12 +107,12 @@ fn attribute(area: &Area, address: u64, attribute: c_uint) -> Outcome<Value> {
             Some((_, properties)) => properties & physical::RDMA_CAPABLE != 0,
             None => matches!(area.kind, Kind::Plain(_)),
         }),
-        16 => Value::Int(3),
+        16 => Value::Int(may().unwrap_or(mapping::READ_WRITE).into()),
         17 => Value::Long(0),
         20 if pinned || managed => Value::Long(0),
-        20 => Value::Long(mapped.map_or(area.id, |(_, _, id, _)| id.0)),
-        18 => Value::Long(mapped.map_or(area.bytes.next_multiple_of(GRANULARITY), |(_, bytes, ..)| bytes)),
-        19 => Value::Long(mapped.map_or(area.start, |(start, ..)| start)),
+        20 => Value::Long(mapped.map_or(area.id, |mapping| mapping.handle.0)),
+        18 => Value::Long(mapped.map_or(area.bytes.next_multiple_of(GRANULARITY), |mapping| mapping.bytes)),
+        19 => Value::Long(mapped.map_or(area.start, |mapping| mapping.start)),
         21 => Value::Flag(false),
         _ => return Err(INVALID),
     })

@@ -151,8 +151,7 @@ export! {
         if crate::memory::space::find(address).is_some_and(|area| matches!(area.kind, Kind::Plain(_))) {
             return flags.set(0);
         }
-        let (_, _, _, access) = mapping::look(address)?;
-        flags.set(access[device].into())
+        flags.set(mapping::look(address)?.access[device].into())
     }
 
     fn cuMemGetAllocationGranularity(granularity: Out<usize>, properties: In<Properties>, option: c_uint) |cx| {

@@ -26,6 +26,8 @@ pub(crate) struct Mapping {
     pub(crate) bytes: u64,
     /// What is mapped.
     pub(crate) handle: HandleValue,
+    /// A number that no other mapping has.
+    pub(crate) number: u64,
     /// What each device may do with it.
     pub(crate) access: [u8; MAX_CARDS],
     /// The memory is behind the address. It is put there with the first access that is granted.
@@ -128,23 +130,35 @@ fn whole(mappings: &Mappings, start: u64, bytes: u64) -> Outcome<Vec<u64>> {
 /// Maps all of a handle. No device has access yet.
 pub(crate) fn map(start: u64, bytes: u64, id: HandleValue) -> Outcome {
     let mut space = space::write();
-    let handle = physical::referenced(&mut space, id)?;
+    // A handle that was released is as good as any for as long as it is mapped somewhere (seen on an H200).
+    let handle = physical::living(&mut space, id)?;
     if bytes != handle.bytes {
         return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED);
     }
+    let number = space::number();
     {
         let mut mappings = lock(reservation(&space, start, bytes)?);
         if !is_bare(&mappings, start, bytes) {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
-        let mapping = Mapping { bytes, handle: id, access: [NO_ACCESS; MAX_CARDS], backed: false };
+        let mapping = Mapping { bytes, handle: id, number, access: [NO_ACCESS; MAX_CARDS], backed: false };
         mappings.insert(start, mapping);
     }
-    physical::referenced(&mut space, id)?.mappings += 1;
+    physical::living(&mut space, id)?.mappings += 1;
     Ok(())
 }
 
-/// Takes away what is mapped in a range of whole mappings, or nothing where nothing is. Under work that may touch it: a
+/// The first addresses of the mappings in a range: all of each, and whatever gaps.
+fn inside(mappings: &Mappings, start: u64, bytes: u64) -> Outcome<Vec<u64>> {
+    let end = start + bytes;
+    let cut = |edge: u64| at(mappings, edge).is_some_and(|(first, _)| first < edge);
+    if cut(start) || cut(end) {
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
+    Ok(mappings.range(start..end).map(|(at, _)| *at).collect())
+}
+
+/// Takes away what is mapped in a range: whole mappings, gaps between them or nothing at all. Under work that may touch it: a
 /// violation.
 pub(crate) fn unmap(start: u64, bytes: u64) -> Outcome {
     {
@@ -153,7 +167,7 @@ pub(crate) fn unmap(start: u64, bytes: u64) -> Outcome {
         if is_bare(&mappings, start, bytes) {
             return Ok(());
         }
-        whole(&mappings, start, bytes)?;
+        inside(&mappings, start, bytes)?;
     }
     if let Some(work) = flight::in_flight(start, bytes, u64::MAX) {
         crate::strict::violation(&format!("cuMemUnmap of {}: {work} still uses it", piece(start, bytes)));
@@ -162,10 +176,13 @@ pub(crate) fn unmap(start: u64, bytes: u64) -> Outcome {
     let mut space = space::write();
     let gone: Vec<HandleValue> = {
         let mut mappings = lock(reservation(&space, start, bytes)?);
-        let starts = whole(&mappings, start, bytes)?;
-        if starts.iter().any(|at| mappings[at].backed) {
-            // SAFETY: inside a reservation of ours; no work in flight touches it, and none that comes may.
-            unsafe { address::unback(start, bytes) };
+        let starts = inside(&mappings, start, bytes)?;
+        for at in &starts {
+            let mapping = &mappings[at];
+            if mapping.backed {
+                // SAFETY: inside a reservation of ours; no work in flight touches it, and none that comes may.
+                unsafe { address::unback(*at, mapping.bytes) };
+            }
         }
         starts.iter().filter_map(|at| mappings.remove(at)).map(|mapping| mapping.handle).collect()
     };
@@ -202,17 +219,29 @@ pub(crate) fn set_access(start: u64, bytes: u64, grants: &[(usize, u8)]) -> Outc
     Ok(())
 }
 
-/// Start, size, handle and access of the mapping that contains an address.
-pub(crate) fn look(address: u64) -> Outcome<(u64, u64, HandleValue, [u8; MAX_CARDS])> {
+/// A mapping as it is seen.
+pub(crate) struct Seen {
+    pub(crate) start: u64,
+    pub(crate) bytes: u64,
+    pub(crate) handle: HandleValue,
+    /// See [`Mapping`].
+    pub(crate) number: u64,
+    /// What each device may do with it.
+    pub(crate) access: [u8; MAX_CARDS],
+}
+
+/// The mapping that contains an address.
+pub(crate) fn look(address: u64) -> Outcome<Seen> {
     let space = space::read();
     let mappings = lock(reservation(&space, address, 1)?);
     let (start, mapping) = at(&mappings, address).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
-    Ok((start, mapping.bytes, mapping.handle, mapping.access))
+    let (bytes, handle, number, access) = (mapping.bytes, mapping.handle, mapping.number, mapping.access);
+    Ok(Seen { start, bytes, handle, number, access })
 }
 
 /// One more reference to the handle behind an address.
 pub(crate) fn retain(address: u64) -> Outcome<HandleValue> {
-    let (_, _, id, _) = look(address)?;
+    let id = look(address)?.handle;
     let mut space = space::write();
     space.handles.get_mut(&id).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?.references += 1;
     Ok(id)

@@ -93,6 +93,11 @@ pub(super) fn referenced(space: &mut Space, id: HandleValue) -> Outcome<&mut Phy
         .ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)
 }
 
+/// The handle, if anything keeps it.
+pub(super) fn living(space: &mut Space, id: HandleValue) -> Outcome<&mut Physical> {
+    space.handles.get_mut(&id).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)
+}
+
 /// Lets the memory go if neither a reference nor a mapping is left.
 pub(super) fn settle(space: &mut Space, id: HandleValue) {
     if space.handles.get(&id).is_some_and(|handle| handle.references == 0 && handle.mappings == 0) {

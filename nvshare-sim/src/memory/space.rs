@@ -87,10 +87,15 @@ pub(super) fn write() -> RwLockWriteGuard<'static, Space> {
     SPACE.write().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A number that no area and no mapping has, or had.
+pub(super) fn number() -> u64 {
+    static NUMBERS: AtomicU64 = AtomicU64::new(1);
+    NUMBERS.fetch_add(1, Ordering::Relaxed)
+}
+
 impl Area {
     pub(super) fn new(start: u64, bytes: u64, context: u64, device: usize, kind: Kind) -> Area {
-        static IDS: AtomicU64 = AtomicU64::new(1);
-        let id = IDS.fetch_add(1, Ordering::Relaxed);
+        let id = number();
         // On without being asked for, as on an H200.
         let sync_memops = AtomicBool::new(matches!(kind, Kind::Plain(_) | Kind::Opened(_)));
         let leaving = AtomicBool::new(false);

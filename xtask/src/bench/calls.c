@@ -76,12 +76,33 @@ static void records(void) {
     }
     say("record", N);
 }
+// What a framework's allocator does for a segment: make, map, let use; and back.
+static void maps(void) {
+    enum { N = 200 };
+    CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED, .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
+    CUmemAccessDesc access = {{CU_MEM_LOCATION_TYPE_DEVICE, 0}, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    CUdeviceptr at;
+    CK(cuMemAddressReserve(&at, 64 * MIB, 0, 0, 0));
+    for (int i = 0; i < N; i++) {
+        CUmemGenericAllocationHandle handle;
+        double t = now();
+        CK(cuMemCreate(&handle, 64 * MIB, &prop, 0));
+        CK(cuMemMap(at, 64 * MIB, 0, handle, 0));
+        CK(cuMemSetAccess(at, 64 * MIB, &access, 1));
+        took[i] = now() - t;
+        CK(cuMemUnmap(at, 64 * MIB));
+        CK(cuMemRelease(handle));
+    }
+    say("map", N);
+    CK(cuMemAddressFree(at, 64 * MIB));
+}
 int main(int argc, char **argv) {
     primary(0);
     launches();
     if (argc > 1) return 0;
     records();
     pairs();
+    maps();
     asks("ask-2-extents", 8 * MIB);
     asks("ask-128-extents", 512 * MIB);
     frees("free-few-streams");

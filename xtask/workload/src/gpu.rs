@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUfunction, CUmodule, CUstream};
 
+use crate::mapped;
 use crate::options::Memory;
 
 const KERNELS: &str = include_str!("kernels.ptx");
@@ -35,6 +36,8 @@ pub(crate) struct Gpu {
 /// One allocation. It is freed with the value.
 pub(crate) struct Buffer {
     pub(crate) address: CUdeviceptr,
+    /// How much is mapped there, if it is mapped by this program.
+    mapped: Option<u64>,
 }
 
 impl Gpu {
@@ -142,10 +145,15 @@ impl Gpu {
 impl Buffer {
     /// A new buffer with undefined contents, in the context that is current.
     pub(crate) fn allocate(bytes: u64, memory: Memory) -> Result<Buffer> {
+        if memory == Memory::Vmm {
+            let (address, mapped) =
+                mapped::map(bytes).with_context(|| format!("cannot map {bytes} bytes"))?;
+            return Ok(Buffer { address, mapped: Some(mapped) });
+        }
         // SAFETY: a context is current, and the size is not zero.
         let address = unsafe {
             match memory {
-                Memory::Device => result::malloc_sync(bytes as usize),
+                Memory::Device | Memory::Vmm => result::malloc_sync(bytes as usize),
                 Memory::Managed => {
                     result::malloc_managed(bytes as usize, sys::CUmemAttach_flags_enum::CU_MEM_ATTACH_GLOBAL)
                 }
@@ -153,7 +161,8 @@ impl Buffer {
                 Memory::StreamOrdered => result::malloc_async(std::ptr::null_mut(), bytes as usize),
             }
         };
-        Ok(Buffer { address: address.with_context(|| format!("cannot allocate {bytes} bytes"))? })
+        let address = address.with_context(|| format!("cannot allocate {bytes} bytes"))?;
+        Ok(Buffer { address, mapped: None })
     }
 }
 
@@ -171,6 +180,10 @@ impl Drop for Gpu {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        if let Some(bytes) = self.mapped {
+            mapped::unmap(self.address, bytes);
+            return;
+        }
         // SAFETY: the address came from an allocation that nobody else frees.
         let _ = unsafe { result::free_sync(self.address) };
     }

@@ -2,6 +2,7 @@
 
 mod gpu;
 mod link;
+mod mapped;
 mod options;
 mod pattern;
 mod report;

@@ -81,6 +81,8 @@ pub(crate) enum Memory {
     Managed,
     /// `cuMemAllocAsync`
     StreamOrdered,
+    /// `cuMemCreate` and `cuMemMap`, as frameworks' allocators do
+    Vmm,
 }
 
 /// What happens between iterations.

@@ -62,7 +62,7 @@ fn a_span_freed_under_the_engines_hands_goes_when_the_engine_is_done() {
     assert!(space.remove_span(0).is_none());
     space.finish_arrival(id, None);
     let remains = space.reap(0).unwrap();
-    assert_eq!(remains.mapped, [(0, LARGEST, 7)]);
+    assert_eq!(remains.pieces, [Piece { start: 0, bytes: LARGEST, handle: 7, mapped: false }]);
     assert_eq!(space.accounts().resident, LARGEST, "still there until the driver has it back");
     space.forget(LARGEST);
     assert_eq!((space.accounts().resident, space.accounts().missing, space.accounts().total), (0, 0, 0));
@@ -111,7 +111,7 @@ proptest! {
                 (6, Some(id)) => {
                     let span = space.extent(id).span;
                     if let Some(remains) = space.remove_span(span) {
-                        space.forget(remains.mapped.iter().map(|(_, bytes, _)| bytes).sum());
+                        space.forget(remains.pieces.iter().map(|piece| piece.bytes).sum());
                     }
                 }
                 _ => {}

@@ -12,6 +12,7 @@ use crate::config::BLOCK_BYTES;
 use crate::device::tasks::Task;
 use crate::device::{Device, home};
 use crate::memory::extent::ExtentId;
+use crate::memory::virtuals;
 use crate::shadow::pins;
 use crate::swap::outward::{Outcome, Outward};
 use crate::swap::plan::{Candidate, choose};
@@ -138,7 +139,12 @@ fn candidates(device: &Device) -> Vec<Candidate> {
             } else {
                 extent.blocks.iter().filter(|block| block.print.is_none()).count() as u64
             };
-            Candidate { id, start: extent.start, bytes: extent.bytes, cost: dirty * BLOCK_BYTES }
+            // By the address that the application knows.
+            let behind = state.space.behind(id).and_then(|(behind, offset)| {
+                Some(virtuals::look().views(behind.number).first()?.start + offset)
+            });
+            let start = behind.unwrap_or(extent.start);
+            Candidate { id, start, bytes: extent.bytes, cost: dirty * BLOCK_BYTES }
         })
         .collect()
 }

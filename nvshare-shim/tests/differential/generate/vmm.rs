@@ -8,7 +8,8 @@ impl Generator {
         let (slot, physicals) = (self.memory(), self.physicals.clone());
         let blocks = self.random.below(3) + 1;
         let at = self.random.below(3) * BLOCK;
-        match self.random.below(12) {
+        let types = self.random.pick(&[0, 0, 1]);
+        match self.random.below(13) {
             0 => {
                 let slots = self.memories.clone();
                 let slot = self.vacant(&slots, MEMORIES as u64);
@@ -19,13 +20,13 @@ impl Generator {
             1 | 2 => {
                 let physical = self.vacant(&physicals, SLOTS as u64);
                 let device = u64::from(self.random.one_in(5));
-                self.push("create", &[physical, blocks * BLOCK, device]);
+                self.push("create", &[physical, blocks * BLOCK, device, types]);
                 self.physicals.insert(physical);
             }
             3 | 4 => {
                 // Created and mapped, with access: what programs do.
                 let physical = self.vacant(&physicals, SLOTS as u64);
-                self.push("create", &[physical, blocks * BLOCK, 0]);
+                self.push("create", &[physical, blocks * BLOCK, 0, types]);
                 self.push("map", &[slot, at, physical]);
                 self.push("access", &[slot, at, blocks * BLOCK, 0, 3]);
                 if self.random.one_in(2) {
@@ -53,6 +54,11 @@ impl Generator {
                 self.push("regain", &[physical, slot, at]);
                 self.push("properties", &[physical]);
                 self.physicals.insert(physical);
+            }
+            11 => {
+                let physical = self.taken(&physicals, SLOTS as u64);
+                let kind = self.random.pick(&[1, 1, 2]);
+                self.push("export", &[physical, kind]);
             }
             _ => self.push("unreserve", &[slot]),
         }

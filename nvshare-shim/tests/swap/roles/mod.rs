@@ -2,6 +2,7 @@
 
 mod contexts;
 mod frees;
+mod mapped;
 mod random;
 mod scripted;
 
@@ -19,6 +20,9 @@ use crate::gpu::cu;
 pub(crate) fn run(role: &str) {
     match role {
         "random" => random(number("SEED"), number("OPERATIONS")),
+        "mapped" => mapped::random(number("SEED"), number("OPERATIONS")),
+        "segments" => mapped::segments(),
+        "mapped contexts" => mapped::contexts(),
         "small" => small(number("COUNT")),
         "freed" => freed_while_written(),
         "ordered" => freed_in_order(),

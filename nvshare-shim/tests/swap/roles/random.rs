@@ -7,7 +7,7 @@ use cudarc::driver::sys::{self, CUdeviceptr, CUstream};
 use crate::gpu::{self, Gpu, alloc, cu, free, others, read, stream, synchronize, write};
 
 /// xorshift64*: good enough to choose operations.
-struct Random(u64);
+pub(super) struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -17,7 +17,11 @@ impl Random {
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
     }
 
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 }
@@ -45,7 +49,7 @@ const MOST_WORDS: usize = 3 << 20;
 /// Random allocations, frees, copies, memsets and launches, checked against a model on the host.
 pub(super) fn random(seed: u64, operations: u64) {
     let gpu = Gpu::open();
-    let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let mut random = Random::new(seed);
     let streams = [stream(), stream(), stream()];
     let mut all: Vec<Modelled> = Vec::new();
     let mut held = 0;

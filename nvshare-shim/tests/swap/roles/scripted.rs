@@ -4,7 +4,7 @@
 
 use cudarc::driver::sys::{self, CUdeviceptr, CUresult};
 
-use super::say;
+use super::{mapped, say};
 use crate::gpu::{self, Gpu, cu, free, others, stream, synchronize};
 
 /// Obeys lines on standard input, answering each with one line: a test leads it, and plays the agent as well.
@@ -44,6 +44,49 @@ pub(super) fn scripted() {
             "unmap" => {
                 cu!(cuMemUnmap(number(1), number(2) as usize));
                 say("unmapped");
+            }
+            "handle" => match mapped::create(number(1), number(2) as u32) {
+                Ok(handle) => say(&format!("{handle}")),
+                Err(error) => say(gpu::outcome(error)),
+            },
+            "reserve" => say(&format!("{}", mapped::reserve(number(1)))),
+            "map" => {
+                // SAFETY: the driver judges it.
+                let result = unsafe { sys::cuMemMap(number(1), number(2) as usize, 0, number(3), 0) };
+                say(&format!("{}", result as u32));
+            }
+            "access" => {
+                say(&format!("{}", mapped::access(number(1), number(2), number(3) as u32) as u32));
+            }
+            "flags" => {
+                let mut flags = 0;
+                let place =
+                    sys::CUmemLocation { type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: 0 };
+                cu!(cuMemGetAccess(&raw mut flags, &raw const place, number(1)));
+                say(&format!("{flags}"));
+            }
+            "release" => {
+                // SAFETY: the driver judges it.
+                let result = unsafe { sys::cuMemRelease(number(1)) };
+                say(&format!("{}", result as u32));
+            }
+            "unreserve" => {
+                // SAFETY: the driver judges it.
+                let result = unsafe { sys::cuMemAddressFree(number(1), number(2) as usize) };
+                say(&format!("{}", result as u32));
+            }
+            "export" => {
+                let mut descriptor = 0_i32;
+                let kind = sys::CUmemAllocationHandleType_enum(1);
+                // SAFETY: `descriptor` is where the answer goes.
+                let result = unsafe {
+                    sys::cuMemExportToShareableHandle((&raw mut descriptor).cast(), number(1), kind, 0)
+                };
+                say(&format!("{}", result as u32));
+            }
+            "use" => {
+                buffers.push((number(1), number(2) as usize));
+                say("used");
             }
             "nvml" => {
                 let (total, free) = gpu::nvml_memory();
