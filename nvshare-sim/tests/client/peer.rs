@@ -164,6 +164,7 @@ fn act(context: &Context, what: &str, about: &[Word]) -> Vec<Word> {
         "record" => call!(cuEventRecord(about[0], 0_u64)),
         "synchronize" => call!(cuEventSynchronize(about[0])),
         "query" => call!(cuEventQuery(about[0])),
+        "finish" => call!(cuCtxSynchronize()),
         "store-late" => context.launch(0, "nvshare_store_late", &[about[0], 1, about[1], about[2]]),
         "pool" => {
             let properties =
