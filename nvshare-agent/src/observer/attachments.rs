@@ -1,7 +1,9 @@
 //! The libcuda files that are observed: each once, however many names it has and processes use it; and in each the
 //! functions that no process has put other code into.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+mod other_code;
+
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -10,6 +12,8 @@ use std::time::{Duration, Instant, SystemTime};
 use nvshare_agent_core::observation::Attachment;
 use nvshare_common::event::{SITES, SITES_OF_LIBRARY};
 use nvshare_common::probe::PROBES;
+
+use other_code::look_before;
 
 use super::attached::{Attached, How, Sites, attach, stepped};
 use super::find::{self, InUse};
@@ -30,8 +34,6 @@ const REMEMBERED: usize = 1024;
 const SHARE: u32 = 4;
 /// as far as that is more than this: the first dozen are read at once.
 const AHEAD: Duration = Duration::from_secs(3);
-/// Of so many processes with code of their own it is remembered where they have it.
-const PATCHED: usize = 4096;
 
 const _: () = assert!(PROBES.len() <= SITES_OF_LIBRARY, "each function has a place in the count of hits");
 
@@ -251,68 +253,6 @@ impl Attachments {
         }
     }
 
-    /// Compares what a process has at the places with the file, and takes the probes away from where it has other code.
-    fn compare(&mut self, index: usize, pid: u32, file: &str) {
-        let attached = &mut self.files[index];
-        let Ok(differing) = attached.guard.differing(pid, file) else { return };
-        if differing.is_empty() {
-            // Had it other code, then its probes come back with the next look at all processes, not before: nobody can
-            // have them taken and put back all the time.
-            return;
-        }
-        let known = attached.patched.contains_key(&pid);
-        if known || attached.patched.len() < PATCHED {
-            attached.patched.insert(pid, (differing, self.looks));
-        } else {
-            // Too many to remember each: nowhere then. No process has that number.
-            attached.patched.insert(0, ((0..attached.library.points.len()).collect(), self.looks));
-        }
-        self.withhold(index);
-    }
-
-    /// Takes probes away, or puts them back, after processes with other code came or went.
-    fn withhold(&mut self, index: usize) {
-        let attached = &mut self.files[index];
-        let withheld: BTreeSet<usize> =
-            attached.patched.values().flat_map(|(places, _)| places).copied().collect();
-        if withheld == attached.withheld {
-            return;
-        }
-        let fewer = withheld.is_superset(&attached.withheld);
-        attached.withheld = withheld;
-        self.gaps += 1;
-        if matches!(attached.how, How::Links(_)) {
-            // First away, then the others again: calls in between are not seen, but none is counted twice.
-            attached.how = How::Not(String::new());
-            attached.how = attach(&mut self.programs, &self.returns, attached);
-        }
-        for refusal in attached.withheld_because().into_iter().filter(|_| fewer) {
-            tracing::warn!(library = %attached.library.path.display(), "{refusal}");
-        }
-        self.changed = true;
-    }
-
-    /// A look at all processes begins: those with other code that are not met again are gone.
-    pub(super) fn begin_look(&mut self) {
-        self.looks += 1;
-        for path in std::mem::take(&mut self.again) {
-            self.named(&path);
-        }
-    }
-
-    /// A look at all processes has ended.
-    pub(super) fn end_look(&mut self, unused: Duration) {
-        let before = self.files.len();
-        self.files.retain(|file| file.owner.is_none() || file.used.elapsed() < unused);
-        self.changed |= self.files.len() != before;
-        for index in 0..self.files.len() {
-            let looks = self.looks;
-            self.files[index].patched.retain(|_, (_, seen)| *seen == looks);
-            self.withhold(index);
-        }
-        self.look_at_the_same();
-    }
-
     /// Looks again at files that were taken for others by the breakpoints in them: these may have been somebody else's (an
     /// agent's that this one replaces) in a copy of the same library, and are gone with him.
     pub(super) fn look_at_the_same(&mut self) {
@@ -401,36 +341,4 @@ impl Attachments {
     pub(super) fn list(&self) -> Vec<Attachment> {
         self.files.iter().map(|file| file.show(&self.programs)).collect()
     }
-}
-
-/// Compares all processes that map a file with it, before it gets any probe. Learns how their maps call it.
-fn look_before(
-    library: &Library,
-    guard: &Guard,
-    looks: u64,
-    files: &mut Vec<String>,
-) -> BTreeMap<u32, (Vec<usize>, u64)> {
-    let mut patched = BTreeMap::new();
-    let mut known: HashMap<String, bool> = files.iter().map(|file| (file.clone(), true)).collect();
-    let looked = find::scan(|pid, used| {
-        let this = *known
-            .entry(used.file.clone())
-            .or_insert_with(|| used.open(pid).is_ok_and(|file| library.may_be(&file)));
-        if !this {
-            return;
-        }
-        let Ok(differing) = guard.differing(pid, &used.file) else { return };
-        if differing.len() > library.points.len() / 2 && !files.contains(&used.file) {
-            // Another file of the same size and age.
-            return;
-        }
-        share::remember(files, &used.file);
-        if !differing.is_empty() && patched.len() < PATCHED {
-            patched.insert(pid, (differing, looks));
-        }
-    });
-    if let Err(error) = looked {
-        tracing::warn!(%error, "cannot look at the node's processes (/proc)");
-    }
-    patched
 }

@@ -115,7 +115,7 @@ impl Watch {
         let same = process.is_some_and(|process| began(process) <= Moment(first) + 2 * TICK);
         let descriptor = if same { descriptor } else { None };
         if let Some(descriptor) = &descriptor
-            && let Err(error) = super::add(&self.epoll, descriptor, u64::from(slot))
+            && let Err(error) = super::state::add(&self.epoll, descriptor, u64::from(slot))
         {
             tracing::warn!(pid, %error, "cannot wait for the end of a process: its slot stays in use");
         }

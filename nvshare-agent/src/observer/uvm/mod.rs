@@ -17,7 +17,7 @@ use nvshare_agent_core::process::Process;
 use nvshare_common::bytes::Bytes;
 use nvshare_common::uvm::{LAYOUT_WORDS, Losses, Usage};
 
-use super::programs::chain;
+use super::load_error::chain;
 use driver::{Driver, Why};
 
 use crate::proc;
