@@ -189,8 +189,8 @@ fn closing_waits_for_the_work_of_its_context() {
     let mut peer = Peer::start();
     let theirs = peer.ask("allocate", &[4096, 0]);
     let ours = opened(peer.ticket("handle", theirs));
-    assert_eq!(context.launch(context.stream(1), "nvshare_store_late", &[ours, 1, 3, 50_000_000]), 0);
     let begun = Instant::now();
+    assert_eq!(context.launch(context.stream(1), "nvshare_store_late", &[ours, 1, 3, 50_000_000]), 0);
     ok!(cuIpcCloseMemHandle(ours));
     assert!(begun.elapsed() >= Duration::from_millis(40), "{:?}", begun.elapsed());
     assert_eq!(peer.ask("byte", &[theirs]), 3);
@@ -240,11 +240,15 @@ fn a_stream_waits_for_work_of_another_process_by_an_event() {
     let (stream, result) = (context.stream(1), context.device(8));
     ok!(cuMemsetD8_v2(result, 0_u8, 8_usize));
     ok!(cuCtxSynchronize());
-    assert_eq!(peer.ask("store-late", &[theirs, 42, 100_000_000]), 0);
+    let (flag, word) = (0, 8);
+    assert_eq!(peer.ask("wait-flag", &[theirs + flag]), 0);
+    assert_eq!(peer.ask("store", &[theirs + word, 42]), 0);
     assert_eq!(peer.ask("record", &[event]), 0);
     assert_eq!([shared, twin].map(|event| call!(cuEventQuery(event))), [NOT_READY; 2]);
     ok!(cuStreamWaitEvent(stream, shared, 0_u32));
-    assert_eq!(context.launch(stream, "nvshare_sum", &[ours, 1, result]), 0);
+    assert_eq!(context.launch(stream, "nvshare_sum", &[ours + word, 1, result]), 0);
+    assert_eq!(call!(cuStreamQuery(stream)), NOT_READY);
+    ok!(cuMemsetD8_v2(ours + flag, 1_u8, 1_usize));
     ok!(cuStreamSynchronize(stream));
     let mut sum = 0_u64;
     ok!(cuMemcpyDtoH_v2(&raw mut sum, result, 8_usize));
@@ -252,11 +256,14 @@ fn a_stream_waits_for_work_of_another_process_by_an_event() {
     ok!(cuEventSynchronize(shared));
     assert_eq!(peer.ask("query", &[event]), 0);
     // The other way round.
-    assert_eq!(context.launch(stream, "nvshare_store_late", &[ours, 1, 43, 50_000_000]), 0);
+    let flag = 16;
+    assert_eq!(context.launch(stream, "nvshare_wait_flag", &[ours + flag]), 0);
+    assert_eq!(context.launch(stream, "nvshare_store", &[ours + word, 1, 43]), 0);
     ok!(cuEventRecord(shared, stream));
     assert_eq!(peer.ask("query", &[event]), Word::from(NOT_READY));
+    assert_eq!(peer.ask("set", &[theirs + flag, 1]), 0);
     assert_eq!(peer.ask("synchronize", &[event]), 0);
-    assert_eq!(peer.ask("byte", &[theirs]), 43);
+    assert_eq!(peer.ask("byte", &[theirs + word]), 43);
     // In a capture it is a place there, until it is recorded anew.
     let mut graph = 0_u64;
     ok!(cuStreamBeginCapture_v2(stream, 2_u32));

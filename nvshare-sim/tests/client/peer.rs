@@ -164,6 +164,10 @@ fn act(context: &Context, what: &str, about: &[Word]) -> Vec<Word> {
         "record" => call!(cuEventRecord(about[0], 0_u64)),
         "synchronize" => call!(cuEventSynchronize(about[0])),
         "query" => call!(cuEventQuery(about[0])),
+        "finish" => call!(cuCtxSynchronize()),
+        "set" => call!(cuMemsetD8_v2(about[0], about[1] as u8, 1_usize)),
+        "wait-flag" => context.launch(0, "nvshare_wait_flag", about),
+        "store" => context.launch(0, "nvshare_store", &[about[0], 1, about[1]]),
         "store-late" => context.launch(0, "nvshare_store_late", &[about[0], 1, about[1], about[2]]),
         "pool" => {
             let properties =
