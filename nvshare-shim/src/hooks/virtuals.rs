@@ -1,4 +1,4 @@
-//! Memory that the application maps itself: what `cuMemCreate` answers is a handle of ours ([`allocation::virtuals`]), so every call
+//! Memory that the application maps itself: what `cuMemCreate` answers is a handle of ours ([`allocation::virtuals`](crate::allocation::virtuals)), so every call
 //! that is given one is made here, with what the driver knows it by. Such calls pass the gate: inside all memory is on the device
 //! and stays where it is, so that the driver judges them, and what it agrees to is written down. Handles that are the driver's own
 //! (imports, memory of other kinds or places) pass by: [`super::unswappable`].
