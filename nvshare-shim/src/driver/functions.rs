@@ -51,10 +51,10 @@ macro_rules! functions {
     [cuMemAddressFree] (ptr: CUdeviceptr, size: usize) => virtuals::unreserve(ptr, size);
     [cuMemExportToShareableHandle] (shareableHandle: *mut c_void, handle: CUmemGenericAllocationHandle, handleType: CEnum, flags: u64) => virtuals::export(shareableHandle, handle, handleType, flags);
     [cuMemGetAllocationPropertiesFromHandle] (prop: *mut CUmemAllocationProp, handle: CUmemGenericAllocationHandle) => virtuals::properties(prop, handle);
-    [cuMulticastBindMem] (mcHandle: CUmemGenericAllocationHandle, mcOffset: usize, memHandle: CUmemGenericAllocationHandle, memOffset: usize, size: usize, flags: u64) => virtuals::bind(mcHandle, mcOffset, memHandle, memOffset, size, flags);
-    [cuMulticastBindMem_v2] (mcHandle: CUmemGenericAllocationHandle, dev: CUdevice, mcOffset: usize, memHandle: CUmemGenericAllocationHandle, memOffset: usize, size: usize, flags: u64) => virtuals::bind_on(mcHandle, dev, mcOffset, memHandle, memOffset, size, flags);
-    [cuLogicalEndpointBindMem] (leId: u32, dev: CUdevice, offset: u64, memHandle: CUmemGenericAllocationHandle, memOffset: u64, size: u64, flags: u64) => virtuals::bind_to_endpoint(leId, dev, offset, memHandle, memOffset, size, flags);
-    [cuMemMapArrayAsync cuMemMapArrayAsync_ptsz] (mapInfoList: *mut CUarrayMapInfo, count: u32, hStream: CUstream) => virtuals::map_arrays(mapInfoList, count, hStream);
+    [cuMulticastBindMem] (mcHandle: CUmemGenericAllocationHandle, mcOffset: usize, memHandle: CUmemGenericAllocationHandle, memOffset: usize, size: usize, flags: u64) => bound::bind(mcHandle, mcOffset, memHandle, memOffset, size, flags);
+    [cuMulticastBindMem_v2] (mcHandle: CUmemGenericAllocationHandle, dev: CUdevice, mcOffset: usize, memHandle: CUmemGenericAllocationHandle, memOffset: usize, size: usize, flags: u64) => bound::bind_on(mcHandle, dev, mcOffset, memHandle, memOffset, size, flags);
+    [cuLogicalEndpointBindMem] (leId: u32, dev: CUdevice, offset: u64, memHandle: CUmemGenericAllocationHandle, memOffset: u64, size: u64, flags: u64) => bound::bind_to_endpoint(leId, dev, offset, memHandle, memOffset, size, flags);
+    [cuMemMapArrayAsync cuMemMapArrayAsync_ptsz] (mapInfoList: *mut CUarrayMapInfo, count: u32, hStream: CUstream) => bound::map_arrays(mapInfoList, count, hStream);
     [cuMulticastBindAddr] (mcHandle: CUmemGenericAllocationHandle, mcOffset: usize, memptr: CUdeviceptr, size: usize, flags: u64) => unswappable::bind(memptr, size);
     [cuLogicalEndpointBindAddr] (leId: u32, dev: CUdevice, offset: u64, ptr: *mut c_void, size: u64, flags: u64) => unswappable::export_all(ptr, size);
     [cuMulticastBindAddr_v2] (mcHandle: CUmemGenericAllocationHandle, dev: CUdevice, mcOffset: usize, memptr: CUdeviceptr, size: usize, flags: u64) => unswappable::bind(memptr, size);

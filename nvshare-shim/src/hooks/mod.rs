@@ -16,6 +16,7 @@ pub(crate) mod arrays;
 pub(crate) mod batches;
 pub(crate) mod below;
 mod between;
+pub(crate) mod bound;
 pub(crate) mod contexts;
 pub(crate) mod copies;
 pub(crate) mod ipc;

@@ -7,24 +7,21 @@
 
 use std::ffi::c_void;
 
-use super::{Bare, between, questions, room, unswappable, work};
+use super::{Bare, between, questions, room, unswappable};
 use crate::allocation::virtuals::{self as memory, Held, Piece};
-use crate::cuda::sys::{
-    CUarrayMapInfo, CUdevice, CUdeviceptr, CUmemAccessDesc, CUmemAllocationProp,
-    CUmemGenericAllocationHandle, CUstream,
-};
+use crate::cuda::sys::{CUdeviceptr, CUmemAccessDesc, CUmemAllocationProp, CUmemGenericAllocationHandle};
 use crate::cuda::{CEnum, CUresult};
 use crate::driver::driver;
 use crate::memory::virtuals::{self, Access, Asked};
 use crate::{device, life, turn};
 
-const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
+pub(super) const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
 /// `CU_MEM_ALLOCATION_TYPE_PINNED`, `CU_MEM_LOCATION_TYPE_DEVICE` and `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`.
 const PINNED: u32 = 1;
 const DEVICE: u32 = 1;
 const DESCRIPTOR: u32 = 1;
 /// What sets handles of ours apart from the driver's, which are addresses on its heap.
-const OURS: u64 = 1 << 63;
+pub(super) const OURS: u64 = 1 << 63;
 
 /// `CUmemAllocationProp`, with plain numbers where it has enums.
 #[repr(C)]
@@ -85,7 +82,7 @@ pub(crate) unsafe fn create<F: Fn() -> CUresult>(
 }
 
 /// A handle that a call is made with.
-enum Given {
+pub(super) enum Given {
     /// The driver's, or nonsense.
     Foreign,
     Ours(Held),
@@ -94,7 +91,7 @@ enum Given {
 }
 
 /// Whose it is. One of ours never gets to the driver, for which it is an address.
-fn given<F: Fn() -> CUresult>(bare: &Bare<F>, handle: CUmemGenericAllocationHandle) -> Given {
+pub(super) fn given<F: Fn() -> CUresult>(bare: &Bare<F>, handle: CUmemGenericAllocationHandle) -> Given {
     if handle & OURS == 0 {
         return Given::Foreign;
     }
@@ -106,7 +103,7 @@ fn given<F: Fn() -> CUresult>(bare: &Bare<F>, handle: CUmemGenericAllocationHand
 }
 
 /// Makes the call with the pieces of a handle, and again after room was made where the driver lacks memory.
-fn with_pieces<F: Fn() -> CUresult>(
+pub(super) fn with_pieces<F: Fn() -> CUresult>(
     bare: &Bare<F>,
     held: &Held,
     call: impl Fn(&[Piece]) -> CUresult,
@@ -120,7 +117,7 @@ fn with_pieces<F: Fn() -> CUresult>(
 }
 
 /// What all calls answer since the device failed: else whoever has passed the gate finds its memory there.
-fn error_for_good() -> CUresult {
+pub(super) fn error_for_good() -> CUresult {
     let (mut free, mut total) = (0, 0);
     // SAFETY: places for the two answers.
     let answer = unsafe { driver().cuMemGetInfo_v2(&raw mut free, &raw mut total) };
@@ -381,161 +378,4 @@ pub(crate) unsafe fn properties<F: Fn() -> CUresult>(
             CUresult::CUDA_SUCCESS
         }
     }
-}
-
-/// Memory is bound to an object that keeps its physical pages: `bind` binds the part of a piece (its handle, how far into it, how
-/// long) that belongs so far into the object.
-fn bound<F: Fn() -> CUresult>(
-    bare: &Bare<F>,
-    handle: CUmemGenericAllocationHandle,
-    offset: u64,
-    bytes: u64,
-    bind: impl Fn(u64, u64, u64, u64) -> CUresult,
-) -> CUresult {
-    match given(bare, handle) {
-        Given::Foreign => bare.call(),
-        Given::Nothing(code) => code,
-        Given::Ours(held) => with_pieces(bare, &held, |pieces| {
-            if let [piece] = pieces {
-                let result = bind(piece.handle, offset, bytes, 0);
-                if result.ok() {
-                    held.stays();
-                }
-                return result;
-            }
-            let end = offset.saturating_add(bytes);
-            if end > held.handle.bytes {
-                return INVALID;
-            }
-            for piece in pieces {
-                let (from, to) = (offset.max(piece.offset), end.min(piece.offset + piece.bytes));
-                if from >= to {
-                    continue;
-                }
-                let result = bind(piece.handle, from - piece.offset, to - from, from - offset);
-                if !result.ok() {
-                    return result;
-                }
-                // What is bound is bound, whatever comes of the rest.
-                held.stays();
-            }
-            CUresult::CUDA_SUCCESS
-        }),
-    }
-}
-
-pub(crate) unsafe fn bind<F: Fn() -> CUresult>(
-    bare: &Bare<F>,
-    object: CUmemGenericAllocationHandle,
-    object_offset: usize,
-    handle: CUmemGenericAllocationHandle,
-    offset: usize,
-    bytes: usize,
-    flags: u64,
-) -> CUresult {
-    bound(bare, handle, offset as u64, bytes as u64, |handle, offset, bytes, done| {
-        let at = object_offset + done as usize;
-        // SAFETY: the application's own call, with the handle as the driver knows it.
-        unsafe { driver().cuMulticastBindMem(object, at, handle, offset as usize, bytes as usize, flags) }
-    })
-}
-
-#[expect(clippy::too_many_arguments, reason = "as many as the driver's function has")]
-pub(crate) unsafe fn bind_on<F: Fn() -> CUresult>(
-    bare: &Bare<F>,
-    object: CUmemGenericAllocationHandle,
-    device: CUdevice,
-    object_offset: usize,
-    handle: CUmemGenericAllocationHandle,
-    offset: usize,
-    bytes: usize,
-    flags: u64,
-) -> CUresult {
-    bound(bare, handle, offset as u64, bytes as u64, |handle, offset, bytes, done| {
-        let (at, offset, bytes) = (object_offset + done as usize, offset as usize, bytes as usize);
-        // SAFETY: the application's own call, with the handle as the driver knows it.
-        unsafe { driver().cuMulticastBindMem_v2(object, device, at, handle, offset, bytes, flags) }
-    })
-}
-
-#[expect(clippy::too_many_arguments, reason = "as many as the driver's function has")]
-pub(crate) unsafe fn bind_to_endpoint<F: Fn() -> CUresult>(
-    bare: &Bare<F>,
-    object: u32,
-    device: CUdevice,
-    object_offset: u64,
-    handle: CUmemGenericAllocationHandle,
-    offset: u64,
-    bytes: u64,
-    flags: u64,
-) -> CUresult {
-    bound(bare, handle, offset, bytes, |handle, offset, bytes, done| {
-        // SAFETY: the application's own call, with the handle as the driver knows it.
-        unsafe {
-            driver().cuLogicalEndpointBindMem(
-                object,
-                device,
-                object_offset + done,
-                handle,
-                offset,
-                bytes,
-                flags,
-            )
-        }
-    })
-}
-
-/// Memory is put behind arrays, in the order of a stream: it stays where it is.
-pub(crate) unsafe fn map_arrays<F: Fn() -> CUresult>(
-    bare: &Bare<F>,
-    list: *mut CUarrayMapInfo,
-    count: u32,
-    stream: CUstream,
-) -> CUresult {
-    let count = if list.is_null() || !virtuals::are_there() { 0 } else { count as usize };
-    let handle_of = |index: usize| {
-        // SAFETY: not null, so the driver would read so many too; only the handle's place is read.
-        unsafe { (&raw const (*list.add(index)).memHandle).cast::<CUmemGenericAllocationHandle>().read() }
-    };
-    if (0..count).all(|index| handle_of(index) & OURS == 0) {
-        // SAFETY: the application's own arguments.
-        return unsafe { work::at_addresses(bare, stream) };
-    }
-    bare.keep_from_driver();
-    let held: Option<Vec<Option<Held>>> = (0..count)
-        .map(|index| match given(bare, handle_of(index)) {
-            Given::Foreign => Some(None),
-            Given::Ours(held) => Some(Some(held)),
-            Given::Nothing(_) => None,
-        })
-        .collect();
-    let Some(held) = held else { return INVALID };
-    let in_stream = bare.stream(stream);
-    let attempt = || {
-        let mut copies: Vec<std::mem::MaybeUninit<CUarrayMapInfo>> = Vec::with_capacity(count);
-        for (index, held) in held.iter().enumerate() {
-            let mut copy = std::mem::MaybeUninit::uninit();
-            // SAFETY: as above; its bytes are copied whatever they mean.
-            unsafe { std::ptr::copy_nonoverlapping(list.add(index), copy.as_mut_ptr(), 1) };
-            if let Some(held) = held {
-                let Some(pieces) = held.pieces() else { return error_for_good() };
-                let info = copy.as_mut_ptr();
-                // SAFETY: fields of the copy, both eight bytes.
-                unsafe {
-                    let offset = (&raw mut (*info).offset).cast::<u64>();
-                    let Some(piece) = pieces.iter().rfind(|piece| piece.offset <= offset.read()) else {
-                        return INVALID;
-                    };
-                    offset.write(offset.read() - piece.offset);
-                    (&raw mut (*info).memHandle).cast::<u64>().write(piece.handle);
-                }
-                held.stays();
-            }
-            copies.push(copy);
-        }
-        // SAFETY: the application's own call, with the handles as the driver knows them.
-        unsafe { driver().cuMemMapArrayAsync(copies.as_mut_ptr().cast(), count as u32, in_stream) }
-    };
-    // SAFETY: the application's own stream.
-    unsafe { work::at_addresses(&bare.instead(attempt), stream) }
 }
