@@ -200,21 +200,39 @@ impl Totals {
 
     /// Adds another client's.
     pub fn add(&mut self, other: &Totals) {
-        self.application_calls.add(&other.application_calls);
-        self.engine_calls.add(&other.engine_calls);
-        self.application_seen.add(&other.application_seen);
-        self.engine_seen.add(&other.engine_seen);
-        self.lost += other.lost;
-        self.copied_out += other.copied_out;
-        self.copied_in += other.copied_in;
-        self.clean += other.clean;
-        self.stops += other.stops;
-        self.stalls += other.stalls;
-        self.swap_failures += other.swap_failures;
-        self.uvm_faults += other.uvm_faults;
-        self.uvm_bytes += other.uvm_bytes;
-        self.uvm_cpu_faults += other.uvm_cpu_faults;
-        self.uvm_to_device += other.uvm_to_device;
+        // Each by its name: the compiler tells of one that is missing here.
+        let Totals {
+            application_calls,
+            engine_calls,
+            application_seen,
+            engine_seen,
+            lost,
+            copied_out,
+            copied_in,
+            clean,
+            stops,
+            stalls,
+            swap_failures,
+            uvm_faults,
+            uvm_bytes,
+            uvm_cpu_faults,
+            uvm_to_device,
+        } = other;
+        self.application_calls.add(application_calls);
+        self.engine_calls.add(engine_calls);
+        self.application_seen.add(application_seen);
+        self.engine_seen.add(engine_seen);
+        self.lost += *lost;
+        self.copied_out += *copied_out;
+        self.copied_in += *copied_in;
+        self.clean += *clean;
+        self.stops += *stops;
+        self.stalls += *stalls;
+        self.swap_failures += *swap_failures;
+        self.uvm_faults += *uvm_faults;
+        self.uvm_bytes += *uvm_bytes;
+        self.uvm_cpu_faults += *uvm_cpu_faults;
+        self.uvm_to_device += *uvm_to_device;
     }
 }
 
