@@ -6,13 +6,13 @@
 
 use super::back::{Backed, back, bury};
 use super::unswappable::want;
-use super::{free, promise, room};
+use super::{free, promise, room, stream_ordered};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::{CUresult, sys};
 use crate::device::{self, Device, home, vmm};
 use crate::driver::driver;
 use crate::memory::extent::ExtentId;
-use crate::memory::map::{self, ALLOCATIONS, Allocation};
+use crate::memory::map::{self, ALLOCATIONS, Allocation, Of};
 use crate::memory::space::Space;
 use crate::streams::{self, Relaxed};
 use crate::turn::{self, dead, run_state};
@@ -45,17 +45,17 @@ pub fn allocate(bytes: usize) -> Result<sys::CUdeviceptr, CUresult> {
     free::sweep(device);
     home::adopt(device, context);
     streams::provide(context);
-    let (start, taken, piece) = if bytes < SMALL {
+    let (start, taken, of) = if bytes < SMALL {
         let taken = bytes.next_multiple_of(PIECE_UNIT);
-        (take_piece(device, taken)?, taken, true)
+        (take_piece(device, taken)?, taken, Of::Slab)
     } else {
         let taken =
             bytes.checked_next_multiple_of(device.granularity).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
-        (take_span(device, taken, context)?, taken, false)
+        (take_span(device, taken, context)?, taken, Of::Span)
     };
     ALLOCATIONS.insert(
         start,
-        Allocation { bytes, taken, piece, device: device.index, context, number: map::number(), sync: true },
+        Allocation { bytes, taken, of, device: device.index, context, number: map::number(), sync: true },
     );
     Ok(start)
 }
@@ -83,6 +83,15 @@ fn take_piece(device: &'static Device, taken: u64) -> Result<u64, CUresult> {
 }
 
 fn take_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64, CUresult> {
+    match try_span(device, bytes, context) {
+        Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY) if stream_ordered::spare(device) => {
+            try_span(device, bytes, context)
+        }
+        taken => taken,
+    }
+}
+
+fn try_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64, CUresult> {
     if !promise::may_grow(device, bytes) {
         return Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY);
     }

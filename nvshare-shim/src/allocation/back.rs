@@ -4,11 +4,12 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::stream_ordered;
 use crate::cuda::CUresult;
 use crate::device::{self, Device, vmm};
 use crate::driver::driver;
 use crate::memory::extent::{Extent, ExtentId, Presence};
-use crate::memory::space::{Piece, Remains};
+use crate::memory::space::{Addresses, Piece, Remains};
 use crate::turn::{dead, run_state};
 use crate::{log, shadow};
 
@@ -142,8 +143,10 @@ pub fn bury(device: &Device, remains: Option<Remains>) {
         // Before the addresses can be somebody else's.
         device.state().space.parted(remains.start);
     }
-    if whole && remains.lent {
+    if whole && remains.addresses == Addresses::Home {
         device.state().homes.give_back(remains.start, remains.bytes);
+    } else if whole && remains.addresses == Addresses::Pool {
+        stream_ordered::chunk_gone(remains.start);
     } else if whole {
         // SAFETY: nothing is mapped in it now, and its addresses are in no record.
         if let Err(code) = unsafe { vmm::unreserve(remains.start, remains.bytes) }

@@ -1,9 +1,9 @@
 //! What is known of an allocation, for who answers questions about addresses; and how much memory there is.
 
-use super::{opened, pools};
+use super::{opened, pools, stream_ordered};
 use crate::cuda::sys;
 use crate::device::{self, sizes};
-use crate::memory::map::ALLOCATIONS;
+use crate::memory::map::{ALLOCATIONS, Of};
 
 /// The start and length of the allocation that `pointer` lies in.
 pub fn find(pointer: sys::CUdeviceptr) -> Option<(sys::CUdeviceptr, usize)> {
@@ -30,6 +30,8 @@ pub struct Described {
     pub number: u64,
     /// What the application believes of `SYNC_MEMOPS`.
     pub sync: bool,
+    /// The pool that it is a piece of: the driver's handle, and a number that no other pool has.
+    pub pool: Option<(usize, u64)>,
 }
 
 /// Sets what the application believes of `SYNC_MEMOPS` of the allocation that starts there.
@@ -46,21 +48,24 @@ pub fn is_allocation(pointer: sys::CUdeviceptr) -> bool {
 pub fn describe(pointer: sys::CUdeviceptr) -> Option<Described> {
     let Some((start, allocation)) = ALLOCATIONS.find(pointer) else { return opened::describe(pointer) };
     let device = device::by_index(allocation.device)?;
+    let pool = matches!(allocation.of, Of::Pool(_)).then(|| stream_ordered::pool_of(start)).flatten();
     Some(Described {
         start,
         bytes: allocation.bytes,
         context: std::ptr::with_exposed_provenance_mut(allocation.context),
         device: device.kind.ordinal,
-        rdma: device.kind.rdma,
-        ipc: device.kind.is_exportable(),
+        rdma: device.kind.rdma && pool.is_none(),
+        ipc: device.kind.is_exportable() && pool.is_none(),
         number: allocation.number,
         sync: allocation.sync,
+        pool,
     })
 }
 
 /// Free and total memory as this client may see it, where the agent set a limit.
 pub fn info() -> Option<(usize, usize)> {
     let (device, _) = device::current().ok()??;
+    stream_ordered::settle();
     pools::refresh();
     let needed = device.state().space.accounts().needed();
     let (total, free) = sizes::figures(device.id, device.total, needed)?;

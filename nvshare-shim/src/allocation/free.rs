@@ -4,12 +4,12 @@
 //! and is taken apart later; until then its address is nobody's (S5).
 
 use super::back::bury;
-use super::unswappable;
+use super::{stream_ordered, unswappable};
 use crate::cuda::{CUresult, sys};
 use crate::device::quarantine::{Quarantined, Until};
 use crate::device::{self, Device, State};
 use crate::memory::extent::Presence;
-use crate::memory::map::{ALLOCATIONS, Allocation};
+use crate::memory::map::{ALLOCATIONS, Allocation, Of};
 use crate::streams::{self, Relaxed};
 use crate::turn::dead;
 
@@ -27,6 +27,11 @@ pub fn free(pointer: u64) -> Option<CUresult> {
     }
     let allocation = ALLOCATIONS.remove(pointer)?;
     let device = device::by_index(allocation.device)?;
+    if let Of::Pool(pool) = allocation.of {
+        // Who frees it so has waited for what uses it, says the driver, which does not wait either (seen on an H200).
+        stream_ordered::give(pool, pointer, allocation.bytes);
+        return Some(CUresult::CUDA_SUCCESS);
+    }
     let _relaxed = Relaxed::new();
     sweep(device);
     if reachable(&device.state(), pointer, allocation.taken)
@@ -141,8 +146,12 @@ fn reachable(state: &State, start: u64, bytes: u64) -> bool {
 }
 
 fn dispose(device: &Device, start: u64, allocation: Allocation) {
+    if let Of::Pool(pool) = allocation.of {
+        stream_ordered::give(pool, start, allocation.bytes);
+        return;
+    }
     let mut state = device.state();
-    let span = if allocation.piece {
+    let span = if allocation.of == Of::Slab {
         let unused = state.slabs.give_back(start, allocation.taken);
         // One slab is kept for the next small allocation.
         match unused {

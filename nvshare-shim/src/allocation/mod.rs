@@ -5,7 +5,8 @@
 //! - [`promise`]: what may be promised; [`room`]: what must stay free where there is no agent.
 //! - [`virtuals`]: physical memory for who maps it himself.
 //! - [`shared`], [`opened`]: memory that processes share by CUDA IPC.
-//! - [`unswappable`]: the accounts of what cannot be moved; [`pools`]: stream-ordered memory, by the driver's figures.
+//! - [`stream_ordered`]: pools.
+//! - [`unswappable`]: the accounts of what cannot be moved; [`pools`]: the driver's own pools, by its figures.
 //!
 //! No lock is held during a driver call.
 
@@ -20,6 +21,7 @@ pub mod pools;
 pub mod promise;
 pub mod room;
 pub mod shared;
+pub mod stream_ordered;
 pub mod unswappable;
 pub mod virtuals;
 

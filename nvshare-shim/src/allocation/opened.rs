@@ -211,5 +211,6 @@ pub(super) fn describe(at: u64) -> Option<Described> {
         ipc: false,
         number: found.number,
         sync: true,
+        pool: None,
     })
 }

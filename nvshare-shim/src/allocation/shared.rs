@@ -15,7 +15,7 @@ use crate::cuda::CUresult;
 use crate::device::{self, Device};
 use crate::driver::driver;
 use crate::memory::extent::Presence;
-use crate::memory::map::{ALLOCATIONS, Allocation};
+use crate::memory::map::{ALLOCATIONS, Allocation, Of};
 
 /// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`.
 pub(super) const DESCRIPTOR: u32 = 1;
@@ -55,7 +55,7 @@ fn is_there(start: u64, number: u64) -> bool {
 /// The extents that hold an allocation, each with its handle, and where it begins in the first; `None` while one of them cannot be
 /// exported.
 fn pieces(device: &Device, start: u64, allocation: &Allocation) -> Option<(Vec<(u64, u64)>, u64)> {
-    if !device.kind.is_exportable() {
+    if !device.kind.is_exportable() || matches!(allocation.of, Of::Pool(_)) {
         return None;
     }
     let state = device.state();

@@ -29,13 +29,17 @@ macro_rules! functions {
 
     // Memory that cannot be moved yet.
     [cuMemAllocManaged] (dptr: *mut CUdeviceptr, bytesize: usize, flags: u32) => unswappable::managed(dptr, bytesize);
-    [cuMemAllocAsync cuMemAllocAsync_ptsz] (dptr: *mut CUdeviceptr, bytesize: usize, hStream: CUstream) => unswappable::stream_ordered(dptr, bytesize, hStream);
-    [cuMemAllocFromPoolAsync cuMemAllocFromPoolAsync_ptsz] (dptr: *mut CUdeviceptr, bytesize: usize, pool: CUmemoryPool, hStream: CUstream) => unswappable::from_this_pool(dptr, bytesize, pool, hStream);
-    [cuMemFreeAsync cuMemFreeAsync_ptsz] (dptr: CUdeviceptr, hStream: CUstream) => unswappable::free_async(dptr, hStream);
-    [cuMemPoolCreate] (pool: *mut CUmemoryPool, poolProps: *const CUmemPoolProps) => unswappable::pool_create(pool, poolProps);
-    [cuMemPoolDestroy] (pool: CUmemoryPool) => unswappable::pool_destroy(pool);
-    [cuMemPoolTrimTo] (pool: CUmemoryPool, minBytesToKeep: usize) => unswappable::trims();
-    [cuMemPoolSetAttribute] (pool: CUmemoryPool, attr: CEnum, value: *mut c_void) => unswappable::trims();
+    [cuMemAllocAsync cuMemAllocAsync_ptsz] (dptr: *mut CUdeviceptr, bytesize: usize, hStream: CUstream) => pools::alloc(dptr, bytesize, hStream);
+    [cuMemAllocFromPoolAsync cuMemAllocFromPoolAsync_ptsz] (dptr: *mut CUdeviceptr, bytesize: usize, pool: CUmemoryPool, hStream: CUstream) => pools::alloc_from_pool(dptr, bytesize, pool, hStream);
+    [cuMemFreeAsync cuMemFreeAsync_ptsz] (dptr: CUdeviceptr, hStream: CUstream) => pools::free(dptr, hStream);
+    [cuMemPoolCreate] (pool: *mut CUmemoryPool, poolProps: *const CUmemPoolProps) => pools::create(pool, poolProps);
+    [cuMemPoolDestroy] (pool: CUmemoryPool) => pools::destroy(pool);
+    [cuMemPoolTrimTo] (pool: CUmemoryPool, minBytesToKeep: usize) => pools::trim(pool, minBytesToKeep);
+    [cuMemPoolSetAttribute] (pool: CUmemoryPool, attr: CEnum, value: *mut c_void) => pools::set_attribute(pool, attr, value);
+    [cuMemPoolGetAttribute] (pool: CUmemoryPool, attr: CEnum, value: *mut c_void) => pools::attribute(pool, attr, value);
+    [cuMemPoolSetAccess] (pool: CUmemoryPool, map: *const CUmemAccessDesc, count: usize) => pools::set_access(pool, map, count);
+    [cuDeviceSetMemPool] (dev: CUdevice, pool: CUmemoryPool) => pools::choose();
+    [cuMemSetMemPool] (location: *mut CUmemLocation, kind: CEnum, pool: CUmemoryPool) => pools::choose();
     [cuDeviceGraphMemTrim] (device: CUdevice) => unswappable::trims();
     [cuMemCreate] (handle: *mut CUmemGenericAllocationHandle, size: usize, prop: *const CUmemAllocationProp, flags: u64) => virtuals::create(handle, size, prop, flags);
     [cuMemRelease] (handle: CUmemGenericAllocationHandle) => virtuals::release(handle);
@@ -223,10 +227,10 @@ macro_rules! functions {
     [cuEventRecordWithFlags cuEventRecordWithFlags_ptsz] (hEvent: CUevent, hStream: CUstream, flags: u32) => streams::record_event(hEvent, hStream);
 
     // Waiting: not gated, but a client that waits is not idle.
-    [cuStreamSynchronize cuStreamSynchronize_ptsz] (hStream: CUstream) => waiting::wait();
-    [cuEventSynchronize] (hEvent: CUevent) => waiting::wait();
-    [cuCtxSynchronize] () => waiting::wait();
-    [cuCtxSynchronize_v2] (ctx: CUcontext) => waiting::wait();
+    [cuStreamSynchronize cuStreamSynchronize_ptsz] (hStream: CUstream) => waiting::stream(hStream);
+    [cuEventSynchronize] (hEvent: CUevent) => waiting::event();
+    [cuCtxSynchronize] () => waiting::current();
+    [cuCtxSynchronize_v2] (ctx: CUcontext) => waiting::context(ctx);
 
     // Contexts.
     [cuCtxCreate] (pctx: *mut CUcontext, flags: u32, dev: CUdevice) => contexts::create(pctx, dev);
@@ -319,7 +323,7 @@ macro_rules! functions {
     cuMemHostRegister_v2(p: *mut c_void, bytesize: usize, Flags: u32);
     cuMemHostUnregister(p: *mut c_void);
     cuDeviceGetDefaultMemPool(pool_out: *mut CUmemoryPool, dev: CUdevice);
-    cuMemPoolGetAttribute(pool: CUmemoryPool, attr: CEnum, value: *mut c_void);
+    cuDeviceGetMemPool(pool: *mut CUmemoryPool, dev: CUdevice);
     cuDeviceGetGraphMemAttribute(device: CUdevice, attr: CEnum, value: *mut c_void);
     cuMemHostGetDevicePointer_v2(pdptr: *mut CUdeviceptr, p: *mut c_void, Flags: u32);
     cuModuleUnload(hmod: CUmodule);

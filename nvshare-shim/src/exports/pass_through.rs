@@ -80,10 +80,9 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
     ),
     (
         "pools: what is taken from them is counted where it is taken",
-        "cuDeviceGetDefaultMemPool cuDeviceGetMemPool cuDeviceSetMemPool cuMemGetDefaultMemPool cuMemGetMemPool \
+        "cuDeviceGetDefaultMemPool cuDeviceGetMemPool cuMemGetDefaultMemPool cuMemGetMemPool \
          cuMemPoolExportPointer cuMemPoolExportToShareableHandle \
-         cuMemPoolGetAccess cuMemPoolGetAttribute cuMemPoolImportFromShareableHandle cuMemPoolImportPointer \
-         cuMemPoolSetAccess cuMemSetMemPool",
+         cuMemPoolGetAccess cuMemPoolImportFromShareableHandle cuMemPoolImportPointer",
     ),
     (
         "32-bit variants of questions: nothing that runs on a 64-bit machine uses them",

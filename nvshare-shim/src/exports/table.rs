@@ -13,8 +13,8 @@ use crate::cuda::sys::*;
 use crate::cuda::{CEnum, CUresult, Location};
 use crate::driver::{Symbol, driver, functions, real};
 use crate::hooks::{
-    self, arrays, batches, bound, contexts, copies, ipc, memory, memsets, nodes, plain, questions, room,
-    size, streams, unswappable, virtuals, waiting, work,
+    self, arrays, batches, bound, contexts, copies, ipc, memory, memsets, nodes, plain, pools, questions,
+    room, size, streams, unswappable, virtuals, waiting, work,
 };
 
 /// One interposed symbol.

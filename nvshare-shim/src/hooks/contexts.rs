@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Bare;
+use crate::allocation::stream_ordered;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUcontext, CUdevice, CUgreenCtx};
 use crate::device::home::{self, Left};
@@ -127,11 +128,12 @@ fn aside<const N: usize>(
     contexts: [CUcontext; N],
     call: impl FnOnce() -> (CUresult, [bool; N]),
 ) -> (CUresult, [bool; N], [Left; N]) {
-    // Memory that the application maps itself outlives contexts, and could not come back without one: it is in, and stays so
+    // Memory that the application maps itself, and that of pools, outlives contexts, and could not come back without one: it is in, and stays so
     // until it is known which of them live.
-    let _resident = virtuals::are_there().then(turn::pass);
+    let _resident = (virtuals::are_there() || stream_ordered::holds()).then(turn::pass);
     // A drain that looks at the streams now would miss those of these contexts: it waits for who is inside.
     let _inside = gate::pass_at_once();
+    let numbers = contexts.map(|context| streams::order::context_number(Some(context)));
     let left = home::leave_contexts(contexts.map(<*mut _>::addr));
     let absent = contexts.map(streams::context_leaves);
     let (result, gone) = call();
@@ -141,6 +143,9 @@ fn aside<const N: usize>(
         } else {
             absent.stays();
         }
+    }
+    for number in numbers.into_iter().zip(gone).filter_map(|(number, gone)| number.filter(|_| gone)) {
+        stream_ordered::context_over(number);
     }
     for (left, gone) in left.iter().zip(gone) {
         left.told(gone);

@@ -26,6 +26,7 @@ pub(crate) mod memsets;
 pub(crate) mod nodes;
 pub(crate) mod nvml;
 pub(crate) mod plain;
+pub(crate) mod pools;
 pub(crate) mod questions;
 mod reach;
 pub(crate) mod room;

@@ -32,6 +32,7 @@ pub(crate) unsafe fn destroy<F: Fn() -> CUresult>(bare: &Bare<F>, stream: CUstre
     if !life::active() || stream.is_null() {
         return bare.call();
     }
+    crate::allocation::stream_ordered::stream_leaves(stream);
     let leaving = streams::leaves(stream);
     let result = bare.call();
     if result.ok() {

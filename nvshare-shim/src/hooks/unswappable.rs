@@ -8,11 +8,10 @@ use std::ffi::c_void;
 
 use super::{Bare, questions, room};
 use crate::allocation::unswappable::{self, Expected, MANAGED, VMM};
-use crate::allocation::{self, pools};
+use crate::allocation::{self, pools, stream_ordered};
 use crate::cuda::CUresult;
 use crate::cuda::sys::{
-    CUDA_MEM_ALLOC_NODE_PARAMS, CUdevice, CUdeviceptr, CUmemAllocationProp, CUmemGenericAllocationHandle,
-    CUmemPoolProps, CUmemoryPool, CUstream,
+    CUDA_MEM_ALLOC_NODE_PARAMS, CUdeviceptr, CUmemAllocationProp, CUmemGenericAllocationHandle,
 };
 use crate::memory::held::Held;
 use crate::streams::{self, current_device};
@@ -81,125 +80,6 @@ pub(crate) unsafe fn managed<F: Fn() -> CUresult>(
 pub(crate) fn freed(at: CUdeviceptr) {
     unswappable::gave_back(MANAGED, at);
     pools::changed();
-}
-
-/// From the pool that the stream's device uses.
-#[inline]
-pub(crate) unsafe fn stream_ordered<F: Fn() -> CUresult>(
-    bare: &Bare<F>,
-    at: *mut CUdeviceptr,
-    bytes: usize,
-    stream: CUstream,
-) -> CUresult {
-    if !life::active() || at.is_null() || bytes == 0 {
-        return bare.call();
-    }
-    match current_device() {
-        Some(device) => from_pool(bare, device, bytes, stream),
-        None => bare.call(),
-    }
-}
-
-/// From a pool that the application names.
-#[inline]
-pub(crate) unsafe fn from_this_pool<F: Fn() -> CUresult>(
-    bare: &Bare<F>,
-    at: *mut CUdeviceptr,
-    bytes: usize,
-    pool: CUmemoryPool,
-    stream: CUstream,
-) -> CUresult {
-    if !life::active() || at.is_null() || bytes == 0 {
-        return bare.call();
-    }
-    match pools::device_of(pool).or_else(current_device) {
-        Some(device) => from_pool(bare, device, bytes, stream),
-        None => bare.call(),
-    }
-}
-
-/// The warm path takes no lock: what the pools hold is read from the driver now and then.
-#[inline]
-fn from_pool<F: Fn() -> CUresult>(
-    bare: &Bare<F>,
-    device: CUdevice,
-    bytes: usize,
-    stream: CUstream,
-) -> CUresult {
-    if streams::capturing() {
-        // Perhaps it becomes a part of a graph, which takes memory when it is launched.
-        pools::graph_allocates();
-        if streams::is_capturing(bare.stream(stream)) {
-            return bare.call();
-        }
-    }
-    if !pools::unseen(device, bytes) {
-        return beyond_headroom(bare, device, bytes);
-    }
-    let result = bare.call();
-    pools::changed();
-    room::again(bare, result, Some(device), Some(bytes as u64), || bare.call())
-}
-
-#[cold]
-fn beyond_headroom<F: Fn() -> CUresult>(bare: &Bare<F>, device: CUdevice, bytes: usize) -> CUresult {
-    if !pools::allows(device, bytes) || !room::is_granted(device, pools::growth(device, bytes)) {
-        return CUresult::CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    let result = room::retry_with(bare, Some(device), Some(bytes as u64), || {
-        pools::expect(device, bytes);
-        let result = bare.call();
-        // What it is in fact.
-        pools::read();
-        result
-    });
-    pools::changed();
-    result
-}
-
-pub(crate) unsafe fn free_async<F: Fn() -> CUresult>(
-    bare: &Bare<F>,
-    at: CUdeviceptr,
-    stream: CUstream,
-) -> CUresult {
-    if !life::active() {
-        return bare.call();
-    }
-    if let Some(result) = allocation::free_in_order(at, bare.stream(stream)) {
-        super::below::hear(bare);
-        return result;
-    }
-    let result = bare.call();
-    pools::changed();
-    result
-}
-
-/// A pool is made: its memory is on the device that its properties name.
-pub(crate) unsafe fn pool_create<F: Fn() -> CUresult>(
-    bare: &Bare<F>,
-    pool: *mut CUmemoryPool,
-    properties: *const CUmemPoolProps,
-) -> CUresult {
-    let result = room::retry(bare, None);
-    if result.ok() && !pool.is_null() && !properties.is_null() && life::active() {
-        // SAFETY: the driver has read the properties and stored the handle; the location's type is read as a number, it may
-        // be newer than this build.
-        unsafe {
-            let location = &raw const (*properties).location;
-            if (&raw const (*location).type_).cast::<u32>().read() == DEVICE_LOCATION {
-                pools::pool_made(pool.read(), (&raw const (*location).id).read());
-            }
-        }
-    }
-    result
-}
-
-pub(crate) unsafe fn pool_destroy<F: Fn() -> CUresult>(bare: &Bare<F>, pool: CUmemoryPool) -> CUresult {
-    let result = bare.call();
-    if result.ok() && life::active() {
-        pools::pool_gone(pool);
-    }
-    result
 }
 
 /// A call after which pools or graphs may hold less.
@@ -309,6 +189,10 @@ pub(crate) unsafe fn export<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr
         return bare.call();
     }
     // Inside the pass nothing leaves the device, so that what is shared is what stays.
+    if stream_ordered::pool_of(at).is_some() {
+        // Of what lies in a pool no other can be given a part (seen on an H200).
+        return CUresult::CUDA_ERROR_INVALID_VALUE;
+    }
     let _pass = turn::pass();
     let result = bare.call();
     if result.ok() {

@@ -11,8 +11,8 @@ pub struct Allocation {
     pub bytes: u64,
     /// How much it takes: a whole span, or a piece of a slab.
     pub taken: u64,
-    /// Whether it is a piece of a slab.
-    pub piece: bool,
+    /// What it is a part of.
+    pub of: Of,
     /// Its device: the index in `device::all`.
     pub device: usize,
     /// The context it belongs to.
@@ -21,6 +21,17 @@ pub struct Allocation {
     pub number: u64,
     /// `SYNC_MEMOPS`, as the application believes it to be: on, until it says otherwise.
     pub sync: bool,
+}
+
+/// What an allocation is a part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    /// Nothing: a span of its own.
+    Span,
+    /// A slab of small ones.
+    Slab,
+    /// The pool of stream-ordered memory with that number: it belongs to no context, and ends with none.
+    Pool(u64),
 }
 
 /// A number for a new allocation: never given twice, and never given by the driver.
@@ -74,7 +85,9 @@ impl AddressMap {
 
     /// Takes out all allocations on `device` whose context is gone and left them to none.
     pub fn remove_orphans(&self, device: usize) -> Vec<(u64, Allocation)> {
-        self.remove_where(|allocation| allocation.context == 0 && allocation.device == device)
+        self.remove_where(|allocation| {
+            allocation.context == 0 && allocation.device == device && !matches!(allocation.of, Of::Pool(_))
+        })
     }
 
     fn remove_where(&self, gone: impl Fn(&Allocation) -> bool) -> Vec<(u64, Allocation)> {
@@ -105,7 +118,7 @@ mod tests {
     use super::*;
 
     fn allocation(bytes: u64, context: usize) -> Allocation {
-        Allocation { bytes, taken: bytes, piece: false, device: 0, context, number: 0, sync: true }
+        Allocation { bytes, taken: bytes, of: Of::Span, device: 0, context, number: 0, sync: true }
     }
 
     #[test]

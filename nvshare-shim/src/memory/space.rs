@@ -20,6 +20,8 @@ pub struct Span {
     pub context: usize,
     /// The application's handle.
     pub behind: Option<Behind>,
+    /// Whose its addresses are.
+    addresses: Addresses,
     /// Its bytes that are not (settled) resident: questions about it do not walk its extents.
     missing: u64,
     /// Its bytes that [`Space::keep`] keeps.
@@ -31,6 +33,18 @@ pub struct Span {
     made: bool,
 }
 
+/// Whose the addresses of a span are, when it is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Addresses {
+    /// Its own: they go with it.
+    #[default]
+    Own,
+    /// The engine's, for what the application mapped itself elsewhere.
+    Home,
+    /// A pool's, of which it was a chunk.
+    Pool,
+}
+
 /// What is left of a span that is gone: to be given back to the driver and to the arenas.
 #[derive(Debug, Default)]
 pub struct Remains {
@@ -38,8 +52,8 @@ pub struct Remains {
     pub start: u64,
     /// Its length.
     pub bytes: u64,
-    /// Whether the addresses are the engine's, for what the application mapped itself elsewhere.
-    pub lent: bool,
+    /// Whose the addresses are.
+    pub addresses: Addresses,
     /// What has memory behind it.
     pub pieces: Vec<Piece>,
     /// Its shadows.
@@ -140,13 +154,18 @@ impl Space {
 
     /// Records a span of `bytes` at `start`, cut into absent extents of at most `largest`.
     pub fn add_span(&mut self, start: u64, bytes: u64, largest: u64, context: usize) -> Vec<ExtentId> {
-        self.add(start, bytes, largest, context, None)
+        self.add(start, bytes, largest, context, None, Addresses::Own)
+    }
+
+    /// As [`Space::add_span`], for a chunk of a pool. No context owns it.
+    pub fn add_chunk(&mut self, start: u64, bytes: u64, largest: u64) -> Vec<ExtentId> {
+        self.add(start, bytes, largest, 0, None, Addresses::Pool)
     }
 
     /// As [`Space::add_span`], for a handle of the application's; it is one piece where it may be exported. No context owns it.
     pub fn add_behind(&mut self, start: u64, bytes: u64, largest: u64, behind: Behind) -> Vec<ExtentId> {
         let largest = if behind.asked.is_exportable() { bytes } else { largest };
-        self.add(start, bytes, largest, 0, Some(behind))
+        self.add(start, bytes, largest, 0, Some(behind), Addresses::Home)
     }
 
     fn add(
@@ -156,6 +175,7 @@ impl Space {
         largest: u64,
         context: usize,
         behind: Option<Behind>,
+        addresses: Addresses,
     ) -> Vec<ExtentId> {
         let extents: Vec<ExtentId> = cut(bytes, largest)
             .map(|(offset, length)| self.place(Extent::new(start + offset, length, start)))
@@ -169,6 +189,7 @@ impl Space {
                 extents: extents.clone(),
                 context,
                 behind,
+                addresses,
                 missing: bytes,
                 kept: 0,
                 doomed: false,
@@ -221,8 +242,8 @@ impl Space {
         let span = self.spans.remove(&start)?;
         self.parting.insert(start, span.bytes);
         self.kept -= span.kept;
-        let lent = span.behind.is_some();
-        let mut remains = Remains { start, bytes: span.bytes, lent, ..Remains::default() };
+        let addresses = span.addresses;
+        let mut remains = Remains { start, bytes: span.bytes, addresses, ..Remains::default() };
         for id in span.extents {
             let extent = self.extents[id.0 as usize].take().expect("a span's extents exist");
             self.vacant.push(id.0);

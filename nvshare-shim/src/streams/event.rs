@@ -61,6 +61,21 @@ impl Event {
         &self.context
     }
 
+    /// Makes `stream` wait for the work before it.
+    pub(super) fn holds_back(&self, stream: CUstream) -> Result<(), CUresult> {
+        let waits = self.context.within(|| {
+            // SAFETY: the event is of this life of the context, which does not end meanwhile; the stream is the caller's.
+            unsafe { driver().cuStreamWaitEvent(stream, self.handle(), 0) }.result()
+        });
+        match waits {
+            // It ended, and its work with it.
+            Err(Refusal::Gone) => Ok(()),
+            Err(Refusal::Leaving) => Err(CUresult::CUDA_ERROR_NOT_READY),
+            Err(Refusal::Error(error)) => Err(error),
+            Ok(()) => Ok(()),
+        }
+    }
+
     /// Whether the work before it is finished; it is when its context is gone. Never waits in the driver (seen on an H200
     /// with threads stuck in full streams, in frees and in module loads).
     pub(super) fn done(&self) -> Result<bool, CUresult> {

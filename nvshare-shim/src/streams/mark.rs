@@ -12,9 +12,15 @@ use crate::cuda::sys::CUstream;
 /// Complete when the work before it is.
 #[must_use]
 #[derive(Debug)]
-pub struct Mark(Event);
+pub struct Mark(pub(super) Event);
 
 impl Mark {
+    /// Makes `stream`, of the calling thread, wait for the work before it. Inside a pass of the gate.
+    pub(crate) fn holds_back(&self, stream: CUstream) -> Result<(), CUresult> {
+        let _relaxed = Relaxed::new();
+        self.0.holds_back(stream)
+    }
+
     /// Whether all work before it is known to be complete, or the driver's error. Polls, never blocks.
     pub(crate) fn answer(&self) -> Result<bool, CUresult> {
         let _relaxed = Relaxed::new();

@@ -3,6 +3,7 @@
 //! - [`table`]: what exists, by life and not by handle; [`asks`]: asking about what another thread may take away.
 //! - [`look`]: asking everything, for drains; [`mod@finish`]: waiting as a free does; [`mod@mark`], [`event`]: events of ours, for the
 //!   thread's own stream.
+//! - [`order`]: whose order of work a call belongs to, for memory that is freed and had again in it.
 //! - [`capture`]: captures, and work whose stream cannot be asked; [`current`]: the thread's context and capture mode.
 //!
 //! No lock of ours is held over a call of the driver. Which calls wait in the driver, and for what, is in
@@ -16,6 +17,7 @@ mod finish;
 mod green;
 mod look;
 mod mark;
+pub(crate) mod order;
 mod sync;
 mod table;
 

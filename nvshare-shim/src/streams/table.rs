@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::asks::Asks;
 use super::capture::Pending;
@@ -47,6 +47,10 @@ pub(super) fn known() -> MutexGuard<'static, Known> {
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(super) handle: usize,
+    /// No other life of a context or stream has it.
+    pub(super) number: u64,
+    /// Its device, once somebody has asked.
+    device: OnceLock<CUdevice>,
     /// Barred while a call is made that may end it.
     alive: Asks,
     /// About its default streams.
@@ -64,6 +68,8 @@ pub(crate) struct Context {
 #[derive(Debug)]
 pub(crate) struct Stream {
     pub(super) handle: usize,
+    /// See [`Context::number`].
+    pub(super) number: u64,
     pub(super) context: Arc<Context>,
     /// Whose events are recorded in it: its context's, or where that is a green one the primary's, which outlives it.
     pub(super) events: Arc<Context>,
@@ -89,10 +95,17 @@ impl From<CUresult> for Refusal {
     }
 }
 
+fn next_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 impl Context {
     fn new(handle: usize) -> Arc<Context> {
         Arc::new(Context {
             handle,
+            number: next_number(),
+            device: OnceLock::new(),
             alive: Asks::new(),
             defaults: Asks::new(),
             gone: AtomicBool::new(false),
@@ -105,6 +118,19 @@ impl Context {
 
     pub(super) fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Acquire)
+    }
+
+    /// The device that it is on.
+    pub(super) fn device(&self) -> Option<CUdevice> {
+        if let Some(device) = self.device.get() {
+            return Some(*device);
+        }
+        let device = self.within(|| {
+            let mut device = 0;
+            // SAFETY: the driver stores a number.
+            unsafe { driver().cuCtxGetDevice(&raw mut device) }.result().map(|()| device)
+        });
+        device.ok().map(|device| *self.device.get_or_init(|| device))
     }
 
     /// Runs `act` with the context current, unless it is gone or going. It does not go before that is over.
@@ -173,7 +199,8 @@ pub(crate) fn created(stream: CUstream, green: bool) {
         let (context, events) = (known.context(context), known.context(events.unwrap_or(context)));
         let handle = stream.expose_provenance();
         let gone = AtomicBool::new(false);
-        let entry = Arc::new(Stream { handle, context, events, asks: Asks::new(), gone });
+        let number = next_number();
+        let entry = Arc::new(Stream { handle, number, context, events, asks: Asks::new(), gone });
         known.streams.insert(handle, Arc::clone(&entry));
         entry
     };

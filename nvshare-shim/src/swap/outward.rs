@@ -16,6 +16,7 @@ use super::resources::{DEPTH, Resources};
 use super::stream::Event;
 use super::views;
 use crate::allocation::back::bury;
+use crate::allocation::stream_ordered;
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
 use crate::device::{Device, vmm};
@@ -115,7 +116,10 @@ impl<'a> Outward<'a> {
     fn begin(&mut self, id: ExtentId) -> Option<Job> {
         let device = self.device;
         let prints = self.resources.prints.as_ref().map(Fingerprinter::most_blocks);
+        // What is allocated in it from now on has no contents before the client runs again.
+        let chunk = device.state().space.get(id).map(|extent| extent.span);
         let begun = run_state::while_drained(|| {
+            let unused = chunk.is_some_and(stream_ordered::is_unused);
             let mut state = device.state();
             if !state.leaving.is_empty() {
                 return Err("the context that this works in is going away");
@@ -127,10 +131,10 @@ impl<'a> Outward<'a> {
             let printable = prints.is_some_and(|most| bytes / BLOCK_BYTES <= most as u64);
             // Nothing could touch it since it came in, so its shadow is up to date, or it never had contents.
             let untouched = run_state::is_untouched(extent.arrived);
-            let saved = untouched && (!extent.contents || extent.has_whole_shadow());
+            let saved = unused || untouched && (!extent.contents || extent.has_whole_shadow());
             state.space.begin_departure(id);
             let extent = state.space.extent_mut(id);
-            extent.contents |= !untouched;
+            extent.contents = !unused && (extent.contents || !untouched);
             let job = Job { id, start, bytes, results: None, prints: None, dirty: Vec::new(), event: None };
             Ok(Some((job, saved, !saved && printable && extent.backoff.take())))
         });

@@ -14,18 +14,21 @@ use super::{MIB, client, no_violations, node};
 fn beyond_the_limit_an_allocation_fails_at_once_and_the_client_sees_only_its_limit() {
     let node = node();
     let (mut client, _listener, mut agent, device) = led(&node, client(&node, "scripted"), 8 * MIB, 0);
-    agent.send(&ToShim::Size { device, bytes: Bytes(16 * MIB) });
-    agent.send(&ToShim::Limit { device, bytes: Bytes(16 * MIB) });
+    agent.send(&ToShim::Size { device, bytes: Bytes(48 * MIB) });
+    agent.send(&ToShim::Limit { device, bytes: Bytes(48 * MIB) });
     heard(&mut agent, device);
-    agent.allow(&Arc::new(AtomicU64::new(16 * MIB)));
-    assert_eq!(client.ask("info"), format!("{} {}", 8 * MIB, 16 * MIB));
-    assert_eq!(client.ask(&format!("alloc {}", 12 * MIB)), "out of memory");
+    agent.allow(&Arc::new(AtomicU64::new(48 * MIB)));
+    assert_eq!(client.ask("info"), format!("{} {}", 40 * MIB, 48 * MIB));
+    assert_eq!(client.ask(&format!("alloc {}", 44 * MIB)), "out of memory");
+    assert_eq!(client.ask(&format!("pool {}", 34 * MIB)), "out of memory", "it would take 64");
     // Nor by ways that do not lead through the engine.
-    assert_eq!(client.ask(&format!("pool {}", 12 * MIB)), "out of memory");
-    assert_eq!(client.ask(&format!("create {}", 12 * MIB)), "out of memory");
+    assert_eq!(client.ask(&format!("create {}", 44 * MIB)), "out of memory");
+    // That takes a chunk of 32, as the driver's own pool would.
     assert_eq!(client.ask(&format!("pool {}", 2 * MIB)), "done");
+    assert_eq!(client.ask(&format!("pool {}", 30 * MIB)), "done");
+    assert_eq!(client.ask(&format!("pool {}", MIB)), "out of memory");
     assert_eq!(client.ask(&format!("create {}", 2 * MIB)), "done");
-    assert_ne!(client.ask(&format!("alloc {}", 4 * MIB)), "out of memory");
+    assert_ne!(client.ask(&format!("alloc {}", 6 * MIB)), "out of memory");
     assert_eq!(client.ask("alloc 1048576"), "out of memory");
     drop(client);
 }

@@ -14,6 +14,7 @@ mod led;
 mod limits;
 mod mapped;
 mod measures;
+mod pools;
 mod roles;
 mod scripted;
 mod users;

@@ -3,6 +3,7 @@
 mod contexts;
 mod frees;
 mod mapped;
+mod pools;
 mod random;
 mod scripted;
 
@@ -23,6 +24,9 @@ pub(crate) fn run(role: &str) {
         "mapped" => mapped::random(number("SEED"), number("OPERATIONS")),
         "segments" => mapped::segments(),
         "mapped contexts" => mapped::contexts(),
+        "pools" => pools::random(number("SEED"), number("OPERATIONS")),
+        "pool contexts" => pools::contexts(),
+        "pool answers" => pools::answers(),
         "small" => small(number("COUNT")),
         "freed" => freed_while_written(),
         "ordered" => freed_in_order(),

@@ -4,7 +4,7 @@
 
 use cudarc::driver::sys::{self, CUdeviceptr, CUresult};
 
-use super::{mapped, say};
+use super::{mapped, pools, say};
 use crate::gpu::{self, Gpu, cu, free, others, stream, synchronize};
 
 /// Obeys lines on standard input, answering each with one line: a test leads it, and plays the agent as well.
@@ -33,6 +33,15 @@ pub(super) fn scripted() {
                 // SAFETY: `pointer` is where the answer goes.
                 let result = unsafe { sys::cuMemAllocAsync(&raw mut pointer, number(1) as usize, stream) };
                 say(gpu::outcome(result));
+            }
+            "piece" => match pools::try_take(pools::default(), number(1), stream) {
+                Ok(at) => say(&format!("{at}")),
+                Err(error) => say(gpu::outcome(error)),
+            },
+            "free_piece" => {
+                // SAFETY: the driver judges it.
+                let result = unsafe { sys::cuMemFreeAsync(number(1), stream) };
+                say(&format!("{}", result as u32));
             }
             "managed" => {
                 let mut pointer = 0;

@@ -1,0 +1,150 @@
+//! Where a piece goes that no free part holds by itself: over neighbouring parts, and over chunks to come.
+
+use super::{CHUNK, Chunk, Lane, Pool, State, taken};
+
+/// Where a piece is going to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its first byte.
+    pub start: u64,
+    bytes: u64,
+    /// The chunks that it needs and that are not there.
+    pub chunks: Vec<u64>,
+}
+
+/// What follows in a region.
+#[derive(Clone, Copy)]
+enum Next {
+    /// What the piece may take.
+    Usable,
+    /// Chunks without memory.
+    Absent,
+    /// What it may not.
+    Barred,
+}
+
+impl Pool {
+    /// Where a piece for work in `lane` fits with the fewest chunks more, the lowest of these. `None`: in no region.
+    pub fn find(&self, bytes: u64, lane: Lane) -> Option<Place> {
+        let length = taken(bytes);
+        let mut best: Option<(u64, u64)> = None;
+        for (&region, &size) in &self.regions {
+            // Where the run of what can be taken begins that the walk is in, and where a piece could begin in it.
+            let mut starts: Vec<u64> = Vec::new();
+            let (mut at, end) = (region, region + size);
+            while at < end {
+                let (next, stop) = self.next(at, end, lane);
+                match next {
+                    Next::Barred => starts.clear(),
+                    Next::Usable | Next::Absent => starts.push(at),
+                }
+                starts.retain(|start| {
+                    let fits = start + length <= stop;
+                    if fits {
+                        let absent = self.absent(*start, length).count() as u64;
+                        if best.is_none_or(|best| (absent, *start) < best) {
+                            best = Some((absent, *start));
+                        }
+                    }
+                    !fits
+                });
+                at = stop;
+            }
+        }
+        let (_, start) = best?;
+        Some(Place { start, bytes, chunks: self.absent(start, length).collect() })
+    }
+
+    /// What is at `at`, and where it ends.
+    fn next(&self, at: u64, end: u64, lane: Lane) -> (Next, u64) {
+        if let Some(free) = self.free.get(&at) {
+            let usable = free.after.is_none_or(|(owner, _)| owner == lane);
+            return (if usable { Next::Usable } else { Next::Barred }, (at + free.bytes).min(end));
+        }
+        if at.is_multiple_of(CHUNK) && !self.chunks.contains_key(&at) {
+            let stop = self.chunks.range(at..).next().map_or(end, |(start, _)| *start);
+            return (Next::Absent, stop.min(end));
+        }
+        let free = self.free.range(at..).next().map_or(end, |(start, _)| *start);
+        (Next::Barred, free.min(at / CHUNK * CHUNK + CHUNK).min(end))
+    }
+
+    /// The chunks that a range needs and that are not there.
+    fn absent(&self, start: u64, length: u64) -> impl Iterator<Item = u64> + '_ {
+        let chunks = (start / CHUNK * CHUNK..start + length).step_by(CHUNK as usize);
+        chunks.filter(|chunk| !self.chunks.contains_key(chunk))
+    }
+
+    /// Takes a place that was found just now. Its chunks are coming: [`Pool::filled`] says that they are there,
+    /// [`Pool::abandoned`] that they will not be.
+    pub fn begin(&mut self, place: &Place) {
+        for (chunk, start, length) in parts(place) {
+            if place.chunks.contains(&chunk) {
+                self.chunks.insert(chunk, Chunk { state: State::Coming, taken: length });
+            } else {
+                self.carve(start, length);
+            }
+        }
+        self.count(place.bytes);
+    }
+
+    /// All chunks of a place are there: the piece is.
+    pub fn filled(&mut self, place: &Place) {
+        let end = place.start + taken(place.bytes);
+        for &chunk in &place.chunks {
+            self.arrived(chunk);
+            let rests = [
+                (chunk, place.start.clamp(chunk, chunk + CHUNK)),
+                (end.clamp(chunk, chunk + CHUNK), chunk + CHUNK),
+            ];
+            for (start, stop) in rests.into_iter().filter(|(start, stop)| start < stop) {
+                self.insert(start, stop - start, None);
+            }
+        }
+    }
+
+    /// The piece is not to be: what it took of chunks that were there is free again, in the order of `after`, and so are those of
+    /// its chunks that came after all, the first `came`. Of the others it says which `are_leaving`; the rest never had memory.
+    pub fn abandoned(
+        &mut self,
+        place: &Place,
+        after: Option<(Lane, u64)>,
+        came: usize,
+        is_leaving: impl Fn(u64) -> bool,
+    ) {
+        for (_, start, length) in parts(place).filter(|(chunk, ..)| !place.chunks.contains(chunk)) {
+            self.change_taken(start, length, |chunk, bytes| chunk.taken -= bytes);
+            self.insert(start, length, after);
+        }
+        for (index, &chunk) in place.chunks.iter().enumerate() {
+            if index < came {
+                self.chunks.insert(chunk, Chunk { state: State::Coming, taken: 0 });
+                self.arrived(chunk);
+                self.insert(chunk, CHUNK, None);
+            } else if is_leaving(chunk) {
+                self.chunks.insert(chunk, Chunk { state: State::Leaving, taken: 0 });
+            } else {
+                self.chunks.remove(&chunk);
+            }
+        }
+        self.used.now -= place.bytes;
+        self.pieces -= 1;
+    }
+
+    fn arrived(&mut self, chunk: u64) {
+        if let Some(chunk) = self.chunks.get_mut(&chunk) {
+            chunk.state = State::Here;
+        }
+        self.look_at(chunk);
+        self.reserved.add(CHUNK);
+    }
+}
+
+/// The parts of a place, each with its chunk, its start and its length.
+fn parts(place: &Place) -> impl Iterator<Item = (u64, u64, u64)> {
+    let (start, end) = (place.start, place.start + taken(place.bytes));
+    (start / CHUNK * CHUNK..end).step_by(CHUNK as usize).map(move |chunk| {
+        let (from, to) = (chunk.max(start), (chunk + CHUNK).min(end));
+        (chunk, from, to - from)
+    })
+}
