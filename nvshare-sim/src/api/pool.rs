@@ -24,6 +24,8 @@ struct Properties {
     kind: c_uint,
     handle_types: c_uint,
     location: Location,
+    win32: *mut c_void,
+    most: usize,
 }
 
 /// `CU_MEMPOOL_ATTR_*` that are C ints; the others are 64 bits wide.
@@ -103,6 +105,9 @@ export! {
 
     fn cuMemFreeAsync / cuMemFreeAsync_ptsz(pointer: CUdeviceptr, stream: CUstream) |cx| {
         let stream = cx.stream(stream)?;
+        if pointer == 0 {
+            return Ok(());
+        }
         stream_ordered::free(&stream, pointer)
     }
 
@@ -141,8 +146,8 @@ export! {
         let properties = properties.get()?;
         let device = device_at(properties.location, properties.kind)?;
         pool.set(POOLS.insert(match properties.handle_types {
-            0 => Pool::new(device),
-            DESCRIPTOR => Pool::exportable(device),
+            0 => Pool::new(device, properties.most as u64),
+            DESCRIPTOR => Pool::exportable(device, properties.most as u64),
             _ => return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED),
         }))
     }
