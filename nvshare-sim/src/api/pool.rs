@@ -10,8 +10,9 @@ use cudarc::driver::sys::{CUdevice, CUdeviceptr, CUmemoryPool, CUresult, CUstrea
 use super::vmm::DESCRIPTOR;
 use crate::call::Outcome;
 use crate::export::export;
+use crate::memory::device_pools;
 use crate::memory::grant::{Location, ON_DEVICE};
-use crate::memory::pool::{self, POOLS, Pool};
+use crate::memory::pool::{POOLS, Pool};
 use crate::parameters::{In, Out};
 use crate::{device, stream_ordered};
 
@@ -81,7 +82,7 @@ fn choose(device: usize, pool: CUmemoryPool) -> Outcome {
     if chosen.device != device || chosen.is_imported {
         return Err(INVALID);
     }
-    pool::choose(device, pool);
+    device_pools::choose(device, pool);
     Ok(())
 }
 
@@ -89,7 +90,7 @@ export! {
     fn cuMemAllocAsync / cuMemAllocAsync_ptsz(pointer: Out<CUdeviceptr>, bytes: usize, stream: CUstream) |cx| {
         pointer.needed()?;
         let stream = cx.stream(stream)?;
-        let pool = pool::of_device(stream.context.device);
+        let pool = device_pools::of_device(stream.context.device);
         let start = stream_ordered::allocate(&stream, pool, bytes as u64)?;
         pointer.set(start)
     }
@@ -113,12 +114,12 @@ export! {
 
     fn cuDeviceGetDefaultMemPool(pool: Out<CUmemoryPool>, device: CUdevice) |cx| {
         let device = device::index(device)?;
-        pool.set(pool::default_of(device))
+        pool.set(device_pools::default_of(device))
     }
 
     fn cuDeviceGetMemPool(pool: Out<CUmemoryPool>, device: CUdevice) |cx| {
         let device = device::index(device)?;
-        pool.set(pool::of_device(device))
+        pool.set(device_pools::of_device(device))
     }
 
     fn cuDeviceSetMemPool(device: CUdevice, pool: CUmemoryPool) |cx| {
@@ -128,12 +129,12 @@ export! {
 
     fn cuMemGetDefaultMemPool(pool: Out<CUmemoryPool>, location: In<Location>, kind: c_uint) |cx| {
         let device = device_at(*location.get()?, kind)?;
-        pool.set(pool::default_of(device))
+        pool.set(device_pools::default_of(device))
     }
 
     fn cuMemGetMemPool(pool: Out<CUmemoryPool>, location: In<Location>, kind: c_uint) |cx| {
         let device = device_at(*location.get()?, kind)?;
-        pool.set(pool::of_device(device))
+        pool.set(device_pools::of_device(device))
     }
 
     fn cuMemSetMemPool(location: In<Location>, kind: c_uint, pool: CUmemoryPool) |cx| {
@@ -153,7 +154,7 @@ export! {
     }
 
     fn cuMemPoolDestroy(pool: CUmemoryPool) |cx| {
-        pool::destroy(pool)
+        device_pools::destroy(pool)
     }
 
     fn cuMemPoolTrimTo(pool: CUmemoryPool, keep: usize) |cx| {

@@ -128,12 +128,11 @@ impl Blocks {
         let stretch = stretch.ok_or(Refused::Card)?;
         let mut taken = Vec::new();
         for (start, bytes) in missing {
-            match stretch.back(self.device, start, bytes) {
-                Ok(chunk) => taken.push(chunk),
-                Err(_) => {
-                    taken.into_iter().for_each(Chunk::take_away);
-                    return Err(Refused::Card);
-                }
+            if let Ok(chunk) = stretch.back(self.device, start, bytes) {
+                taken.push(chunk);
+            } else {
+                taken.into_iter().for_each(Chunk::take_away);
+                return Err(Refused::Card);
             }
         }
         raise(&mut self.reserved, more);

@@ -6,8 +6,9 @@
 //! - [`physical`]: handles of physical memory; [`mapping`]: physical memory behind reserved addresses
 //! - [`plain`]: `cuMemAlloc`; [`chunk`]: memory behind addresses of the driver's own; [`host`]: pinned, and [`pins`], what that
 //!   takes of a card; [`managed`]: paged by the driver
-//! - [`pool`]: what allocation in stream order takes from; [`blocks`]: where its pieces are; [`freed`]: who may have again what was
-//!   freed; [`leaving`]: pieces that nobody knows any more but the work before their free
+//! - [`pool`]: what allocation in stream order takes from; [`device_pools`]: which of them a device's streams take from;
+//!   [`blocks`]: where its pieces are; [`freed`]: who may have again what was freed; [`leaving`]: pieces that nobody knows any more
+//!   but the work before their free
 //! - [`grant`]: what applications say of it
 //! - [`shared`]: what of it other processes may open, and what of theirs is open here
 //! - [`graph`]: what graphs allocate, [`graph_pool`]: what is behind it
@@ -15,6 +16,7 @@
 mod address;
 mod blocks;
 mod chunk;
+pub(crate) mod device_pools;
 mod freed;
 pub(crate) mod grant;
 pub(crate) mod graph;

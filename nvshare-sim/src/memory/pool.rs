@@ -43,16 +43,6 @@ pub(crate) struct Pool {
     blocks: Mutex<Blocks>,
 }
 
-#[derive(Default)]
-struct Current {
-    default: HashMap<usize, CUmemoryPoolAddress>,
-    chosen: HashMap<usize, CUmemoryPoolAddress>,
-}
-
-type CUmemoryPoolAddress = usize;
-
-static CURRENT: Mutex<Option<Current>> = Mutex::new(None);
-
 /// `CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES`, `.._ALLOW_OPPORTUNISTIC` and `.._ALLOW_INTERNAL_DEPENDENCIES`.
 const REUSE: [u32; 3] = [1, 2, 3];
 
@@ -205,6 +195,12 @@ impl Pool {
         self.blocks().give_back(area.start, area.bytes, Some(Freed::new(done, context)));
     }
 
+    /// It was destroyed: what holds no piece is the card's from here on.
+    pub(super) fn end(&self) {
+        self.destroyed.store(true, Ordering::Relaxed);
+        self.trim(0);
+    }
+
     /// Gives back to the card what holds no piece, down to `keep` bytes.
     pub(crate) fn trim(&self, keep: u64) {
         self.blocks().trim(keep);
@@ -222,43 +218,6 @@ impl Pool {
     pub(crate) fn by_handle(handle: CUmemoryPool) -> Outcome<Arc<Pool>> {
         POOLS.get(handle).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)
     }
-}
-
-fn with_current<T>(act: impl FnOnce(&mut Current) -> T) -> T {
-    act(CURRENT.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default())
-}
-
-/// The pool that a device has from the start.
-pub(crate) fn default_of(device: usize) -> CUmemoryPool {
-    with_current(|current| {
-        let made = || POOLS.insert::<std::ffi::c_void>(Pool::new(device, 0)) as usize;
-        *current.default.entry(device).or_insert_with(made) as CUmemoryPool
-    })
-}
-
-/// The pool that `cuMemAllocAsync` uses on a device.
-pub(crate) fn of_device(device: usize) -> CUmemoryPool {
-    let chosen = with_current(|current| current.chosen.get(&device).copied());
-    chosen.map_or_else(|| default_of(device), |pool| pool as CUmemoryPool)
-}
-
-/// Chooses it.
-pub(crate) fn choose(device: usize, pool: CUmemoryPool) {
-    with_current(|current| current.chosen.insert(device, pool as usize));
-}
-
-/// Destroys a pool that the application made. What was allocated from it stays.
-pub(crate) fn destroy(handle: CUmemoryPool) -> Outcome {
-    let device = Pool::by_handle(handle)?.device;
-    if default_of(device) == handle {
-        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
-    }
-    with_current(|current| current.chosen.retain(|_, chosen| *chosen != handle as usize));
-    if let Some(pool) = POOLS.remove(handle) {
-        pool.destroyed.store(true, Ordering::Relaxed);
-        pool.trim(0);
-    }
-    Ok(())
 }
 
 /// `cuMemFree` of a piece: waits for nobody, and the memory is its pool's at once.
