@@ -67,10 +67,19 @@ impl Flying {
 
 /// A description of unfinished work that may touch the range, if there is any that was submitted before `submitted`.
 pub(crate) fn in_flight(start: u64, bytes: u64, submitted: u64) -> Option<String> {
+    first(start, bytes, |ticket, _| ticket < submitted)
+}
+
+/// The same of all work but that of one stream.
+pub(crate) fn in_flight_elsewhere(start: u64, bytes: u64, stream: u64) -> Option<String> {
+    first(start, bytes, |_, flying| flying.stream != stream)
+}
+
+fn first(start: u64, bytes: u64, counts: impl Fn(u64, &Flying) -> bool) -> Option<String> {
     let flying = FLYING.lock().unwrap_or_else(PoisonError::into_inner);
     let (_, found) = flying
         .iter()
-        .filter(|(ticket, flying)| **ticket < submitted && flying.touches(start, bytes))
+        .filter(|(ticket, flying)| counts(**ticket, flying) && flying.touches(start, bytes))
         .min_by_key(|(ticket, _)| **ticket)?;
     Some(format!("{} in stream {}", (found.describe)(), found.stream))
 }
@@ -112,6 +121,8 @@ mod tests {
         let tickets = [touching(0x2000_0000, "the first"), touching(0x2000_0000, "the second")];
         assert_eq!(in_flight(0x2000_0000, 1, u64::MAX).as_deref(), Some("the first in stream 7"));
         assert_eq!(in_flight(0x2000_0000, 1, before), None, "it was submitted after that");
+        assert_eq!(in_flight_elsewhere(0x2000_0000, 1, 7), None, "both are that stream's");
+        assert_eq!(in_flight_elsewhere(0x2000_0000, 1, 8).as_deref(), Some("the first in stream 7"));
         let [first, second] = tickets;
         leave(first);
         assert_eq!(in_flight(0x2000_0000, 1, u64::MAX).as_deref(), Some("the second in stream 7"));

@@ -59,7 +59,7 @@ impl Module {
         crate::faults::at_call(crate::faults::Point::Module)?;
         let entries = jit::entries(image)?;
         // As on an H200: code is put in place when no kernel of the context runs.
-        memory::synchronize(context)?;
+        memory::wait_for(context)?;
         let module = Module::load(context, &entries);
         MODULES.insert::<()>(Arc::clone(&module));
         Ok(module)
@@ -67,7 +67,7 @@ impl Module {
 
     /// Forgets the module and its functions, once no kernel of its context runs.
     pub(crate) fn unload(self: &Arc<Module>) {
-        let _ = memory::synchronize(&self.context);
+        let _ = memory::wait_for(&self.context);
         MODULES.remove(handle_of::<_, ()>(self));
         for function in &self.functions {
             FUNCTIONS.remove(function.handle());

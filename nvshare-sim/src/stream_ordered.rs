@@ -2,7 +2,7 @@
 //! allocates.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use cudarc::driver::sys::{CUmemoryPool, CUresult};
 
@@ -13,9 +13,10 @@ use crate::execution::stream::Stream;
 use crate::execution::work::{self, Custom, Submitted, Work};
 use crate::flight::submitted_so_far;
 use crate::memory::graph::Allocation;
+use crate::memory::leaving::Leaving;
 use crate::memory::pool::Pool;
 use crate::memory::space::{self, Area, Kind};
-use crate::memory::{piece, plain, shared};
+use crate::memory::{piece, plain};
 use crate::strict;
 
 /// Allocates at once: the address is valid in the stream from here on.
@@ -30,22 +31,27 @@ pub(crate) fn allocate(stream: &Arc<Stream>, pool: CUmemoryPool, bytes: u64) -> 
     if let Some(start) = allocate_in_graph(stream, pool.device, bytes)? {
         return Ok(start);
     }
-    if let Some(again) = pool.take_back(stream.id, stream.context.id, bytes) {
-        return Ok(again.start);
+    if bytes == 0 {
+        return Ok(0);
     }
-    Ok(plain::allocate(&stream.context, bytes, Some(pool))?.start)
+    let (start, waits) = pool.allocate(stream.id, bytes)?;
+    if !waits.is_empty() {
+        stream.enqueue((Work::Nothing, None), &waits, false);
+    }
+    Ok(start)
 }
 
 /// Frees in stream order. Work of other streams that was submitted before and still uses the memory then is a violation.
 pub(crate) fn free(stream: &Arc<Stream>, start: u64) -> Outcome {
     let invalid = CUresult::CUDA_ERROR_INVALID_VALUE;
     let area = space::find(start).filter(|area| area.start == start).ok_or(invalid)?;
-    let pool = match &area.kind {
-        Kind::Plain(pool) => pool.as_ref(),
-        Kind::Opened(opened) if opened.is_piece => None,
+    match &area.kind {
+        Kind::Plain(Some(pool)) => return free_piece(stream, pool, &area),
         Kind::Graph(allocation) => return free_of_graph(stream, allocation, &area),
+        Kind::Plain(None) => {}
+        Kind::Opened(opened) if opened.is_piece => {}
         _ => return Err(invalid),
-    };
+    }
     // A graph frees what graphs allocated.
     if capture::is_capturing(stream) {
         return Err(invalid);
@@ -53,20 +59,14 @@ pub(crate) fn free(stream: &Arc<Stream>, start: u64) -> Outcome {
     if area.leaving.swap(true, Ordering::AcqRel) {
         return Err(invalid);
     }
-    let taken = Arc::new(AtomicBool::new(false));
     let custom = Custom {
         name: "cuMemFreeAsync",
         touches: Vec::new(),
         run: {
-            let (area, taken) = (Arc::clone(&area), Arc::clone(&taken));
+            let area = Arc::clone(&area);
             let submitted = submitted_so_far();
             Box::new(move |timeline| {
                 timeline.sleep();
-                if taken.swap(true, Ordering::AcqRel) {
-                    plain::check_unused(&area, "cuMemFreeAsync", submitted);
-                    shared::end(&area);
-                    return Ok(());
-                }
                 plain::remove_before(&area, "cuMemFreeAsync", submitted).map_err(|_| {
                     let what = piece(area.start, area.bytes);
                     strict::violation(&format!(
@@ -77,16 +77,28 @@ pub(crate) fn free(stream: &Arc<Stream>, start: u64) -> Outcome {
             })
         },
     };
-    let submitted = work::submit(stream, Work::Custom(Arc::new(custom)));
-    match submitted {
+    match work::submit(stream, Work::Custom(Arc::new(custom))) {
+        Ok(Submitted::Running(_)) => Ok(()),
+        failed => {
+            area.leaving.store(false, Ordering::Release);
+            failed.and(Err(CUresult::CUDA_ERROR_NOT_SUPPORTED))
+        }
+    }
+}
+
+/// Frees a piece of a pool: nobody knows it from here on, and its pool says who has it next.
+fn free_piece(stream: &Arc<Stream>, pool: &Pool, area: &Arc<Area>) -> Outcome {
+    if capture::is_capturing(stream) {
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
+    let leaving = Arc::new(Leaving::begin(area)?);
+    match work::submit(stream, Work::Leave(Arc::clone(&leaving))) {
         Ok(Submitted::Running(done)) => {
-            if let Some(pool) = pool {
-                pool.leaves(&area, stream.id, done, taken);
-            }
+            pool.freed(area, stream.context.id, done);
             Ok(())
         }
         failed => {
-            area.leaving.store(false, Ordering::Release);
+            leaving.stay();
             failed.and(Err(CUresult::CUDA_ERROR_NOT_SUPPORTED))
         }
     }
@@ -118,7 +130,7 @@ fn free_of_graph(stream: &Arc<Stream>, allocation: &Arc<Allocation>, area: &Arc<
             let submitted = submitted_so_far();
             Box::new(move |timeline| {
                 timeline.sleep();
-                plain::check_unused(&area, "cuMemFreeAsync", submitted);
+                plain::check_unused(area.start, area.bytes, "cuMemFreeAsync", submitted);
                 allocation.set_valid(false);
                 Ok(())
             })

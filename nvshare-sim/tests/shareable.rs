@@ -66,6 +66,22 @@ fn pieces_of_an_exported_pool_are_imported_and_freed() {
 }
 
 #[test]
+fn large_pieces_of_an_exported_pool_are_imported_whole() {
+    let _context = Context::new();
+    let mut peer = Peer::start();
+    let theirs = peer.ask("pool", &[1]);
+    let sizes = [20_u64, 20, 40];
+    let pieces = sizes.map(|mib| peer.ask("piece", &[theirs, mib << 20, mib]));
+    let pool = imported_pool(&peer.descriptor("export-pool", theirs));
+    for (piece, mib) in pieces.into_iter().zip(sizes) {
+        let (answer, ours) = imported(pool, peer.ticket("piece-handle", piece));
+        assert_eq!((answer, byte(ours), byte(ours + (mib << 20) - 1)), (0, mib as u8, mib as u8));
+        ok!(cuMemFree_v2(ours));
+    }
+    ok!(cuMemPoolDestroy(pool));
+}
+
+#[test]
 fn a_piece_is_imported_from_its_own_pool_in_another_process_only() {
     let _context = Context::new();
     let mut peer = Peer::start();

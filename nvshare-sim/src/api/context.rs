@@ -127,7 +127,7 @@ export! {
         }
         // More stack is put in place when no kernel of the context runs; the other limits do not wait.
         if limit == STACK {
-            memory::synchronize(&context)?;
+            memory::wait_for(&context)?;
         }
         context.limits().insert(limit, value);
         Ok(())

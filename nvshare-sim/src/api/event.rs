@@ -10,6 +10,7 @@ use crate::execution::event::{EVENTS, Event, Record};
 use crate::execution::work::Work;
 use crate::export::export;
 use crate::failure;
+use crate::memory::pool;
 use crate::parameters::Out;
 
 /// `CU_EVENT_DISABLE_TIMING`.
@@ -68,13 +69,13 @@ export! {
             Record::Work(completion) => {
                 capture::unsafe_call()?;
                 completion.wait();
-                crate::memory::pool::synchronised(event.context.device);
+                pool::reached(event.context.device, &[completion.place]);
                 failure::check()
             }
             Record::Shared(awaited) => {
                 capture::unsafe_call()?;
                 awaited.wait()?;
-                crate::memory::pool::synchronised(event.context.device);
+                pool::reached(event.context.device, &[]);
                 failure::check()
             }
         }

@@ -32,7 +32,7 @@ export! {
         let context = cx.context()?;
         crate::execution::capture::unsafe_call()?;
         context.jam.pass();
-        let area = plain::allocate(&context, bytes as u64, None)?;
+        let area = plain::allocate(&context, bytes as u64)?;
         pointer.set(area.start)
     }
 
@@ -49,7 +49,7 @@ export! {
         let row = width.checked_next_multiple_of(PITCH).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
         let bytes = row.checked_mul(height).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
         context.jam.pass();
-        let area = plain::allocate(&context, bytes as u64, None)?;
+        let area = plain::allocate(&context, bytes as u64)?;
         pitch.set(row)?;
         pointer.set(area.start)
     }

@@ -76,6 +76,11 @@ fn attribute(area: &Area, address: u64, attribute: c_uint) -> Outcome<Value> {
         _ => None,
     };
     let known = mapped.as_ref().and_then(|mapping| physical::properties(mapping.handle));
+    let pool = match &area.kind {
+        Kind::Plain(pool) => pool.as_ref(),
+        _ => None,
+    };
+    let chunk = pool.and_then(|pool| pool.chunk(area.start));
     // Of mapped memory: what the device of the current context may do.
     let may = || {
         let here = crate::context::current().map(|context| context.device);
@@ -105,14 +110,22 @@ fn attribute(area: &Area, address: u64, attribute: c_uint) -> Outcome<Value> {
         14 => Value::Long(known.map_or(0, |(_, properties)| u64::from(properties & 0xffff))),
         15 => Value::Flag(match known {
             Some((_, properties)) => properties & physical::RDMA_CAPABLE != 0,
-            None => matches!(area.kind, Kind::Plain(_)),
+            None => matches!(area.kind, Kind::Plain(None)),
         }),
         16 => Value::Int(may().unwrap_or(mapping::READ_WRITE).into()),
-        17 => Value::Long(0),
+        17 => Value::Long(pool.map_or(0, |pool| pool.handle() as u64)),
         20 if pinned || managed => Value::Long(0),
-        20 => Value::Long(mapped.map_or(area.id, |mapping| mapping.handle.0)),
-        18 => Value::Long(mapped.map_or(area.bytes.next_multiple_of(GRANULARITY), |mapping| mapping.bytes)),
-        19 => Value::Long(mapped.map_or(area.start, |mapping| mapping.start)),
+        20 => Value::Long(mapped.map_or(pool.map_or(area.id, |pool| pool.id), |mapping| mapping.handle.0)),
+        18 => Value::Long(match (mapped, chunk) {
+            (Some(mapping), _) => mapping.bytes,
+            (None, Some((_, bytes))) => bytes,
+            (None, None) => area.bytes.next_multiple_of(GRANULARITY),
+        }),
+        19 => Value::Long(match (mapped, chunk) {
+            (Some(mapping), _) => mapping.start,
+            (None, Some((start, _))) => start,
+            (None, None) => area.start,
+        }),
         21 => Value::Flag(false),
         _ => return Err(INVALID),
     })

@@ -10,8 +10,9 @@ use cudarc::driver::sys::{CUdevice, CUdeviceptr, CUmemoryPool, CUresult, CUstrea
 use super::vmm::DESCRIPTOR;
 use crate::call::Outcome;
 use crate::export::export;
+use crate::memory::device_pools;
 use crate::memory::grant::{Location, ON_DEVICE};
-use crate::memory::pool::{self, POOLS, Pool};
+use crate::memory::pool::{POOLS, Pool};
 use crate::parameters::{In, Out};
 use crate::{device, stream_ordered};
 
@@ -24,6 +25,8 @@ struct Properties {
     kind: c_uint,
     handle_types: c_uint,
     location: Location,
+    win32: *mut c_void,
+    most: usize,
 }
 
 /// `CU_MEMPOOL_ATTR_*` that are C ints; the others are 64 bits wide.
@@ -79,7 +82,7 @@ fn choose(device: usize, pool: CUmemoryPool) -> Outcome {
     if chosen.device != device || chosen.is_imported {
         return Err(INVALID);
     }
-    pool::choose(device, pool);
+    device_pools::choose(device, pool);
     Ok(())
 }
 
@@ -87,7 +90,7 @@ export! {
     fn cuMemAllocAsync / cuMemAllocAsync_ptsz(pointer: Out<CUdeviceptr>, bytes: usize, stream: CUstream) |cx| {
         pointer.needed()?;
         let stream = cx.stream(stream)?;
-        let pool = pool::of_device(stream.context.device);
+        let pool = device_pools::of_device(stream.context.device);
         let start = stream_ordered::allocate(&stream, pool, bytes as u64)?;
         pointer.set(start)
     }
@@ -103,17 +106,20 @@ export! {
 
     fn cuMemFreeAsync / cuMemFreeAsync_ptsz(pointer: CUdeviceptr, stream: CUstream) |cx| {
         let stream = cx.stream(stream)?;
+        if pointer == 0 {
+            return Ok(());
+        }
         stream_ordered::free(&stream, pointer)
     }
 
     fn cuDeviceGetDefaultMemPool(pool: Out<CUmemoryPool>, device: CUdevice) |cx| {
         let device = device::index(device)?;
-        pool.set(pool::default_of(device))
+        pool.set(device_pools::default_of(device))
     }
 
     fn cuDeviceGetMemPool(pool: Out<CUmemoryPool>, device: CUdevice) |cx| {
         let device = device::index(device)?;
-        pool.set(pool::of_device(device))
+        pool.set(device_pools::of_device(device))
     }
 
     fn cuDeviceSetMemPool(device: CUdevice, pool: CUmemoryPool) |cx| {
@@ -123,12 +129,12 @@ export! {
 
     fn cuMemGetDefaultMemPool(pool: Out<CUmemoryPool>, location: In<Location>, kind: c_uint) |cx| {
         let device = device_at(*location.get()?, kind)?;
-        pool.set(pool::default_of(device))
+        pool.set(device_pools::default_of(device))
     }
 
     fn cuMemGetMemPool(pool: Out<CUmemoryPool>, location: In<Location>, kind: c_uint) |cx| {
         let device = device_at(*location.get()?, kind)?;
-        pool.set(pool::of_device(device))
+        pool.set(device_pools::of_device(device))
     }
 
     fn cuMemSetMemPool(location: In<Location>, kind: c_uint, pool: CUmemoryPool) |cx| {
@@ -141,14 +147,14 @@ export! {
         let properties = properties.get()?;
         let device = device_at(properties.location, properties.kind)?;
         pool.set(POOLS.insert(match properties.handle_types {
-            0 => Pool::new(device),
-            DESCRIPTOR => Pool::exportable(device),
+            0 => Pool::new(device, properties.most as u64),
+            DESCRIPTOR => Pool::exportable(device, properties.most as u64),
             _ => return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED),
         }))
     }
 
     fn cuMemPoolDestroy(pool: CUmemoryPool) |cx| {
-        pool::destroy(pool)
+        device_pools::destroy(pool)
     }
 
     fn cuMemPoolTrimTo(pool: CUmemoryPool, keep: usize) |cx| {

@@ -13,7 +13,7 @@ use crate::device;
 use crate::export::export;
 use crate::memory::grant::{Grant, Location, ON_DEVICE, ON_HOST, ON_HOST_NODE};
 use crate::memory::physical::HandleValue;
-use crate::memory::space::Kind;
+use crate::memory::space::{Area, Kind};
 use crate::memory::{GRANULARITY, mapping, physical};
 use crate::parameters::{Count, In, List, Out};
 
@@ -152,6 +152,15 @@ export! {
             return flags.set(0);
         }
         flags.set(mapping::look(address)?.access[device].into())
+    }
+
+    fn cuMemGetHandleForAddressRange(
+        handle: *mut c_void, address: CUdeviceptr, bytes: usize, kind: c_uint, flags: c_ulonglong,
+    ) |cx| {
+        match crate::memory::space::find(address).as_deref() {
+            Some(Area { kind: Kind::Plain(Some(_)), .. }) => Err(INVALID),
+            _ => Err(CUresult::CUDA_ERROR_NOT_SUPPORTED),
+        }
     }
 
     fn cuMemGetAllocationGranularity(granularity: Out<usize>, properties: In<Properties>, option: c_uint) |cx| {

@@ -45,7 +45,9 @@ impl NodeKind {
             Work::Fill(_) => NodeKind::Set,
             Work::Host(_) | Work::Callback(_) => NodeKind::Host,
             Work::Graph(_) => NodeKind::Graph,
-            Work::Custom(_) | Work::Reach(_) | Work::Await(_) | Work::Nothing => NodeKind::Empty,
+            Work::Leave(_) | Work::Custom(_) | Work::Reach(_) | Work::Await(_) | Work::Nothing => {
+                NodeKind::Empty
+            }
             Work::Allocate(_) => NodeKind::Allocate,
             Work::Free(_) => NodeKind::Free,
         }

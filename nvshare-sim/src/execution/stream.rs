@@ -10,13 +10,14 @@ use nvshare_sim_card::now;
 use super::streams::{self, Siblings, Streams};
 use super::work::{Job, Work};
 use crate::call::{Call, Outcome};
-use crate::completion::Completion;
+use crate::completion::{Completion, Place};
 use crate::context::green::Green;
 use crate::context::{Context, Queue};
 use crate::failure;
 use crate::faults::Effect;
 use crate::handles::Registry;
 use crate::jam::Jam;
+use crate::memory::pool;
 
 /// Streams that the application made.
 pub(crate) static STREAMS: Registry<Stream> = Registry::new();
@@ -148,15 +149,17 @@ impl Stream {
 
     /// Waits for everything that was submitted to it.
     pub(crate) fn synchronize(self: &Arc<Stream>) -> Outcome {
+        let mut reached = vec![Place::last(self.id)];
         for completion in self.pending() {
             completion.wait();
+            reached.push(completion.place);
         }
-        crate::memory::pool::synchronised(self.context.device);
+        pool::reached(self.context.device, &reached);
         failure::check()
     }
 
-    /// Appends `work`, to begin when `after` is over too. With `here`, the calling thread executes it itself if nothing
-    /// is before it, as the caller is going to wait anyway.
+    /// Appends `work`, to begin when `after` is over too. With `here`, as the caller is going to wait anyway, or where the work is
+    /// brief, the calling thread executes it itself if nothing is before it.
     pub(crate) fn enqueue(
         self: &Arc<Stream>,
         (work, effect): (Work, Option<Effect>),
@@ -166,8 +169,9 @@ impl Stream {
         self.take_room(work.takes_room());
         let streams = self.siblings.lock();
         let mut waits = self.implicit(&streams);
+        let done = Arc::new(Completion::of_next(self.id));
+        pool::follow(done.place, waits.iter().chain(after));
         waits.extend(after.iter().filter(|completion| completion.finished().is_none()).cloned());
-        let done = Arc::new(Completion::default());
         let mut queue = self.lock();
         let free = queue.jobs.is_empty() && !queue.busy;
         if free && waits.is_empty() && work.is_instant() {
@@ -175,6 +179,7 @@ impl Stream {
             queue.last = Some(Arc::clone(&done));
             return done;
         }
+        let here = here || waits.is_empty() && work.is_brief();
         let job = Job::new(self, (work, effect), waits, Arc::clone(&done));
         queue.last = Some(Arc::clone(&done));
         if here && free {

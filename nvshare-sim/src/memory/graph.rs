@@ -281,9 +281,9 @@ pub(super) fn free(allocation: &Arc<Allocation>, area: &Area) -> Outcome {
     let context = allocation.free_by_call()?;
     if let Some(context) = CONTEXTS.find(|other| other.id == context) {
         context.jam.pass();
-        super::synchronize(&context).inspect_err(|_| allocation.take_back(context.id))?;
+        super::wait_for(&context).inspect_err(|_| allocation.take_back(context.id))?;
     }
-    plain::check_unused(area, "cuMemFree", u64::MAX);
+    plain::check_unused(area.start, area.bytes, "cuMemFree", u64::MAX);
     allocation.set_valid(false);
     Ok(())
 }

@@ -4,18 +4,25 @@
 //! - [`space`]: every address the driver knows, and what is behind it
 //! - [`address`]: pieces of the process's address space, reserved and mapped
 //! - [`physical`]: handles of physical memory; [`mapping`]: physical memory behind reserved addresses
-//! - [`plain`]: `cuMemAlloc`; [`pool`], [`blocks`]: what allocation in stream order takes from; [`host`]: pinned,
-//!   and [`pins`], what that takes of a card; [`managed`]: paged by the driver
+//! - [`plain`]: `cuMemAlloc`; [`chunk`]: memory behind addresses of the driver's own; [`host`]: pinned, and [`pins`], what that
+//!   takes of a card; [`managed`]: paged by the driver
+//! - [`pool`]: what allocation in stream order takes from; [`device_pools`]: which of them a device's streams take from;
+//!   [`blocks`]: where its pieces are; [`freed`]: who may have again what was freed; [`leaving`]: pieces that nobody knows any more
+//!   but the work before their free
 //! - [`grant`]: what applications say of it
 //! - [`shared`]: what of it other processes may open, and what of theirs is open here
 //! - [`graph`]: what graphs allocate, [`graph_pool`]: what is behind it
 
 mod address;
 mod blocks;
+mod chunk;
+pub(crate) mod device_pools;
+mod freed;
 pub(crate) mod grant;
 pub(crate) mod graph;
 pub(crate) mod graph_pool;
 pub(crate) mod host;
+pub(crate) mod leaving;
 pub(crate) mod managed;
 pub(crate) mod mapping;
 pub(crate) mod physical;
@@ -62,21 +69,26 @@ pub(crate) fn context_destroyed(context: &Context) {
         area.dispose();
     }
     plain::forget_context(context.id);
-    pool::synchronised(context.device);
+    pool::drained(context);
     if CONTEXTS[context.device].fetch_sub(1, Ordering::AcqRel) == 1 {
         graph::forget_device(context.device);
         card().release_context(context.device);
     }
 }
 
-/// Waits for all work of a context, and what its device's pools hold beyond their thresholds is the card's again. The answer is
-/// the error for good, if there was one.
-pub(crate) fn synchronize(context: &Context) -> Outcome {
+/// Waits for all work of a context. The answer is the error for good, if there was one.
+pub(crate) fn wait_for(context: &Context) -> Outcome {
     for completion in context.unfinished() {
         completion.wait();
     }
-    pool::synchronised(context.device);
     failure::check()
+}
+
+/// The same as `cuCtxSynchronize` does it: what its device's pools hold beyond their thresholds is the card's again.
+pub(crate) fn synchronize(context: &Context) -> Outcome {
+    let outcome = wait_for(context);
+    pool::drained(context);
+    outcome
 }
 
 /// The process ends: physical memory that no address led to for a second (not just between its creation and its mapping)

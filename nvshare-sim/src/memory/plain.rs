@@ -1,19 +1,16 @@
 //! `cuMemAlloc`: whole blocks for large pieces, slots of a shared block for small ones.
 
-#![expect(unsafe_code, reason = "mappings that are its own")]
-
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::CUresult;
 use nvshare_sim_card::{HandleId, Point};
 
-use super::pool::Pool;
+use super::chunk::Chunk;
 use super::space::{self, Area, Kind};
-use super::{GRANULARITY, address, piece, shared};
+use super::{GRANULARITY, piece, pool, shared};
 use crate::call::Outcome;
 use crate::context::{CONTEXTS, Context};
-use crate::device::card;
 use crate::flight;
 
 /// Pieces up to this size share blocks.
@@ -22,13 +19,6 @@ const SMALL: u64 = GRANULARITY / 2;
 const ARRAY_SLOTS: [u64; 3] = [16 << 10, 128 << 10, SMALL];
 /// Every allocation starts at a multiple of this.
 const ALIGNMENT: u64 = 512;
-
-/// Physical memory behind addresses of its own.
-pub(super) struct Chunk {
-    pub(super) start: u64,
-    pub(super) bytes: u64,
-    handle: HandleId,
-}
 
 /// A block cut into slots of one size.
 struct Slab {
@@ -51,45 +41,14 @@ fn chunks() -> MutexGuard<'static, Chunks> {
     CHUNKS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Chunk {
-    pub(super) fn allocate(device: usize, bytes: u64) -> Outcome<Chunk> {
-        let full = CUresult::CUDA_ERROR_OUT_OF_MEMORY;
-        let handle = card().create(device, bytes, 0).map_err(|_| full)?;
-        let runs = card().allocation(handle).ok_or(full)?.runs;
-        for run in &runs {
-            card().prepare(device, *run);
-        }
-        let Some(start) = address::reserve(bytes, GRANULARITY) else {
-            card().let_go(handle);
-            return Err(full);
-        };
-        let chunk = Chunk { start, bytes, handle };
-        // SAFETY: reserved just now, for this.
-        if unsafe { address::back(start, device, &runs) }.is_err() {
-            chunk.release();
-            return Err(full);
-        }
-        Ok(chunk)
-    }
-
-    pub(super) fn release(self) {
-        // SAFETY: the last allocation in it was disposed of, which happens after all work that may touch it.
-        unsafe { address::release(self.start, self.bytes) };
-        card().let_go(self.handle);
-    }
-}
-
-/// Allocates in a context; from a pool if one is given.
-pub(crate) fn allocate(context: &Context, bytes: u64, pool: Option<Arc<Pool>>) -> Outcome<Arc<Area>> {
+/// Allocates in a context.
+pub(crate) fn allocate(context: &Context, bytes: u64) -> Outcome<Arc<Area>> {
     if bytes == 0 {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
     crate::faults::at_call(Point::Alloc)?;
-    let start = match &pool {
-        Some(pool) => pool.take(bytes)?,
-        None => take(context, bytes, slot_bytes(bytes))?,
-    };
-    Ok(space::write().insert(Area::new(start, bytes, context.id, context.device, Kind::Plain(pool))))
+    let start = take(context, bytes, slot_bytes(bytes))?;
+    Ok(space::write().insert(Area::new(start, bytes, context.id, context.device, Kind::Plain(None))))
 }
 
 /// Allocates the memory of an array.
@@ -143,9 +102,9 @@ impl Slab {
 
 /// The handle that an allocation is a part of, and its first byte in that.
 pub(super) fn backing(area: &Area) -> Option<(HandleId, u64)> {
-    let in_chunk = |chunk: &Chunk| (chunk.handle, area.start - chunk.start);
+    let in_chunk = |chunk: &Chunk| chunk.part(area.start);
     if let Kind::Plain(Some(pool)) = &area.kind {
-        return pool.with_chunk(area.start, in_chunk);
+        return pool.part(area.start);
     }
     let chunks = chunks();
     if let Some(chunk) = chunks.large.get(&area.start) {
@@ -156,11 +115,8 @@ pub(super) fn backing(area: &Area) -> Option<(HandleId, u64)> {
 }
 
 /// Gives back the memory of an allocation that is in the space no more.
-pub(super) fn dispose(area: &Area, pool: Option<&Pool>) {
+pub(super) fn dispose(area: &Area) {
     shared::end(area);
-    if let Some(pool) = pool {
-        return pool.give_back(area);
-    }
     let mut chunks = chunks();
     if let Some(chunk) = chunks.large.remove(&area.start) {
         chunk.release();
@@ -184,12 +140,16 @@ pub(super) fn forget_context(context: u64) {
     chunks().small.retain(|(of, _), slabs| *of != context || !slabs.is_empty());
 }
 
-/// `cuMemFree`: waits for the work of the context that owns the memory, as the driver does, and for nobody else's.
+/// `cuMemFree`: waits for the work of the context that owns the memory, as the driver does, and for nobody else's; for a piece of a
+/// pool it waits for nobody.
 pub(crate) fn free(start: u64) -> Outcome {
     let area = space::find(start).filter(|area| area.start == start);
     let area = area.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
     if let Kind::Graph(allocation) = &area.kind {
         return super::graph::free(allocation, &area);
+    }
+    if let Kind::Plain(Some(_)) = &area.kind {
+        return pool::free_at_once(&area);
     }
     let is_ours = match &area.kind {
         Kind::Plain(_) | Kind::Managed(_) => true,
@@ -207,7 +167,7 @@ pub(crate) fn free(start: u64) -> Outcome {
 pub(crate) fn wait_for_owner(area: &Area) -> Outcome {
     CONTEXTS.find(|context| context.id == area.context).map_or(Ok(()), |context| {
         context.jam.pass();
-        super::synchronize(&context)
+        super::wait_for(&context)
     })
 }
 
@@ -218,7 +178,7 @@ pub(crate) fn remove(area: &Arc<Area>, call: &str) -> Outcome {
 
 /// As [`remove`], where only the work submitted before `submitted` may still have used it.
 pub(crate) fn remove_before(area: &Arc<Area>, call: &str, submitted: u64) -> Outcome {
-    check_unused(area, call, submitted);
+    check_unused(area.start, area.bytes, call, submitted);
     let mut space = space::write();
     // Somebody else may have freed it in the meantime.
     let there = space.areas.get(&area.start).is_some_and(|there| Arc::ptr_eq(there, area));
@@ -231,13 +191,10 @@ pub(crate) fn remove_before(area: &Arc<Area>, call: &str, submitted: u64) -> Out
     Ok(())
 }
 
-/// A violation if work that was submitted before `submitted` may still touch the area.
-pub(crate) fn check_unused(area: &Area, call: &str, submitted: u64) {
-    if let Some(work) = flight::in_flight(area.start, area.bytes, submitted) {
-        crate::strict::violation(&format!(
-            "{call} of {}: {work} still uses it",
-            piece(area.start, area.bytes)
-        ));
-        flight::stop_touching(area.start, area.bytes);
+/// A violation if work that was submitted before `submitted` may still touch the memory.
+pub(crate) fn check_unused(start: u64, bytes: u64, call: &str, submitted: u64) {
+    if let Some(work) = flight::in_flight(start, bytes, submitted) {
+        crate::strict::violation(&format!("{call} of {}: {work} still uses it", piece(start, bytes)));
+        flight::stop_touching(start, bytes);
     }
 }

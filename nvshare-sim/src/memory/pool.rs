@@ -1,30 +1,37 @@
-//! Memory pools: what allocation in stream order takes its memory from. A piece can be had again as soon as its free is reached
-//! in stream order; what a pool holds beyond its release threshold goes back to the card at the next synchronisation, and
-//! the rest when it is trimmed.
+//! Memory pools: what allocation in stream order takes its memory from. Who may have a piece again is [`super::freed`]'s; what a
+//! pool holds beyond its release threshold goes back to the card when the host has waited for the frees, and the rest when it is
+//! trimmed.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use cudarc::driver::sys::{CUmemoryPool, CUresult};
-use nvshare_sim_card::PoolName;
+use nvshare_sim_card::{HandleId, Point, PoolName};
 
-use super::blocks::Blocks;
-use super::plain::Chunk;
+use super::blocks::{Asker, Blocks, Refused, Taken};
+use super::freed::{Freed, Reuse};
+use super::leaving::{self, Leaving};
 use super::space::{self, Area, Kind};
 use crate::call::Outcome;
-use crate::completion::Completion;
+use crate::completion::{Completion, Place};
+use crate::context::Context;
 use crate::device::card;
-use crate::handles::Registry;
+use crate::handles::{Registry, handle_of};
 
 /// All pools that were not destroyed.
 pub(crate) static POOLS: Registry<Pool> = Registry::new();
+
+/// Those that were, too, as long as there are pieces of them.
+static ALL: Mutex<Vec<Weak<Pool>>> = Mutex::new(Vec::new());
 
 /// What allocations in stream order come from.
 pub(crate) struct Pool {
     /// Where its memory is.
     pub(crate) device: usize,
-    /// Attributes that can be set, by number. Only the release threshold has an effect.
+    /// What all its pieces have as `CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID`.
+    pub(crate) id: u64,
+    /// Attributes that are C ints, by number, where they were set.
     pub(crate) attributes: Mutex<HashMap<u32, u64>>,
     /// `CU_MEMPOOL_ATTR_RELEASE_THRESHOLD`.
     pub(crate) threshold: AtomicU64,
@@ -34,56 +41,48 @@ pub(crate) struct Pool {
     pub(crate) is_imported: bool,
     destroyed: AtomicBool,
     blocks: Mutex<Blocks>,
-    /// Frees whose turn has not come.
-    leaving: Mutex<Vec<Leaving>>,
 }
 
-/// A piece that was freed in a stream.
-struct Leaving {
-    area: Arc<Area>,
-    stream: u64,
-    /// The free's turn.
-    done: Arc<Completion>,
-    /// Somebody disposes of the piece: the free when its turn comes, or who allocates again in the same stream before.
-    taken: Arc<AtomicBool>,
-}
-
-#[derive(Default)]
-struct Current {
-    default: HashMap<usize, CUmemoryPoolAddress>,
-    chosen: HashMap<usize, CUmemoryPoolAddress>,
-}
-
-type CUmemoryPoolAddress = usize;
-
-static CURRENT: Mutex<Option<Current>> = Mutex::new(None);
+/// `CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES`, `.._ALLOW_OPPORTUNISTIC` and `.._ALLOW_INTERNAL_DEPENDENCIES`.
+const REUSE: [u32; 3] = [1, 2, 3];
 
 impl Pool {
-    pub(crate) fn new(device: usize) -> Arc<Pool> {
-        Pool::named(device, None, false)
+    /// A pool that takes no more of the card than `limit` bytes, if that is not 0.
+    pub(crate) fn new(device: usize, limit: u64) -> Arc<Pool> {
+        Pool::named(device, limit, None, false)
     }
 
     /// A pool that can be exported.
-    pub(crate) fn exportable(device: usize) -> Arc<Pool> {
-        Pool::named(device, Some(PoolName { number: card().pool_number(), card: device }), false)
+    pub(crate) fn exportable(device: usize, limit: u64) -> Arc<Pool> {
+        let name = PoolName { number: card().pool_number(), card: device };
+        Pool::named(device, limit, Some(name), false)
     }
 
     /// Another process's pool.
     pub(crate) fn imported(name: PoolName) -> Arc<Pool> {
-        Pool::named(name.card, Some(name), true)
+        Pool::named(name.card, 0, Some(name), true)
     }
 
-    fn named(device: usize, name: Option<PoolName>, is_imported: bool) -> Arc<Pool> {
-        Arc::new(Pool {
+    fn named(device: usize, limit: u64, name: Option<PoolName>, is_imported: bool) -> Arc<Pool> {
+        let pool = Arc::new(Pool {
             device,
+            id: space::number(),
             attributes: Mutex::default(),
             threshold: AtomicU64::new(0),
             name,
             is_imported,
             destroyed: AtomicBool::new(false),
-            blocks: Mutex::default(),
-            leaving: Mutex::default(),
-        })
+            blocks: Mutex::new(Blocks::new(device, name.is_some(), limit)),
+        });
+        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|pool| pool.strong_count() > 0);
+        all.push(Arc::downgrade(&pool));
+        pool
+    }
+
+    /// The handle.
+    pub(crate) fn handle(self: &Arc<Pool>) -> CUmemoryPool {
+        handle_of(self)
     }
 
     /// What other processes know it by, if it can be exported or was imported.
@@ -91,9 +90,14 @@ impl Pool {
         self.name
     }
 
-    /// Shows the block that a piece is of to `see`.
-    pub(super) fn with_chunk<T>(&self, piece: u64, see: impl FnOnce(&Chunk) -> T) -> Option<T> {
-        self.blocks().chunk(piece).map(see)
+    /// The chunk that a piece begins in: first address and size.
+    pub(crate) fn chunk(&self, piece: u64) -> Option<(u64, u64)> {
+        self.blocks().chunk(piece).map(|chunk| (chunk.start, chunk.bytes))
+    }
+
+    /// Its handle, and where in that the piece begins.
+    pub(super) fn part(&self, piece: u64) -> Option<(HandleId, u64)> {
+        self.blocks().chunk(piece).map(|chunk| chunk.part(piece))
     }
 
     fn blocks(&self) -> MutexGuard<'_, Blocks> {
@@ -122,77 +126,79 @@ impl Pool {
         blocks.reserved.1 = blocks.reserved.0;
     }
 
-    /// A piece: of what is held, else of a new block; where the card is full, of what is about to come back.
-    pub(super) fn take(&self, bytes: u64) -> Outcome<u64> {
-        let mut blocks = self.blocks();
-        if let Some(start) = blocks.take(bytes) {
-            return Ok(start);
-        }
-        let mut grown = blocks.grow(self.device, bytes);
-        if grown.is_err() {
-            blocks.trim(0);
-            grown = blocks.grow(self.device, bytes);
-        }
-        if grown.is_err() {
-            drop(blocks);
-            for leaving in std::mem::take(&mut *self.leaving()) {
-                leaving.done.wait();
-            }
-            blocks = self.blocks();
-            if let Some(start) = blocks.take(bytes) {
-                return Ok(start);
-            }
-            blocks.trim(0);
-            blocks.grow(self.device, bytes)?;
-        }
-        blocks.take(bytes).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)
+    fn reuse(&self) -> Reuse {
+        let attributes = self.attributes.lock().unwrap_or_else(PoisonError::into_inner);
+        // They are on from the start.
+        let [followers, finished, waiting] =
+            REUSE.map(|attribute| attributes.get(&attribute).is_none_or(|value| *value != 0));
+        Reuse { followers, finished, waiting }
     }
 
-    pub(super) fn give_back(&self, area: &Area) {
-        let mut blocks = self.blocks();
-        if !area.leaving.load(Ordering::Relaxed) {
-            blocks.leaves(area.bytes);
-        }
-        blocks.give_back(area.start, area.bytes);
-        if self.destroyed.load(Ordering::Relaxed) {
-            blocks.trim(0);
-        }
-    }
-
-    /// A piece of the same size that was freed in this stream of that context: what comes after in the stream can have it at once.
-    pub(crate) fn take_back(&self, stream: u64, context: u64, bytes: u64) -> Option<Arc<Area>> {
-        let mut leaving = self.leaving();
-        leaving.retain(|leaving| !leaving.taken.load(Ordering::Relaxed));
-        let free = |leaving: &&Leaving| {
-            leaving.stream == stream
-                && leaving.area.bytes == bytes
-                && leaving.area.context == context
-                && !leaving.taken.swap(true, Ordering::AcqRel)
-        };
-        let old = Arc::clone(&leaving.iter().find(free)?.area);
-        drop(leaving);
-        self.blocks().stays(bytes);
-        let mut space = space::write();
-        space.areas.remove(&old.start);
-        let pool = match &old.kind {
-            Kind::Plain(pool) => pool.clone(),
-            _ => None,
-        };
-        Some(space.insert(Area::new(old.start, bytes, old.context, old.device, Kind::Plain(pool))))
-    }
-
-    /// A piece was freed in a stream, whose turn for it is `done`.
-    pub(crate) fn leaves(
-        &self,
-        area: &Arc<Area>,
+    /// A piece for a stream, of the number given: where it begins, and what the stream must wait for before it uses it.
+    pub(crate) fn allocate(
+        self: &Arc<Pool>,
         stream: u64,
-        done: Arc<Completion>,
-        taken: Arc<AtomicBool>,
-    ) {
-        self.blocks().leaves(area.bytes);
-        let mut leaving = self.leaving();
-        leaving.retain(|leaving| leaving.done.finished().is_none());
-        leaving.push(Leaving { area: Arc::clone(area), stream, done, taken });
+        bytes: u64,
+    ) -> Outcome<(u64, Vec<Arc<Completion>>)> {
+        crate::faults::at_call(Point::Alloc)?;
+        if bytes > card().config().card_bytes {
+            return Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+        }
+        let Taken { start, waits } = self.take(bytes, Asker { stream, reuse: self.reuse() })?;
+        let kind = Kind::Plain(Some(Arc::clone(self)));
+        space::write().insert(Area::new(start, bytes, 0, self.device, kind));
+        Ok((start, waits))
+    }
+
+    /// Of what is there, else of new chunks; where there can be none, of what others have freed.
+    fn take(&self, bytes: u64, asker: Asker) -> Outcome<Taken> {
+        let mut blocks = self.blocks();
+        if let Some(taken) = blocks.take(bytes, asker, false) {
+            return Ok(taken);
+        }
+        let mut grown = blocks.grow(bytes, asker);
+        if grown.is_err() {
+            blocks.trim(0);
+            grown = blocks.grow(bytes, asker);
+        }
+        if grown.is_err()
+            && asker.reuse.waiting
+            && let Some(taken) = blocks.take(bytes, asker, true)
+        {
+            return Ok(taken);
+        }
+        let full = CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+        match grown {
+            Ok(()) => {}
+            Err(Refused::Limit) => return Err(full),
+            Err(Refused::Card) => {
+                // It lies in too many places: once it is nobody's, the card has room for it in one.
+                let ends: Vec<_> = blocks.freed().map(|freed| Arc::clone(&freed.done)).collect();
+                drop(blocks);
+                for end in ends {
+                    end.wait();
+                }
+                blocks = self.blocks();
+                blocks.settle(|freed| freed.done.finished().is_some());
+                blocks.trim(0);
+                if let Some(taken) = blocks.take(bytes, asker, false) {
+                    return Ok(taken);
+                }
+                blocks.grow(bytes, asker).map_err(|_| full)?;
+            }
+        }
+        blocks.take(bytes, asker, false).ok_or(full)
+    }
+
+    /// A piece was freed in a stream of that context; the free ends with `done`.
+    pub(crate) fn freed(&self, area: &Area, context: u64, done: Arc<Completion>) {
+        self.blocks().give_back(area.start, area.bytes, Some(Freed::new(done, context)));
+    }
+
+    /// It was destroyed: what holds no piece is the card's from here on.
+    pub(super) fn end(&self) {
+        self.destroyed.store(true, Ordering::Relaxed);
+        self.trim(0);
     }
 
     /// Gives back to the card what holds no piece, down to `keep` bytes.
@@ -200,8 +206,12 @@ impl Pool {
         self.blocks().trim(keep);
     }
 
-    fn leaving(&self) -> MutexGuard<'_, Vec<Leaving>> {
-        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The host has waited for frees.
+    fn settle(&self, is_over: impl Fn(&Freed) -> bool) {
+        let mut blocks = self.blocks();
+        blocks.settle(is_over);
+        let destroyed = self.destroyed.load(Ordering::Relaxed);
+        blocks.trim(if destroyed { 0 } else { self.threshold.load(Ordering::Relaxed) });
     }
 
     /// The pool that a handle names.
@@ -210,48 +220,52 @@ impl Pool {
     }
 }
 
-fn with_current<T>(act: impl FnOnce(&mut Current) -> T) -> T {
-    act(CURRENT.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default())
-}
-
-/// The pool that a device has from the start.
-pub(crate) fn default_of(device: usize) -> CUmemoryPool {
-    with_current(|current| {
-        let made = || POOLS.insert::<std::ffi::c_void>(Pool::new(device)) as usize;
-        *current.default.entry(device).or_insert_with(made) as CUmemoryPool
-    })
-}
-
-/// The pool that `cuMemAllocAsync` uses on a device.
-pub(crate) fn of_device(device: usize) -> CUmemoryPool {
-    let chosen = with_current(|current| current.chosen.get(&device).copied());
-    chosen.map_or_else(|| default_of(device), |pool| pool as CUmemoryPool)
-}
-
-/// Chooses it.
-pub(crate) fn choose(device: usize, pool: CUmemoryPool) {
-    with_current(|current| current.chosen.insert(device, pool as usize));
-}
-
-/// Destroys a pool that the application made. What was allocated from it stays.
-pub(crate) fn destroy(handle: CUmemoryPool) -> Outcome {
-    let device = Pool::by_handle(handle)?.device;
-    if default_of(device) == handle {
-        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+/// `cuMemFree` of a piece: waits for nobody, and the memory is its pool's at once.
+pub(super) fn free_at_once(area: &Arc<Area>) -> Outcome {
+    let Kind::Plain(Some(pool)) = &area.kind else { return Err(CUresult::CUDA_ERROR_INVALID_VALUE) };
+    let leaving = Leaving::begin(area)?;
+    if leaving.is_used() {
+        leaving::keep(leaving);
     }
-    with_current(|current| current.chosen.retain(|_, chosen| *chosen != handle as usize));
-    if let Some(pool) = POOLS.remove(handle) {
-        pool.destroyed.store(true, Ordering::Relaxed);
-        pool.trim(0);
-    }
+    pool.blocks().give_back(area.start, area.bytes, None);
     Ok(())
 }
 
-/// The host has synchronised with a device's work: its pools give back what is beyond their thresholds.
-pub(crate) fn synchronised(device: usize) {
-    POOLS.for_each(|pool| {
-        if pool.device == device {
-            pool.trim(pool.threshold.load(Ordering::Relaxed));
+fn all() -> Vec<Arc<Pool>> {
+    ALL.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
+}
+
+/// The work at `place` in a stream waits for other work.
+pub(crate) fn follow<'a>(place: Place, awaited: impl Iterator<Item = &'a Arc<Completion>>) {
+    let mut awaited = awaited.peekable();
+    if awaited.peek().is_none() {
+        return;
+    }
+    let pools = all();
+    for awaited in awaited {
+        for pool in &pools {
+            pool.blocks().freed().for_each(|freed| freed.follow(place, awaited.place));
         }
-    });
+    }
+}
+
+/// The host has waited for the work at these places, of a device's streams.
+pub(crate) fn reached(device: usize, places: &[Place]) {
+    settle(device, |freed| places.iter().any(|place| freed.is_before(*place)));
+}
+
+/// The host has waited for all work of a context.
+pub(crate) fn drained(context: &Context) {
+    settle(context.device, |freed| freed.context == context.id && freed.done.finished().is_some());
+}
+
+/// Pools give back what is beyond their thresholds: at whichever of these moments.
+fn settle(device: usize, is_over: impl Fn(&Freed) -> bool) {
+    leaving::let_go();
+    for pool in all() {
+        // Another device's streams may have freed pieces of it.
+        if pool.device == device || pool.blocks().freed().any(|freed| is_over(freed)) {
+            pool.settle(&is_over);
+        }
+    }
 }

@@ -255,7 +255,7 @@ pub(crate) fn close(start: u64) -> Outcome {
     let (_, opened) = with_origin(&area).filter(|(_, opened)| !opened.is_piece).ok_or(INVALID)?;
     if opened.opens.load(Ordering::Relaxed) <= 1 {
         plain::wait_for_owner(&area)?;
-        plain::check_unused(&area, "cuIpcCloseMemHandle", u64::MAX);
+        plain::check_unused(area.start, area.bytes, "cuIpcCloseMemHandle", u64::MAX);
     }
     {
         // Whoever opens it meanwhile finds it there, or makes another one.

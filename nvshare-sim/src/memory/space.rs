@@ -11,12 +11,15 @@ use super::{address, mapping, piece, plain};
 use crate::context::Context;
 use crate::memory::host::Pinned;
 
-static SPACE: RwLock<Space> = RwLock::new(Space { areas: BTreeMap::new(), handles: BTreeMap::new() });
+static SPACE: RwLock<Space> =
+    RwLock::new(Space { areas: BTreeMap::new(), leaving: BTreeMap::new(), handles: BTreeMap::new() });
 
 /// All memory of the process.
 pub(crate) struct Space {
     /// By first address; they do not overlap.
     pub(super) areas: BTreeMap<u64, Arc<Area>>,
+    /// Pieces of pools that were freed, for the work that was submitted before: by their number. Others may be there already.
+    pub(super) leaving: BTreeMap<u64, Arc<Area>>,
     /// Physical memory that this process holds.
     pub(super) handles: BTreeMap<HandleValue, Physical>,
 }
@@ -27,7 +30,7 @@ pub(crate) struct Area {
     pub(crate) start: u64,
     /// Its size as it was asked for.
     pub(crate) bytes: u64,
-    /// The number of the context it belongs to; 0 for reservations, which belong to none.
+    /// The number of the context it belongs to; 0 for reservations and pieces of pools, which belong to none.
     pub(crate) context: u64,
     /// The device.
     pub(crate) device: usize,
@@ -96,8 +99,8 @@ pub(super) fn number() -> u64 {
 impl Area {
     pub(super) fn new(start: u64, bytes: u64, context: u64, device: usize, kind: Kind) -> Area {
         let id = number();
-        // On without being asked for, as on an H200.
-        let sync_memops = AtomicBool::new(matches!(kind, Kind::Plain(_) | Kind::Opened(_)));
+        // On without being asked for, as on an H200, but for pieces of pools.
+        let sync_memops = AtomicBool::new(matches!(kind, Kind::Plain(None) | Kind::Opened(_)));
         let leaving = AtomicBool::new(false);
         Area { start, bytes, context, device, id, sync_memops, leaving, share: AtomicU64::new(0), kind }
     }
@@ -109,12 +112,12 @@ impl Area {
     /// Gives back what is behind an area that is in the space no more.
     pub(super) fn dispose(&self) {
         match &self.kind {
-            Kind::Plain(pool) => plain::dispose(self, pool.as_deref()),
-            Kind::Array => plain::dispose(self, None),
+            Kind::Plain(None) | Kind::Array => plain::dispose(self),
             Kind::Managed(managed) => managed.dispose(self),
             Kind::Pinned(pinned) => pinned.dispose(self),
             Kind::Opened(opened) => opened.dispose(),
-            Kind::Reserved(_) | Kind::Graph(_) => {}
+            // A piece's memory is its pool's all the time.
+            Kind::Reserved(_) | Kind::Graph(_) | Kind::Plain(Some(_)) => {}
         }
     }
 }
@@ -123,6 +126,12 @@ impl Space {
     /// The area that contains the address.
     pub(super) fn find(&self, address: u64) -> Option<&Arc<Area>> {
         self.areas.range(..=address).next_back().map(|(_, area)| area).filter(|area| address < area.end())
+    }
+
+    /// The piece that contains all of the range and leaves.
+    fn find_leaving(&self, start: u64, bytes: u64) -> Option<&Arc<Area>> {
+        let end = start.checked_add(bytes)?;
+        self.leaving.values().find(|area| area.start <= start && end <= area.end())
     }
 
     pub(super) fn overlaps(&self, start: u64, bytes: u64) -> bool {
@@ -149,9 +158,14 @@ pub(crate) fn find(address: u64) -> Option<Arc<Area>> {
     read().find(address).cloned()
 }
 
-/// What an address is to the driver.
+/// What an address is to work, which may have come before the memory was freed in stream order.
 pub(crate) fn classify(address: u64) -> Location {
-    match read().find(address) {
+    let space = read();
+    location(space.find(address).or_else(|| space.find_leaving(address, 1)))
+}
+
+fn location(area: Option<&Arc<Area>>) -> Location {
+    match area {
         None => Location::Pageable,
         Some(area) => match &area.kind {
             Kind::Plain(_) | Kind::Array | Kind::Graph(_) | Kind::Reserved(_) | Kind::Opened(_) => {
@@ -163,13 +177,13 @@ pub(crate) fn classify(address: u64) -> Location {
     }
 }
 
-/// What an address is to a copy: a reserved one with nothing behind it is taken for the program's own memory.
+/// What an address is to a call that copies: a reserved one with nothing behind it is taken for the program's own memory.
 pub(crate) fn classify_for_copy(address: u64) -> Location {
     let is_empty = |area: &Arc<Area>| match &area.kind {
         Kind::Reserved(mappings) => !mapping::is_there(mappings, address),
         _ => false,
     };
-    if read().find(address).is_some_and(is_empty) { Location::Pageable } else { classify(address) }
+    location(read().find(address).filter(|area| !is_empty(area)))
 }
 
 /// Whether work on `device` may touch all of the range; if not, why. Memory that the driver does not know is allowed.
@@ -178,15 +192,19 @@ pub(crate) fn access(start: u64, bytes: u64, write: bool, device: usize) -> Resu
         return Ok(());
     }
     let space = read();
+    let leaves = || space.find_leaving(start, bytes).is_some();
     let Some(area) = space.find(start) else {
         // The program's own memory is for copies only, which is for the caller to know.
-        if !address::is_ours(start) {
+        if !address::is_ours(start) || leaves() {
             return Ok(());
         }
         return Err(format!("{} is not mapped", piece(start, bytes)));
     };
     let over = start.checked_add(bytes).is_none_or(|end| end > area.end());
     if over {
+        if leaves() {
+            return Ok(());
+        }
         return Err(format!(
             "{} goes over the end of the memory at {}",
             piece(start, bytes),

@@ -8,6 +8,7 @@
 )]
 
 pub(crate) mod peer;
+pub(crate) mod pool;
 
 use std::ffi::c_void;
 use std::path::PathBuf;

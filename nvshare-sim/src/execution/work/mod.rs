@@ -27,6 +27,7 @@ use crate::failure;
 use crate::faults::Effect;
 use crate::flight::{self, Touch};
 use crate::memory::graph::Hold;
+use crate::memory::leaving::Leaving;
 use crate::timeline::Timeline;
 
 /// Something else that happens in stream order: allocations, prefetches.
@@ -58,6 +59,8 @@ pub(crate) enum Work {
     Allocate(Arc<Hold>),
     /// It is there no more.
     Free(Arc<Hold>),
+    /// A piece of a pool that was freed: from here on nothing that came before may use it.
+    Leave(Arc<Leaving>),
     /// What other parts of the simulator do in stream order.
     Custom(Arc<Custom>),
     /// The record of an event that processes share.
@@ -82,7 +85,7 @@ impl Work {
                 format!("a graph ({}, ..)", nodes.join(", "))
             }
             Work::Allocate(_) => "an allocation".into(),
-            Work::Free(_) => "a free".into(),
+            Work::Free(_) | Work::Leave(_) => "a free".into(),
             Work::Custom(custom) => custom.name.into(),
             Work::Reach(_) => "an event's record".into(),
             Work::Await(_) => "a wait for an event".into(),
@@ -102,6 +105,7 @@ impl Work {
             | Work::Callback(_)
             | Work::Allocate(_)
             | Work::Free(_)
+            | Work::Leave(_)
             | Work::Reach(_)
             | Work::Await(_)
             | Work::Nothing => Vec::new(),
@@ -130,6 +134,11 @@ impl Work {
     /// Whether it takes no time at all.
     pub(crate) fn is_instant(&self) -> bool {
         matches!(self, Work::Nothing | Work::Reach(_))
+    }
+
+    /// Whether it is as good as instant, but something is done.
+    pub(crate) fn is_brief(&self) -> bool {
+        matches!(self, Work::Leave(_))
     }
 
     /// Whether it takes room in its stream's queue.
@@ -167,6 +176,11 @@ impl Work {
             Work::Free(hold) => {
                 timeline.sleep();
                 hold.set_valid(false);
+                Ok(())
+            }
+            Work::Leave(leaving) => {
+                timeline.sleep();
+                leaving.turn();
                 Ok(())
             }
             Work::Custom(custom) => (custom.run)(timeline),
