@@ -30,8 +30,8 @@ pub struct Described {
     pub number: u64,
     /// What the application believes of `SYNC_MEMOPS`.
     pub sync: bool,
-    /// The pool that it is a piece of: the driver's handle, and a number that no other pool has.
-    pub pool: Option<(usize, u64)>,
+    /// The pool that it is a piece of.
+    pub pool: Option<stream_ordered::Found>,
 }
 
 /// Sets what the application believes of `SYNC_MEMOPS` of the allocation that starts there.

@@ -4,6 +4,7 @@
 use crate::cuda::sys::{CUcontext, CUdevice};
 use crate::device;
 use crate::memory::map::{ALLOCATIONS, Allocation};
+use crate::streams::order;
 
 /// An allocation of ours at some address.
 #[derive(Clone, Copy, Debug)]
@@ -29,10 +30,8 @@ pub fn owner(address: u64) -> Option<Owner> {
     let (_, allocation) = ALLOCATIONS.find(address)?;
     let device = device::by_index(allocation.device)?;
     // Memory left behind by a context that is gone is reached by another one of its device.
-    let context = match allocation.context {
-        0 => device.state().home.unwrap_or(0),
-        context => context,
-    };
+    let home = if allocation.context == 0 { device.state().home } else { Some(allocation.context) };
+    let context = home.or_else(|| order::context_on(device.kind.ordinal, &[])).unwrap_or(0);
     Some(Owner {
         device: device.kind.ordinal,
         context: std::ptr::with_exposed_provenance_mut(context),

@@ -10,7 +10,6 @@ use super::{Bare, between, mapped, unswappable, work};
 use crate::cuda::sys::{CUdeviceptr, CUmemGenericAllocationHandle, CUmemLocation, CUstream};
 use crate::cuda::{CEnum, CUresult};
 use crate::driver::driver;
-use crate::memory::pool::CHUNK;
 use crate::{allocation, life, streams, turn};
 
 /// `CU_POINTER_ATTRIBUTE_P2P_TOKENS` and `_SYNC_MEMOPS`.
@@ -242,7 +241,7 @@ unsafe fn answer(
             13 => data.cast::<u8>().write(1),                                   // MAPPED
             7 => data.cast::<u64>().write(found.number),                        // BUFFER_ID
             // MEMORY_BLOCK_ID: of a pool's pieces the same.
-            20 => data.cast::<u64>().write(found.pool.map_or(found.number, |(_, number)| POOLS | number)),
+            20 => data.cast::<u64>().write(found.pool.map_or(found.number, |pool| POOLS | pool.number)),
             10 => data.cast::<u8>().write(u8::from(found.ipc)), // IS_LEGACY_CUDA_IPC_CAPABLE
             // IS_MANAGED, IS_HW_DECOMPRESS_CAPABLE
             8 | 21 => data.cast::<u8>().write(0),
@@ -252,7 +251,7 @@ unsafe fn answer(
             14 => data.cast::<u64>().write(0),           // ALLOWED_HANDLE_TYPES
             15 => data.cast::<u8>().write(u8::from(found.rdma)), // IS_GPU_DIRECT_RDMA_CAPABLE
             16 => data.cast::<u32>().write(3),           // ACCESS_FLAGS: read and write
-            17 => data.cast::<usize>().write(found.pool.map_or(0, |(handle, _)| handle)), // MEMPOOL_HANDLE
+            17 => data.cast::<usize>().write(found.pool.map_or(0, |pool| pool.handle)), // MEMPOOL_HANDLE
             18 => data.cast::<u64>().write(mapping(found).1), // MAPPING_SIZE
             19 => data.cast::<u64>().write(mapping(found).0), // MAPPING_BASE_ADDR
             _ => return None,
@@ -263,8 +262,8 @@ unsafe fn answer(
 
 /// Where the mapping around an allocation begins and how long it is, in the units of plain memory.
 fn mapping(found: &allocation::Described) -> (u64, u64) {
-    if found.pool.is_some() {
-        return (found.start / CHUNK * CHUNK, CHUNK);
+    if let Some(pool) = found.pool {
+        return (found.start / pool.chunk * pool.chunk, pool.chunk);
     }
     let start = found.start / MAPPING * MAPPING;
     (start, (found.start + found.bytes).next_multiple_of(MAPPING) - start)

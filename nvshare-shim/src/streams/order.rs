@@ -17,22 +17,43 @@ use crate::cuda::sys::{CUcontext, CUdevice, CUstream};
 use crate::cuda::{CAPTURE_STATUS_NONE, STREAM_LEGACY, STREAM_PER_THREAD};
 use crate::memory::pool::Lane;
 
-/// The lane of a stream (already resolved: never null), and its device; `None` for a stream that nobody saw made.
-pub(crate) fn lane(stream: CUstream) -> Option<(Lane, CUdevice)> {
+/// Where a call into a stream belongs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct At {
+    /// Its order.
+    pub(crate) lane: Lane,
+    /// The device that it works on.
+    pub(crate) device: CUdevice,
+    /// The context that owns what is allocated for it.
+    pub(crate) context: usize,
+}
+
+/// Of a stream (already resolved: never null); `None` where nobody saw it made.
+pub(crate) fn at(stream: CUstream) -> Option<At> {
     if stream != STREAM_LEGACY && stream != STREAM_PER_THREAD {
         let entry = entry_of(stream)?;
-        return Some((of_stream(&entry), entry.events.device()?));
+        return Some(At {
+            lane: of_stream(&entry),
+            device: entry.events.device()?,
+            context: entry.events.handle,
+        });
     }
-    let context = current_context()?;
-    let entry = known().context(context.expose_provenance());
+    let current = current_context()?.expose_provenance();
+    let entry = known().context(current);
     let thread = if stream == STREAM_PER_THREAD { this_thread() } else { 0 };
-    Some((Lane { context: entry.number, stream: 0, thread }, entry.device()?))
+    let lane = Lane { context: entry.number, stream: 0, thread };
+    Some(At { lane, device: entry.device()?, context: current })
 }
 
 fn of_stream(stream: &Stream) -> Lane {
     // What a context's synchronisation is worth to the streams of its green contexts is not known.
     let is_green = !Arc::ptr_eq(&stream.context, &stream.events);
     Lane { context: if is_green { 0 } else { stream.context.number }, stream: stream.number, thread: 0 }
+}
+
+/// The lane of a stream, as [`at`].
+pub(crate) fn lane(stream: CUstream) -> Option<Lane> {
+    at(stream).map(|at| at.lane)
 }
 
 /// A number for the calling thread, which no other has, or had.
@@ -47,6 +68,14 @@ fn this_thread() -> u64 {
         }
         number.get()
     })
+}
+
+/// A context of a device, none of `except`, where one is known.
+pub(crate) fn context_on(device: CUdevice, except: &[usize]) -> Option<usize> {
+    let contexts: Vec<_> = known().contexts.values().map(|(context, _)| Arc::clone(context)).collect();
+    let is_there =
+        |context: &&Arc<Context>| !except.contains(&context.handle) && context.device() == Some(device);
+    contexts.iter().find(is_there).map(|context| context.handle)
 }
 
 /// The number that lanes have for a context that lives; the current one where none is named.

@@ -20,10 +20,10 @@ fn beyond_the_limit_an_allocation_fails_at_once_and_the_client_sees_only_its_lim
     agent.allow(&Arc::new(AtomicU64::new(48 * MIB)));
     assert_eq!(client.ask("info"), format!("{} {}", 40 * MIB, 48 * MIB));
     assert_eq!(client.ask(&format!("alloc {}", 44 * MIB)), "out of memory");
-    assert_eq!(client.ask(&format!("pool {}", 34 * MIB)), "out of memory", "it would take 64");
+    assert_eq!(client.ask(&format!("pool {}", 34 * MIB)), "out of memory", "it would take 48");
     // Nor by ways that do not lead through the engine.
     assert_eq!(client.ask(&format!("create {}", 44 * MIB)), "out of memory");
-    // That takes a chunk of 32, as the driver's own pool would.
+    // That takes a chunk of 16, as the driver's own pool would.
     assert_eq!(client.ask(&format!("pool {}", 2 * MIB)), "done");
     assert_eq!(client.ask(&format!("pool {}", 30 * MIB)), "done");
     assert_eq!(client.ask(&format!("pool {}", MIB)), "out of memory");

@@ -29,7 +29,7 @@ fn pieces_outlive_contexts_and_pools() {
 
 #[test]
 fn a_pool_answers_as_the_drivers_own() {
-    let node = node();
+    let node = super::builder().env("NVSHARE_SIM_CARD_BYTES", "512M").build();
     run(&node, client(&node, "pool answers"));
     let mut command = client(&node, "pool answers");
     command.env("NVSHARE_DEBUG_SWAP_EVERY", "20ms");
@@ -39,25 +39,25 @@ fn a_pool_answers_as_the_drivers_own() {
 #[test]
 fn an_agent_swaps_out_and_in_what_is_allocated_in_stream_order() {
     let node = node();
-    let (mut client, _listener, mut agent, device) = led(&node, client(&node, "scripted"), 4 * MIB, 36);
-    agent.grant(device, 32 * MIB);
+    let (mut client, _listener, mut agent, device) = led(&node, client(&node, "scripted"), 4 * MIB, 12);
+    agent.grant(device, 16 * MIB);
     let at: u64 = client.ask(&format!("piece {}", 10 * MIB)).parse().unwrap();
     assert_eq!(client.ask(&format!("use {at} {}", 10 * MIB)), "used");
     assert_eq!(client.ask("store 1 7"), "stored");
     agent.stop();
-    let (released, last) = agent.swap_out(device, 36 * MIB);
-    assert_eq!(released, 36 * MIB, "nothing stays: {last:?}");
+    let (released, last) = agent.swap_out(device, 20 * MIB);
+    assert_eq!(released, 20 * MIB, "nothing stays: {last:?}");
     client.say("wrong 1 7");
     agent.until("a Want for work", |message| matches!(message, ToAgent::Want { .. }).then_some(()));
     agent.send(&ToShim::Run);
-    agent.grant(device, 36 * MIB);
+    agent.grant(device, 20 * MIB);
     agent.resident();
     assert_eq!(client.answer(), "0");
     // A chunk with nothing in it is not copied.
     assert_eq!(client.ask(&format!("free_piece {at}")), "0");
     agent.stop();
-    let (released, last) = agent.swap_out(device, 36 * MIB);
-    assert_eq!(released, 36 * MIB);
+    let (released, last) = agent.swap_out(device, 20 * MIB);
+    assert_eq!(released, 20 * MIB);
     match last {
         ToAgent::SwapOutDone { copied, .. } => assert!(copied <= Bytes(4 * MIB), "{copied:?}"),
         other => panic!("{other:?}"),
@@ -74,10 +74,10 @@ fn a_pool_grows_before_it_is_granted_and_its_work_waits_for_the_grant() {
     assert_eq!(client.ask(&format!("use {at} {}", 10 * MIB)), "used");
     client.say("store 1 7");
     agent.until("a Want", |message| match message {
-        ToAgent::Want { total, .. } => Some(assert_eq!(*total, Bytes(36 * MIB))),
+        ToAgent::Want { total, .. } => Some(assert_eq!(*total, Bytes(20 * MIB))),
         _ => None,
     });
-    agent.grant(device, 32 * MIB);
+    agent.grant(device, 16 * MIB);
     assert_eq!(client.answer(), "stored");
     assert_eq!(client.ask("wrong 1 7"), "0");
     client.end();

@@ -37,7 +37,7 @@ pub(crate) fn before() -> Option<u64> {
 pub(crate) fn synchronised(after: After, frees: u64) {
     let is_over: Box<dyn Fn(&Lane) -> bool> = match after {
         After::Stream(stream) => {
-            let Some((lane, _)) = order::lane(stream) else { return };
+            let Some(lane) = order::lane(stream) else { return };
             Box::new(move |other| *other == lane)
         }
         After::Context(context) => {
@@ -83,7 +83,7 @@ pub fn stream_leaves(stream: CUstream) {
     if !UNSETTLED.load(Ordering::Acquire) {
         return;
     }
-    let Some((lane, _)) = order::lane(stream) else { return };
+    let Some(lane) = order::lane(stream) else { return };
     let frees = {
         let pools = pools();
         if !pools.entries.values().any(|entry| entry.pool.lanes().contains(&lane)) {

@@ -28,7 +28,7 @@ pub fn freed(pointer: CUdeviceptr, stream: CUstream) -> Option<CUresult> {
             return Some(error);
         }
     }
-    let (lane, _) = order::lane(stream)?;
+    let lane = order::lane(stream)?;
     // That stream is this thread's alone: nobody else can ask about it later.
     let mark = if lane.thread == 0 { None } else { streams::mark(stream).ok().flatten() };
     let removed = ALLOCATIONS.remove(pointer)?;

@@ -26,7 +26,7 @@ pub use self::take::{holds, take};
 use crate::cuda::sys::{CUdevice, CUmemoryPool};
 use crate::device::{self, Device};
 use crate::memory::map::{ALLOCATIONS, Of};
-use crate::memory::pool::{Lane, Pool};
+use crate::memory::pool::{Lane, Pool, chunk_of};
 use crate::streams::{Mark, Relaxed};
 
 /// `CU_MEMPOOL_ATTR_*`: may a stream have what another freed when that is seen to be finished, or wait for it; the threshold.
@@ -97,6 +97,11 @@ impl std::ops::DerefMut for Locked {
     }
 }
 
+/// What the pools of a device grow by.
+fn chunk(device: &Device) -> u64 {
+    chunk_of(device.total, device.granularity)
+}
+
 /// The application made a pool of device memory that nobody else is given; it may reserve at most `limit` bytes, if that is not zero.
 pub fn pool_made(pool: CUmemoryPool, device: CUdevice, limit: u64) {
     pools().made.insert(pool.addr(), (device, if limit == 0 { u64::MAX } else { limit }));
@@ -157,7 +162,7 @@ fn number_of(device: &'static Device, named: Option<CUmemoryPool>) -> Option<u64
     pools.last += 1;
     let number = pools.last;
     let entry = Entry {
-        pool: Pool::default(),
+        pool: Pool::new(chunk(device)),
         device,
         handle: handle.expose_provenance(),
         limit,
@@ -173,11 +178,22 @@ fn number_of(device: &'static Device, named: Option<CUmemoryPool>) -> Option<u64
     Some(number)
 }
 
-/// The pool that an address is a piece of: the driver's handle, and a number that no other has.
-pub fn pool_of(at: u64) -> Option<(usize, u64)> {
+/// The pool that an address is a piece of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The driver's handle.
+    pub handle: usize,
+    /// A number that no other pool has.
+    pub number: u64,
+    /// What it grows by.
+    pub chunk: u64,
+}
+
+/// See [`Found`].
+pub fn pool_of(at: u64) -> Option<Found> {
     let (_, allocation) = ALLOCATIONS.find(at)?;
     let Of::Pool(number) = allocation.of else { return None };
-    pools().entries.get(&number).map(|entry| (entry.handle, number))
+    pools().entries.get(&number).map(|entry| Found { handle: entry.handle, number, chunk: entry.pool.chunk })
 }
 
 /// Whether the chunk that begins there holds nothing that matters: it need not be copied.

@@ -4,16 +4,17 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{ANY, Entry, finish, number_of, pools, release};
+use super::{ANY, Entry, chunk, finish, number_of, pools, release};
 use crate::allocation::allocate::fill;
 use crate::allocation::{free, promise};
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUdeviceptr, CUmemoryPool, CUstream};
 use crate::device::{self, Device, home, vmm};
 use crate::memory::map::{self, ALLOCATIONS, Allocation, Of};
-use crate::memory::pool::{CHUNK, Lane, Place};
+use crate::memory::pool::{Lane, Place};
 use crate::memory::space::Space;
-use crate::streams::{self, Relaxed, order};
+use crate::streams::order::{self, At};
+use crate::streams::{self, Relaxed};
 use crate::turn::{self, dead};
 
 /// How long a thread waits to hear what other streams have finished, before it takes more memory.
@@ -36,17 +37,20 @@ pub fn take(
     if let Err(error) = streams::check_current() {
         return Some(Err(error));
     }
-    let (lane, ordinal) = order::lane(stream)?;
-    let device = device::of_ordinal(ordinal)?;
+    let at = order::at(stream)?;
+    let device = device::of_ordinal(at.device)?;
     if dead::has_failed(device) {
         return None;
     }
     let number = number_of(device, named)?;
-    let start = pools().entries.get_mut(&number)?.pool.take(bytes, lane);
+    let start = pools().entries.get_mut(&number)?.pool.take(bytes, at.lane);
     let taken = match start {
         Some(start) => Ok(start),
         None if bytes > device.total => Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY),
-        None => more(device, number, bytes, lane, stream),
+        None => {
+            adopt(device, &at);
+            more(device, number, bytes, at.lane, stream)
+        }
     };
     Some(taken.inspect(|start| {
         let of = Of::Pool(number);
@@ -69,7 +73,6 @@ fn more(
 ) -> Result<u64, CUresult> {
     let _relaxed = Relaxed::new();
     free::sweep(device);
-    adopt(device);
     if let Some(start) = from_there(number, bytes, lane) {
         return Ok(start);
     }
@@ -111,27 +114,28 @@ fn from_there(number: u64, bytes: u64, lane: Lane) -> Option<u64> {
     Some(place.start)
 }
 
-/// The engine may be at home in the context that is current, if it is one of `device`.
-fn adopt(device: &Device) {
-    if let Ok(Some((current, context))) = device::current()
-        && current.index == device.index
-    {
-        if let Some(context) = streams::current_context() {
-            streams::context_seen(context);
-        }
-        home::adopt(device, context);
+/// The engine may be at home in the stream's context.
+fn adopt(device: &Device, at: &At) {
+    if device.state().home.is_some() {
+        return;
     }
+    let is_here = streams::current_device() == Some(at.device);
+    let context = std::ptr::with_exposed_provenance_mut(at.context);
+    // Its tools are made for the device that is current.
+    let _there = if is_here { None } else { streams::Current::push(context).ok() };
+    streams::context_seen(context);
+    home::adopt(device, at.context);
 }
 
 /// Puts memory behind as many chunks as it takes, as far as the grant goes.
 fn grow(device: &'static Device, number: u64, bytes: u64, lane: Lane) -> Result<u64, CUresult> {
     let place = begin(device, number, bytes, lane)?;
-    let mut came = 0;
-    let grown = if promise::may_grow(device, place.chunks.len() as u64 * CHUNK) {
+    let (mut came, size) = (0, chunk(device));
+    let grown = if promise::may_grow(device, place.chunks.len() as u64 * size) {
         place.chunks.iter().try_for_each(|chunk| {
-            let largest = device.extent_bytes.min(CHUNK);
-            let add = |space: &mut Space| space.add_chunk(*chunk, CHUNK, largest);
-            fill(device, *chunk, CHUNK, add, || ()).inspect(|()| came += 1)
+            let largest = device.extent_bytes.min(size);
+            let add = |space: &mut Space| space.add_chunk(*chunk, size, largest);
+            fill(device, *chunk, size, add, || ()).inspect(|()| came += 1)
         })
     } else {
         Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY)
@@ -167,7 +171,7 @@ fn begin(device: &'static Device, number: u64, bytes: u64, lane: Lane) -> Result
             let mut pools = pools();
             let entry = pools.entries.get_mut(&number).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
             if let Some(place) = entry.pool.find(bytes, lane) {
-                let more = place.chunks.len() as u64 * CHUNK;
+                let more = place.chunks.len() as u64 * entry.pool.chunk;
                 if entry.pool.reserved.now.saturating_add(more) > entry.limit {
                     return Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY);
                 }
@@ -175,8 +179,8 @@ fn begin(device: &'static Device, number: u64, bytes: u64, lane: Lane) -> Result
                 return Ok(place);
             }
         }
-        let length = device.total.max(bytes).next_multiple_of(CHUNK);
-        let start = vmm::reserve(length, CHUNK.max(device.granularity))?;
+        let length = device.total.max(bytes).next_multiple_of(chunk(device));
+        let start = vmm::reserve(length, chunk(device))?;
         if let Some(entry) = pools().entries.get_mut(&number) {
             entry.pool.add_region(start, length);
         }

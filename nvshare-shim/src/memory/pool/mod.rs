@@ -12,8 +12,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use self::place::Place;
 
-/// What a pool grows by.
-pub const CHUNK: u64 = 32 << 20;
+/// What a pool of a card that is not tiny grows by.
+const LARGEST_CHUNK: u64 = 32 << 20;
+
+/// What pools of a card with so much memory grow by.
+pub fn chunk_of(total: u64, granularity: u64) -> u64 {
+    (total / 16 / granularity * granularity).clamp(granularity, LARGEST_CHUNK)
+}
 /// What pieces begin and end on.
 const UNIT: u64 = 512;
 
@@ -80,8 +85,10 @@ impl Level {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pool {
+    /// What it grows by.
+    pub chunk: u64,
     /// Reserved addresses: start and length, whole chunks.
     regions: BTreeMap<u64, u64>,
     chunks: BTreeMap<u64, Chunk>,
@@ -103,6 +110,22 @@ pub const fn taken(bytes: u64) -> u64 {
 }
 
 impl Pool {
+    /// One that has nothing yet.
+    pub const fn new(chunk: u64) -> Pool {
+        let level = Level { now: 0, most: 0 };
+        Pool {
+            chunk,
+            regions: BTreeMap::new(),
+            chunks: BTreeMap::new(),
+            idle: BTreeSet::new(),
+            free: BTreeMap::new(),
+            by_length: BTreeSet::new(),
+            used: level,
+            reserved: level,
+            pieces: 0,
+        }
+    }
+
     /// Takes a piece of what is there, for work in `lane`: of its own first.
     pub fn take(&mut self, bytes: u64, lane: Lane) -> Option<u64> {
         let length = taken(bytes);
@@ -164,7 +187,7 @@ impl Pool {
 
     /// Addresses for chunks to come.
     pub fn add_region(&mut self, start: u64, bytes: u64) {
-        debug_assert!(start.is_multiple_of(CHUNK) && bytes.is_multiple_of(CHUNK));
+        debug_assert!(start.is_multiple_of(self.chunk) && bytes.is_multiple_of(self.chunk));
         self.regions.insert(start, bytes);
     }
 
@@ -194,9 +217,9 @@ impl Pool {
                 break;
             }
             if self.is_finished(start) {
-                self.carve(start, CHUNK);
+                self.carve(start, self.chunk);
                 self.chunks.insert(start, Chunk { state: State::Leaving, taken: 0 });
-                self.reserved.now -= CHUNK;
+                self.reserved.now -= self.chunk;
                 released.push(start);
             }
         }
@@ -206,7 +229,7 @@ impl Pool {
     /// How much would be left if all went that can.
     pub fn least(&self) -> u64 {
         let can_go = self.idle.iter().filter(|start| self.is_finished(**start)).count() as u64;
-        self.reserved.now - can_go * CHUNK
+        self.reserved.now - can_go * self.chunk
     }
 
     /// Nothing is behind the chunk that begins there any more.
@@ -217,7 +240,7 @@ impl Pool {
     /// Whether all that is free in an unused chunk is anybody's.
     fn is_finished(&self, chunk: u64) -> bool {
         let mut at = chunk;
-        while at < chunk + CHUNK {
+        while at < chunk + self.chunk {
             match self.free.range(..=at).next_back() {
                 Some((start, free)) if free.after.is_none() && at < start + free.bytes => {
                     at = start + free.bytes
@@ -253,8 +276,8 @@ impl Pool {
     fn change_taken(&mut self, start: u64, length: u64, change: impl Fn(&mut Chunk, u64)) {
         let mut at = start;
         while at < start + length {
-            let base = at / CHUNK * CHUNK;
-            let stop = (base + CHUNK).min(start + length);
+            let base = at / self.chunk * self.chunk;
+            let stop = (base + self.chunk).min(start + length);
             if let Some(chunk) = self.chunks.get_mut(&base) {
                 change(chunk, stop - at);
             }

@@ -1,6 +1,6 @@
 //! Where a piece goes that no free part holds by itself: over neighbouring parts, and over chunks to come.
 
-use super::{CHUNK, Chunk, Lane, Pool, State, taken};
+use super::{Chunk, Lane, Pool, State, taken};
 
 /// Where a piece is going to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,24 +61,24 @@ impl Pool {
             let usable = free.after.is_none_or(|(owner, _)| owner == lane);
             return (if usable { Next::Usable } else { Next::Barred }, (at + free.bytes).min(end));
         }
-        if at.is_multiple_of(CHUNK) && !self.chunks.contains_key(&at) {
+        if at.is_multiple_of(self.chunk) && !self.chunks.contains_key(&at) {
             let stop = self.chunks.range(at..).next().map_or(end, |(start, _)| *start);
             return (Next::Absent, stop.min(end));
         }
         let free = self.free.range(at..).next().map_or(end, |(start, _)| *start);
-        (Next::Barred, free.min(at / CHUNK * CHUNK + CHUNK).min(end))
+        (Next::Barred, free.min(at / self.chunk * self.chunk + self.chunk).min(end))
     }
 
     /// The chunks that a range needs and that are not there.
     fn absent(&self, start: u64, length: u64) -> impl Iterator<Item = u64> + '_ {
-        let chunks = (start / CHUNK * CHUNK..start + length).step_by(CHUNK as usize);
+        let chunks = (start / self.chunk * self.chunk..start + length).step_by(self.chunk as usize);
         chunks.filter(|chunk| !self.chunks.contains_key(chunk))
     }
 
     /// Takes a place that was found just now. Its chunks are coming: [`Pool::filled`] says that they are there,
     /// [`Pool::abandoned`] that they will not be.
     pub fn begin(&mut self, place: &Place) {
-        for (chunk, start, length) in parts(place) {
+        for (chunk, start, length) in self.parts(place) {
             if place.chunks.contains(&chunk) {
                 self.chunks.insert(chunk, Chunk { state: State::Coming, taken: length });
             } else {
@@ -94,8 +94,8 @@ impl Pool {
         for &chunk in &place.chunks {
             self.arrived(chunk);
             let rests = [
-                (chunk, place.start.clamp(chunk, chunk + CHUNK)),
-                (end.clamp(chunk, chunk + CHUNK), chunk + CHUNK),
+                (chunk, place.start.clamp(chunk, chunk + self.chunk)),
+                (end.clamp(chunk, chunk + self.chunk), chunk + self.chunk),
             ];
             for (start, stop) in rests.into_iter().filter(|(start, stop)| start < stop) {
                 self.insert(start, stop - start, None);
@@ -112,7 +112,7 @@ impl Pool {
         came: usize,
         is_leaving: impl Fn(u64) -> bool,
     ) {
-        for (_, start, length) in parts(place).filter(|(chunk, ..)| !place.chunks.contains(chunk)) {
+        for (_, start, length) in self.parts(place).filter(|(chunk, ..)| !place.chunks.contains(chunk)) {
             self.change_taken(start, length, |chunk, bytes| chunk.taken -= bytes);
             self.insert(start, length, after);
         }
@@ -120,7 +120,7 @@ impl Pool {
             if index < came {
                 self.chunks.insert(chunk, Chunk { state: State::Coming, taken: 0 });
                 self.arrived(chunk);
-                self.insert(chunk, CHUNK, None);
+                self.insert(chunk, self.chunk, None);
             } else if is_leaving(chunk) {
                 self.chunks.insert(chunk, Chunk { state: State::Leaving, taken: 0 });
             } else {
@@ -136,15 +136,15 @@ impl Pool {
             chunk.state = State::Here;
         }
         self.look_at(chunk);
-        self.reserved.add(CHUNK);
+        self.reserved.add(self.chunk);
     }
-}
 
-/// The parts of a place, each with its chunk, its start and its length.
-fn parts(place: &Place) -> impl Iterator<Item = (u64, u64, u64)> {
-    let (start, end) = (place.start, place.start + taken(place.bytes));
-    (start / CHUNK * CHUNK..end).step_by(CHUNK as usize).map(move |chunk| {
-        let (from, to) = (chunk.max(start), (chunk + CHUNK).min(end));
-        (chunk, from, to - from)
-    })
+    /// The parts of a place, each with its chunk, its start and its length.
+    fn parts(&self, place: &Place) -> impl Iterator<Item = (u64, u64, u64)> + use<> {
+        let (start, end, size) = (place.start, place.start + taken(place.bytes), self.chunk);
+        (start / size * size..end).step_by(size as usize).map(move |chunk| {
+            let (from, to) = (chunk.max(start), (chunk + size).min(end));
+            (chunk, from, to - from)
+        })
+    }
 }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+const CHUNK: u64 = LARGEST_CHUNK;
 const REGION: u64 = 7 * CHUNK;
 
 fn lane(stream: u64) -> Lane {
@@ -11,7 +12,7 @@ fn lane(stream: u64) -> Lane {
 }
 
 fn pool() -> Pool {
-    let mut pool = Pool::default();
+    let mut pool = Pool::new(CHUNK);
     pool.add_region(REGION, 16 * CHUNK);
     pool
 }
