@@ -93,9 +93,10 @@ fn managed_memory_is_given_back_with_its_context() {
 }
 
 #[test]
-fn stream_ordered_memory_is_given_back_with_its_context() {
+fn stream_ordered_memory_outlives_its_context_and_is_given_back_when_it_is_freed() {
     let node = card("1G");
     let _agent = agent(&node, &[]);
+    run(bare(&node, "held_after_context", "pool")).assert_well("bare");
     run(hooked(&node, "held_after_context", "pool")).assert_well("stream-ordered memory");
 }
 
