@@ -179,6 +179,9 @@ impl Conductor {
             changed: true,
             log: InfoLog::default(),
         };
+        // Whoever asks before the first turn: an agent that waits for clients, and not one without a release.
+        let first = conductor.state(now);
+        conductor.state.send_replace(Arc::new(first));
         Ok((conductor, watched))
     }
 
@@ -325,5 +328,21 @@ impl Conductor {
             self.asked = Some(now);
             self.poll.now();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_before_the_first_turn_is_true() {
+        let (inputs, _heard) = inputs();
+        let poll = crate::device::start("no-such-nvml.so".into(), |_| {}, |_| {}).expect("a thread");
+        let settings = Settings::default();
+        let (_conductor, state) = Conductor::new(settings.clone(), poll, &inputs, None).expect("a conductor");
+        let told = state.borrow().clone();
+        assert_eq!((told.release.as_str(), &told.settings), (env!("CARGO_PKG_VERSION"), &settings));
+        assert!(!told.granting, "it has read no device yet");
     }
 }
