@@ -35,7 +35,8 @@
 //! 3. the terms (`TERMS`)
 //! 4. the run state (`RUN_STATE`), and with it the gate
 //! 5. contexts that may be ending (`LEAVING`), then a device's state, one at a time
-//! 6. leaves: `SHADOWS`, the list of devices, the address map, the handles, the tables of streams, the gate's own
+//! 6. leaves: `SHADOWS`, the list of devices, the address map, the handles, the tables of streams, the
+//!    pools and then what their thread is asked for, the gate's own
 //!
 //! None of rows 2 to 6 is held during a driver call, nor while a thread waits for the agent.
 

@@ -6,6 +6,11 @@ use nvshare_common::protocol::{ToAgent, ToShim};
 use super::led::led;
 use super::{MIB, client, no_violations, node, run};
 
+/// What a pool grows by: a sixteenth of these small cards.
+fn chunk() -> u64 {
+    if super::is_real() { 32 * MIB } else { 16 * MIB }
+}
+
 #[test]
 fn random_pieces_in_four_streams_keep_their_contents_under_swaps_at_random_moments() {
     for seed in 1..=3 {
@@ -39,25 +44,25 @@ fn a_pool_answers_as_the_drivers_own() {
 #[test]
 fn an_agent_swaps_out_and_in_what_is_allocated_in_stream_order() {
     let node = node();
-    let (mut client, _listener, mut agent, device) = led(&node, client(&node, "scripted"), 4 * MIB, 12);
-    agent.grant(device, 16 * MIB);
+    let (mut client, _listener, mut agent, device) = led(&node, client(&node, "scripted"), 4 * MIB, 20);
+    agent.grant(device, chunk());
     let at: u64 = client.ask(&format!("piece {}", 10 * MIB)).parse().unwrap();
     assert_eq!(client.ask(&format!("use {at} {}", 10 * MIB)), "used");
     assert_eq!(client.ask("store 1 7"), "stored");
     agent.stop();
-    let (released, last) = agent.swap_out(device, 20 * MIB);
-    assert_eq!(released, 20 * MIB, "nothing stays: {last:?}");
+    let (released, last) = agent.swap_out(device, 4 * MIB + chunk());
+    assert_eq!(released, 4 * MIB + chunk(), "nothing stays: {last:?}");
     client.say("wrong 1 7");
     agent.until("a Want for work", |message| matches!(message, ToAgent::Want { .. }).then_some(()));
     agent.send(&ToShim::Run);
-    agent.grant(device, 20 * MIB);
+    agent.grant(device, 4 * MIB + chunk());
     agent.resident();
     assert_eq!(client.answer(), "0");
     // A chunk with nothing in it is not copied.
     assert_eq!(client.ask(&format!("free_piece {at}")), "0");
     agent.stop();
-    let (released, last) = agent.swap_out(device, 20 * MIB);
-    assert_eq!(released, 20 * MIB);
+    let (released, last) = agent.swap_out(device, 4 * MIB + chunk());
+    assert_eq!(released, 4 * MIB + chunk());
     match last {
         ToAgent::SwapOutDone { copied, .. } => assert!(copied <= Bytes(4 * MIB), "{copied:?}"),
         other => panic!("{other:?}"),
@@ -74,10 +79,10 @@ fn a_pool_grows_before_it_is_granted_and_its_work_waits_for_the_grant() {
     assert_eq!(client.ask(&format!("use {at} {}", 10 * MIB)), "used");
     client.say("store 1 7");
     agent.until("a Want", |message| match message {
-        ToAgent::Want { total, .. } => Some(assert_eq!(*total, Bytes(20 * MIB))),
+        ToAgent::Want { total, .. } => Some(assert_eq!(*total, Bytes(4 * MIB + chunk()))),
         _ => None,
     });
-    agent.grant(device, 16 * MIB);
+    agent.grant(device, chunk());
     assert_eq!(client.answer(), "stored");
     assert_eq!(client.ask("wrong 1 7"), "0");
     client.end();
