@@ -122,6 +122,13 @@ fn ending(world: &mut World) -> String {
     }
     world.settle_all();
     said += &world.clear();
+    for pool in world.pools.iter_mut().filter(|pool| !pool.is_null()) {
+        let _ = writeln!(
+            said,
+            "    pool {}",
+            cu!(cuMemPoolDestroy(std::mem::replace(pool, std::ptr::null_mut())))
+        );
+    }
     said
 }
 

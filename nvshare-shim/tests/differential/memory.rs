@@ -2,12 +2,26 @@
 
 #![expect(unsafe_code, reason = "the driver is called as programs do")]
 
-use cudarc::driver::sys::CUmemPool_attribute as Attribute;
+use cudarc::driver::sys::{self, CUmemPool_attribute as Attribute};
 
 use crate::script::Op;
 use crate::world::{Kind, MEMORIES, Memory, SLOTS, Use, World, cu, pointer};
 
 impl World {
+    /// The script's own pool on the device of the context in that slot.
+    fn own_pool(&mut self, context: usize) -> Option<sys::CUmemoryPool> {
+        let device = self.contexts[context].as_ref()?.device;
+        if self.pools[device].is_null() {
+            // SAFETY: all zero is a valid value of this plain struct.
+            let mut properties: sys::CUmemPoolProps = unsafe { std::mem::zeroed() };
+            properties.allocType = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
+            properties.location.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
+            properties.location.id = device as i32;
+            cu!(cuMemPoolCreate(&raw mut self.pools[device], &raw const properties));
+        }
+        Some(self.pools[device])
+    }
+
     pub(crate) fn run_memory(&mut self, op: &Op) -> Option<String> {
         let [first, second, third] = [0, 1, 2].map(|index| op.args.get(index).copied().unwrap_or(0));
         let slot = first as usize % MEMORIES;
@@ -49,14 +63,19 @@ impl World {
                 let code = cu!(cuMemAllocManaged(&raw mut start, second as usize, 1));
                 self.keep(slot, code, Kind::Managed, start, second)
             }
-            "alloc_async" => {
+            "alloc_async" | "alloc_pool" => {
                 let (mut start, (stream, context)) = (0, self.stream(third)?);
                 // There it would be the graph's.
                 if self.is_captured(stream) {
                     return None;
                 }
                 self.vacate(slot)?;
-                let code = cu!(cuMemAllocAsync(&raw mut start, second as usize, stream));
+                let code = if op.verb() == "alloc_async" {
+                    cu!(cuMemAllocAsync(&raw mut start, second as usize, stream))
+                } else {
+                    let pool = self.own_pool(context)?;
+                    cu!(cuMemAllocFromPoolAsync(&raw mut start, second as usize, pool, stream))
+                };
                 let code = self.keep_in(slot, code, Kind::Async, start, second, context);
                 if code == 0 {
                     let set = cu!(cuMemsetD8Async(start, slot as u8, second as usize, stream));

@@ -37,6 +37,7 @@ pub(crate) const VERBS: &[(&str, &[&str])] = &[
     ("managed", &["m", "bytes"]),
     ("free", &["m", "at"]),
     ("alloc_async", &["m", "bytes", "s"]),
+    ("alloc_pool", &["m", "bytes", "s"]),
     ("free_async", &["m", "s"]),
     ("threshold", &["device", "bytes"]),
     ("trim", &["device"]),

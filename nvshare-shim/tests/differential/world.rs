@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
 
-use cudarc::driver::sys::{self, CUcontext, CUevent, CUgraph, CUgraphExec, CUmodule, CUstream};
+use cudarc::driver::sys::{self, CUcontext, CUevent, CUgraph, CUgraphExec, CUmemoryPool, CUmodule, CUstream};
 
 use crate::script::Op;
 
@@ -136,6 +136,8 @@ pub(crate) struct World {
     pub(crate) written: BTreeSet<u64>,
     pub(crate) graphs: [Option<Graph>; SLOTS],
     pub(crate) executables: [Option<Executable>; SLOTS],
+    /// A pool of the script's own on each device.
+    pub(crate) pools: [CUmemoryPool; 2],
     /// What is being captured, by [`World::key`].
     pub(crate) captured: BTreeMap<Key, Capture>,
     /// Whose step is done now.
@@ -168,6 +170,7 @@ impl World {
             written: BTreeSet::new(),
             graphs: std::array::from_fn(|_| None),
             executables: std::array::from_fn(|_| None),
+            pools: [std::ptr::null_mut(); 2],
             captured: BTreeMap::new(),
             thread: 0,
             unsettled: Cell::new(0),

@@ -35,6 +35,9 @@ pub(crate) struct Options {
     /// The simulated link's rate each way, in bytes per second.
     #[arg(long, default_value_t = 800_000_000, value_parser = clap::value_parser!(u64).range(1_000_000..))]
     link_bytes_per_second: u64,
+    /// What the processes allocate under nvshare: device, stream-ordered, vmm
+    #[arg(long, default_value = "device")]
+    memory: String,
     /// Only this mode; may be given several times.
     #[arg(long, value_enum)]
     mode: Vec<Mode>,

@@ -46,7 +46,11 @@ pub(crate) fn run(
         Mode::Nvshare => {
             let agent = node.agent(card.agent_flags(QUANTUM));
             let mut watch = Watch::new(&agent);
-            let (outcomes, seconds) = clients::run(commands(true).collect(), progress, || watch.look())?;
+            let commands = commands(true).map(|mut client| {
+                client.args(["--memory", &options.memory]);
+                client
+            });
+            let (outcomes, seconds) = clients::run(commands.collect(), progress, || watch.look())?;
             let figures = watch.finish(card.link_bytes_per_second(), options.processes);
             if let Some(directory) = &options.logs {
                 std::fs::create_dir_all(directory)?;

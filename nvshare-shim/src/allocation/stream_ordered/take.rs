@@ -179,8 +179,13 @@ fn begin(device: &'static Device, number: u64, bytes: u64, lane: Lane) -> Result
                 return Ok(place);
             }
         }
-        let length = device.total.max(bytes).next_multiple_of(chunk(device));
-        let start = vmm::reserve(length, chunk(device))?;
+        // As much as it can ever need; of programs with a thousand pools the last ones have less.
+        let size = chunk(device);
+        let [most, least] = [device.total.max(bytes), bytes].map(|bytes| bytes.next_multiple_of(size));
+        let (start, length) = match vmm::reserve(most, size) {
+            Ok(start) => (start, most),
+            Err(_) => (vmm::reserve(least, size)?, least),
+        };
         if let Some(entry) = pools().entries.get_mut(&number) {
             entry.pool.add_region(start, length);
         }

@@ -45,7 +45,7 @@ impl Generator {
         let large = MIB + self.random.below(16) * (MIB / 4);
         let bytes = if self.random.one_in(2) { small } else { large };
         self.sizes[slot as usize] = bytes;
-        match self.random.below(14) {
+        match self.random.below(15) {
             0..=7 => self.push("alloc", &[slot, bytes]),
             8 => {
                 let (width, height) = (self.random.below(3000) + 1, self.random.below(200) + 1);
@@ -57,7 +57,11 @@ impl Generator {
                 let stream = self.some_stream();
                 self.push("alloc_async", &[slot, bytes, stream]);
             }
-            12 => self.push("host", &[slot, bytes.min(MIB)]),
+            12 => {
+                let stream = self.some_stream();
+                self.push("alloc_pool", &[slot, bytes, stream]);
+            }
+            13 => self.push("host", &[slot, bytes.min(MIB)]),
             _ => {
                 let bytes = bytes.min(MIB).next_multiple_of(4096);
                 self.sizes[slot as usize] = bytes;
