@@ -130,6 +130,7 @@ const QUICK: [(&str, &[&str]); 7] = [
             "memory",
             "pointers",
             "pools",
+            "reuse",
             "shareable",
             "vmm",
         ],

@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUfunction, CUmodule, CUstream};
 
-use crate::mapped;
 use crate::options::Memory;
+use crate::{mapped, pool};
 
 const KERNELS: &str = include_str!("kernels.ptx");
 const BLOCKS: u32 = 1024;
@@ -150,10 +150,14 @@ impl Buffer {
                 mapped::map(bytes).with_context(|| format!("cannot map {bytes} bytes"))?;
             return Ok(Buffer { address, mapped: Some(mapped) });
         }
+        if memory == Memory::ExportablePool {
+            let address = pool::allocate(bytes).with_context(|| format!("cannot allocate {bytes} bytes"))?;
+            return Ok(Buffer { address, mapped: None });
+        }
         // SAFETY: a context is current, and the size is not zero.
         let address = unsafe {
             match memory {
-                Memory::Device | Memory::Vmm => result::malloc_sync(bytes as usize),
+                Memory::Device | Memory::Vmm | Memory::ExportablePool => result::malloc_sync(bytes as usize),
                 Memory::Managed => {
                     result::malloc_managed(bytes as usize, sys::CUmemAttach_flags_enum::CU_MEM_ATTACH_GLOBAL)
                 }

@@ -5,6 +5,7 @@ mod link;
 mod mapped;
 mod options;
 mod pattern;
+mod pool;
 mod report;
 mod turns;
 mod work;

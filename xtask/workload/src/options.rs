@@ -81,6 +81,8 @@ pub(crate) enum Memory {
     Managed,
     /// `cuMemAllocAsync`
     StreamOrdered,
+    /// `cuMemAllocFromPoolAsync`, of a pool that may be exported
+    ExportablePool,
     /// `cuMemCreate` and `cuMemMap`, as frameworks' allocators do
     Vmm,
 }

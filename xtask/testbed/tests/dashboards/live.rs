@@ -136,9 +136,9 @@ fn alerts_hold_where_memory_cannot_be_moved_and_where_the_agent_is_gone() {
     let mut agent = node.agent(["--lease-ceiling", "1s", "--reserve", "2M", "--host-memory", "16M"]);
     let start =
         |flags: &str| Client::start(&mut node.workload(&format!("{flags} --seconds 100")).with_shim());
-    // Two fifths of the card for good (a pool takes 32 MiB at a time), and then two who want a third of it each, at once, with
+    // Two fifths of the card for good (nobody moves a pool that may be exported), and then two who want a third of it each, at once, with
     // nowhere to go.
-    let _stays = start("--bytes 32M --buffers 4 --memory stream-ordered");
+    let _stays = start("--bytes 32M --buffers 4 --memory exportable-pool");
     wait_for("memory that stays", Duration::from_mins(1), || {
         (agent.state()["devices"][0]["unswappable"].as_u64()? >= 32 << 20).then_some(())
     });
