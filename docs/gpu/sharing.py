@@ -300,8 +300,8 @@ def pools(o):
     facts = {"of a piece before the pool": o(f"given('MemPoolExportPointer', {at})")[0], "inside": o(f"given('MemPoolExportPointer', {at} + 512)")[0],
              "of a pool that is not to be": o(f"given('MemPoolExportPointer', piece({closed_one}))")[0], "such a pool": o(f"exported_pool({closed_one})")[0],
              "the default": o("exported_pool(good(V, 'DeviceGetDefaultMemPool', 0).value)")[0]}
-    text = o(f"given('MemPoolExportPointer', {at})")[1]
     facts["export"], number = o(f"exported_pool({theirs})")
+    facts["of a piece after the pool"], text = o(f"given('MemPoolExportPointer', {at})")
     facts["import"], ours = imported_pool(o.descriptor(number))
     _, wrong = imported_pool(o.descriptor(o(f"exported_pool({other})")[1]))
     facts["a piece of another pool"], facts["nothing"] = imported_piece(wrong, text)[0], imported_piece(ours, "00" * 64)[0]
