@@ -15,7 +15,7 @@ pub const BLOCK_BYTES: u64 = 2 << 20;
 
 /// The largest extent that is chosen by itself: handles of this size cost little per byte (on an H200 2 MiB
 /// ones cost twenty times as much), and the first and last one of a swap, which overlap with nothing, are still short.
-pub const LARGEST_EXTENT: u64 = 64 << 20;
+pub const LARGEST_EXTENT: u64 = 256 << 20;
 
 /// How much is said; each level includes the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -38,8 +38,8 @@ fn pieces_of_an_exported_pool_are_imported_and_freed() {
     let mut peer = Peer::start();
     let theirs = peer.ask("pool", &[1]);
     let piece = peer.ask("piece", &[theirs, 1 << 20, 3]);
-    let ticket = peer.ticket("piece-handle", piece);
     let pool = imported_pool(&peer.descriptor("export-pool", theirs));
+    let ticket = peer.ticket("piece-handle", piece);
     let (answer, ours) = imported(pool, ticket);
     assert_eq!((answer, byte(ours), range(ours)), (0, 3, (ours, MIB)));
     fill(ours, 4, 1);
@@ -87,9 +87,13 @@ fn a_piece_is_imported_from_its_own_pool_in_another_process_only() {
     let mut peer = Peer::start();
     let theirs = [peer.ask("pool", &[1]), peer.ask("pool", &[1])];
     let piece = peer.ask("piece", &[theirs[0], 4096, 3]);
+    assert_eq!(peer.tell("piece-handle", &[piece])[0], 1, "its pool is not exported yet");
+    let pools = theirs.map(|pool| imported_pool(&peer.descriptor("export-pool", pool)));
     let ticket = peer.ticket("piece-handle", piece);
     assert_eq!(peer.tell("piece-handle", &[piece + 512])[0], 1, "not its first address");
-    let pools = theirs.map(|pool| imported_pool(&peer.descriptor("export-pool", pool)));
+    let mut again = -1_i32;
+    let exported = call!(cuMemPoolExportToShareableHandle(&raw mut again, pools[0], 1_u32, 0_u64));
+    assert_eq!(exported, INVALID_VALUE, "it is another process's");
     assert_eq!(imported(pools[1], ticket).0, INVALID_VALUE);
     assert_eq!(imported(pools[0], Ticket::NONE).0, INVALID_VALUE);
     let closed = peer.ask("pool", &[0]);
@@ -116,8 +120,8 @@ fn a_piece_that_is_freed_before_those_who_imported_it_freed_it_is_a_violation() 
     let mut peer = Peer::start();
     let theirs = peer.ask("pool", &[1]);
     let piece = peer.ask("piece", &[theirs, 1 << 20, 3]);
-    let ticket = peer.ticket("piece-handle", piece);
     let pool = imported_pool(&peer.descriptor("export-pool", theirs));
+    let ticket = peer.ticket("piece-handle", piece);
     let (_, ours) = imported(pool, ticket);
     assert_eq!(peer.ask("free-piece", &[piece]), 0);
     assert_eq!(peer.ask("finish", &[]), 0);

@@ -4,6 +4,7 @@
 
 use std::ffi::{c_int, c_uint, c_ulonglong, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
+use std::sync::atomic::Ordering;
 
 use cudarc::driver::sys::{CUdeviceptr, CUevent, CUmemoryPool, CUresult};
 use nvshare_sim_card::Ticket;
@@ -66,12 +67,14 @@ export! {
     ) |cx| {
         shareable.needed()?;
         let pool = Pool::by_handle(pool)?;
-        // Only what was asked for when it was made; what was imported can be exported again.
-        let name = pool.name().filter(|_| kind == DESCRIPTOR && flags == 0).ok_or(INVALID)?;
+        // Only what was asked for when it was made, and by who made it.
+        let is_given = kind == DESCRIPTOR && flags == 0 && !pool.is_imported;
+        let name = pool.name().filter(|_| is_given).ok_or(INVALID)?;
         let descriptor = card().export_pool(name).map_err(|error| {
             eprintln!("nvshare-sim: cannot export a pool: {error}");
             CUresult::CUDA_ERROR_OPERATING_SYSTEM
         })?;
+        pool.is_exported.store(true, Ordering::Release);
         shareable.set(descriptor.as_raw_fd())?;
         // The caller closes it.
         let _ = descriptor.into_raw_fd();

@@ -39,6 +39,8 @@ pub(crate) struct Pool {
     name: Option<PoolName>,
     /// It is another process's: nothing is allocated from it here.
     pub(crate) is_imported: bool,
+    /// Others may have it: before that none of its pieces can be exported.
+    pub(crate) is_exported: AtomicBool,
     destroyed: AtomicBool,
     blocks: Mutex<Blocks>,
 }
@@ -71,6 +73,7 @@ impl Pool {
             threshold: AtomicU64::new(0),
             name,
             is_imported,
+            is_exported: AtomicBool::new(false),
             destroyed: AtomicBool::new(false),
             blocks: Mutex::new(Blocks::new(device, name.is_some(), limit)),
         });

@@ -137,7 +137,9 @@ pub(crate) fn ticket(address: u64) -> Outcome<Ticket> {
 pub(crate) fn ticket_of_piece(address: u64) -> Outcome<Ticket> {
     let area = space::find(address).filter(|area| area.start == address).ok_or(INVALID)?;
     match &area.kind {
-        Kind::Plain(Some(pool)) => share(&area, pool.name().ok_or(INVALID)?.number),
+        Kind::Plain(Some(pool)) if pool.is_exported.load(Ordering::Acquire) => {
+            share(&area, pool.name().ok_or(INVALID)?.number)
+        }
         _ => Err(INVALID),
     }
 }
