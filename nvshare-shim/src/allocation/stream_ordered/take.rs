@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::{ANY, Entry, chunk, finish, number_of, pools, release};
 use crate::allocation::allocate::fill;
 use crate::allocation::{free, promise};
-use crate::cuda::CUresult;
 use crate::cuda::sys::{CUdeviceptr, CUmemoryPool, CUstream};
+use crate::cuda::{CUresult, STREAM_LEGACY, STREAM_PER_THREAD};
 use crate::device::{self, Device, home, vmm};
 use crate::memory::map::{self, ALLOCATIONS, Allocation, Of};
 use crate::memory::pool::{Lane, Place};
@@ -34,7 +34,10 @@ pub fn take(
     bytes: u64,
     stream: CUstream,
 ) -> Option<Result<CUdeviceptr, CUresult>> {
-    if let Err(error) = streams::check_current() {
+    // Which context is current matters to default streams only.
+    if matches!(stream, STREAM_LEGACY | STREAM_PER_THREAD)
+        && let Err(error) = streams::check_current()
+    {
         return Some(Err(error));
     }
     let at = order::at(stream)?;
