@@ -5,7 +5,7 @@
 //! - [`promise`]: what may be promised; [`room`]: what must stay free where there is no agent.
 //! - [`virtuals`]: physical memory for who maps it himself.
 //! - [`shared`], [`opened`]: memory that processes share by CUDA IPC.
-//! - [`stream_ordered`]: pools.
+//! - [`stream_ordered`](mod@stream_ordered) has the pools.
 //! - [`unswappable`]: the accounts of what cannot be moved; [`pools`]: the driver's own pools, by its figures.
 //!
 //! No lock is held during a driver call.

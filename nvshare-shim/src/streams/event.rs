@@ -68,11 +68,10 @@ impl Event {
             unsafe { driver().cuStreamWaitEvent(stream, self.handle(), 0) }.result()
         });
         match waits {
-            // It ended, and its work with it.
-            Err(Refusal::Gone) => Ok(()),
+            // Where it ended its work did with it.
+            Ok(()) | Err(Refusal::Gone) => Ok(()),
             Err(Refusal::Leaving) => Err(CUresult::CUDA_ERROR_NOT_READY),
             Err(Refusal::Error(error)) => Err(error),
-            Ok(()) => Ok(()),
         }
     }
 

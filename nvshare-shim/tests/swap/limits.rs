@@ -26,7 +26,7 @@ fn beyond_the_limit_an_allocation_fails_at_once_and_the_client_sees_only_its_lim
     // That takes a chunk of 16, as the driver's own pool would.
     assert_eq!(client.ask(&format!("pool {}", 2 * MIB)), "done");
     assert_eq!(client.ask(&format!("pool {}", 30 * MIB)), "done");
-    assert_eq!(client.ask(&format!("pool {}", MIB)), "out of memory");
+    assert_eq!(client.ask(&format!("pool {MIB}")), "out of memory");
     assert_eq!(client.ask(&format!("create {}", 2 * MIB)), "done");
     assert_ne!(client.ask(&format!("alloc {}", 6 * MIB)), "out of memory");
     assert_eq!(client.ask("alloc 1048576"), "out of memory");

@@ -79,7 +79,10 @@ fn a_pool_grows_before_it_is_granted_and_its_work_waits_for_the_grant() {
     assert_eq!(client.ask(&format!("use {at} {}", 10 * MIB)), "used");
     client.say("store 1 7");
     agent.until("a Want", |message| match message {
-        ToAgent::Want { total, .. } => Some(assert_eq!(*total, Bytes(4 * MIB + chunk()))),
+        ToAgent::Want { total, .. } => {
+            assert_eq!(*total, Bytes(4 * MIB + chunk()));
+            Some(())
+        }
         _ => None,
     });
     agent.grant(device, chunk());

@@ -12,12 +12,11 @@ use cudarc::driver::sys::{
 /// Allocates of this process's exportable pool, in the order of the default stream.
 pub(crate) fn allocate(bytes: u64) -> Result<CUdeviceptr> {
     static POOL: OnceLock<usize> = OnceLock::new();
-    let pool = match POOL.get() {
-        Some(pool) => *pool,
-        None => {
-            let made = make()?;
-            *POOL.get_or_init(|| made)
-        }
+    let pool = if let Some(pool) = POOL.get() {
+        *pool
+    } else {
+        let made = make()?;
+        *POOL.get_or_init(|| made)
     };
     let mut address = 0;
     // SAFETY: a context is current, `address` is where the answer goes, and the pool lives as long as the process.
