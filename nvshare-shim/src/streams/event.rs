@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, PoisonError};
 
+use super::current::{Current, current_context};
 use super::table::{Context, Refusal};
 use crate::cuda::sys::{CUevent, CUstream};
 use crate::cuda::{CUresult, EVENT_DISABLE_TIMING};
@@ -61,9 +62,12 @@ impl Event {
         &self.context
     }
 
-    /// Makes `stream` wait for the work before it.
+    /// Makes `stream`, of the calling thread, wait for the work before it.
     pub(super) fn holds_back(&self, stream: CUstream) -> Result<(), CUresult> {
+        let current = current_context();
         let waits = self.context.within(|| {
+            // A default stream is the current context's, which need not be the event's.
+            let _here = current.map(Current::push).transpose()?;
             // SAFETY: the event is of this life of the context, which does not end meanwhile; the stream is the caller's.
             unsafe { driver().cuStreamWaitEvent(stream, self.handle(), 0) }.result()
         });
