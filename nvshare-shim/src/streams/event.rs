@@ -11,6 +11,7 @@ use super::table::{Context, Refusal};
 use crate::cuda::sys::{CUevent, CUstream};
 use crate::cuda::{CUresult, EVENT_DISABLE_TIMING};
 use crate::driver::driver;
+use crate::life::is_engine;
 
 /// An event of ours that was recorded.
 #[derive(Debug)]
@@ -43,10 +44,11 @@ fn spare(context: &Context) -> Option<usize> {
 }
 
 impl Event {
-    /// Records an event of `context` in `stream`.
+    /// Records an event of `context` in `stream`. A thread of ours makes none, for which it might wait: there is one, or not.
     pub(super) fn record(context: &Arc<Context>, stream: CUstream) -> Result<Event, Refusal> {
         context.within(|| {
-            let handle = spare(context).map_or_else(create, Ok)?;
+            let make = || if is_engine() { Err(CUresult::CUDA_ERROR_NOT_READY) } else { create() };
+            let handle = spare(context).map_or_else(make, Ok)?;
             let event = Event { handle, context: Arc::clone(context) };
             // SAFETY: the event is of this life of the context, which does not end meanwhile; the stream is the caller's.
             unsafe { driver().cuEventRecord(event.handle(), stream) }.result()?;

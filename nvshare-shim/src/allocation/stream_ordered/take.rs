@@ -118,6 +118,7 @@ fn from_there(number: u64, bytes: u64, lane: Lane) -> Option<u64> {
 
 /// The engine may be at home in the stream's context.
 fn adopt(device: &Device, at: &At) {
+    streams::provide_marks(at.context);
     if device.state().home.is_some() {
         return;
     }

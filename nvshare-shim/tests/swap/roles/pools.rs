@@ -257,22 +257,29 @@ pub(super) fn too_much() {
 pub(super) fn behind_another_context() {
     const BYTES: u64 = 20 << 20;
     let gpu = Gpu::open();
-    let (pool, primary) = (made(32 << 20), super::current());
+    let (pool, large, primary) = (made(32 << 20), made(0), super::current());
     let mut context = std::ptr::null_mut();
     cu!(cuCtxCreate_v2(&raw mut context, 0, 0));
     let there = Gpu::load();
     let one = stream();
-    let at = take(pool, BYTES, one);
+    let (at, besides) = (take(pool, BYTES, one), take(large, BYTES, one));
     there.launch("nvshare_spin", one, &[300_000_000]);
     there.launch("nvshare_store", one, &[at, BYTES / 8, 7]);
     cu!(cuMemFreeAsync(at, one));
+    cu!(cuMemFreeAsync(besides, one));
     super::make_current(primary);
     let legacy = std::ptr::without_provenance_mut(1);
+    // That stream is asked about, and busy; then once more.
+    take(large, BYTES, legacy);
+    std::thread::sleep(std::time::Duration::from_millis(20));
     assert_eq!(take(pool, BYTES, legacy), at);
     gpu.launch("nvshare_store", legacy, &[at, BYTES / 8, 8]);
     synchronize(legacy);
     synchronize(one);
     assert_eq!(others(at, BYTES as usize, 8), 0, "it was written last");
+    // Who looks after what others freed still does.
+    cu!(cuMemFreeAsync(at, legacy));
+    assert_eq!(take(pool, BYTES, stream()), at);
 }
 
 /// The work of a green context's own default stream goes on when that context is gone.
