@@ -6,10 +6,12 @@
 
 use std::sync::{Arc, PoisonError};
 
+use super::current::{Current, current_context};
 use super::table::{Context, Refusal};
 use crate::cuda::sys::{CUevent, CUstream};
 use crate::cuda::{CUresult, EVENT_DISABLE_TIMING};
 use crate::driver::driver;
+use crate::life::is_engine;
 
 /// An event of ours that was recorded.
 #[derive(Debug)]
@@ -42,10 +44,11 @@ fn spare(context: &Context) -> Option<usize> {
 }
 
 impl Event {
-    /// Records an event of `context` in `stream`.
+    /// Records an event of `context` in `stream`. A thread of ours makes none, for which it might wait: there is one, or not.
     pub(super) fn record(context: &Arc<Context>, stream: CUstream) -> Result<Event, Refusal> {
         context.within(|| {
-            let handle = spare(context).map_or_else(create, Ok)?;
+            let make = || if is_engine() { Err(CUresult::CUDA_ERROR_NOT_READY) } else { create() };
+            let handle = spare(context).map_or_else(make, Ok)?;
             let event = Event { handle, context: Arc::clone(context) };
             // SAFETY: the event is of this life of the context, which does not end meanwhile; the stream is the caller's.
             unsafe { driver().cuEventRecord(event.handle(), stream) }.result()?;
@@ -61,9 +64,12 @@ impl Event {
         &self.context
     }
 
-    /// Makes `stream` wait for the work before it.
+    /// Makes `stream`, of the calling thread, wait for the work before it.
     pub(super) fn holds_back(&self, stream: CUstream) -> Result<(), CUresult> {
+        let current = current_context();
         let waits = self.context.within(|| {
+            // A default stream is the current context's, which need not be the event's.
+            let _here = current.map(Current::push).transpose()?;
             // SAFETY: the event is of this life of the context, which does not end meanwhile; the stream is the caller's.
             unsafe { driver().cuStreamWaitEvent(stream, self.handle(), 0) }.result()
         });

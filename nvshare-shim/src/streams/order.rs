@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::current::{Relaxed, current_context};
 use super::event::Event;
+use super::green::owner_under;
 use super::look::{capture_status, query};
 use super::mark::Mark;
 use super::table::{Context, Refusal, Stream, entry_of, known};
@@ -38,17 +39,28 @@ pub(crate) fn at(stream: CUstream) -> Option<At> {
             context: entry.events.handle,
         });
     }
-    let current = current_context()?.expose_provenance();
-    let entry = known().context(current);
+    let current = current_context()?;
+    let entry = known().context(current.expose_provenance());
     let thread = if stream == STREAM_PER_THREAD { this_thread() } else { 0 };
-    let lane = Lane { context: entry.number, stream: 0, thread };
-    Some(At { lane, device: entry.device()?, context: current })
+    let owner = owner_under(current);
+    let lane = if owner == entry.handle {
+        Lane { context: entry.number, stream: 0, thread }
+    } else {
+        // A green context's work goes on when that is gone: nothing is known of it but by who waits for this very stream.
+        Lane { context: 0, stream: entry.number, thread }
+    };
+    Some(At { lane, device: entry.device()?, context: owner })
 }
 
 fn of_stream(stream: &Stream) -> Lane {
     // What a context's synchronisation is worth to the streams of its green contexts is not known.
-    let is_green = !Arc::ptr_eq(&stream.context, &stream.events);
-    Lane { context: if is_green { 0 } else { stream.context.number }, stream: stream.number, thread: 0 }
+    let context = if is_green(stream) { 0 } else { stream.context.number };
+    Lane { context, stream: stream.number, thread: 0 }
+}
+
+/// Whether it is a green context's.
+fn is_green(stream: &Stream) -> bool {
+    !Arc::ptr_eq(&stream.context, &stream.events)
 }
 
 /// The lane of a stream, as [`at`].
@@ -131,7 +143,11 @@ fn ask_stream(stream: &Stream) -> Work {
         }
         Ok(Work::Finished)
     });
-    known_or_not(asked)
+    match known_or_not(asked) {
+        // The work of a green context goes on without it.
+        Work::Finished if stream.is_gone() && is_green(stream) => Work::Unknown,
+        known => known,
+    }
 }
 
 fn ask_legacy(context: &Arc<Context>, hard: bool) -> Work {

@@ -58,6 +58,8 @@ pub(crate) struct Context {
     gone: AtomicBool,
     /// Events of ours that nobody uses now. They go with the context.
     pub(super) spare: Mutex<Vec<usize>>,
+    /// Whether some of them are for its default streams.
+    is_provided: AtomicBool,
     /// See `finish`: the stand-ins, how many waits began, and the last of those that are over.
     pub(super) stand_ins: Mutex<Vec<u64>>,
     pub(super) begun: AtomicU64,
@@ -95,6 +97,19 @@ impl From<CUresult> for Refusal {
     }
 }
 
+/// How many marks of one stream there are at a time, besides those of who keeps its work in sight.
+const MARKS: usize = 2;
+
+/// The default streams of a context, too, can be marked by threads of ours from now on.
+pub(crate) fn provide_marks(context: usize) {
+    let entry = known().context(context);
+    if !entry.is_provided.swap(true, Ordering::AcqRel) {
+        for _ in 0..MARKS {
+            super::event::provide(&entry);
+        }
+    }
+}
+
 fn next_number() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
@@ -110,6 +125,7 @@ impl Context {
             defaults: Asks::new(),
             gone: AtomicBool::new(false),
             spare: Mutex::new(Vec::new()),
+            is_provided: AtomicBool::new(false),
             stand_ins: Mutex::new(Vec::new()),
             begun: AtomicU64::new(0),
             finished: AtomicU64::new(0),
@@ -204,8 +220,10 @@ pub(crate) fn created(stream: CUstream, green: bool) {
         known.streams.insert(handle, Arc::clone(&entry));
         entry
     };
-    // Made now: when it is needed a thread may be stuck in a full stream, and no event can be made then.
-    super::event::provide(&entry.events);
+    // Made now: when they are needed a thread may be stuck in a full stream, and no event can be made then.
+    for _ in 0..=MARKS {
+        super::event::provide(&entry.events);
+    }
 }
 
 /// The table's entry of a stream that was made by a call.

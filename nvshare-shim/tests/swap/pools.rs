@@ -42,6 +42,24 @@ fn a_pool_answers_as_the_drivers_own() {
 }
 
 #[test]
+fn what_a_pool_cannot_have_leaves_nothing_behind() {
+    let node = node();
+    run(&node, client(&node, "pool too much"));
+}
+
+#[test]
+fn a_default_stream_waits_for_what_another_context_freed() {
+    let node = node();
+    run(&node, client(&node, "pool behind"));
+}
+
+#[test]
+fn nobody_has_what_a_green_context_that_is_gone_still_writes() {
+    let node = node();
+    run(&node, client(&node, "pool green"));
+}
+
+#[test]
 fn an_agent_swaps_out_and_in_what_is_allocated_in_stream_order() {
     let node = node();
     let (mut client, _listener, mut agent, device) = led(&node, client(&node, "scripted"), 4 * MIB, 20);

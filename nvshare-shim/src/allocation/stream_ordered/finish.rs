@@ -1,6 +1,7 @@
 //! What work is known to be finished. The application's own synchronisations tell it for nothing. Where a stream needs what another
 //! one freed, a thread of ours asks about that one ([`order`](mod@crate::streams::order)), and who needs it waits for the answer a moment at most.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -46,18 +47,21 @@ pub(crate) fn synchronised(after: After, frees: u64) {
         }
         After::Event => Box::new(|_| false),
     };
-    let mut due = false;
+    let (mut due, mut over) = (false, BTreeSet::new());
     {
         let mut pools = pools();
+        let pools = &mut *pools;
         for entry in pools.entries.values_mut() {
             let lanes: Vec<Lane> = entry.pool.lanes().into_iter().filter(|lane| is_over(lane)).collect();
             for lane in &lanes {
                 entry.pool.finished(*lane, frees);
             }
+            over.extend(lanes);
             entry.is_due();
             due |= entry.due.is_some();
         }
-        is_settled(&pools);
+        over.iter().for_each(|lane| pools.unmark(*lane, frees));
+        is_settled(pools);
     }
     if matches!(after, After::Event) {
         asked().all = true;
@@ -76,6 +80,7 @@ pub(crate) fn context_over(number: u64) {
             entry.pool.finished(lane, frees);
         }
     }
+    pools.marks.retain(|lane, _| lane.context != number);
 }
 
 /// A stream is about to be destroyed, by the calling thread: what was freed in it is finished when its work is.
@@ -156,6 +161,11 @@ impl Pools {
         for entry in self.entries.values_mut() {
             entry.pool.finished(lane, frees);
         }
+        self.unmark(lane, frees);
+    }
+
+    /// What was freed in `lane` up to that number needs no mark any more.
+    fn unmark(&mut self, lane: Lane, frees: u64) {
         if let Some(marks) = self.marks.get_mut(&lane) {
             marks.retain(|(marked, _)| *marked > frees);
             if marks.is_empty() {
@@ -192,10 +202,13 @@ fn asked() -> MutexGuard<'static, Asked> {
 #[cold]
 pub(super) fn wake() {
     let mut asked = asked();
+    let is_news = asked.due.is_none();
     asked.due.get_or_insert_with(|| Instant::now() + LATER);
     start(&mut asked);
     drop(asked);
-    BELL.notify_one();
+    if is_news {
+        BELL.notify_one();
+    }
 }
 
 /// Asks about all lanes, and waits for the answers for so long at most: not at all while an earlier question is not answered.
@@ -286,8 +299,7 @@ fn again_if_due() {
 fn ask_all(hard: bool) {
     let (lanes, frees) = {
         let pools = pools();
-        let lanes: std::collections::BTreeSet<Lane> =
-            pools.entries.values().flat_map(|entry| entry.pool.lanes()).collect();
+        let lanes: BTreeSet<Lane> = pools.entries.values().flat_map(|entry| entry.pool.lanes()).collect();
         (lanes, pools.frees)
     };
     for lane in lanes {

@@ -30,7 +30,8 @@ pub fn freed(pointer: CUdeviceptr, stream: CUstream) -> Option<CUresult> {
     }
     let lane = order::lane(stream)?;
     // That stream is this thread's alone: nobody else can ask about it later.
-    let mark = if lane.thread == 0 { None } else { streams::mark(stream).ok().flatten() };
+    let mark =
+        if lane.thread == 0 || lane.context == 0 { None } else { streams::mark(stream).ok().flatten() };
     let removed = ALLOCATIONS.remove(pointer)?;
     let Of::Pool(number) = removed.of else { return None };
     let mut pools = pools();

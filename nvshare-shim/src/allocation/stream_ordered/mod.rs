@@ -142,7 +142,12 @@ fn number_of(device: &'static Device, named: Option<CUmemoryPool>) -> Option<u64
         Some(pool) => pool,
         None => answers::current(ordinal)?,
     };
-    let is_default = answers::default(ordinal) == Some(handle);
+    let made = pools().made.get(&handle.addr()).copied();
+    let limit = match made {
+        Some((on, limit)) if on == ordinal => limit,
+        None if answers::default(ordinal) == Some(handle) => u64::MAX,
+        _ => return None,
+    };
     let asked = |attribute| answers::of_driver(handle, attribute);
     let threshold = asked(RELEASE_THRESHOLD)?;
     let (opportunistic, dependencies) =
@@ -152,13 +157,8 @@ fn number_of(device: &'static Device, named: Option<CUmemoryPool>) -> Option<u64
         pools.current.insert(ordinal, handle.addr());
     }
     if let Some(number) = pools.numbers.get(&handle.addr()) {
-        return Some(*number);
+        return (pools.entries[number].device.index == device.index).then_some(*number);
     }
-    let limit = if is_default {
-        u64::MAX
-    } else {
-        pools.made.get(&handle.addr()).filter(|(on, _)| *on == ordinal)?.1
-    };
     pools.last += 1;
     let number = pools.last;
     let entry = Entry {

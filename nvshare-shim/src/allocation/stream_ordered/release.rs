@@ -16,29 +16,37 @@ use crate::streams::Relaxed;
 /// Gives back what is due.
 pub fn settle() {
     if ANY.load(Ordering::Relaxed) && UNSETTLED.load(Ordering::Acquire) {
-        release(|entry| entry.due);
+        release(|_, entry| entry.due);
         end_destroyed();
     }
 }
 
 /// Gives back what a pool holds unused, down to `keep` bytes.
 pub fn trim(pool: CUmemoryPool, keep: u64) {
-    release(|entry| (entry.handle == pool.addr()).then_some(keep));
+    release(|_, entry| (entry.handle == pool.addr()).then_some(keep));
 }
 
 /// Gives back all that the pools of a device hold unused, because there is no room. Whether that was anything.
 pub fn spare(device: &Device) -> bool {
-    ANY.load(Ordering::Relaxed) && release(|entry| (entry.device.index == device.index).then_some(0))
+    ANY.load(Ordering::Relaxed) && release(|_, entry| (entry.device.index == device.index).then_some(0))
+}
+
+/// Gives back so many bytes of what a pool holds unused.
+pub(super) fn shed(number: u64, bytes: u64) {
+    release(|other, entry| {
+        (other == number && bytes > 0).then(|| entry.pool.reserved.now.saturating_sub(bytes))
+    });
 }
 
 /// Chunks of those pools of which `keep` says how much they keep. Whether there were any.
-fn release(keep: impl Fn(&super::Entry) -> Option<u64>) -> bool {
+fn release(keep: impl Fn(u64, &super::Entry) -> Option<u64>) -> bool {
     let mut released = Vec::new();
     {
         let mut pools = pools();
-        for entry in pools.entries.values_mut() {
-            if let Some(keep) = keep(entry) {
-                entry.due = None;
+        for (number, entry) in &mut pools.entries {
+            if let Some(keep) = keep(*number, entry) {
+                // What was due before is so whatever else is asked for.
+                let keep = keep.min(entry.due.take().unwrap_or(keep));
                 released.extend(entry.pool.release(keep).into_iter().map(|chunk| (entry.device, chunk)));
             }
         }

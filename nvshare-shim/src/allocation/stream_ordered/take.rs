@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{ANY, Entry, chunk, finish, number_of, pools, release};
+use super::{ANY, Entry, UNSETTLED, chunk, finish, number_of, pools, release};
 use crate::allocation::allocate::fill;
 use crate::allocation::{free, promise};
 use crate::cuda::sys::{CUdeviceptr, CUmemoryPool, CUstream};
@@ -46,11 +46,14 @@ pub fn take(
         return None;
     }
     let number = number_of(device, named)?;
+    if bytes > device.total {
+        return Some(Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY));
+    }
     let start = pools().entries.get_mut(&number)?.pool.take(bytes, at.lane);
     let taken = match start {
         Some(start) => Ok(start),
-        None if bytes > device.total => Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY),
         None => {
+            let _relaxed = Relaxed::new();
             adopt(device, &at);
             more(device, number, bytes, at.lane, stream)
         }
@@ -74,7 +77,6 @@ fn more(
     lane: Lane,
     stream: CUstream,
 ) -> Result<u64, CUresult> {
-    let _relaxed = Relaxed::new();
     free::sweep(device);
     if let Some(start) = from_there(number, bytes, lane) {
         return Ok(start);
@@ -119,6 +121,7 @@ fn from_there(number: u64, bytes: u64, lane: Lane) -> Option<u64> {
 
 /// The engine may be at home in the stream's context.
 fn adopt(device: &Device, at: &At) {
+    streams::provide_marks(at.context);
     if device.state().home.is_some() {
         return;
     }
@@ -161,9 +164,11 @@ fn grow(device: &'static Device, number: u64, bytes: u64, lane: Lane) -> Result<
     let after = Some((lane, pools.frees));
     if let Some(entry) = pools.entries.get_mut(&number) {
         entry.pool.abandoned(&place, after, came, |chunk| leaving.contains(&chunk));
-        finish::may_be_unsettled(entry);
+        UNSETTLED.store(true, Ordering::Release);
     }
     drop(pools);
+    // What came in vain is the card's again, as after the bare call: others may need it.
+    release::shed(number, came as u64 * size);
     grown.map(|()| place.start)
 }
 

@@ -51,6 +51,8 @@ impl Free {
 enum State {
     /// Memory is being put there.
     Coming,
+    /// It came, in part, and was taken away again: it is not to be, and nobody else's before [`Pool::abandoned`] says so.
+    Lost,
     Here,
     /// Its memory is being taken away.
     Leaving,
@@ -106,7 +108,7 @@ pub struct Pool {
 
 /// What a piece of `bytes` takes.
 pub const fn taken(bytes: u64) -> u64 {
-    bytes.next_multiple_of(UNIT)
+    bytes.div_ceil(UNIT).saturating_mul(UNIT)
 }
 
 impl Pool {
@@ -232,9 +234,14 @@ impl Pool {
         self.reserved.now - can_go * self.chunk
     }
 
-    /// Nothing is behind the chunk that begins there any more.
+    /// Nothing is behind the chunk that begins there any more. One that was coming is still that place's for which it came.
     pub fn gone(&mut self, start: u64) -> bool {
-        self.chunks.remove(&start).is_some()
+        match self.chunks.get_mut(&start) {
+            Some(chunk) if chunk.state == State::Coming => chunk.state = State::Lost,
+            Some(_) => drop(self.chunks.remove(&start)),
+            None => return false,
+        }
+        true
     }
 
     /// Whether all that is free in an unused chunk is anybody's.

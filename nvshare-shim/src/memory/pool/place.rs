@@ -1,5 +1,7 @@
 //! Where a piece goes that no free part holds by itself: over neighbouring parts, and over chunks to come.
 
+use std::collections::VecDeque;
+
 use super::{Chunk, Lane, Pool, State, taken};
 
 /// Where a piece is going to be.
@@ -28,26 +30,26 @@ impl Pool {
     pub fn find(&self, bytes: u64, lane: Lane) -> Option<Place> {
         let length = taken(bytes);
         let mut best: Option<(u64, u64)> = None;
-        for (&region, &size) in &self.regions {
+        'regions: for (&region, &size) in &self.regions {
             // Where the run of what can be taken begins that the walk is in, and where a piece could begin in it.
-            let mut starts: Vec<u64> = Vec::new();
+            let mut starts: VecDeque<u64> = VecDeque::new();
             let (mut at, end) = (region, region + size);
             while at < end {
                 let (next, stop) = self.next(at, end, lane);
                 match next {
                     Next::Barred => starts.clear(),
-                    Next::Usable | Next::Absent => starts.push(at),
+                    Next::Usable | Next::Absent => starts.push_back(at),
                 }
-                starts.retain(|start| {
-                    let fits = start + length <= stop;
-                    if fits {
-                        let absent = self.absent(*start, length).count() as u64;
-                        if best.is_none_or(|best| (absent, *start) < best) {
-                            best = Some((absent, *start));
-                        }
+                // The lowest is the first that fits.
+                while let Some(start) = starts.pop_front_if(|start| *start + length <= stop) {
+                    let absent = self.absent(start, length).count() as u64;
+                    if best.is_none_or(|best| (absent, start) < best) {
+                        best = Some((absent, start));
                     }
-                    !fits
-                });
+                    if absent == 0 {
+                        break 'regions;
+                    }
+                }
                 at = stop;
             }
         }
@@ -121,7 +123,7 @@ impl Pool {
                 self.chunks.insert(chunk, Chunk { state: State::Coming, taken: 0 });
                 self.arrived(chunk);
                 self.insert(chunk, self.chunk, None);
-            } else if is_leaving(chunk) {
+            } else if self.is_coming(chunk) && is_leaving(chunk) {
                 self.chunks.insert(chunk, Chunk { state: State::Leaving, taken: 0 });
             } else {
                 self.chunks.remove(&chunk);
@@ -129,6 +131,10 @@ impl Pool {
         }
         self.used.now -= place.bytes;
         self.pieces -= 1;
+    }
+
+    fn is_coming(&self, chunk: u64) -> bool {
+        self.chunks.get(&chunk).is_some_and(|chunk| chunk.state == State::Coming)
     }
 
     fn arrived(&mut self, chunk: u64) {

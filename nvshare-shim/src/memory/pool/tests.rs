@@ -102,6 +102,33 @@ fn what_does_not_come_leaves_everything_as_it_was() {
     assert_eq!(pool.find(3 * CHUNK, lane(1)).unwrap().start, first + CHUNK / 2);
 }
 
+#[test]
+fn a_chunk_that_came_in_vain_is_nobody_elses_before_its_place_is_given_up() {
+    let mut pool = pool();
+    let found = pool.find(2 * CHUNK, lane(1)).unwrap();
+    pool.begin(&found);
+    // The driver refused a part of it, and what had come is taken apart.
+    assert!(pool.gone(found.chunks[1]));
+    let other = pool.find(CHUNK, lane(2)).unwrap();
+    assert_eq!(other.start, REGION + 2 * CHUNK);
+    pool.begin(&other);
+    pool.filled(&other);
+    // Whoever looked for what the engine still has to take apart may have looked before it did.
+    pool.abandoned(&found, Some((lane(1), 1)), 0, |chunk| chunk == found.chunks[1]);
+    assert!(!pool.is_unused(other.start) && pool.release(0).is_empty());
+    assert_eq!(pool.find(2 * CHUNK, lane(1)).unwrap(), found, "nothing is left of it");
+}
+
+#[test]
+fn nothing_holds_more_bytes_than_can_be_counted() {
+    let mut pool = pool();
+    let (start, _) = place(&mut pool, CHUNK, lane(1)).unwrap();
+    pool.give(start, CHUNK, None);
+    for bytes in [u64::MAX, u64::MAX - 510] {
+        assert_eq!(pool.take(bytes, lane(1)), None);
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Take(u64, u64),

@@ -231,6 +231,84 @@ pub(super) fn answers() {
     assert_eq!(refused(first, one), CUresult::CUDA_ERROR_INVALID_VALUE);
 }
 
+/// What could not be had leaves nothing behind; and what a synchronisation made due goes, whatever else is asked for.
+pub(super) fn too_much() {
+    const MIB: u64 = 1 << 20;
+    let _gpu = Gpu::open();
+    let (one, pool) = (stream(), default());
+    gpu::alloc(64 << 20);
+    let free = gpu::free_bytes();
+    for bytes in [free as u64 + 32 * MIB, u64::MAX - 5] {
+        assert_eq!(try_take(pool, bytes, one), Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY));
+        assert_eq!((reserved(pool), used(pool), gpu::free_bytes()), (0, 0, free));
+    }
+    let at = take(pool, 40 * MIB, one);
+    cu!(cuMemFreeAsync(at, one));
+    synchronize(one);
+    cu!(cuMemPoolTrimTo(pool, 1 << 30));
+    assert_eq!(reserved(pool), 0);
+}
+
+/// What a stream of another context freed is had behind its work, in a default stream too.
+pub(super) fn behind_another_context() {
+    const BYTES: u64 = 20 << 20;
+    let gpu = Gpu::open();
+    let (pool, large, primary) = (made(32 << 20), made(0), super::current());
+    let mut context = std::ptr::null_mut();
+    cu!(cuCtxCreate_v2(&raw mut context, 0, 0));
+    let there = Gpu::load();
+    let one = stream();
+    let (at, besides) = (take(pool, BYTES, one), take(large, BYTES, one));
+    there.launch("nvshare_spin", one, &[300_000_000]);
+    there.launch("nvshare_store", one, &[at, BYTES / 8, 7]);
+    cu!(cuMemFreeAsync(at, one));
+    cu!(cuMemFreeAsync(besides, one));
+    super::make_current(primary);
+    let legacy = std::ptr::without_provenance_mut(1);
+    // That stream is asked about, and busy; then once more.
+    take(large, BYTES, legacy);
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    assert_eq!(take(pool, BYTES, legacy), at);
+    gpu.launch("nvshare_store", legacy, &[at, BYTES / 8, 8]);
+    synchronize(legacy);
+    synchronize(one);
+    assert_eq!(others(at, BYTES as usize, 8), 0, "it was written last");
+    // Who looks after what others freed still does.
+    cu!(cuMemFreeAsync(at, legacy));
+    assert_eq!(take(pool, BYTES, stream()), at);
+}
+
+/// The work of a green context's own default stream goes on when that context is gone.
+pub(super) fn green() {
+    const BYTES: u64 = 1 << 20;
+    let gpu = Gpu::open();
+    let (one, pool, primary) = (stream(), made(0), super::current());
+    let mut green = std::ptr::null_mut();
+    let mut context = std::ptr::null_mut();
+    // SAFETY: all zero is a valid value of these plain structs.
+    let [mut whole, mut part, mut rest]: [sys::CUdevResource; 3] = unsafe { std::mem::zeroed() };
+    let (mut parts, mut description) = (1, std::ptr::null_mut());
+    cu!(cuDeviceGetDevResource(0, &raw mut whole, sys::CUdevResourceType::CU_DEV_RESOURCE_TYPE_SM));
+    cu!(cuDevSmResourceSplitByCount(&raw mut part, &raw mut parts, &raw const whole, &raw mut rest, 0, 16));
+    cu!(cuDevResourceGenerateDesc(&raw mut description, &raw mut part, 1));
+    cu!(cuGreenCtxCreate(&raw mut green, description, 0, 1));
+    cu!(cuCtxFromGreenCtx(&raw mut context, green));
+    cu!(cuCtxSetCurrent(context));
+    let legacy = std::ptr::without_provenance_mut(1);
+    let at = take(pool, BYTES, legacy);
+    gpu.launch("nvshare_spin", legacy, &[500_000_000]);
+    gpu.launch("nvshare_store", legacy, &[at, BYTES / 8, 7]);
+    cu!(cuMemFreeAsync(at, legacy));
+    super::make_current(primary);
+    cu!(cuGreenCtxDestroy(green));
+    let other = take(pool, BYTES, one);
+    gpu.launch("nvshare_store", one, &[other, BYTES / 8, 8]);
+    synchronize(one);
+    std::thread::sleep(std::time::Duration::from_millis(800));
+    assert_eq!(others(other, BYTES as usize, 8), 0);
+    assert_ne!(at, other, "it was still written");
+}
+
 fn refused(at: CUdeviceptr, stream: CUstream) -> CUresult {
     // SAFETY: the driver judges it.
     unsafe { sys::cuMemFreeAsync(at, stream) }
