@@ -212,6 +212,7 @@ CUresult cuLinkCreate(unsigned, int *, void **, CUlinkState *);
 CUresult cuLinkDestroy(CUlinkState);
 CUresult cuLogicalEndpointBindAddr(unsigned, CUdevice, unsigned long long, void *, unsigned long long, unsigned long long);
 CUresult cuMemAddressReserve(CUdeviceptr *, size_t, size_t, CUdeviceptr, unsigned long long);
+CUresult cuMemAddressFree(CUdeviceptr, size_t);
 CUresult cuMemAlloc(CUdeviceptr *, size_t);
 CUresult cuMemAllocAsync(CUdeviceptr *, size_t, CUstream);
 CUresult cuMemAllocManaged(CUdeviceptr *, size_t, unsigned);
