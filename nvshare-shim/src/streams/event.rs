@@ -75,10 +75,9 @@ impl Event {
         });
         match waits {
             // It ended, and its work with it.
-            Err(Refusal::Gone) => Ok(()),
+            Ok(()) | Err(Refusal::Gone) => Ok(()),
             Err(Refusal::Leaving) => Err(CUresult::CUDA_ERROR_NOT_READY),
             Err(Refusal::Error(error)) => Err(error),
-            Ok(()) => Ok(()),
         }
     }
 

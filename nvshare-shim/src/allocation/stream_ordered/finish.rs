@@ -60,7 +60,9 @@ pub(crate) fn synchronised(after: After, frees: u64) {
             entry.is_due();
             due |= entry.due.is_some();
         }
-        over.iter().for_each(|lane| pools.unmark(*lane, frees));
+        for lane in over {
+            pools.unmark(lane, frees);
+        }
         is_settled(pools);
     }
     if matches!(after, After::Event) {

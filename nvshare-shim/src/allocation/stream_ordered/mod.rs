@@ -213,6 +213,6 @@ pub fn device_of(pool: CUmemoryPool) -> Option<CUdevice> {
     };
     let is_default = |device: &&'static Device| answers::default(device.kind.ordinal) == Some(pool);
     made.or_else(|| {
-        Some(number.or_else(|| device::all().into_iter().find(|device| is_default(&device)))?.kind.ordinal)
+        Some(number.or_else(|| device::all().into_iter().find(|device| is_default(device)))?.kind.ordinal)
     })
 }

@@ -47,13 +47,12 @@ pub fn take(
         return Some(Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY));
     }
     let start = pools().entries.get_mut(&number)?.pool.take(bytes, at.lane);
-    let taken = match start {
-        Some(start) => Ok(start),
-        None => {
-            let _relaxed = Relaxed::new();
-            adopt(device, &at);
-            more(device, number, bytes, at.lane, stream)
-        }
+    let taken = if let Some(start) = start {
+        Ok(start)
+    } else {
+        let _relaxed = Relaxed::new();
+        adopt(device, &at);
+        more(device, number, bytes, at.lane, stream)
     };
     Some(taken.inspect(|start| {
         let of = Of::Pool(number);

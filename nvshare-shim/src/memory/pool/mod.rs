@@ -250,7 +250,7 @@ impl Pool {
         while at < chunk + self.chunk {
             match self.free.range(..=at).next_back() {
                 Some((start, free)) if free.after.is_none() && at < start + free.bytes => {
-                    at = start + free.bytes
+                    at = start + free.bytes;
                 }
                 _ => return false,
             }
