@@ -31,7 +31,7 @@ pub fn owner(address: u64) -> Option<Owner> {
     let device = device::by_index(allocation.device)?;
     // Memory left behind by a context that is gone is reached by another one of its device.
     let home = if allocation.context == 0 { device.state().home } else { Some(allocation.context) };
-    let context = home.or_else(|| order::context_on(device.kind.ordinal, &[])).unwrap_or(0);
+    let context = home.or_else(|| order::context_on(device.kind.ordinal)).unwrap_or(0);
     Some(Owner {
         device: device.kind.ordinal,
         context: std::ptr::with_exposed_provenance_mut(context),

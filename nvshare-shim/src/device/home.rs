@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::tasks::Task;
 use super::{Device, image};
 use crate::memory::map::ALLOCATIONS;
+use crate::streams::{self, order};
 
 /// Contexts that may be destroyed by a call that is being made.
 static LEAVING: Mutex<Vec<usize>> = Mutex::new(Vec::new());
@@ -29,13 +30,18 @@ pub fn adopt(device: &Device, context: usize) {
     }
 }
 
-/// The engine of `device` has no home: one of the contexts with memory there, of which no call may be ending just now.
+/// The engine of `device` has no home: one of the contexts with memory there, of which no call may be ending just now; or any of its
+/// contexts, for what belongs to none.
 pub(crate) fn elect(device: &Device) {
     if device.state().home.is_some() {
         return;
     }
+    let owner = ALLOCATIONS.another_context(device.index, &leaving());
+    let found = owner.or_else(|| order::context_on(device.kind.ordinal));
     let leaving = leaving();
-    let found = ALLOCATIONS.another_context(device.index, &leaving);
+    // Whoever ends a context names it first, and takes that back when it is out of the records: such a one lives, and its end
+    // finds the engine there.
+    let found = found.filter(|context| !leaving.contains(context) && streams::is_known(*context));
     let mut state = device.state();
     if state.home.is_none() && state.leaving.is_empty() {
         state.home = found;

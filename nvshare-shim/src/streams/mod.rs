@@ -34,5 +34,5 @@ pub use self::mark::Mark;
 pub(crate) use self::mark::mark;
 pub(crate) use self::table::{
     broken, context_given_back, context_held, context_leaves, context_seen, created, has_context, held_once,
-    leaves, provide_marks,
+    is_known, leaves, provide_marks,
 };

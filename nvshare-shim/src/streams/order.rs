@@ -82,11 +82,13 @@ fn this_thread() -> u64 {
     })
 }
 
-/// A context of a device, none of `except`, where one is known.
-pub(crate) fn context_on(device: CUdevice, except: &[usize]) -> Option<usize> {
+/// A context of a device that is no green one, where one is known.
+pub(crate) fn context_on(device: CUdevice) -> Option<usize> {
     let contexts: Vec<_> = known().contexts.values().map(|(context, _)| Arc::clone(context)).collect();
-    let is_there =
-        |context: &&Arc<Context>| !except.contains(&context.handle) && context.device() == Some(device);
+    let is_there = |context: &&Arc<Context>| {
+        owner_under(std::ptr::with_exposed_provenance_mut(context.handle)) == context.handle
+            && context.device() == Some(device)
+    };
     contexts.iter().find(is_there).map(|context| context.handle)
 }
 

@@ -323,6 +323,11 @@ pub(crate) fn broken() -> (BTreeSet<CUdevice>, bool) {
     (devices, unknown)
 }
 
+/// Whether a context of that handle lives, or is about to end.
+pub(crate) fn is_known(context: usize) -> bool {
+    known().contexts.contains_key(&context)
+}
+
 /// Whether there is any context.
 pub(crate) fn has_context() -> bool {
     !known().contexts.is_empty()

@@ -31,8 +31,9 @@ impl Engine {
         }
         if self.resources.is_none()
             && Instant::now() >= self.rest.0
-            && self.device.state().space.has_swapped()
+            && self.device.state().space.accounts().total > 0
         {
+            // Memory that belongs to no context outlives the one that the engine was at home in.
             home::elect(self.device);
         }
         if !self.waits_for_rest() {
