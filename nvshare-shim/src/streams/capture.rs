@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::current::{Current, Relaxed, current_context};
 use super::event::Event;
+use super::green::owner_under;
 use super::look::{capture_status, defaults_used, look_at_defaults, query};
 use super::table::{Context, Known, Refusal, context_of, entry_of, known, primary_of};
 use crate::cuda::sys::{CUcontext, CUevent, CUstream};
@@ -81,19 +82,23 @@ pub(super) fn keep_in_sight(stream: CUstream) {
     if busy == Ok(false) {
         return;
     }
-    let events = match entry_of(stream) {
-        Some(entry) => Arc::clone(&entry.events),
+    let (events, here) = match entry_of(stream) {
+        Some(entry) => (Arc::clone(&entry.events), None),
         None => match context_of(stream) {
-            Some(context) => known().context(context),
+            Some(context) => {
+                let here: CUcontext = std::ptr::with_exposed_provenance_mut(context);
+                (known().context(owner_under(here)), Some(here))
+            }
             None => return,
         },
     };
-    pend(stream, busy, events);
+    pend(stream, busy, events, here);
 }
 
-/// `busy`: what the driver answered about the stream, other than that it is idle.
-fn pend(stream: CUstream, busy: Result<bool, CUresult>, events: Arc<Context>) {
-    let pending = match busy.map_err(Refusal::Error).and_then(|_| Event::record(&events, stream)) {
+/// `busy`: what the driver answered about the stream, other than that it is idle; `here`: the context whose default stream it is.
+fn pend(stream: CUstream, busy: Result<bool, CUresult>, events: Arc<Context>, here: Option<CUcontext>) {
+    let pending = match busy.map_err(Refusal::Error).and_then(|_| Event::record_under(&events, stream, here))
+    {
         Ok(event) => Pending::Event(Arc::new(event)),
         Err(Refusal::Gone | Refusal::Leaving) => return,
         // A handle that is no stream's: the call will say so.
@@ -146,7 +151,7 @@ pub(crate) fn keep_context_in_sight(context: CUcontext) {
         let busy = query(STREAM_LEGACY);
         if busy != Ok(false) {
             let events = primary_of(STREAM_LEGACY).map_or(entry, |primary| known().context(primary));
-            pend(STREAM_LEGACY, busy, events);
+            pend(STREAM_LEGACY, busy, events, Some(context));
         }
     }
 }

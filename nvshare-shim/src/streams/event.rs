@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::current::{Current, current_context};
 use super::table::{Context, Refusal};
-use crate::cuda::sys::{CUevent, CUstream};
+use crate::cuda::sys::{CUcontext, CUevent, CUstream};
 use crate::cuda::{CUresult, EVENT_DISABLE_TIMING};
 use crate::driver::driver;
 use crate::life::is_engine;
@@ -46,10 +46,21 @@ fn spare(context: &Context) -> Option<usize> {
 impl Event {
     /// Records an event of `context` in `stream`. A thread of ours makes none, for which it might wait: there is one, or not.
     pub(super) fn record(context: &Arc<Context>, stream: CUstream) -> Result<Event, Refusal> {
+        Event::record_under(context, stream, None)
+    }
+
+    /// As [`Event::record`], in a default stream of the context `here`: of a green one, whose work goes on when it is gone, and whose
+    /// events are those of the primary one below it.
+    pub(super) fn record_under(
+        context: &Arc<Context>,
+        stream: CUstream,
+        here: Option<CUcontext>,
+    ) -> Result<Event, Refusal> {
         context.within(|| {
             let make = || if is_engine() { Err(CUresult::CUDA_ERROR_NOT_READY) } else { create() };
             let handle = spare(context).map_or_else(make, Ok)?;
             let event = Event { handle, context: Arc::clone(context) };
+            let _here = here.map(Current::push).transpose()?;
             // SAFETY: the event is of this life of the context, which does not end meanwhile; the stream is the caller's.
             unsafe { driver().cuEventRecord(event.handle(), stream) }.result()?;
             Ok(event)

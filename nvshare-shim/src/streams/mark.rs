@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::capture::is_capturing;
 use super::current::Relaxed;
 use super::event::Event;
+use super::green::owner_under;
 use super::table::{Refusal, context_of, entry_of, known};
 use crate::cuda::CUresult;
-use crate::cuda::sys::CUstream;
+use crate::cuda::sys::{CUcontext, CUstream};
 
 /// Complete when the work before it is.
 #[must_use]
@@ -35,14 +36,17 @@ pub(crate) fn mark(stream: CUstream) -> Result<Option<Mark>, CUresult> {
     if is_capturing(stream) {
         return Ok(None);
     }
-    let context = match entry_of(stream) {
-        Some(entry) => Arc::clone(&entry.events),
+    let (context, here) = match entry_of(stream) {
+        Some(entry) => (Arc::clone(&entry.events), None),
         None => match context_of(stream) {
-            Some(context) => known().context(context),
+            Some(context) => {
+                let here: CUcontext = std::ptr::with_exposed_provenance_mut(context);
+                (known().context(owner_under(here)), Some(here))
+            }
             None => return Ok(None),
         },
     };
-    match Event::record(&context, stream) {
+    match Event::record_under(&context, stream, here) {
         Ok(event) => Ok(Some(Mark(event))),
         Err(Refusal::Gone | Refusal::Leaving) => Ok(None),
         Err(Refusal::Error(error)) => Err(error),

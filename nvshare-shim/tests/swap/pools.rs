@@ -55,8 +55,10 @@ fn a_default_stream_waits_for_what_another_context_freed() {
 
 #[test]
 fn nobody_has_what_a_green_context_that_is_gone_still_writes() {
-    let node = node();
-    run(&node, client(&node, "pool green"));
+    for role in ["pool green", "plain green"] {
+        let node = node();
+        run(&node, client(&node, role));
+    }
 }
 
 #[test]

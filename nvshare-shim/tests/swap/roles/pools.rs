@@ -278,8 +278,8 @@ pub(super) fn behind_another_context() {
     assert_eq!(take(pool, BYTES, stream()), at);
 }
 
-/// The work of a green context's own default stream goes on when that context is gone.
-pub(super) fn green() {
+/// The work of a green context's own default stream goes on when that context is gone: of a pool, or plain memory.
+pub(super) fn green(is_plain: bool) {
     const BYTES: u64 = 1 << 20;
     let gpu = Gpu::open();
     let (one, pool, primary) = (stream(), made(0), super::current());
@@ -295,13 +295,14 @@ pub(super) fn green() {
     cu!(cuCtxFromGreenCtx(&raw mut context, green));
     cu!(cuCtxSetCurrent(context));
     let legacy = std::ptr::without_provenance_mut(1);
-    let at = take(pool, BYTES, legacy);
+    let taken = |stream| if is_plain { gpu::alloc(BYTES as usize) } else { take(pool, BYTES, stream) };
+    let at = taken(legacy);
     gpu.launch("nvshare_spin", legacy, &[500_000_000]);
     gpu.launch("nvshare_store", legacy, &[at, BYTES / 8, 7]);
     cu!(cuMemFreeAsync(at, legacy));
     super::make_current(primary);
     cu!(cuGreenCtxDestroy(green));
-    let other = take(pool, BYTES, one);
+    let other = taken(one);
     gpu.launch("nvshare_store", one, &[other, BYTES / 8, 8]);
     synchronize(one);
     std::thread::sleep(std::time::Duration::from_millis(800));
