@@ -43,6 +43,10 @@ fn a_pool_answers_as_the_drivers_own() {
 
 #[test]
 fn what_a_pool_cannot_have_leaves_nothing_behind() {
+    // It weighs a whole card, on which nobody else is.
+    if super::is_real() {
+        return;
+    }
     let node = node();
     run(&node, client(&node, "pool too much"));
 }

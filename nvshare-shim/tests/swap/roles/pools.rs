@@ -221,7 +221,10 @@ pub(super) fn answers() {
     assert_eq!((elsewhere, levels().0), (second, 64));
     // SAFETY: a stream that lives.
     let asked = unsafe { sys::cuStreamQuery(two) };
-    assert_eq!(asked, CUresult::CUDA_ERROR_NOT_READY, "the spinning kernel is before it");
+    // A swap lets it run to its end.
+    if std::env::var_os("NVSHARE_DEBUG_SWAP_EVERY").is_none() {
+        assert_eq!(asked, CUresult::CUDA_ERROR_NOT_READY, "the spinning kernel is before it");
+    }
     synchronize(two);
     gpu::free(elsewhere);
     cu!(cuMemFreeAsync(first, one));
