@@ -1,5 +1,5 @@
-//! Stream-ordered memory, and the memory of graphs: counted by the driver's own figures, what its pools have reserved, not
-//! call by call. So a pool that keeps freed memory counts as what it is, whoever empties it (a synchronisation, a trim, the
+//! What the driver's own pools hold (those that may be exported or were imported, and what streams took that nobody saw made), and the
+//! memory of graphs: counted by the driver's own figures, what its pools have reserved, not call by call. So a pool that keeps freed memory counts as what it is, whoever empties it (a synchronisation, a trim, the
 //! end of a context) need not be known, and a warm allocation costs one atomic subtraction.
 //!
 //! Each device has headroom: what may be taken before the figures are looked at again, at most 1/64 of the device and never
