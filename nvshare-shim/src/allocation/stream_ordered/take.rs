@@ -124,9 +124,9 @@ fn adopt(device: &Device, at: &At) {
     if device.state().home.is_some() {
         return;
     }
-    let is_here = streams::current_device() == Some(at.device);
+    let is_here = streams::current_context().is_some_and(|current| current.addr() == at.context);
     let context = std::ptr::with_exposed_provenance_mut(at.context);
-    // Its tools are made for the device that is current.
+    // Its tools are made for the device that is current; and the current context may be gone.
     let _there = if is_here { None } else { streams::Current::push(context).ok() };
     streams::context_seen(context);
     home::adopt(device, at.context);
