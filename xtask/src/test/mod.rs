@@ -1,12 +1,18 @@
 //! `cargo xtask test`: what the tests need is built first, so that none of them tests yesterday's shim. All tests, those of
 //! the packages that are named, or those that are quick.
 
-use anyhow::Result;
+mod failures;
+
+use std::io::{BufRead, BufReader, Write, stdout};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use nvshare_testbed::Artifacts;
 
 use crate::build;
-use crate::command::{cargo, run as run_command};
+use crate::command::cargo;
+use failures::Failures;
 
 #[derive(Args, Default)]
 pub(crate) struct Options {
@@ -29,13 +35,31 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     } else {
         (needed(&named)?, Vec::new())
     };
-    run_command(
+    test(
         cargo()
             .args(["test", "--no-fail-fast"])
             .args(chosen)
             .args(&options.arguments)
             .env("NVSHARE_ARTIFACTS", artifacts.directory()),
     )
+}
+
+/// Runs `cargo test`; what failed is the last that it prints.
+fn test(command: &mut Command) -> Result<()> {
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {command:?}"))?;
+    let mut output = BufReader::new(child.stdout.take().expect("a pipe was asked for"));
+    let (mut failures, mut line) = (Failures::default(), Vec::new());
+    while output.read_until(b'\n', &mut line)? > 0 {
+        stdout().write_all(&line)?;
+        failures.read(String::from_utf8_lossy(&line).trim_end_matches('\n'));
+        line.clear();
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("{command:?} failed ({status})\n{failures}");
+    }
+    Ok(())
 }
 
 fn everything() -> Result<Artifacts> {
