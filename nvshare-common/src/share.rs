@@ -1,6 +1,6 @@
 //! Memory that one process shares with another by CUDA IPC: the ticket that the owner gives out in the place of the driver's
 //! handle, and what it answers to who comes with one, over a socket. Both are shims, perhaps of two releases: a ticket names the
-//! form of what is said.
+//! form of what is said. The socket stays open as long as the memory is: until then its owner leaves that where it is.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ use crate::ids::DeviceId;
 pub const TICKET_BYTES: usize = 64;
 const MAGIC: [u8; 7] = *b"nvshare";
 /// The form of tickets and answers.
-const FORM: u8 = 1;
+const FORM: u8 = 2;
 /// The most pieces of one allocation: an answer is one packet.
 pub const PIECES: usize = 8192;
 
@@ -75,7 +75,15 @@ pub enum Answer {
         /// The lengths of the pieces, in order.
         pieces: Vec<Bytes>,
     },
+    /// There may be: the owner brings it to the card first, which takes as long as it takes. Said before anything else.
+    Coming,
 }
+
+/// What a packet holds besides the descriptor of a piece.
+pub const PIECE: &[u8] = b"piece";
+/// The last word of who opened it: nothing of it is mapped there any more. Who goes without it may have closed a socket that it
+/// did not know, and is believed when its process has ended.
+pub const RETURNED: &[u8] = b"returned";
 
 impl Answer {
     /// Whether it makes sense: pieces with something in them, which hold the allocation.

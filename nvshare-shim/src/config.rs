@@ -63,6 +63,9 @@ pub struct Config {
     pub agent_gone_after: Duration,
     /// `NVSHARE_SWAP_BESIDE_DMA`: move memory although a device is open that may use it by DMA (RDMA, GDRCopy).
     pub swap_beside_dma: bool,
+    /// `NVSHARE_IPC=plain`: what `cuMemAlloc` gives is the driver's own and never moves, so that processes without the library can
+    /// open it by CUDA IPC.
+    pub plain: bool,
 }
 
 impl Default for Config {
@@ -76,6 +79,7 @@ impl Default for Config {
             debug_swap_by: None,
             agent_gone_after: Duration::from_secs(30),
             swap_beside_dma: false,
+            plain: false,
         }
     }
 }
@@ -119,6 +123,10 @@ impl Config {
                 Some(())
             }
             _ => None,
+        });
+        one("NVSHARE_IPC", "shared or plain", &mut |value| {
+            config.plain = ["shared", "plain"].iter().position(|known| *known == value)? == 1;
+            Some(())
         });
         one("NVSHARE_LOG", "error, warn, info or debug", &mut |value| {
             config.log = Level::parse(value)?;
@@ -198,6 +206,7 @@ mod tests {
             ("NVSHARE_DEBUG_SWAP_BY", "7"),
             ("NVSHARE_AGENT_GONE_AFTER", "2s"),
             ("NVSHARE_SWAP_BESIDE_DMA", "1"),
+            ("NVSHARE_IPC", "plain"),
         ]);
         assert!(complaints.is_empty(), "{complaints:?}");
         assert_eq!(
@@ -211,6 +220,7 @@ mod tests {
                 debug_swap_by: Some(7),
                 agent_gone_after: Duration::from_secs(2),
                 swap_beside_dma: true,
+                plain: true,
             }
         );
     }

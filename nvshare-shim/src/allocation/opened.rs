@@ -1,5 +1,5 @@
-//! Opening memory of another process, and closing it: mapped at addresses of our own, out of descriptors of its pieces. It is on
-//! the card as long as its owner has it or anybody has it open; the engine never touches it.
+//! Opening memory of another process, and closing it: mapped at addresses of our own, out of descriptors of its pieces. It stays on
+//! the card as long as it is open: its owner hears when it is not.
 
 #![expect(unsafe_code, reason = "the driver is called")]
 
@@ -20,9 +20,20 @@ use crate::device::{self, vmm};
 use crate::driver::driver;
 use crate::log;
 use crate::memory::map;
-use crate::memory::opened::{Opened, Table, Wish};
+use crate::memory::opened::{self, Wish};
 use crate::streams::{self, Relaxed};
 use crate::turn::dead;
+
+/// The owner of what is opened.
+pub trait Lender: Send {
+    /// The descriptor of its next piece.
+    fn next(&mut self) -> Result<OwnedFd, CUresult>;
+    /// Nothing of it is mapped here any more. Where this is not called the owner keeps it where it is until this process ends.
+    fn returned(&mut self);
+}
+
+type Opened = opened::Opened<Box<dyn Lender>>;
+type Table = opened::Table<Box<dyn Lender>>;
 
 static OPENED: Mutex<Table> = Mutex::new(Table::new());
 /// Something was opened: until then no question about an address takes the lock.
@@ -32,13 +43,11 @@ fn opened() -> MutexGuard<'static, Table> {
     OPENED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Opens what `ticket` names; if it is not open already, `ask` talks to the owner and passes on what that says and, one after the
-/// other, the descriptors of the pieces.
-pub fn open<A, N>(ticket: Ticket, ask: A) -> Result<u64, CUresult>
-where
-    A: FnOnce() -> Result<(Answer, N), CUresult>,
-    N: FnMut() -> Result<OwnedFd, CUresult>,
-{
+/// Opens what `ticket` names; if it is not open already, `ask` talks to the owner and passes on what that says.
+pub fn open(
+    ticket: Ticket,
+    ask: impl FnOnce() -> Result<(Answer, Box<dyn Lender>), CUresult>,
+) -> Result<u64, CUresult> {
     let mut context = std::ptr::null_mut();
     // SAFETY: `context` is where the answer goes.
     unsafe { driver().cuCtxGetCurrent(&raw mut context) }.result()?;
@@ -56,8 +65,8 @@ where
     }
     // Also where something of ours panics: the next one may try.
     let mut settled = Settled { ticket, opened: None };
-    let (answer, next) = ask()?;
-    let opened = map_pieces(&answer, context, next)?;
+    let (answer, lender) = ask()?;
+    let opened = map_pieces(&answer, context, lender)?;
     let start = opened.start;
     settled.opened = Some(opened);
     ANY.store(true, Ordering::Release);
@@ -79,7 +88,7 @@ impl Drop for Settled {
 fn map_pieces(
     answer: &Answer,
     context: sys::CUcontext,
-    mut next: impl FnMut() -> Result<OwnedFd, CUresult>,
+    mut lender: Box<dyn Lender>,
 ) -> Result<Opened, CUresult> {
     let Answer::Given { device, bytes, offset, pieces } = answer else {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
@@ -95,23 +104,25 @@ fn map_pieces(
     readers.extend((here != device).then_some(here));
     let done = pieces.iter().try_for_each(|Bytes(bytes)| {
         let at = span + mapped.iter().sum::<u64>();
-        map_one(&next()?, at, *bytes, &readers)?;
+        map_one(&lender.next()?, at, *bytes, &readers)?;
         mapped.push(*bytes);
         Ok(())
     });
-    let opened = Opened {
+    let mut opened = Opened {
         start: span + offset.0,
         bytes: bytes.0,
         span,
+        whole,
         pieces: mapped,
         context: streams::owner_under(context),
         device,
         number: map::number(),
+        lender,
     };
     match done {
         Ok(()) => Ok(opened),
         Err(error) => {
-            unmap(&opened, whole);
+            unmap(&mut opened);
             Err(error)
         }
     }
@@ -136,8 +147,8 @@ fn map_one(descriptor: &OwnedFd, at: u64, bytes: u64, readers: &[sys::CUdevice])
     mapped
 }
 
-/// Takes everything from behind the addresses, and gives these back. Nothing reaches it any more.
-fn unmap(opened: &Opened, whole: u64) {
+/// Takes everything from behind the addresses, gives these back, and says so to the owner. Nothing reaches it any more.
+fn unmap(opened: &mut Opened) {
     let mut at = opened.span;
     let mut all = true;
     for bytes in &opened.pieces {
@@ -153,7 +164,8 @@ fn unmap(opened: &Opened, whole: u64) {
     }
     if all {
         // SAFETY: nothing is mapped in it, and its addresses are in no record.
-        let _ = unsafe { vmm::unreserve(opened.span, whole) };
+        let _ = unsafe { vmm::unreserve(opened.span, opened.whole) };
+        opened.lender.returned();
     }
 }
 
@@ -171,7 +183,7 @@ fn ordinal(id: DeviceId) -> Result<sys::CUdevice, CUresult> {
 /// Closes what begins at `start`; `None`: it was not opened here. The last time it waits for the work of its context, as a free
 /// does.
 pub fn close(start: u64) -> Option<CUresult> {
-    let Some((ticket, last)) = opened().close(start)? else { return Some(CUresult::CUDA_SUCCESS) };
+    let Some((ticket, mut last)) = opened().close(start)? else { return Some(CUresult::CUDA_SUCCESS) };
     let _relaxed = Relaxed::new();
     let mut settled = Settled { ticket, opened: None };
     if let Err((code, _)) = streams::finish(last.context) {
@@ -182,15 +194,15 @@ pub fn close(start: u64) -> Option<CUresult> {
         settled.opened = Some(last);
         return Some(code);
     }
-    unmap(&last, last.pieces.iter().sum());
+    unmap(&mut last);
     Some(CUresult::CUDA_SUCCESS)
 }
 
 /// A context is gone, and its work with it.
 pub(super) fn context_ended(context: usize) {
     let gone = opened().end_of(context);
-    for opened in gone {
-        unmap(&opened, opened.pieces.iter().sum());
+    for mut opened in gone {
+        unmap(&mut opened);
     }
 }
 

@@ -19,6 +19,8 @@ use crate::memory::virtuals;
 
 /// Managed memory moves by itself and may exceed every device: it is nobody's obligation, and counts in an account of its own.
 pub const MANAGED: &str = "managed";
+/// What `cuMemAlloc` gave where the application wants the driver's own memory (`NVSHARE_IPC=plain`).
+pub const PLAIN: &str = "plain";
 /// Physical handles that the application made.
 pub const VMM: &str = "vmm";
 

@@ -2,11 +2,11 @@
 
 #![expect(unsafe_code, reason = "hooks have the driver's contract: what they are given is the application's")]
 
-use super::{Bare, below};
+use super::{Bare, below, unswappable};
 use crate::cuda::CUresult;
 use crate::cuda::sys::CUdeviceptr;
 use crate::driver::driver;
-use crate::{allocation, life, streams};
+use crate::{allocation, config, life, streams};
 
 /// What `cuMemAllocPitch` rounds a row up to: attribute `TEXTURE_ALIGNMENT` of all devices so far.
 const PITCH: usize = 512;
@@ -20,6 +20,10 @@ pub(crate) unsafe fn alloc<F: Fn() -> CUresult>(
         return bare.call();
     }
     note_context();
+    if config::get().plain {
+        // SAFETY: the application's own arguments.
+        return unsafe { unswappable::plain(bare, at, bytes) };
+    }
     below::hear_of_allocation(bare.symbol());
     match allocation::allocate(bytes) {
         Ok(address) => {
@@ -45,6 +49,10 @@ pub(crate) unsafe fn alloc_pitch<F: Fn() -> CUresult>(
         return bare.call();
     }
     note_context();
+    if config::get().plain {
+        // SAFETY: the application's own arguments.
+        return unsafe { unswappable::plain(bare, at, bytes) };
+    }
     below::hear_of_allocation(bare.symbol());
     match allocation::allocate(bytes) {
         Ok(address) => {
@@ -76,7 +84,7 @@ pub(crate) unsafe fn free<F: Fn() -> CUresult>(bare: &Bare<F>, at: CUdeviceptr) 
     allocation::free(at).unwrap_or_else(|| {
         let result = bare.call();
         if result.ok() {
-            super::unswappable::freed(at);
+            unswappable::freed(at);
         }
         result
     })

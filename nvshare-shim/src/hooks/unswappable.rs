@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::ffi::c_void;
 
 use super::{Bare, questions, room};
-use crate::allocation::unswappable::{self, Expected, MANAGED, VMM};
+use crate::allocation::unswappable::{self, Expected, MANAGED, PLAIN, VMM};
 use crate::allocation::{self, pools, stream_ordered};
 use crate::cuda::CUresult;
 use crate::cuda::sys::{
@@ -76,9 +76,20 @@ pub(crate) unsafe fn managed<F: Fn() -> CUresult>(
     unsafe { noted(bare, MANAGED, at, |address| address, bytes as u64) }
 }
 
+/// What `cuMemAlloc` gives where the application wants the driver's own memory.
+pub(crate) unsafe fn plain<F: Fn() -> CUresult>(
+    bare: &Bare<F>,
+    at: *mut CUdeviceptr,
+    bytes: usize,
+) -> CUresult {
+    // SAFETY: the application's own arguments.
+    unsafe { noted(bare, PLAIN, at, |address| address, bytes as u64) }
+}
+
 /// A `cuMemFree` of memory that is not the engine's.
 pub(crate) fn freed(at: CUdeviceptr) {
     unswappable::gave_back(MANAGED, at);
+    unswappable::gave_back(PLAIN, at);
     pools::changed();
 }
 

@@ -99,8 +99,12 @@ pub struct Extent {
     pub arrived: Option<u64>,
     /// Whether fingerprints are worth taking.
     pub backoff: Backoff,
-    /// Somebody else holds its physical memory: it stays where it is.
-    pub kept: bool,
+    /// A number that no other of its device has, or had.
+    pub(super) number: u64,
+    /// Somebody else holds its physical memory, for good.
+    pub(super) kept: bool,
+    /// So many processes use it that will say when they do so no longer.
+    pub(super) lent: u32,
     /// Whether its physical memory, while there is any, may be given to another process.
     pub exportable: bool,
 }
@@ -119,14 +123,21 @@ impl Extent {
             contents: false,
             arrived: None,
             backoff: Backoff::default(),
+            number: 0,
             kept: false,
+            lent: 0,
             exportable: false,
         }
     }
 
     /// Whether it is on the device and may leave it.
     pub const fn can_leave(&self) -> bool {
-        matches!(self.presence, Presence::Resident) && !self.kept
+        matches!(self.presence, Presence::Resident) && !self.stays()
+    }
+
+    /// Whether it stays on the device because somebody else holds its physical memory.
+    pub const fn stays(&self) -> bool {
+        self.kept || self.lent > 0
     }
 
     /// Where its bytes are.

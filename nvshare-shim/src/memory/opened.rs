@@ -7,13 +7,15 @@ use nvshare_common::share::Ticket;
 
 /// Memory of another process, mapped here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Opened {
+pub struct Opened<L> {
     /// Where the allocation begins here, and how long it is.
     pub start: u64,
     /// What its owner asked for.
     pub bytes: u64,
-    /// The reservation.
+    /// The reservation, and how long that is.
     pub span: u64,
+    /// See [`Opened::span`].
+    pub whole: u64,
     /// The lengths of its pieces, each mapped by itself.
     pub pieces: Vec<u64>,
     /// The context whose end is its end.
@@ -22,6 +24,8 @@ pub struct Opened {
     pub device: i32,
     /// A number that no other allocation has, or had.
     pub number: u64,
+    /// Who is told when it is open no longer.
+    pub lender: L,
 }
 
 /// What comes of a wish to open something.
@@ -36,17 +40,18 @@ pub enum Wish {
 }
 
 /// All that is open.
-#[derive(Debug, Default)]
-pub struct Table {
+#[derive(Debug)]
+pub struct Table<L> {
     /// By address: with its ticket, and how many times it is open.
-    open: BTreeMap<u64, (Ticket, Opened, u64)>,
+    open: BTreeMap<u64, (Ticket, Opened<L>, u64)>,
     /// What is being opened, or closed.
     busy: Vec<Ticket>,
 }
 
-impl Table {
+impl<L> Table<L> {
     /// Nothing is open.
-    pub const fn new() -> Table {
+    #[expect(clippy::new_without_default, reason = "it is made where only constants are")]
+    pub const fn new() -> Table<L> {
         Table { open: BTreeMap::new(), busy: Vec::new() }
     }
 
@@ -65,7 +70,7 @@ impl Table {
     }
 
     /// What came of it: nothing, or this is open once.
-    pub fn settle(&mut self, ticket: Ticket, opened: Option<Opened>) {
+    pub fn settle(&mut self, ticket: Ticket, opened: Option<Opened<L>>) {
         self.busy.retain(|busy| *busy != ticket);
         if let Some(opened) = opened {
             self.open.insert(opened.start, (ticket, opened, 1));
@@ -74,7 +79,7 @@ impl Table {
 
     /// Closes what begins at `start` once. `None`: nothing does. With what is to be unmapped, after the last time: until that is
     /// settled nobody else opens it.
-    pub fn close(&mut self, start: u64) -> Option<Option<(Ticket, Opened)>> {
+    pub fn close(&mut self, start: u64) -> Option<Option<(Ticket, Opened<L>)>> {
         let (_, _, times) = self.open.get_mut(&start)?;
         if *times > 1 {
             *times -= 1;
@@ -86,13 +91,13 @@ impl Table {
     }
 
     /// Takes out what belongs to a context.
-    pub fn end_of(&mut self, context: usize) -> Vec<Opened> {
+    pub fn end_of(&mut self, context: usize) -> Vec<Opened<L>> {
         let gone = self.open.extract_if(.., |_, (_, opened, _)| opened.context == context);
         gone.map(|(_, (_, opened, _))| opened).collect()
     }
 
     /// What `at` lies in.
-    pub fn find(&self, at: u64) -> Option<&Opened> {
+    pub fn find(&self, at: u64) -> Option<&Opened<L>> {
         let (start, (_, opened, _)) = self.open.range(..=at).next_back()?;
         (at - start < opened.bytes).then_some(opened)
     }
@@ -104,9 +109,9 @@ mod tests {
 
     const TICKET: Ticket = Ticket { place: [1; 16], number: 7, secret: [2; 16] };
 
-    fn opened(start: u64, context: usize) -> Opened {
+    fn opened(start: u64, context: usize) -> Opened<()> {
         let (bytes, span, pieces) = (100, start & !0xff, vec![256]);
-        Opened { start, bytes, span, pieces, context, device: 0, number: 1 }
+        Opened { start, bytes, span, whole: 256, pieces, context, device: 0, number: 1, lender: () }
     }
 
     #[test]

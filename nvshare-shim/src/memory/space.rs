@@ -4,8 +4,13 @@
 //! The accounts change only here, together with an extent's presence, so that S1 (resident + unswappable <= granted) is
 //! checked wherever it could break.
 
+mod stays;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
+pub use self::stays::Lent;
 use super::extent::{Extent, ExtentId, Presence, Slot, cut};
 use super::virtuals::Behind;
 
@@ -24,7 +29,7 @@ pub struct Span {
     addresses: Addresses,
     /// Its bytes that are not (settled) resident: questions about it do not walk its extents.
     missing: u64,
-    /// Its bytes that [`Space::keep`] keeps.
+    /// Its bytes that stay, whoever holds them.
     kept: u64,
     /// Freed while the engine was at work on one of its extents, which takes it apart when it is done.
     pub doomed: bool,
@@ -117,6 +122,8 @@ pub struct Space {
     spans: BTreeMap<u64, Span>,
     accounts: Accounts,
     kept: u64,
+    /// How many extents there were: each has a number of its own.
+    placed: u64,
     /// Spans that are gone and perhaps mapped still: start and length.
     parting: BTreeMap<u64, u64>,
 }
@@ -394,35 +401,6 @@ impl Space {
         bytes
     }
 
-    /// Extents in the range stay on the device from now on, as far as they are there. Whether there are any.
-    pub fn keep(&mut self, start: u64, bytes: u64) -> bool {
-        let mut any = false;
-        let mut at = start;
-        while at < start.saturating_add(bytes.max(1)) {
-            let Some(id) = self.at(at) else { break };
-            let extent = self.extent_mut(id);
-            let news = !std::mem::replace(&mut extent.kept, true);
-            let (bytes, span) = (extent.bytes, extent.span);
-            any = true;
-            at = extent.start + bytes;
-            if news {
-                self.kept += bytes;
-                self.span_mut(span).kept += bytes;
-            }
-        }
-        any
-    }
-
-    /// Whether a part of the span at `start` is kept.
-    pub fn is_kept(&self, start: u64) -> bool {
-        self.spans.get(&start).is_some_and(|span| span.kept > 0)
-    }
-
-    /// Bytes that [`Space::keep`] keeps.
-    pub const fn kept(&self) -> u64 {
-        self.kept
-    }
-
     /// Whether all of the span that `address` lies in is resident; `false` where there is none.
     pub fn is_whole(&self, address: u64) -> bool {
         let span = self.spans.range(..=address).next_back();
@@ -446,7 +424,9 @@ impl Space {
         self.spans.get_mut(&start).expect("an extent's span exists")
     }
 
-    fn place(&mut self, extent: Extent) -> ExtentId {
+    fn place(&mut self, mut extent: Extent) -> ExtentId {
+        self.placed += 1;
+        extent.number = self.placed;
         if let Some(index) = self.vacant.pop() {
             self.extents[index as usize] = Some(extent);
             return ExtentId(index);
@@ -463,6 +443,3 @@ impl Space {
         );
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -82,9 +82,9 @@ fn an_address_finds_its_extent() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 128 }, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn the_accounts_are_the_sum_of_the_extents(steps in proptest::collection::vec((0_u8..9, any::<usize>(), 1_u64..10), 0..200)) {
+    fn the_accounts_are_the_sum_of_the_extents(steps in proptest::collection::vec((0_u8..11, any::<usize>(), 1_u64..10), 0..200)) {
         let mut space = granted(0);
-        let mut next = 0;
+        let (mut next, mut lent) = (0, Vec::new());
         for (what, which, blocks) in steps {
             let ids: Vec<ExtentId> = space.extents().map(|(id, _)| id).collect();
             let pick = (!ids.is_empty()).then(|| ids[which % ids.len()]);
@@ -98,7 +98,7 @@ proptest! {
  space.extent_mut(id).handle = 1;
 }
                 (3, Some(id)) if space.extent(id).presence() == Presence::Arriving => space.finish_arrival(id, None),
-                (4, Some(id)) if space.extent(id).presence() == Presence::Resident => space.begin_departure(id),
+                (4, Some(id)) if space.extent(id).can_leave() => space.begin_departure(id),
                 (5, Some(id)) if space.extent(id).presence() == Presence::Leaving => {
                     space.finish_departure(id);
                 }
@@ -108,6 +108,11 @@ proptest! {
                     let (start, bytes) = (extent.start, blocks * BLOCK_BYTES);
                     prop_assert!(space.keep(start, bytes));
                 }
+                (9, Some(id)) => {
+                    let (start, bytes) = (space.extent(id).start, blocks * BLOCK_BYTES);
+                    lent.extend(space.lend(start, bytes));
+                }
+                (10, _) if !lent.is_empty() => space.returned(lent.swap_remove(which % lent.len())),
                 (6, Some(id)) => {
                     let span = space.extent(id).span;
                     if let Some(remains) = space.remove_span(span) {
@@ -123,11 +128,16 @@ proptest! {
             prop_assert_eq!(accounts.resident, sum(&[Presence::Arriving, Presence::Resident, Presence::Leaving]));
             prop_assert_eq!(accounts.total - accounts.missing, sum(&[Presence::Resident]));
             prop_assert!(accounts.resident <= accounts.granted);
-            let kept = space.extents().filter(|(_, extent)| extent.kept).map(|(_, extent)| extent.bytes).sum::<u64>();
+            let kept = space.extents().filter(|(_, extent)| extent.stays()).map(|(_, extent)| extent.bytes).sum::<u64>();
             prop_assert_eq!(space.kept(), kept);
+            for (id, extent) in space.extents() {
+                let times = lent.iter().filter(|lent| lent.names(id, extent)).count();
+                prop_assert_eq!(extent.lent as usize, times);
+                prop_assert!(times == 0 || extent.presence() == Presence::Resident);
+            }
             for (start, span) in space.spans() {
                 let whole = span.extents.iter().all(|id| space.extent(*id).presence() == Presence::Resident);
-                let keeps = span.extents.iter().any(|id| space.extent(*id).kept);
+                let keeps = span.extents.iter().any(|id| space.extent(*id).stays());
                 prop_assert_eq!((space.is_whole(start), space.is_whole(start + span.bytes - 1)), (whole, whole));
                 prop_assert_eq!(space.is_kept(start), keeps);
             }

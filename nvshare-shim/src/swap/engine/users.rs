@@ -19,7 +19,7 @@ impl Engine {
         if reason != before {
             let movable = {
                 let state = self.device.state();
-                let all = state.space.extents().filter(|(_, extent)| !extent.kept);
+                let all = state.space.extents().filter(|(_, extent)| !extent.stays());
                 all.map(|(_, extent)| extent.bytes).sum()
             };
             for (reason, bytes) in

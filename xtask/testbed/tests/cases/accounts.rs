@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::run::{Running, TURNS, agent, as_bare, bare, card, cards, hooked, run, swapped};
+use super::run::{Running, TURNS, agent, as_bare, bare, card, cards, heard, hooked, run, swapped};
 
 #[test]
 fn managed_memory_is_no_memory_of_the_card() {
@@ -79,17 +79,8 @@ fn kept(how: &str) -> u64 {
     let agent = agent(&node, &[]);
     let mut program = Running::start(&mut hooked(&node, "kept", how));
     program.wait_for("ready");
-    let exported = || {
-        let (_, text) = agent.get("/api/v1/state").expect("the state");
-        let state: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-        let reasons = &state["clients"][0]["devices"][0]["unswappable_reasons"];
-        reasons["exported"].as_u64().unwrap_or(0) >> 20
-    };
-    let deadline = std::time::Instant::now() + Duration::from_secs(2);
-    while exported() == 0 && std::time::Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let kept = exported();
+    let expected = if matches!(how, "tokens" | "endpoint") { 8 } else { 0 };
+    let kept = heard(&agent, program.id(), "exported", expected);
     program.tell();
     program.end(super::run::LIMIT).assert_well(how);
     kept

@@ -1,29 +1,11 @@
 //! Arrays, memory of graphs, views: what the driver keeps for itself, beside memory that is out and in again.
 
-use std::time::Duration;
-
-use nvshare_testbed::Agent;
-
-use super::run::{LIMIT, Running, agent, bare, card, hooked, run};
+use super::run::{LIMIT, Running, agent, bare, card, heard, hooked, run};
 
 #[test]
 fn what_is_in_arrays_and_graphs_comes_of_memory_that_is_out_and_in_again() {
     run(bare(&card("256M"), "arrays_in_turns", "")).assert_well("bare");
     run(hooked(&card("256M"), "arrays_in_turns", "swaps")).assert_well("under the library");
-}
-
-/// What the agent hears, in MiB, of memory of the one client that stays for this reason, as soon as that is `expected`.
-fn heard(agent: &Agent, reason: &str, expected: u64) -> u64 {
-    let heard = || {
-        let (_, text) = agent.get("/api/v1/state").expect("the state");
-        let state: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-        state["clients"][0]["devices"][0]["unswappable_reasons"][reason].as_u64().unwrap_or(0) >> 20
-    };
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
-    while heard() != expected && std::time::Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    heard()
 }
 
 #[test]
@@ -40,10 +22,11 @@ fn arrays_and_the_memory_of_graphs_are_told_under_their_names_as_long_as_they_li
         let agent = agent(&node, &[]);
         let mut program = Running::start(&mut hooked(&node, "stays", how));
         program.wait_for("made");
-        assert_eq!(heard(&agent, reason, bytes), bytes, "{how}");
+        let process = program.id();
+        assert_eq!(heard(&agent, process, reason, bytes), bytes, "{how}");
         program.tell();
         program.wait_for("gone");
-        assert_eq!(heard(&agent, reason, 0), 0, "{how}, which is gone");
+        assert_eq!(heard(&agent, process, reason, 0), 0, "{how}, which is gone");
         program.tell();
         program.end(LIMIT).assert_well(how);
     }

@@ -184,6 +184,23 @@ pub(crate) fn as_bare(
     run(changed(&second)).assert_well("under the library");
 }
 
+/// What the agent hears, in MiB, of memory of the client in this process that stays for this reason, as soon as that is
+/// `expected`.
+pub(crate) fn heard(agent: &Agent, process: u32, reason: &str, expected: u64) -> u64 {
+    let heard = || {
+        let state = agent.state();
+        let clients = state["clients"].as_array().into_iter().flatten();
+        let client = clients.into_iter().find(|client| client["process"]["pid"] == process);
+        let reasons = client.map(|client| &client["devices"][0]["unswappable_reasons"]);
+        reasons.and_then(|reasons| reasons[reason].as_u64()).unwrap_or(0) >> 20
+    };
+    let end = Instant::now() + LIMIT / 3;
+    while heard() != expected && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    heard()
+}
+
 /// A node whose agents observe its programs, and nothing else of the machine; `None`, said loudly, where uprobes cannot be used.
 pub(crate) fn observed(cards: NodeBuilder) -> Option<Node> {
     if !is_root() || Artifacts::find().ebpf().is_none() {
