@@ -4,6 +4,7 @@
 //! The accounts change only here, together with an extent's presence, so that S1 (resident + unswappable <= granted) is
 //! checked wherever it could break.
 
+mod owed;
 mod stays;
 #[cfg(test)]
 mod tests;
@@ -124,6 +125,8 @@ pub struct Space {
     kept: u64,
     /// How many extents there were: each has a number of its own.
     placed: u64,
+    /// See [`Space::owe`].
+    owed: u64,
     /// Spans that are gone and perhaps mapped still: start and length.
     parting: BTreeMap<u64, u64>,
 }
