@@ -410,9 +410,10 @@ impl Space {
         span.is_some_and(|(start, span)| address - start < span.bytes && span.missing == 0)
     }
 
-    /// Bytes that are missing and will be brought in: not those of spans that are freed.
+    /// Bytes that are missing and will be brought in, or taken again: not those of spans that are freed.
     pub fn returning(&self) -> u64 {
-        self.spans.values().filter(|span| !span.doomed).map(|span| span.missing).sum()
+        let spans = self.spans.values().filter(|span| !span.doomed);
+        spans.map(|span| span.missing).sum::<u64>() + self.owed
     }
 
     /// An extent has settled as resident.

@@ -16,6 +16,7 @@ mod moves;
 mod news;
 mod observed;
 mod orders;
+mod paging;
 mod readers;
 mod readings;
 mod recency;

@@ -37,6 +37,7 @@ impl World {
                 self.deliver(heard.commands);
             }
         }
+        self.fault();
         while self.readings.front().is_some_and(|(at, _)| *at <= self.now) {
             let (_, report) = self.readings.pop_front().unwrap();
             let began = Instant::now();
