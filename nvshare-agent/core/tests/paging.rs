@@ -1,6 +1,6 @@
 //! Programs whose managed memory thrashes take turns, and nobody else does for that.
 
-use nvshare_agent_world::{GIB, World};
+use nvshare_agent_world::{GIB, World, card};
 
 fn worked(world: &World, client: usize) -> u64 {
     world.managed[&client].worked
@@ -69,11 +69,51 @@ fn one_that_cannot_be_stopped_keeps_nobody_waiting() {
 #[test]
 fn plain_memory_and_what_thrashes_take_turns_each_for_its_own_reason() {
     let mut world = World::new(&[16 * GIB]);
-    // What managed memory takes of a card is nobody's to grant: it leaves when it is needed, which this world's cards do not do.
-    world.strict = false;
     let pagers = [world.pager(12 * GIB), world.pager(12 * GIB)];
     let plain = world.worker(2 * GIB);
     world.run(120_000);
     assert_eq!(world.shims[plain].stops, 0);
     assert!(pagers.iter().all(|client| worked(&world, *client) > 20_000));
+}
+
+#[test]
+fn managed_memory_that_rests_keeps_nobody_from_the_card() {
+    let mut world = World::new(&[16 * GIB]);
+    let pager = world.pager(12 * GIB);
+    world.run(10_000);
+    world.shims[pager].works = false;
+    world.run(1000);
+    // 4 GiB are free. The other 8 are there as soon as they are asked for.
+    let plain = world.worker(12 * GIB);
+    let took = world.until(20_000, |world| world.running(plain));
+    assert!(took < 4000, "{took} ms; {}", world.describe());
+    assert_eq!(world.refused_by_card, 0);
+    world.run(20_000);
+    assert!(world.shims[plain].ran > 19_000);
+    // It was not on the card any more, and comes back as far as there is room.
+    world.shims[pager].works = true;
+    world.run(20_000);
+    assert!(world.managed[&pager].here > 2 * GIB);
+    assert_eq!(world.shims[plain].stops, 0);
+}
+
+#[test]
+fn managed_memory_that_is_on_the_host_makes_no_room() {
+    let mut world = World::new(&[16 * GIB]);
+    world.strict = false;
+    world.foreign.insert(card(0), 12 * GIB);
+    let pager = world.pager(12 * GIB);
+    world.shims[pager].works = false;
+    let small = world.worker(2 * GIB);
+    world.until(10_000, |world| world.running(small));
+    // It is promised what cannot be had: that is found out, it is told, and nobody else is harmed.
+    let large = world.worker(8 * GIB);
+    let id = world.shims[large].id;
+    let took = world.until(30_000, |world| world.core.hindered.contains_key(&id));
+    assert!((4000..12_000).contains(&took), "{took} ms");
+    world.run(20_000);
+    assert!(!world.running(large) && world.shims[small].ran > 20_000, "{}", world.describe());
+    // And when that changes it runs.
+    world.foreign.clear();
+    world.until(40_000, |world| world.running(large));
 }

@@ -75,6 +75,7 @@ impl Conductor {
             swapped: sum(|page| page.swapped),
             unswappable: ledger.holdings(id).map(|(_, holding)| holding.immovable()).sum(),
             foreign: device.foreign(),
+            evictable: device.evictable(),
             free: Bytes(free.max(0) as u64),
             needed: ledger.holdings(id).map(|(_, holding)| holding.needed()).sum(),
             contended,

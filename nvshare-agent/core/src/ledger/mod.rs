@@ -9,6 +9,7 @@ mod book;
 mod check;
 mod client;
 mod device;
+mod evictable;
 mod holding;
 mod lease;
 mod limits;

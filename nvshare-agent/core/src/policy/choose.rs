@@ -62,7 +62,7 @@ impl Left {
     fn new(ledger: &Ledger, gangs: &[Gang]) -> Left {
         let devices = ledger.devices().iter();
         let mut by_device: BTreeMap<DeviceId, i64> =
-            devices.clone().map(|(id, device)| (*id, device.budget())).collect();
+            devices.clone().map(|(id, device)| (*id, device.promised())).collect();
         for gang in gangs {
             for (device, need) in &gang.needs {
                 *by_device.entry(*device).or_default() -= need.floor.0 as i64;
@@ -276,7 +276,7 @@ struct Most {
 
 impl Most {
     fn new(ledger: &Ledger, gangs: &[Gang]) -> Most {
-        let left = ledger.devices().iter().map(|(id, device)| (*id, device.budget())).collect();
+        let left = ledger.devices().iter().map(|(id, device)| (*id, device.promised())).collect();
         let late = ledger.devices().iter().filter(|(_, device)| !device.latecomers().is_empty());
         let late = late.map(|(id, device)| (*id, device.latecomers().to_vec())).collect();
         let mut most = Most { left, pinned: BTreeMap::new(), who: Vec::new(), late };

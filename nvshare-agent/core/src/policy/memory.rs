@@ -68,7 +68,7 @@ pub(super) fn arrange(ledger: &Ledger, gangs: &[Gang], chosen: Chosen, now: Mome
         reads |= room_waits && unseen;
         plan.out.pressing |= room_waits || !lacks.is_empty();
         let left = plan.grant(*id, device, grantable, &lacks);
-        reads |= unseen && free > 0 && !lacks.is_empty();
+        reads |= (unseen && free > 0 || device.step() > Bytes::ZERO) && !lacks.is_empty();
         spare.insert(*id, (left, lacks.is_empty()));
     }
     plan.run(&chosen, &spare);

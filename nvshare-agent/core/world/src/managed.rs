@@ -2,6 +2,7 @@
 
 use nvshare_agent_core::observation::Paged;
 use nvshare_common::bytes::Bytes;
+use nvshare_common::ids::DeviceId;
 
 use crate::{LINK, World, card};
 
@@ -36,6 +37,24 @@ impl World {
     /// What of the first card managed memory takes.
     pub(crate) fn managed_here(&self) -> u64 {
         self.managed.values().map(|managed| managed.here).sum()
+    }
+
+    /// What of a card plain memory could have of that.
+    pub(crate) fn evictable(&self, device: DeviceId) -> u64 {
+        if device == card(0) { self.managed_here() } else { 0 }
+    }
+
+    /// Managed memory gives way to what has been made.
+    pub(crate) fn evict(&mut self, device: DeviceId) {
+        let mut lacking = self.used(device).saturating_sub(self.cards[&device]);
+        let mut pagers: Vec<&mut Managed> = self.managed.values_mut().collect();
+        pagers.sort_by_key(|managed| managed.used_at);
+        for managed in pagers {
+            let gives = lacking.min(managed.here);
+            lacking -= gives;
+            managed.here -= gives;
+            managed.untold.to_host += Bytes(gives);
+        }
     }
 
     pub(crate) fn fault(&mut self) {
