@@ -10,7 +10,7 @@ use nvshare_agent_core::moment::Moment;
 use nvshare_agent_core::reading::Report;
 
 use super::Conductor;
-use crate::control::{is_removed, lookers};
+use crate::control::{Home, is_removed, lookers};
 
 /// How long a new agent waits for the clients of the previous one.
 const TAKEOVER: Duration = Duration::from_secs(5);
@@ -61,7 +61,11 @@ pub(super) fn awaited(socket: &Path) -> BTreeSet<u32> {
         found.is_ok_and(|found| found.dev() == ours.dev() && found.ino() == ours.ino())
     };
     let comes = |directory: &Path| here(directory) || is_removed(directory);
-    lookers().into_iter().filter(|(_, directory)| comes(directory)).map(|(pid, _)| pid).collect()
+    lookers(&Home::of(socket))
+        .into_iter()
+        .filter(|(_, directory)| comes(directory))
+        .map(|(pid, _)| pid)
+        .collect()
 }
 
 #[cfg(test)]

@@ -100,12 +100,10 @@ fn more<K: Eq + Hash>(accounts: &mut HashMap<K, Account>, key: K, of: Allowance,
     account.connections += 1;
 }
 
-fn less<K: Eq + Hash>(accounts: &mut HashMap<K, Account>, key: &K, now: Instant) {
+/// Whoever has no connection any more is forgotten later: its bucket says when.
+fn less<K: Eq + Hash>(accounts: &mut HashMap<K, Account>, key: &K) {
     if let Some(account) = accounts.get_mut(key) {
         account.connections -= 1;
-        if account.connections == 0 && account.pace.is_full(now) {
-            accounts.remove(key);
-        }
     }
 }
 
@@ -134,11 +132,10 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let now = Instant::now();
         let mut count = self.connections.lock();
         count.all -= 1;
-        less(&mut count.processes, &self.process, now);
-        less(&mut count.cgroups, &self.cgroup, now);
+        less(&mut count.processes, &self.process);
+        less(&mut count.cgroups, &self.cgroup);
     }
 }
 
@@ -168,7 +165,8 @@ mod tests {
         drop(held);
         assert!(connections.count(process(1), "/hog", now).is_some());
         drop(other);
-        assert_eq!(known(&connections), (0, 0, 0));
+        connections.forget(now);
+        assert_eq!(known(&connections), (0, 0, 0), "who said nothing is forgotten at the next look");
     }
 
     #[test]

@@ -18,17 +18,19 @@ use rustix::net::sockopt::socket_cookie;
 use rustix::net::{SendFlags, send};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
+use super::home::Home;
 use super::page::peer_pid;
 use crate::proc;
 
 /// What is said of a client that cannot be reached.
 const REMEDY: &str = "restart its pod; only remove the directory of the clients' socket when no client runs";
 
-/// Processes that use the driver and the shim, with the directory in which they look for an agent.
-pub(crate) fn lookers() -> Vec<(u32, PathBuf)> {
+/// Processes that use the driver and the shim, with the directory in which they look for an agent, which is ours.
+pub(crate) fn lookers(home: &Home) -> Vec<(u32, PathBuf)> {
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| uses_driver_and_shim(*pid)).filter_map(|pid| Some((pid, directory(pid)?))).collect()
+    let users = pids.filter(|pid| uses_driver_and_shim(*pid));
+    users.filter_map(|pid| Some((pid, directory(pid, home)?))).collect()
 }
 
 fn uses_driver_and_shim(pid: u32) -> bool {
@@ -37,14 +39,14 @@ fn uses_driver_and_shim(pid: u32) -> bool {
     has(b"/libnvshare.so") && has(b"/libcuda.so")
 }
 
-/// The directory as we can reach it.
-fn directory(pid: u32) -> Option<PathBuf> {
+/// The directory as we can reach it; `None`: it is another agent's.
+fn directory(pid: u32, home: &Home) -> Option<PathBuf> {
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let named = environment
         .split(|byte| *byte == 0)
         .find_map(|entry| entry.strip_prefix(b"NVSHARE_SOCKET="))
         .map_or(protocol::SOCKET.into(), |value| String::from_utf8_lossy(value).into_owned());
-    let inside = Path::new(&named).parent()?;
+    let inside = Path::new(&named).parent().filter(|inside| home.is_looked_for_by(pid, inside))?;
     Some(PathBuf::from(format!("/proc/{pid}/root{}", inside.display())))
 }
 
@@ -70,8 +72,8 @@ struct Left {
 
 impl Doors {
     /// Looks for them among all processes: not often.
-    pub(super) fn look(&mut self) {
-        for (pid, directory) in lookers() {
+    pub(super) fn look(&mut self, home: &Home) {
+        for (pid, directory) in lookers(home) {
             let offers = || door(pid).is_ok_and(|door| door.is_some());
             if !(is_removed(&directory) || !directory.exists() && offers()) {
                 continue;

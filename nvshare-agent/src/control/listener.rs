@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::connections::{CONNECTIONS, Connections};
 use super::door::Doors;
+use super::home::Home;
 use super::{Event, session};
 use crate::no_space;
 use crate::ready::wait_for;
@@ -141,13 +142,13 @@ impl Listener {
         // Dropped with this, they end.
         let mut accepting = JoinSet::new();
         let mut accepts = accepting.spawn(accept(Arc::clone(&newest), Arc::clone(&entrance)));
-        let mut doors = Doors::default();
+        let (mut doors, home) = (Doors::default(), Home::of(&path));
         let (mut looks, mut said) = (0_u32, false);
         loop {
             // All processes are looked at when it begins, when the directory was replaced, and rarely besides.
             let replaced = !newest.stands();
             if looks.is_multiple_of(LOOK_AT_ALL) || replaced {
-                doors = look(doors).await;
+                doors = look(doors, home.clone()).await;
             }
             looks = looks.wrapping_add(1);
             entrance.connections.forget(Instant::now());
@@ -190,9 +191,9 @@ impl Listener {
 }
 
 /// Looking at all processes takes a while: on a thread of its own.
-async fn look(mut doors: Doors) -> Doors {
+async fn look(mut doors: Doors, home: Home) -> Doors {
     let looked = tokio::task::spawn_blocking(move || {
-        doors.look();
+        doors.look(&home);
         doors
     });
     looked.await.unwrap_or_default()

@@ -3,6 +3,7 @@
 
 mod connections;
 mod door;
+mod home;
 mod listener;
 mod options;
 mod outbox;
@@ -18,6 +19,7 @@ use nvshare_common::protocol::{Hello, ToAgent};
 
 pub(crate) use connections::{CONNECTIONS, Counted};
 pub(crate) use door::{is_removed, lookers};
+pub(crate) use home::Home;
 pub use listener::{BindError, Heard, Listener, Tell};
 pub use options::Options;
 pub use outbox::{Outbox, Undelivered};
