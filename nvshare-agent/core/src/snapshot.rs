@@ -98,6 +98,9 @@ pub struct Device {
     pub unswappable: Bytes,
     /// Overhead of clients and memory of others.
     pub foreign: Bytes,
+    /// What of that may be managed memory, which the driver moves out of the way of whoever needs room.
+    #[serde(default)]
+    pub evictable: Bytes,
     /// What could be granted now.
     pub free: Bytes,
     /// The sum of what clients need in order to run.

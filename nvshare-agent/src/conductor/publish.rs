@@ -75,6 +75,7 @@ impl Conductor {
             swapped: sum(|page| page.swapped),
             unswappable: ledger.holdings(id).map(|(_, holding)| holding.immovable()).sum(),
             foreign: device.foreign(),
+            evictable: device.evictable(),
             free: Bytes(free.max(0) as u64),
             needed: ledger.holdings(id).map(|(_, holding)| holding.needed()).sum(),
             contended,
@@ -144,6 +145,11 @@ impl Conductor {
             client.dead().map(|why| format!("its device failed ({why}): its memory stays until it exits")),
         );
         notes.extend(client.untrusted().map(|why| format!("it {why}")));
+        notes.extend(client.thrashes(&self.core.settings, now).map(|device| {
+            format!(
+                "its managed memory thrashes on {device}: beside another such program it takes turns there"
+            )
+        }));
         if client.bypass() {
             notes.push(
                 "it makes driver calls that its shim does not see: its memory is never moved".to_owned(),

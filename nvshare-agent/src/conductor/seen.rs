@@ -45,6 +45,10 @@ impl Conductor {
             {
                 self.exited(process, now);
             }
+            (What::Uvm(device, paged), Some(client)) => {
+                let core = &mut self.core;
+                core.ledger.paged(client, *device, *paged, &core.settings, now);
+            }
             (what, Some(client)) => self.core.ledger.warm(client, what, now),
             _ => {}
         }

@@ -114,6 +114,7 @@ fn devices(page: &mut Page, state: &State) {
             (Series::DeviceResident, device.resident),
             (Series::DeviceSwapped, device.swapped),
             (Series::DeviceShadow, held().map(|held| held.shadow).sum()),
+            (Series::DeviceEvictable, device.evictable),
             (Series::DeviceForeign, device.foreign),
             (Series::DeviceFree, device.free),
             (Series::DeviceNeeded, device.needed),

@@ -61,6 +61,7 @@ series! {
     DeviceResident GAUGE "device_resident_bytes" ["gpu", "UUID"] "Clients' memory that is on the device.";
     DeviceSwapped GAUGE "device_swapped_bytes" ["gpu", "UUID"] "Clients' memory that is on the host only.";
     DeviceShadow GAUGE "device_shadow_bytes" ["gpu", "UUID"] "Host copies of clients' memory, of what is on the device too.";
+    DeviceEvictable GAUGE "device_evictable_bytes" ["gpu", "UUID"] "What of device_foreign_bytes may be managed memory, which the driver moves out of the way.";
     DeviceForeign GAUGE "device_foreign_bytes" ["gpu", "UUID"] "Memory that no grant covers: other processes, and what clients' contexts cost.";
     DeviceUnswappable GAUGE "device_unswappable_bytes" ["gpu", "UUID", "reason"] "Clients' memory that cannot be moved.";
     DeviceFree GAUGE "device_free_bytes" ["gpu", "UUID"] "What could be granted now.";

@@ -182,11 +182,52 @@ fn book(device: &'static Device, number: u64, reserved: u64, graphs: u64) {
         return;
     }
     account(device, STREAM_ORDERED, |_| reserved);
-    account(device, GRAPH, |_| graphs);
+    let claim = device.state().graphs_claim;
+    account(device, GRAPH, |_| graphs.max(claim));
     if let Some(headroom) = HEADROOM.get(device.kind.ordinal as usize) {
         let left = device.state().space.accounts().left();
         headroom.store(left.min(device.total / UNSEEN) as i64, Ordering::Relaxed);
     }
+}
+
+/// Gives back what graphs keep for their next launch, where all work is over: that launch takes it again, so it is owed to the
+/// application before it runs. What is allocated stays.
+pub fn trim_graphs(device: &'static Device) {
+    if !GRAPHS.load(Ordering::Relaxed) {
+        return;
+    }
+    let before = graph_memory(device.kind.ordinal);
+    // SAFETY: a device that the driver has; what a graph has allocated, or uses, stays.
+    if before == 0 || !unsafe { driver().cuDeviceGraphMemTrim(device.kind.ordinal) }.ok() {
+        return;
+    }
+    // Whoever reads the figures just now, and may have read the old one, has a lower number.
+    let number = READINGS.fetch_add(1, Ordering::AcqRel) + 1;
+    let after = graph_memory(device.kind.ordinal);
+    {
+        let mut state = device.state();
+        state.graphs_claim = 0;
+        state.pools_read = state.pools_read.max(number);
+        state.space.owe(before.saturating_sub(after));
+        state.announce = true;
+    }
+    account(device, GRAPH, |_| after);
+}
+
+/// What graphs gave back is booked for them again, once the grant covers it. Whether it was just now.
+pub fn graphs_return(device: &'static Device) -> bool {
+    let Some(bytes) = device.state().space.pay() else { return false };
+    device.state().graphs_claim = bytes;
+    account(device, GRAPH, |held| held + bytes);
+    true
+}
+
+/// The application gave back what its graphs keep.
+pub fn graphs_trimmed() {
+    for device in device::all() {
+        device.state().graphs_claim = 0;
+    }
+    changed();
 }
 
 /// Reserved and used, of all pools of a device.

@@ -91,6 +91,8 @@ pub struct State {
     pub managed: u64,
     /// The number of the reading of pools that is booked.
     pub pools_read: u64,
+    /// What graphs may take again, of what they gave back when memory last left: booked for them until they did, or it leaves again.
+    pub graphs_claim: u64,
     /// What the agent last said to a question whether more may be needed.
     pub answered: Option<Answered>,
     /// Whether `Resident` is to be said once nothing is missing.

@@ -40,7 +40,7 @@ macro_rules! functions {
     [cuMemPoolSetAccess] (pool: CUmemoryPool, map: *const CUmemAccessDesc, count: usize) => pools::set_access(pool, map, count);
     [cuDeviceSetMemPool] (dev: CUdevice, pool: CUmemoryPool) => pools::choose();
     [cuMemSetMemPool] (location: *mut CUmemLocation, kind: CEnum, pool: CUmemoryPool) => pools::choose();
-    [cuDeviceGraphMemTrim] (device: CUdevice) => unswappable::trims();
+    [cuDeviceGraphMemTrim] (device: CUdevice) => unswappable::trims_graphs();
     [cuMemCreate] (handle: *mut CUmemGenericAllocationHandle, size: usize, prop: *const CUmemAllocationProp, flags: u64) => virtuals::create(handle, size, prop, flags);
     [cuMemRelease] (handle: CUmemGenericAllocationHandle) => virtuals::release(handle);
     [cuMemImportFromShareableHandle] (handle: *mut CUmemGenericAllocationHandle, osHandle: *mut c_void, shHandleType: CEnum) => unswappable::import(handle);

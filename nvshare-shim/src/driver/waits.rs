@@ -17,7 +17,8 @@ pub(crate) fn allow(here: bool) {
 
 /// Whether the driver may let the caller wait for the application's work. Not in the list, because they were seen not to:
 /// `cuStreamIsCapturing`, `cuStreamGetCtx`, `cuEventQuery`, `cuMemGetInfo`, making current, all calls of virtual memory
-/// management, copies, launches, records and waits in streams of our own, pinning host memory, figures of pools. `cuStreamQuery`
+/// management, copies, launches, records and waits in streams of our own, pinning host memory, figures of pools, trimming the
+/// memory of graphs. `cuStreamQuery`
 /// of the application's streams waits too: it is asked by the drain's thread, for which nobody waits without a limit.
 const fn may_wait(symbol: Symbol) -> bool {
     matches!(

@@ -19,7 +19,8 @@ pub(crate) unsafe fn get<F: Fn() -> CUresult>(
     handle: *mut CUipcMemHandle,
     at: CUdeviceptr,
 ) -> CUresult {
-    if !life::active() || handle.is_null() || allocation::find(at).is_none() {
+    let none_current = || streams::current_context().is_none();
+    if !life::active() || handle.is_null() || allocation::find(at).is_none() || none_current() {
         // SAFETY: the application's own arguments.
         return unsafe { unswappable::export_one(bare, at) };
     }

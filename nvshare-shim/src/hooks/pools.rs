@@ -120,7 +120,9 @@ pub(crate) unsafe fn free<F: Fn() -> CUresult>(
         return result;
     }
     let result = bare.call();
-    pools::changed();
+    if result.ok() && !streams::is_capturing(order) {
+        super::unswappable::freed(at);
+    }
     result
 }
 

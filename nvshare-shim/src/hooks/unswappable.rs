@@ -93,10 +93,12 @@ pub(crate) fn freed(at: CUdeviceptr) {
     pools::changed();
 }
 
-/// A call after which pools or graphs may hold less.
-pub(crate) unsafe fn trims<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
+/// A call after which graphs hold less.
+pub(crate) unsafe fn trims_graphs<F: Fn() -> CUresult>(bare: &Bare<F>) -> CUresult {
     let result = bare.call();
-    pools::changed();
+    if result.ok() && life::active() {
+        pools::graphs_trimmed();
+    }
     result
 }
 

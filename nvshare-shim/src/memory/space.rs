@@ -1,9 +1,11 @@
 //! What a process holds on one device: spans of addresses, the extents behind them, and the accounts. Pure: the driver
 //! calls that make it true are made by `super` and by `crate::swap`.
 //!
-//! The accounts change only here, together with an extent's presence, so that S1 (resident + unswappable <= granted) is
-//! checked wherever it could break.
+//! The accounts change only here and in [`moves`], together with an extent's presence, so that S1 (resident + unswappable <=
+//! granted) is checked wherever it could break.
 
+mod moves;
+mod owed;
 mod stays;
 #[cfg(test)]
 mod tests;
@@ -124,6 +126,8 @@ pub struct Space {
     kept: u64,
     /// How many extents there were: each has a number of its own.
     placed: u64,
+    /// See [`Space::owe`].
+    owed: u64,
     /// Spans that are gone and perhaps mapped still: start and length.
     parting: BTreeMap<u64, u64>,
 }
@@ -336,88 +340,16 @@ impl Space {
         (address < extent.start + extent.bytes).then_some(id)
     }
 
-    /// Absent or swapped -> arriving, if the grant allows: the caller makes memory for it.
-    pub fn begin_arrival(&mut self, id: ExtentId) -> bool {
-        let bytes = self.extent(id).bytes;
-        debug_assert!(matches!(self.extent(id).presence, Presence::Absent | Presence::Swapped));
-        if self.accounts.slack() < bytes {
-            return false;
-        }
-        self.extent_mut(id).presence = Presence::Arriving;
-        self.accounts.resident += bytes;
-        self.check();
-        true
-    }
-
-    /// Arriving -> absent or swapped: there is no memory behind it (any more); its shadow is as good as before (S6).
-    pub fn abandon_arrival(&mut self, id: ExtentId) {
-        let extent = self.extent_mut(id);
-        debug_assert!(extent.presence == Presence::Arriving);
-        extent.presence = if extent.contents { Presence::Swapped } else { Presence::Absent };
-        (extent.handle, extent.at_home) = (0, false);
-        self.accounts.resident -= self.extent(id).bytes;
-    }
-
-    /// Arriving -> resident: its bytes are there, as the shadow has them.
-    pub fn finish_arrival(&mut self, id: ExtentId, openings: Option<u64>) {
-        let extent = self.extent_mut(id);
-        debug_assert!(extent.presence == Presence::Arriving && extent.handle != 0);
-        extent.presence = Presence::Resident;
-        extent.arrived = openings;
-        self.is_there(id);
-    }
-
-    /// Resident -> leaving. The gate is closed and everything submitted is finished (S2).
-    pub fn begin_departure(&mut self, id: ExtentId) {
-        let extent = self.extent_mut(id);
-        debug_assert!(extent.presence == Presence::Resident);
-        extent.presence = Presence::Leaving;
-        let (bytes, span) = (extent.bytes, extent.span);
-        self.accounts.missing += bytes;
-        self.span_mut(span).missing += bytes;
-    }
-
-    /// Leaving -> resident: the swap-out failed, the memory is still there (S6).
-    pub fn abandon_departure(&mut self, id: ExtentId) {
-        let extent = self.extent_mut(id);
-        debug_assert!(extent.presence == Presence::Leaving && extent.handle != 0);
-        extent.presence = Presence::Resident;
-        self.is_there(id);
-    }
-
-    /// Leaving -> swapped (or absent, if it never had contents): the memory is released. The grant shrinks with it.
-    pub fn finish_departure(&mut self, id: ExtentId) -> u64 {
-        let extent = self.extent_mut(id);
-        debug_assert!(extent.presence == Presence::Leaving);
-        debug_assert!(!extent.contents || extent.has_whole_shadow(), "S3: released without a shadow");
-        extent.presence = if extent.contents { Presence::Swapped } else { Presence::Absent };
-        (extent.handle, extent.at_home) = (0, false);
-        let bytes = extent.bytes;
-        self.accounts.resident -= bytes;
-        if !self.accounts.unlimited {
-            debug_assert!(self.accounts.granted >= bytes);
-            self.accounts.granted = self.accounts.granted.saturating_sub(bytes);
-        }
-        bytes
-    }
-
     /// Whether all of the span that `address` lies in is resident; `false` where there is none.
     pub fn is_whole(&self, address: u64) -> bool {
         let span = self.spans.range(..=address).next_back();
         span.is_some_and(|(start, span)| address - start < span.bytes && span.missing == 0)
     }
 
-    /// Bytes that are missing and will be brought in: not those of spans that are freed.
+    /// Bytes that are missing and will be brought in, or taken again: not those of spans that are freed.
     pub fn returning(&self) -> u64 {
-        self.spans.values().filter(|span| !span.doomed).map(|span| span.missing).sum()
-    }
-
-    /// An extent has settled as resident.
-    fn is_there(&mut self, id: ExtentId) {
-        let extent = self.extent(id);
-        let (bytes, span) = (extent.bytes, extent.span);
-        self.accounts.missing -= bytes;
-        self.span_mut(span).missing -= bytes;
+        let spans = self.spans.values().filter(|span| !span.doomed);
+        spans.map(|span| span.missing).sum::<u64>() + self.owed
     }
 
     fn span_mut(&mut self, start: u64) -> &mut Span {
@@ -433,13 +365,5 @@ impl Space {
         }
         self.extents.push(Some(extent));
         ExtentId(self.extents.len() as u32 - 1)
-    }
-
-    fn check(&self) {
-        let accounts = &self.accounts;
-        debug_assert!(
-            accounts.unlimited || accounts.resident + accounts.unswappable <= accounts.granted,
-            "S1: {accounts:?}"
-        );
     }
 }

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::peer;
 use crate::script::{Op, Script};
 use crate::world::{Capture, MEMORIES, World, cu};
 
@@ -120,6 +121,7 @@ fn ending(world: &mut World) -> String {
             let _ = writeln!(said, "    memory {slot} {}", world.contents(slot));
         }
     }
+    world.take_back();
     world.settle_all();
     said += &world.clear();
     for pool in world.pools.iter_mut().filter(|pool| !pool.is_null()) {
@@ -134,6 +136,7 @@ fn ending(world: &mut World) -> String {
 
 /// Nothing of a script stays for the next one.
 fn restore() {
+    peer::restore();
     cu!(cuCtxSetCurrent(std::ptr::null_mut()));
     for device in 0..2 {
         let (mut flags, mut active) = (0, 1);

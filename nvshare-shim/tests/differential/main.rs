@@ -2,7 +2,7 @@
 //! memory is moved in between. Scripts are random; each comes from a seed, so that it can be had again.
 //!
 //! - [`script`]: what a script is; [`generate`]: random ones
-//! - [`execute`]: the client, this binary again; [`world`] and the files beside it: what its steps do
+//! - [`execute`]: the client, this binary again; [`world`] and the files beside it: what its steps do; [`peer`]: a second process
 //! - [`compare`]: both runs, and the rule; [`shrink`]: shorter scripts
 //!
 //! More seeds: `NVSHARE_DIFFERENTIAL_SEEDS=FROM..TO cargo test -p nvshare-shim --test differential`. Without some steps, to see
@@ -31,6 +31,7 @@ mod generate;
 mod graph_memory;
 mod graphs;
 mod memory;
+mod peer;
 mod questions;
 mod script;
 mod shrink;
@@ -55,6 +56,9 @@ const SEEDS: std::ops::Range<u64> = 0..1000;
 /// Not a test: the client program, when a test below starts it.
 #[test]
 fn role() {
+    if peer::serve() {
+        return;
+    }
     if let (Ok(scripts), Ok(transcript)) =
         (std::env::var("NVSHARE_DIFFERENTIAL_SCRIPTS"), std::env::var("NVSHARE_DIFFERENTIAL_TRANSCRIPT"))
     {

@@ -49,6 +49,9 @@ enum How {
 }
 
 const UNTOUCHED: u8 = 0xee;
+/// Of the reservation around an address: where it begins, and how long it is. Known to differ of what was freed to a pool: where
+/// the library has its chunks stays reserved without them.
+const RESERVED: [u32; 2] = [11, 12];
 
 impl World {
     pub(crate) fn run_questions(&mut self, op: &Op) -> Option<String> {
@@ -58,6 +61,10 @@ impl World {
             // Nor is anything asked about what happens to lie behind, or of a handle.
             (memory.kind != Kind::Array && !world.is_reused(memory) && second < memory.bytes)
                 .then_some(memory.start + second)
+        };
+        let is_of_a_pool = |world: &World| {
+            let memory = world.memories[first as usize % MEMORIES].as_ref();
+            memory.is_some_and(|memory| memory.gone && memory.kind == Kind::Async)
         };
         Some(match op.verb() {
             "info" => {
@@ -76,6 +83,9 @@ impl World {
             }
             "attribute" => {
                 let (number, how) = ATTRIBUTES[third as usize % ATTRIBUTES.len()];
+                if is_of_a_pool(self) && RESERVED.contains(&number) {
+                    return None;
+                }
                 let mut room = [UNTOUCHED; 64];
                 let at = address(self)?;
                 let code = cu!(cuPointerGetAttribute(room.as_mut_ptr().cast(), numbered(number), at));
@@ -83,8 +93,11 @@ impl World {
                 format!("{code} {number}: {value}")
             }
             "attributes" => {
-                let asked: Vec<_> =
-                    ATTRIBUTES.iter().filter(|(number, _)| third >> number & 1 == 1).collect();
+                let hidden = |number: &u32| is_of_a_pool(self) && RESERVED.contains(number);
+                let asked: Vec<_> = ATTRIBUTES
+                    .iter()
+                    .filter(|(number, _)| third >> number & 1 == 1 && !hidden(number))
+                    .collect();
                 let mut rooms = vec![[UNTOUCHED; 64]; asked.len()];
                 let mut kinds: Vec<_> = asked.iter().map(|(number, _)| numbered(*number)).collect();
                 let mut to: Vec<_> = rooms.iter_mut().map(|room| room.as_mut_ptr().cast()).collect();

@@ -94,6 +94,11 @@ pub(crate) const VERBS: &[(&str, &[&str])] = &[
     ("access_of", &["m", "at", "device"]),
     ("retain_of", &["m", "at"]),
     ("memops", &["m", "at"]),
+    ("lend", &["m", "at"]),
+    ("lent_set", &["m", "at", "bytes", "value"]),
+    ("lent_hash", &["m", "at", "bytes"]),
+    ("lent_range", &["m", "at"]),
+    ("unlend", &["m"]),
     ("swap", &["kind"]),
 ];
 

@@ -151,6 +151,8 @@ pub(crate) struct World {
     pub(crate) made: u64,
     /// Other threads of the script make memory, too, and nobody knows when.
     pub(crate) beside_others: bool,
+    /// What the second process has open.
+    pub(crate) lent: BTreeSet<usize>,
     /// Where swaps are ordered, under the library.
     pub(crate) swaps: Option<i32>,
 }
@@ -178,6 +180,7 @@ impl World {
             result: std::ptr::null_mut(),
             made: 0,
             beside_others: false,
+            lent: BTreeSet::new(),
             swaps,
         }
     }
@@ -186,7 +189,8 @@ impl World {
     pub(crate) fn run(&mut self, op: &Op) -> String {
         self.thread = op.thread;
         let mut said = self
-            .run_contexts(op)
+            .run_lent(op)
+            .or_else(|| self.run_contexts(op))
             .or_else(|| self.run_streams(op))
             .or_else(|| self.run_memory(op))
             .or_else(|| self.run_vmm(op))

@@ -127,6 +127,7 @@ const QUICK: [(&str, &[&str]); 7] = [
             "grants",
             "hostile",
             "orders",
+            "paging",
             "promises",
             "pure",
             "turns",

@@ -252,7 +252,7 @@ fn contended(ledger: &Ledger) -> Vec<DeviceId> {
     let needs = |id: DeviceId| -> u64 { turns(id).map(|(_, holding)| holding.needed().0).sum() };
     let devices = ledger.devices().iter();
     devices
-        .filter(|(id, device)| needs(**id) as i64 + device.room().0 as i64 > device.budget())
+        .filter(|(id, device)| needs(**id) as i64 + device.room().0 as i64 > device.promised())
         .map(|(id, _)| *id)
         .collect()
 }

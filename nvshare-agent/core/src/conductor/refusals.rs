@@ -102,7 +102,7 @@ fn may_pin(ledger: &Ledger, client: &Client) -> Result<(), String> {
 /// not known yet.
 fn beside_pinned(ledger: &Ledger, device: DeviceId, but: u64) -> Option<(Bytes, Vec<String>)> {
     let at = ledger.device(device)?;
-    let (mut left, mut pinned) = (at.budget(), Vec::new());
+    let (mut left, mut pinned) = (at.promised(), Vec::new());
     for (other, holding) in ledger.holdings(device).filter(|(other, _)| other.id().0 != but) {
         if other.orders().pinned {
             left -= holding.claimed().0 as i64;

@@ -96,7 +96,7 @@ impl Ledger {
         let stay: Bytes = self.holdings(id).map(|(client, holding)| client.stays(holding)).sum();
         let lacks = |(client, holding): (&Client, &Holding)| {
             let others = stay.saturating_sub(client.stays(holding));
-            let most = at.capacity.0 as i64 - at.foreign.0 as i64 - others.0 as i64;
+            let most = at.promised() + at.reserve.0 as i64 - others.0 as i64;
             holding.needed.0 as i64 - most + reserve.0 as i64
         };
         let short = self.holdings(id).map(|held| (lacks(held), held.0)).filter(|(short, _)| *short > 0);
@@ -141,7 +141,7 @@ impl Ledger {
         let working = self.holdings(id).filter(|(client, _)| client.ran() && client.works(now));
         let left = working.map(|(client, holding)| {
             let others = stay.saturating_sub(client.stays(holding));
-            let left = at.capacity.0 as i64 - at.foreign.0 as i64 - others.0 as i64 - holding.needed.0 as i64;
+            let left = at.promised() + at.reserve.0 as i64 - others.0 as i64 - holding.needed.0 as i64;
             (client.age(), left)
         });
         let mut left: Vec<_> = left.collect();

@@ -12,6 +12,7 @@ use super::activity::Activity;
 use super::holding::{Holding, MOST};
 use super::moves::Moves;
 use super::orders::Orders;
+use super::paging::Paging;
 use super::readers::readers;
 use super::recency::Recency;
 use super::session::SessionId;
@@ -56,6 +57,8 @@ pub struct Client {
     pub(super) devices: BTreeMap<DeviceId, Holding>,
     /// When it began to use a device, in this session: a limit that counts its context comes from a later reading.
     pub(super) met: BTreeMap<DeviceId, Moment>,
+    /// What the driver lately did to its managed memory.
+    pub(super) paging: BTreeMap<DeviceId, Paging>,
     pub(super) unmanaged: BTreeMap<DeviceId, String>,
     pub(super) limits: BTreeMap<DeviceId, Bytes>,
     /// What it asked whether it may have, where the answer was yes.
@@ -140,6 +143,7 @@ impl Client {
             bypass: false,
             devices: BTreeMap::new(),
             met: BTreeMap::new(),
+            paging: BTreeMap::new(),
             unmanaged: BTreeMap::new(),
             limits: BTreeMap::new(),
             promised: BTreeMap::new(),

@@ -38,6 +38,10 @@ pub struct Device {
     pub(super) used: Bytes,
     pub(super) per_process: BTreeMap<u32, Bytes>,
     pub(super) foreign: Bytes,
+    /// What of that may be managed memory, which the driver moves out of the way.
+    pub(super) evictable: Bytes,
+    /// When a step of that was last refuted.
+    pub(super) refuted: Option<Moment>,
     pub(super) read_began: Moment,
     pub(super) unconfirmed: Vec<(Moment, Bytes)>,
     pub(super) rooms: Vec<Headroom>,
@@ -71,6 +75,8 @@ impl Device {
         per_process: &BTreeMap<u32, Bytes>,
         /// Used and held by no client: contexts and other overhead of clients, and everybody else.
         foreign: Bytes,
+        /// What of that may be managed memory, which the driver moves out of the way.
+        evictable: Bytes,
         /// When the last reading began.
         read_began: Moment,
         /// What was given back, and when, since the last reading began: nothing confirms yet that it is free.
@@ -112,9 +118,11 @@ impl Headroom {
 }
 
 impl Device {
-    /// All that grants may add up to. Negative when others hold more than there is.
+    /// All that grants may add up to, as far as it is known to be there, and a step further. Negative when others hold more than
+    /// there is.
     pub fn budget(&self) -> i64 {
-        self.capacity.0 as i64 - self.reserve.0 as i64 - self.foreign.0 as i64
+        let foreign = self.foreign.saturating_sub(self.step());
+        self.capacity.0 as i64 - self.reserve.0 as i64 - foreign.0 as i64
     }
 
     /// Whether the last reading is recent enough to grant by.

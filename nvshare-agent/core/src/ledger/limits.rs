@@ -77,7 +77,7 @@ fn keeps(client: &Client, holding: &Holding) -> Bytes {
 fn limit(client: &Client, device: DeviceId, at: &Device, stays: Bytes) -> Bytes {
     let holding = client.devices.get(&device);
     let own = holding.map(|holding| keeps(client, holding)).unwrap_or_default();
-    let left = at.budget() - stays.saturating_sub(own).0 as i64;
+    let left = at.promised() - stays.saturating_sub(own).0 as i64;
     let most = Bytes(left.max(0) as u64 / (2 << 20) * (2 << 20));
     let needed = holding.map(|holding| holding.needed).unwrap_or_default();
     // It came when there was no room for it: what it takes more, another that came before would lack.

@@ -8,6 +8,7 @@ use nvshare_common::ids::{ArenaId, ClientId, DeviceId, Ticket};
 
 use super::{Arena, Client, Ledger, Outgoing, Page, Past};
 use crate::moment::Moment;
+use crate::observation::Paged;
 use crate::settings::Settings;
 
 /// What the end of a swap in means.
@@ -115,6 +116,23 @@ impl Ledger {
     pub fn unpaged(&mut self, client: ClientId) {
         if let Some(client) = self.client_mut(client) {
             client.paged = false;
+        }
+    }
+
+    /// The driver moved some of its managed memory, to or from a card: where it cannot say which, that is the only one there is.
+    pub fn paged(
+        &mut self,
+        client: ClientId,
+        device: Option<DeviceId>,
+        more: Paged,
+        settings: &Settings,
+        now: Moment,
+    ) {
+        let only = || Some(*self.devices.keys().next()?).filter(|_| self.devices.len() == 1);
+        let Some(device) = device.or_else(only) else { return };
+        let Some(card) = self.devices.get(&device).map(|card| (card.total(), card.used())) else { return };
+        if let Some(client) = self.client_mut(client) {
+            client.paged(device, card, more, settings, now);
         }
     }
 

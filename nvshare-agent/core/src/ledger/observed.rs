@@ -119,6 +119,11 @@ impl Observed {
         }
     }
 
+    /// Managed memory that it allocated and has not freed.
+    pub(super) fn managed_now(&self) -> Bytes {
+        self.managed
+    }
+
     /// What the driver did to its managed memory on demand.
     pub fn paged(&self) -> Paged {
         self.paged.values().fold(Paged::default(), |mut sum, paged| {

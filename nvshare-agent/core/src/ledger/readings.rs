@@ -57,6 +57,7 @@ impl Ledger {
             most += high;
         }
         device.settle(least, most, began >= self.granting_from);
+        self.weigh_managed(id, now);
         overclaims
     }
 

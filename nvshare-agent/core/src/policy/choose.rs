@@ -5,6 +5,9 @@
 //! The first gang that waits and does not fit is the head: after it, others start only if their lease ends before the
 //! head could start anyway, so that small ones cannot keep a large one waiting for ever.
 //!
+//! Managed memory takes no room that anybody granted; but of those whose managed memory thrashes on one card one runs at a time
+//! ([`crate::ledger::Client::thrashes`]).
+//!
 //! The rule of ranks: pinned gangs come before high, normal and low priority. Against its own rank and lower ones a lease
 //! protects its holder until its end, against a higher rank only until the lease floor. So a client of a high priority
 //! waits for the floor and the switch; that its turns may then be shorter than 40 times the switch is what its priority
@@ -50,6 +53,8 @@ struct Left {
     by_device: BTreeMap<DeviceId, i64>,
     /// What drivers want. It comes before whoever has no lease.
     drivers: BTreeMap<DeviceId, i64>,
+    /// Cards on which somebody's managed memory thrashes, who has them for that.
+    thrashed: BTreeSet<DeviceId>,
 }
 
 impl Left {
@@ -57,13 +62,17 @@ impl Left {
     fn new(ledger: &Ledger, gangs: &[Gang]) -> Left {
         let devices = ledger.devices().iter();
         let mut by_device: BTreeMap<DeviceId, i64> =
-            devices.clone().map(|(id, device)| (*id, device.budget())).collect();
+            devices.clone().map(|(id, device)| (*id, device.promised())).collect();
         for gang in gangs {
             for (device, need) in &gang.needs {
                 *by_device.entry(*device).or_default() -= need.floor.0 as i64;
             }
         }
-        Left { by_device, drivers: devices.map(|(id, device)| (*id, device.room().0 as i64)).collect() }
+        Left {
+            by_device,
+            thrashed: BTreeSet::new(),
+            drivers: devices.map(|(id, device)| (*id, device.room().0 as i64)).collect(),
+        }
     }
 
     /// Whether the gang fits; with `beside_drivers`, beside what drivers want, too.
@@ -71,6 +80,9 @@ impl Left {
         let kept = |device: &DeviceId| {
             if beside_drivers { self.drivers.get(device).copied().unwrap_or_default() } else { 0 }
         };
+        if gang.thrashes.iter().any(|device| self.thrashed.contains(device)) {
+            return false;
+        }
         // What needs nothing more than it holds anyway always fits.
         gang.needs.iter().all(|(device, need)| {
             let fits = |left: &i64| need.more() <= *left - kept(device);
@@ -82,6 +94,7 @@ impl Left {
     fn take(&mut self, gang: &Gang, beside_drivers: bool) -> bool {
         let fits = self.fits(gang, beside_drivers);
         if fits {
+            self.thrashed.extend(&gang.thrashes);
             for (device, need) in &gang.needs {
                 *self.by_device.entry(*device).or_default() -= need.more();
             }
@@ -263,7 +276,7 @@ struct Most {
 
 impl Most {
     fn new(ledger: &Ledger, gangs: &[Gang]) -> Most {
-        let left = ledger.devices().iter().map(|(id, device)| (*id, device.budget())).collect();
+        let left = ledger.devices().iter().map(|(id, device)| (*id, device.promised())).collect();
         let late = ledger.devices().iter().filter(|(_, device)| !device.latecomers().is_empty());
         let late = late.map(|(id, device)| (*id, device.latecomers().to_vec())).collect();
         let mut most = Most { left, pinned: BTreeMap::new(), who: Vec::new(), late };

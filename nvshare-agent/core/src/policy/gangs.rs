@@ -57,6 +57,8 @@ pub(super) struct Gang<'a> {
     pub(super) active_at: Moment,
     /// By device, each once. Mostly one: a list costs less than a map.
     pub(super) needs: Vec<(DeviceId, Need)>,
+    /// Where its managed memory thrashes. Mostly none.
+    pub(super) thrashes: Vec<DeviceId>,
 }
 
 /// What a gang needs and holds on one device.
@@ -91,6 +93,11 @@ impl Gang<'_> {
     /// The devices that it uses.
     pub(super) fn devices(&self) -> impl Iterator<Item = &DeviceId> {
         self.needs.iter().map(|(device, _)| device)
+    }
+
+    /// Whether both thrash on one card.
+    pub(super) fn thrashes_with(&self, other: &Gang) -> bool {
+        self.thrashes.iter().any(|device| other.thrashes.contains(device))
     }
 
     /// It has the lease, all of it.
@@ -164,8 +171,20 @@ fn gang<'a>(ledger: &Ledger, settings: &Settings, members: Vec<&'a Client>, now:
         runtime: members.iter().map(|client| client.runtime()).max().unwrap_or_default(),
         active_at: members.iter().map(|client| client.active_at()).max().unwrap_or_default(),
         needs,
+        thrashes: thrashes(settings, &members, now),
         members,
     }
+}
+
+/// Where managed memory of theirs thrashes. Who could not be stopped for somebody else keeps nobody waiting by that.
+fn thrashes(settings: &Settings, members: &[&Client], now: Moment) -> Vec<DeviceId> {
+    let stays = |client: &&Client| {
+        !client.commandable() || client.unyielding().is_some() || client.bypass() || client.orders().pinned
+    };
+    if members.iter().any(stays) {
+        return Vec::new();
+    }
+    members.iter().flat_map(|client| client.thrashes(settings, now)).collect()
 }
 
 /// What `client` could be made to give back on `device`: nothing while it cannot or must not be stopped or moved; as much
@@ -219,7 +238,7 @@ fn role(ledger: &Ledger, settings: &Settings, members: &[&Client], now: Moment) 
     if !wants && members.iter().all(|client| !arriving(client) && idle(ledger, client, now)) {
         return Role::Idle;
     }
-    let until = members.iter().map(|client| lease_end(settings, client)).max().unwrap_or_default();
+    let until = members.iter().map(|client| lease_end(settings, client, now)).max().unwrap_or_default();
     let floor = members.iter().map(|client| lease_floor(settings, client)).max().unwrap_or_default();
     if until > now { Role::Protected { floor: floor.min(until), until } } else { Role::Expired }
 }
@@ -230,9 +249,11 @@ fn arriving(client: &Client) -> bool {
 }
 
 /// When nobody has to respect its lease any more.
-fn lease_end(settings: &Settings, client: &Client) -> Moment {
+fn lease_end(settings: &Settings, client: &Client, now: Moment) -> Moment {
     let Some(lease) = client.lease() else { return Moment::NEVER };
     let end = match lease.began {
+        // Its turn begins with faults until all of it is there, which nobody reports.
+        Some(began) if client.thrashes(settings, now).next().is_some() => began + settings.lease_ceiling,
         Some(began) => began + lease_length(settings, lease.cost),
         None => lease.given + settings.lease_ceiling + ARRIVAL,
     };

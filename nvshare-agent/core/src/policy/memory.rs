@@ -44,6 +44,7 @@ pub(super) fn arrange(ledger: &Ledger, gangs: &[Gang], chosen: Chosen, now: Mome
         out: Decisions::default(),
     };
     plan.hold_out();
+    plan.part(&chosen);
     let victims = plan.victims(&chosen);
     let running: Vec<usize> = chosen.running.iter().map(|(index, _)| *index).collect();
     let mut reads = false;
@@ -67,7 +68,7 @@ pub(super) fn arrange(ledger: &Ledger, gangs: &[Gang], chosen: Chosen, now: Mome
         reads |= room_waits && unseen;
         plan.out.pressing |= room_waits || !lacks.is_empty();
         let left = plan.grant(*id, device, grantable, &lacks);
-        reads |= unseen && free > 0 && !lacks.is_empty();
+        reads |= (unseen && free > 0 || device.step() > Bytes::ZERO) && !lacks.is_empty();
         spare.insert(*id, (left, lacks.is_empty()));
     }
     plan.run(&chosen, &spare);
@@ -169,6 +170,30 @@ impl Plan<'_> {
                 *self.leaving.entry(*device).or_default() += out;
             }
         }
+    }
+
+    /// Stops who was not chosen and thrashes with somebody who was: no memory that is missing stops it.
+    fn part(&mut self, chosen: &Chosen) {
+        let gangs = self.gangs;
+        for (index, gang) in gangs.iter().enumerate().filter(|(_, gang)| !gang.thrashes.is_empty()) {
+            let runs = |of: usize| chosen.running.iter().any(|(running, _)| *running == of);
+            let gains = chosen.running.iter().map(|(running, _)| &gangs[*running]);
+            let mut gains = gains.filter(|gains| gang.thrashes_with(gains));
+            if gang.leased()
+                && !runs(index)
+                && let Some(gains) = gains.next()
+            {
+                self.stop(gang, Some(gains.id()));
+                self.out.pressing = true;
+            }
+        }
+    }
+
+    /// Whether somebody else has the lease who thrashes with it: then it waits until that one has stopped.
+    fn thrashes_still(&self, gang: &Gang) -> bool {
+        let leased = |other: &Gang| other.members.iter().any(|client| client.lease().is_some());
+        let others = self.gangs.iter().filter(|other| other.id() != gang.id());
+        others.filter(|other| gang.thrashes_with(other)).any(leased)
     }
 
     /// Takes what is missing from victims.
@@ -287,8 +312,10 @@ impl Plan<'_> {
     /// Leases for the chosen ones, and for those who rest where all they lack is there.
     fn run(&mut self, chosen: &Chosen, spare: &BTreeMap<DeviceId, (Option<i64>, bool)>) {
         for (index, cap) in &chosen.running {
+            let waits = self.thrashes_still(&self.gangs[*index]);
+            self.out.pressing |= waits;
             for client in &self.gangs[*index].members {
-                if client.lease().is_none() {
+                if client.lease().is_none() && !waits {
                     self.out.todo.push(Decision::Run(client.id(), *cap));
                 }
                 if chosen.aged == Some(*index) {
@@ -305,7 +332,10 @@ impl Plan<'_> {
             let free = gang.devices().all(|device| {
                 lack(device) == 0 || left.get(device).is_some_and(|left| lack(device) <= *left)
             });
-            if !free || self.out.todo.iter().any(|decision| takes_from(decision, gang)) {
+            if !free
+                || self.thrashes_still(gang)
+                || self.out.todo.iter().any(|decision| takes_from(decision, gang))
+            {
                 continue;
             }
             for device in gang.devices() {

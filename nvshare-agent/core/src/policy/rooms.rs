@@ -32,7 +32,7 @@ impl<'a> MostRoom<'a> {
             .holdings(id)
             .map(|(holder, holding)| holding.booked().saturating_sub(takeable(holder, id)))
             .sum();
-        let most = device.budget() + device.reserve().0 as i64 - stays.0 as i64;
+        let most = device.promised() + device.reserve().0 as i64 - stays.0 as i64;
         MostRoom { ledger, id, device, now, most, incumbents: ledger.incumbents(id, now) }
     }
 

@@ -7,6 +7,7 @@
 mod check;
 mod crowd;
 mod host;
+mod managed;
 mod shim;
 mod steps;
 
@@ -25,6 +26,7 @@ use nvshare_common::bytes::Bytes;
 use nvshare_common::ids::{ArenaId, ClientId, DeviceId, Ticket};
 use nvshare_common::protocol::{Held, Hello, Purpose, ToAgent};
 
+pub use self::managed::Managed;
 pub use self::shim::Shim;
 
 /// A MiB.
@@ -75,6 +77,8 @@ pub struct World {
     next_decision: u64,
     /// What pinned clients had moved out when they were pinned: never more.
     pinned: BTreeMap<usize, u64>,
+    /// Managed memory, by client.
+    pub managed: BTreeMap<usize, Managed>,
     /// Whether it is an error when a card is too full (not while foreigners come).
     pub strict: bool,
     /// How long the core took for each of its turns, in real time: for what came since the last one, and for deciding.
@@ -100,6 +104,7 @@ impl World {
             sessions: 0,
             next_decision: 0,
             pinned: BTreeMap::new(),
+            managed: BTreeMap::new(),
             strict: true,
             turns: Vec::new(),
             spent: Duration::ZERO,
@@ -271,7 +276,9 @@ impl World {
     /// What is in use of a card.
     pub fn used(&self, device: DeviceId) -> u64 {
         let first = *self.cards.keys().next().unwrap();
-        self.foreign.get(&device).copied().unwrap_or_default()
+        let managed = if device == first { self.managed_here() } else { 0 };
+        managed
+            + self.foreign.get(&device).copied().unwrap_or_default()
             + self
                 .shims
                 .iter()

@@ -244,7 +244,7 @@ impl World {
         }
         let devices: Vec<DeviceId> = self.shims[index].total.keys().copied().collect();
         for device in devices {
-            let free = self.cards[&device].saturating_sub(self.used(device));
+            let free = self.cards[&device].saturating_sub(self.used(device)) + self.evictable(device);
             let shim = &mut self.shims[index];
             let total = shim.total[&device];
             let balance = shim.balance.get(&device).copied().unwrap_or_default();
@@ -265,6 +265,7 @@ impl World {
                 let copied = Bytes(std::mem::take(&mut shim.brought));
                 self.say(index, ToAgent::Resident { device, copied });
             }
+            self.evict(device);
         }
     }
 

@@ -37,6 +37,7 @@ impl World {
                 self.deliver(heard.commands);
             }
         }
+        self.fault();
         while self.readings.front().is_some_and(|(at, _)| *at <= self.now) {
             let (_, report) = self.readings.pop_front().unwrap();
             let began = Instant::now();
@@ -98,7 +99,7 @@ impl World {
 
     fn sample(&mut self) {
         let now = self.moment();
-        for shim in self.shims.iter().filter(|shim| shim.alive) {
+        for (index, shim) in self.shims.iter().enumerate().filter(|(_, shim)| shim.alive) {
             let mut page = Page::default();
             page.calls.application[Call::Launch as usize] = shim.launches;
             for (device, total) in &shim.total {
@@ -112,6 +113,9 @@ impl World {
                     ..Holdings::default()
                 };
                 page.holdings.push((*device, held));
+            }
+            if let (Some(managed), Some((_, held))) = (self.managed.get(&index), page.holdings.first_mut()) {
+                held.managed = Bytes(managed.bytes);
             }
             self.core.sample(shim.id, &page, now);
         }

@@ -82,7 +82,7 @@ fn an_address_finds_its_extent() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 128 }, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn the_accounts_are_the_sum_of_the_extents(steps in proptest::collection::vec((0_u8..11, any::<usize>(), 1_u64..10), 0..200)) {
+    fn the_accounts_are_the_sum_of_the_extents(steps in proptest::collection::vec((0_u8..13, any::<usize>(), 1_u64..10), 0..200)) {
         let mut space = granted(0);
         let (mut next, mut lent) = (0, Vec::new());
         for (what, which, blocks) in steps {
@@ -113,6 +113,11 @@ proptest! {
                     lent.extend(space.lend(start, bytes));
                 }
                 (10, _) if !lent.is_empty() => space.returned(lent.swap_remove(which % lent.len())),
+                (11, _) => space.owe(blocks * BLOCK_BYTES),
+                (12, _) => {
+                    let (owed, slack) = (space.owed(), space.accounts().slack());
+                    prop_assert_eq!(space.pay(), (owed > 0 && owed <= slack).then_some(owed));
+                }
                 (6, Some(id)) => {
                     let span = space.extent(id).span;
                     if let Some(remains) = space.remove_span(span) {
@@ -127,6 +132,7 @@ proptest! {
             let accounts = *space.accounts();
             prop_assert_eq!(accounts.resident, sum(&[Presence::Arriving, Presence::Resident, Presence::Leaving]));
             prop_assert_eq!(accounts.total - accounts.missing, sum(&[Presence::Resident]));
+            prop_assert_eq!(accounts.total, space.owed() + space.extents().map(|(_, extent)| extent.bytes).sum::<u64>());
             prop_assert!(accounts.resident <= accounts.granted);
             let kept = space.extents().filter(|(_, extent)| extent.stays()).map(|(_, extent)| extent.bytes).sum::<u64>();
             prop_assert_eq!(space.kept(), kept);

@@ -7,7 +7,7 @@ use std::sync::mpsc::Sender;
 use nvshare_common::bytes::Bytes;
 
 use super::Engine;
-use crate::allocation::room;
+use crate::allocation::{pools, room};
 use crate::config::BLOCK_BYTES;
 use crate::device::Device;
 use crate::driver::driver;
@@ -34,6 +34,7 @@ impl Engine {
         if self.resources.is_none() {
             return if need == 0 { Ok(()) } else { Err("no context to work in".to_owned()) };
         }
+        pools::trim_graphs(self.device);
         let (lacking, free) = (blocks_without_shadow(self.device), shadow::free_blocks());
         if lacking > free {
             shadow::make_own((lacking - free) * BLOCK_BYTES)?;
@@ -53,6 +54,7 @@ impl Engine {
                 self.inward.finish_one(self.device, self.resources.as_mut(), false);
             }
         }
+        pools::graphs_return(self.device);
         self.finish_arrivals();
         let all = self.device.state().space.accounts().missing == 0;
         if !all {

@@ -16,7 +16,7 @@ use nvshare_common::protocol::ToAgent;
 use self::rest::REST_PAUSE;
 use super::inward::{Inward, Step};
 use super::resources::Resources;
-use crate::allocation::free;
+use crate::allocation::{free, pools};
 use crate::device::Device;
 use crate::shadow::pins::{self, PinGuard};
 use crate::streams::Relaxed;
@@ -153,6 +153,10 @@ impl Engine {
     }
 
     fn step(&mut self) -> bool {
+        if pools::graphs_return(self.device) {
+            self.settle();
+            return true;
+        }
         let only_if_done = !self.inward.is_full();
         if self.inward.finish_one(self.device, self.resources.as_mut(), only_if_done) {
             self.settle();

@@ -8,6 +8,7 @@ use nvshare_common::ids::Ticket;
 use nvshare_common::protocol::ToAgent;
 
 use super::Engine;
+use crate::allocation::pools;
 use crate::config::BLOCK_BYTES;
 use crate::device::tasks::Task;
 use crate::device::{Device, home};
@@ -68,6 +69,9 @@ impl Engine {
     fn swap_out(&mut self, ticket: Ticket, bytes: u64, coldest: &[DeviceRange]) {
         let began = Instant::now();
         let device = self.device;
+        if run_state::is_drained() {
+            pools::trim_graphs(device);
+        }
         let unused = line::release(Some(ticket), device.id, || device.state().space.give_up_slack(bytes));
         let need = bytes - unused;
         let outcome = if need > 0 { self.out(need, coldest, Some(ticket)) } else { Outcome::default() };

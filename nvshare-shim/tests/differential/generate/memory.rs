@@ -109,6 +109,25 @@ impl Generator {
         (at, (self.random.below(size - at) + 1).min(size - at))
     }
 
+    /// Memory and the second process.
+    pub(super) fn lend(&mut self) {
+        let slot = self.memory();
+        let (at, bytes) = self.part(slot);
+        match self.random.below(8) {
+            0..=2 => {
+                let at = if self.random.one_in(4) { at } else { 0 };
+                self.push("lend", &[slot, at]);
+            }
+            3 | 4 => {
+                let value = self.random.below(256);
+                self.push("lent_set", &[slot, at, bytes, value]);
+            }
+            5 => self.push("lent_hash", &[slot, at, bytes]),
+            6 => self.push("lent_range", &[slot, at]),
+            _ => self.push("unlend", &[slot]),
+        }
+    }
+
     pub(super) fn driver_memory(&mut self) {
         let device = self.random.below(2);
         match self.random.below(4) {

@@ -25,6 +25,7 @@ enum Theme {
     Captures,
     Contexts,
     Arrays,
+    Shared,
     Everything,
 }
 
@@ -57,6 +58,7 @@ pub(crate) fn script(seed: u64) -> Script {
         Theme::Captures,
         Theme::Contexts,
         Theme::Arrays,
+        Theme::Shared,
         Theme::Everything,
         Theme::Plain,
     ]);
@@ -133,11 +135,13 @@ impl Generator {
             (Theme::Captures, 7..=11) => self.capture(),
             (Theme::Captures, 12 | 13) => self.graph_memory(),
             (Theme::Arrays, 7..=13) => self.array(),
+            (Theme::Shared, 7..=13) if !self.free => self.lend(),
             (Theme::Contexts, 7..=11) if !self.free => self.context(),
             (Theme::Everything, 7..=9) => self.vmm(),
             (Theme::Everything, 10 | 11) => self.capture(),
             (Theme::Everything, 12) if !self.free => self.context(),
             (Theme::Everything, 13) => self.array(),
+            (Theme::Everything, 16) if !self.free => self.lend(),
             (Theme::Everything, 15) => self.graph_memory(),
             (Theme::Plain, 7) => self.driver_memory(),
             (_, 14) => self.event(),

@@ -1,6 +1,8 @@
 //! Arrays, memory of graphs, views: what the driver keeps for itself, beside memory that is out and in again.
 
-use super::run::{LIMIT, Running, agent, bare, card, heard, hooked, run};
+use nvshare_testbed::wait_for;
+
+use super::run::{LIMIT, Running, TURNS, agent, bare, card, heard, hooked, needs, resident, run, swap};
 
 #[test]
 fn what_is_in_arrays_and_graphs_comes_of_memory_that_is_out_and_in_again() {
@@ -36,4 +38,30 @@ fn arrays_and_the_memory_of_graphs_are_told_under_their_names_as_long_as_they_li
 fn who_makes_a_texture_of_memory_that_is_out_waits_until_it_is_in() {
     run(bare(&card("256M"), "textures", "")).assert_well("bare");
     run(hooked(&card("256M"), "textures", "swaps")).assert_well("under the library");
+}
+
+#[test]
+fn what_graphs_keep_leaves_with_the_rest_and_is_theirs_again_before_they_run() {
+    let node = card("256M");
+    let agent = agent(&node, &TURNS);
+    let mut program = Running::start(&mut hooked(&node, "graph_leaves", ""));
+    program.wait_for("made");
+    let process = program.id();
+    assert_eq!(heard(&agent, process, "graph", 16), 16, "what the graph keeps");
+    let needed = needs(&agent, process);
+    swap(&node, "out", process);
+    wait_for("all is out", LIMIT, || (resident(&agent, process)? == 0).then_some(()));
+    assert_eq!(heard(&agent, process, "graph", 0), 0, "it was given back");
+    assert_eq!(needs(&agent, process), needed, "the program needs it all the same");
+    program.tell();
+    swap(&node, "in", process);
+    program.wait_for("again");
+    assert_eq!(heard(&agent, process, "graph", 16), 16, "it has it again");
+    assert_eq!(needs(&agent, process), needed);
+    program.tell();
+    program.wait_for("gone");
+    assert_eq!(heard(&agent, process, "graph", 0), 0, "the program gave it back");
+    program.tell();
+    program.end(LIMIT).assert_well("a program whose graph allocates");
+    assert_eq!(node.violations(), [""; 0]);
 }

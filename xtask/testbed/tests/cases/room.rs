@@ -1,5 +1,7 @@
 //! Room on the card: what is said to be free can be had, and whoever needs memory gets it from those who can yield.
 
+use nvshare_testbed::{Agent, Node};
+
 use super::run::{LIMIT, Running, TURNS, agent, card, cards, hooked, run};
 
 #[test]
@@ -138,4 +140,35 @@ fn who_can_pin_nothing_keeps_what_it_has_and_its_neighbour_waits_for_it_and_does
     eprintln!("{}\n{}", pinless.said, neighbour.said);
     pinless.assert_well("who can pin nothing");
     neighbour.assert_well("its neighbour");
+}
+
+/// Managed memory on the card is used, as NVML counts, and the driver moves it away for whoever needs room, as it does bare.
+fn beside_managed_memory_that_rests(node: &Node, agent: &Agent, library: bool) {
+    let flags = "--memory managed --bytes 192M --buffers 4 --iterations 2 --wait --progress";
+    let mut workload = node.workload(flags);
+    if library {
+        workload = workload.with_shim();
+    }
+    let mut rests = Running::start(&mut workload);
+    rests.wait_for("filled");
+    run(node.workload("--bytes 192M --buffers 4 --iterations 3").with_shim())
+        .assert_well("plain memory beside it");
+    rests.tell();
+    rests.end(LIMIT).assert_well("managed memory");
+    assert!(agent.try_state().is_ok());
+    assert_eq!(node.violations(), [""; 0]);
+}
+
+#[test]
+fn managed_memory_of_a_client_that_rests_keeps_nobody_from_the_card() {
+    let node = card("256M");
+    let agent = agent(&node, &TURNS);
+    beside_managed_memory_that_rests(&node, &agent, true);
+}
+
+#[test]
+fn managed_memory_of_a_program_without_the_library_keeps_nobody_from_the_card() {
+    let Some(node) = super::run::observed(cards(1, "256M")) else { return };
+    let agent = node.agent(TURNS);
+    beside_managed_memory_that_rests(&node, &agent, false);
 }

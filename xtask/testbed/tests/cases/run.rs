@@ -7,7 +7,7 @@ use std::io::Write;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use nvshare_testbed::{Agent, Artifacts, ClientCommand, Node, NodeBuilder, is_root};
+use nvshare_testbed::{Agent, Artifacts, ClientCommand, Node, NodeBuilder, is_root, wait_for};
 
 use super::programs;
 
@@ -184,21 +184,42 @@ pub(crate) fn as_bare(
     run(changed(&second)).assert_well("under the library");
 }
 
-/// What the agent hears, in MiB, of memory of the client in this process that stays for this reason, as soon as that is
-/// `expected`.
+/// What the agent says of the first device of the client in this process.
+fn of_client(agent: &Agent, process: u32) -> Option<serde_json::Value> {
+    let state = agent.state();
+    let clients = state["clients"].as_array()?;
+    let client = clients.iter().find(|client| client["process"]["pid"] == process)?;
+    Some(client["devices"][0].clone())
+}
+
+/// What the agent hears, in MiB, of memory of a client that stays for this reason, as soon as that is `expected`.
 pub(crate) fn heard(agent: &Agent, process: u32, reason: &str, expected: u64) -> u64 {
     let heard = || {
-        let state = agent.state();
-        let clients = state["clients"].as_array().into_iter().flatten();
-        let client = clients.into_iter().find(|client| client["process"]["pid"] == process);
-        let reasons = client.map(|client| &client["devices"][0]["unswappable_reasons"]);
-        reasons.and_then(|reasons| reasons[reason].as_u64()).unwrap_or(0) >> 20
+        let client = of_client(agent, process);
+        client.and_then(|client| client["unswappable_reasons"][reason].as_u64()).unwrap_or(0) >> 20
     };
     let end = Instant::now() + LIMIT / 3;
     while heard() != expected && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(20));
     }
     heard()
+}
+
+/// What a client has on the card, of what can be moved.
+pub(crate) fn resident(agent: &Agent, process: u32) -> Option<u64> {
+    of_client(agent, process)?["resident"].as_u64()
+}
+
+/// What a client needs there to run.
+pub(crate) fn needs(agent: &Agent, process: u32) -> Option<u64> {
+    of_client(agent, process)?["needed"].as_u64()
+}
+
+/// Orders a client to leave the card (`out`) or to come back (`in`), once the agent knows it.
+pub(crate) fn swap(node: &Node, way: &str, process: u32) {
+    let mut order = node.client(node.artifacts().agent());
+    order.args(["swap", way, &format!("pid:{process}"), "--admin-socket"]).arg(node.admin_socket());
+    wait_for("the order", LIMIT, || order.output().expect("it runs").status.success().then_some(()));
 }
 
 /// A node whose agents observe its programs, and nothing else of the machine; `None`, said loudly, where uprobes cannot be used.

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use nvshare_testbed::{Agent, Node, wait_for};
+use nvshare_testbed::wait_for;
 
-use super::run::{LIMIT, Running, TURNS, agent, as_bare, card, heard, hooked, run, swapped};
+use super::run::{LIMIT, Running, TURNS, agent, as_bare, card, heard, hooked, resident, run, swap, swapped};
 
 #[test]
 fn memory_can_be_shared_with_another_process_where_no_agent_runs() {
@@ -50,20 +50,6 @@ fn processes_that_share_memory_take_turns() {
     beside.end(super::run::LIMIT).assert_well("the one beside");
     drop(agent);
     assert_eq!(node.violations(), [""; 0]);
-}
-
-/// Orders a client to leave the card (`out`) or to come back (`in`), once the agent knows it.
-fn swap(node: &Node, way: &str, process: u32) {
-    let mut order = node.client(node.artifacts().agent());
-    order.args(["swap", way, &format!("pid:{process}"), "--admin-socket"]).arg(node.admin_socket());
-    wait_for("the order", LIMIT, || order.output().expect("it runs").status.success().then_some(()));
-}
-
-fn resident(agent: &Agent, process: u32) -> Option<u64> {
-    let state = agent.state();
-    let clients = state["clients"].as_array()?;
-    let client = clients.iter().find(|client| client["process"]["pid"] == process)?;
-    client["devices"][0]["resident"].as_u64()
 }
 
 #[test]
