@@ -16,11 +16,14 @@ use crate::cuda::sys::{CUdevice, CUstream};
 use crate::driver::{Symbol, driver};
 use crate::{life, line, link, streams};
 
-/// What a call takes whose size nobody says. If that was too little, twice as much is asked for.
+/// What a call takes whose size nobody says. If that was too little, twice as much is asked for; if it cannot be had, half as
+/// much, but no less than the least.
 const GUESS: u64 = 64 << 20;
+/// See [`GUESS`].
+const LEAST: u64 = 4 << 20;
 /// What is asked for before it is taken.
 const LARGE: u64 = 64 << 20;
-/// How often a call is repeated: guesses go up to 2 GiB.
+/// How often room is asked for: guesses go up to 2 GiB.
 const TRIES: u32 = 6;
 
 /// A call that takes memory for the driver itself.
@@ -134,9 +137,18 @@ fn make_room<F: Fn() -> CUresult>(
     }
     let deadline = Instant::now() + link::ROOM_LIMIT;
     let mut wanted = bytes.unwrap_or(GUESS).max(1);
+    // So much cannot be had.
+    let mut refused = u64::MAX;
     for _ in 0..TRIES {
-        if !link::want_room(device, wanted, deadline) {
+        if wanted >= refused {
             break;
+        }
+        if !link::want_room(device, wanted, deadline) {
+            if bytes.is_some() || wanted <= LEAST {
+                break;
+            }
+            (refused, wanted) = (wanted, wanted / 2);
+            continue;
         }
         crate::log::debug!("{} is tried again after room for {wanted} bytes was made", bare.symbol().name());
         result = attempt();

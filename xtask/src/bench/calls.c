@@ -96,6 +96,18 @@ static void maps(void) {
     say("map", N);
     CK(cuMemAddressFree(at, 64 * MIB));
 }
+// Plain memory, as much as a framework takes at once.
+static void plain(void) {
+    enum { N = 200 };
+    for (int i = 0; i < N; i++) {
+        CUdeviceptr p;
+        double t = now();
+        CK(cuMemAlloc(&p, 256 * MIB));
+        CK(cuMemFree(p));
+        took[i] = now() - t;
+    }
+    say("plain", N);
+}
 int main(int argc, char **argv) {
     primary(0);
     launches();
@@ -103,6 +115,7 @@ int main(int argc, char **argv) {
     records();
     pairs();
     maps();
+    plain();
     asks("ask-2-extents", 8 * MIB);
     asks("ask-128-extents", 512 * MIB);
     frees("free-few-streams");

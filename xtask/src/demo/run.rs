@@ -8,7 +8,7 @@ use super::clients::{self, Outcome};
 use super::progress::Progress;
 use super::report::Run;
 use super::state::{Watch, median};
-use super::{Mode, Options};
+use super::{MANAGED, Mode, Options};
 
 /// How long a process keeps the card while others wait, in both modes that take turns.
 const QUANTUM: &str = "1s";
@@ -71,7 +71,7 @@ pub(crate) fn run(
             let lock = node.path().join("turns");
             let serialised = mode == Mode::ManagedSerialised;
             let commands = commands(false).map(|mut client| {
-                client.args(["--memory", "managed"]);
+                client.args(["--memory", MANAGED]);
                 if serialised {
                     client.arg("--turns").arg(&lock).args(["--quantum", QUANTUM]);
                 }

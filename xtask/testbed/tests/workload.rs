@@ -1,7 +1,11 @@
 //! The workload on a simulated card: bare, with managed memory, and with the shim alone, which swaps it out and in
 //! behind its back.
 
-use nvshare_testbed::{Client, Node};
+use std::time::Duration;
+
+use nvshare_testbed::{Client, Node, wait_for};
+
+const LIMIT: Duration = Duration::from_mins(1);
 
 fn no_violations(node: &Node) {
     assert_eq!(node.violations(), Vec::<String>::new());
@@ -46,21 +50,49 @@ fn the_shim_alone_changes_nothing_for_the_program() {
     no_violations(&node);
 }
 
+/// A workload with these flags, whose memory leaves and returns all the time.
+fn swapped(node: &Node, flags: &str) -> Client {
+    let mut client = node.workload(flags).with_shim();
+    Client::start(client.env("NVSHARE_DEBUG_SWAP_EVERY", "50ms").env("NVSHARE_LOG", "info"))
+}
+
 #[test]
 fn swaps_behind_the_back_of_a_program_lose_nothing() {
     let node =
         Node::builder().env("NVSHARE_SIM_CARD_BYTES", "256M").env("NVSHARE_EXTENT_BYTES", "4M").build();
-    let start = |flags: &str| {
-        let mut client = node.workload(flags).with_shim();
-        Client::start(client.env("NVSHARE_DEBUG_SWAP_EVERY", "50ms").env("NVSHARE_LOG", "info"))
-    };
     let mut clients = [
-        start("--bytes 48M --buffers 5 --seconds 4"),
-        start("--bytes 32M --buffers 64 --seconds 4 --read-only-share 0.5 --pause 50%"),
+        swapped(&node, "--bytes 48M --buffers 5 --seconds 4"),
+        swapped(&node, "--bytes 32M --buffers 64 --seconds 4 --read-only-share 0.5 --pause 50%"),
     ];
     for client in &mut clients {
         let iterations = client.succeed()["iterations"].as_u64().expect("iterations");
         assert!(iterations >= 2, "only {iterations} iterations in 4 seconds");
     }
     no_violations(&node);
+}
+
+#[test]
+fn swaps_beside_graphs_and_beside_who_opens_the_memory_lose_nothing() {
+    let node =
+        Node::builder().env("NVSHARE_SIM_CARD_BYTES", "128M").env("NVSHARE_EXTENT_BYTES", "4M").build();
+    let mut clients = [
+        swapped(&node, "--bytes 24M --buffers 4 --iterations 6 --memory graph"),
+        swapped(&node, "--bytes 24M --buffers 4 --iterations 6 --memory ipc --read-only-share 0.25"),
+    ];
+    for client in &mut clients {
+        client.succeed();
+    }
+    no_violations(&node);
+}
+
+#[test]
+fn a_workload_fails_when_the_process_ends_that_shares_its_memory() {
+    let node = Node::builder().env("NVSHARE_SIM_CARD_BYTES", "128M").build();
+    let mut client = Client::start(&mut node.workload("--bytes 16M --memory ipc --seconds 60"));
+    let other = wait_for("the other process", LIMIT, || {
+        let children = format!("/proc/{0}/task/{0}/children", client.id());
+        std::fs::read_to_string(children).ok()?.trim().parse().ok()
+    });
+    nvshare_testbed::signal(other, libc::SIGKILL).expect("it lives");
+    assert_eq!(client.end().code(), Some(1));
 }

@@ -23,7 +23,7 @@ pub(crate) struct Gpu {
     pub(crate) memory: u64,
     module: CUmodule,
     /// A blocking one: copies, which run in the legacy stream, wait for kernels and kernels for copies.
-    stream: CUstream,
+    pub(crate) stream: CUstream,
     /// After how many launches to wait, and how many there were since.
     queue: u64,
     launched: Cell<u64>,
@@ -90,6 +90,11 @@ impl Gpu {
         self.launch(self.step, &[ptr, words, add]).context("nvshare_step")
     }
 
+    /// The same, and never waits: it becomes a part of a graph.
+    pub(crate) fn captured_step(&self, ptr: CUdeviceptr, words: u64, add: u64) -> Result<()> {
+        self.submit(self.step, &[ptr, words, add]).context("nvshare_step, captured")
+    }
+
     /// `*result += number of words that are not mix(seed, first + i) + added`
     pub(crate) fn verify(
         &self,
@@ -128,16 +133,21 @@ impl Gpu {
     }
 
     fn launch(&self, function: CUfunction, parameters: &[u64]) -> Result<()> {
+        self.submit(function, parameters)?;
+        self.launched.set(self.launched.get() + 1);
+        if self.queue > 0 && self.launched.get() >= self.queue {
+            self.synchronize()?;
+        }
+        Ok(())
+    }
+
+    fn submit(&self, function: CUfunction, parameters: &[u64]) -> Result<()> {
         let mut pointers: Vec<*mut c_void> =
             parameters.iter().map(|value| std::ptr::from_ref(value).cast_mut().cast()).collect();
         // SAFETY: the kernels take exactly these 64-bit parameters; the driver copies them before it returns.
         unsafe {
             result::launch_kernel(function, (BLOCKS, 1, 1), (THREADS, 1, 1), 0, self.stream, &mut pointers)
         }?;
-        self.launched.set(self.launched.get() + 1);
-        if self.queue > 0 && self.launched.get() >= self.queue {
-            self.synchronize()?;
-        }
         Ok(())
     }
 }
@@ -145,28 +155,29 @@ impl Gpu {
 impl Buffer {
     /// A new buffer with undefined contents, in the context that is current.
     pub(crate) fn allocate(bytes: u64, memory: Memory) -> Result<Buffer> {
-        if memory == Memory::Vmm {
-            let (address, mapped) =
-                mapped::map(bytes).with_context(|| format!("cannot map {bytes} bytes"))?;
-            return Ok(Buffer { address, mapped: Some(mapped) });
-        }
-        if memory == Memory::ExportablePool {
-            let address = pool::allocate(bytes).with_context(|| format!("cannot allocate {bytes} bytes"))?;
-            return Ok(Buffer { address, mapped: None });
-        }
+        let (address, mapped) =
+            Buffer::made(bytes, memory).with_context(|| format!("cannot allocate {bytes} bytes"))?;
+        Ok(Buffer { address, mapped })
+    }
+
+    fn made(bytes: u64, memory: Memory) -> Result<(CUdeviceptr, Option<u64>)> {
         // SAFETY: a context is current, and the size is not zero.
         let address = unsafe {
             match memory {
-                Memory::Device | Memory::Vmm | Memory::ExportablePool => result::malloc_sync(bytes as usize),
+                Memory::Vmm => {
+                    let (address, mapped) = mapped::map(bytes)?;
+                    return Ok((address, Some(mapped)));
+                }
+                Memory::ExportablePool => pool::allocate(bytes)?,
+                Memory::Device | Memory::Graph | Memory::Ipc => result::malloc_sync(bytes as usize)?,
                 Memory::Managed => {
-                    result::malloc_managed(bytes as usize, sys::CUmemAttach_flags_enum::CU_MEM_ATTACH_GLOBAL)
+                    result::malloc_managed(bytes as usize, sys::CUmemAttach_flags_enum::CU_MEM_ATTACH_GLOBAL)?
                 }
                 // The default stream's, before all that is launched in blocking streams afterwards.
-                Memory::StreamOrdered => result::malloc_async(std::ptr::null_mut(), bytes as usize),
+                Memory::StreamOrdered => result::malloc_async(std::ptr::null_mut(), bytes as usize)?,
             }
         };
-        let address = address.with_context(|| format!("cannot allocate {bytes} bytes"))?;
-        Ok(Buffer { address, mapped: None })
+        Ok((address, None))
     }
 }
 

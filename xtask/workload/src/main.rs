@@ -1,6 +1,8 @@
 //! An ordinary CUDA driver API program that fills, computes over and verifies N bytes. It knows nothing of nvshare.
 
 mod gpu;
+mod graph;
+mod ipc;
 mod link;
 mod mapped;
 mod options;
@@ -19,6 +21,10 @@ fn main() -> Result<ExitCode> {
     let options = options::Options::parse();
     if options.link {
         println!("{}", serde_json::to_string(&link::measure(options.device)?)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if options.opener {
+        ipc::serve(options.device)?;
         return Ok(ExitCode::SUCCESS);
     }
     let report = work::run(&options)?;

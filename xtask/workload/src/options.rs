@@ -67,6 +67,9 @@ pub(crate) struct Options {
     /// Measures the link both ways at once instead, and prints the rate each way as JSON.
     #[arg(long)]
     pub(crate) link: bool,
+    /// Is that other process of `--memory ipc`.
+    #[arg(long, hide = true)]
+    pub(crate) opener: bool,
     /// Prints the report as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
@@ -80,11 +83,17 @@ pub(crate) enum Memory {
     /// `cuMemAllocManaged`
     Managed,
     /// `cuMemAllocAsync`
+    #[value(alias = "pool")]
     StreamOrdered,
     /// `cuMemAllocFromPoolAsync`, of a pool that may be exported
     ExportablePool,
     /// `cuMemCreate` and `cuMemMap`, as frameworks' allocators do
     Vmm,
+    /// `cuMemAlloc`, computed over by graphs that allocate what they work in, and free it again
+    Graph,
+    /// `cuMemAlloc`, shared by CUDA IPC with a process of the workload's own that opens each buffer after each step, verifies it,
+    /// adds to it, and closes it
+    Ipc,
 }
 
 /// What happens between iterations.

@@ -6,19 +6,25 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::gpu::{Buffer, Gpu};
-use crate::options::Options;
+use crate::graph::Graph;
+use crate::ipc::Opener;
+use crate::options::{Memory, Options};
 use crate::pattern::mix;
 use crate::report::{Report, Times};
 use crate::turns::Turns;
 
 /// What a step adds to each word of the buffers that it writes.
 const ADD: u64 = 0x0101_0101_0101_0101;
+/// What the other process adds that opens them.
+const ADD_THERE: u64 = 0x0003_0003_0003_0003;
 /// Words that one sampled copy compares.
 const SAMPLE: u64 = 512;
 
 /// A buffer, and what must be in it.
 struct Piece {
     buffer: Buffer,
+    /// What a step over it is, where that is a graph.
+    graph: Option<Graph>,
     words: u64,
     /// The number of its first word in the whole pattern.
     first: u64,
@@ -33,6 +39,8 @@ struct Work<'a> {
     pieces: Vec<Piece>,
     /// One word per buffer, for what `nvshare_verify` and `nvshare_sum` find.
     results: Buffer,
+    /// Who opens the buffers, too.
+    opener: Option<Opener>,
     errors: u64,
     /// Behind the buffers: they must be freed before the context goes.
     gpu: Gpu,
@@ -62,6 +70,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         if switched {
             first_steps.push(begin.elapsed());
         }
+        work.share()?;
         work.verify()?;
         fastest = fastest.min(begin.elapsed());
         iterations += 1;
@@ -74,6 +83,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     if let Some(turns) = &mut turns {
         turns.give()?;
     }
+    work.opener.take().map_or(Ok(()), Opener::finish)?;
     let seconds = start.elapsed().as_secs_f64();
     let moved = work.bytes() * (1 + iterations * (options.passes + 1));
     Ok(Report {
@@ -109,6 +119,7 @@ fn progress(options: &Options, what: &str) {
 
 impl Work<'_> {
     fn fill(options: &Options) -> Result<Work<'_>> {
+        let opener = (options.memory == Memory::Ipc).then(|| Opener::start(options)).transpose()?;
         let gpu = Gpu::open(options.device, options.queue)?;
         let results = Buffer::allocate(8 * options.buffers, options.memory)?;
         let words = (options.bytes / 8 / options.buffers).max(1);
@@ -118,9 +129,12 @@ impl Work<'_> {
             let buffer = Buffer::allocate(8 * words, options.memory)?;
             gpu.fill(buffer.address, words, options.seed, number * words)?;
             let (read_only, first) = (number < read_only, number * words);
-            pieces.push(Piece { buffer, words, first, read_only, added: 0, sum: 0 });
+            let graph = (options.memory == Memory::Graph && !read_only)
+                .then(|| Graph::of_step(&gpu, buffer.address, words, ADD))
+                .transpose()?;
+            pieces.push(Piece { buffer, graph, words, first, read_only, added: 0, sum: 0 });
         }
-        let mut work = Work { options, gpu, pieces, results, errors: 0 };
+        let mut work = Work { options, gpu, pieces, results, opener, errors: 0 };
         let sums = work.sums(1)?;
         for (piece, sum) in work.pieces.iter_mut().zip(sums) {
             piece.sum = sum;
@@ -137,8 +151,15 @@ impl Work<'_> {
         let passes = self.options.passes;
         for piece in self.pieces.iter_mut().filter(|piece| !piece.read_only) {
             for _ in 0..passes {
-                self.gpu.step(piece.buffer.address, piece.words, ADD)?;
+                match &piece.graph {
+                    Some(graph) => graph.launch(&self.gpu)?,
+                    None => self.gpu.step(piece.buffer.address, piece.words, ADD)?,
+                }
                 piece.added = piece.added.wrapping_add(ADD);
+            }
+            if piece.graph.is_some() {
+                // What one graph allocated the next one has again.
+                self.gpu.synchronize()?;
             }
         }
         let sums = self.sums(passes)?;
@@ -152,6 +173,17 @@ impl Work<'_> {
             }
         }
         self.gpu.synchronize()
+    }
+
+    /// Lets the other process, if there is one, verify each buffer and add to it.
+    fn share(&mut self) -> Result<()> {
+        let Some(opener) = &mut self.opener else { return Ok(()) };
+        for Piece { buffer, words, first, read_only, added, .. } in &mut self.pieces {
+            let adds = if *read_only { 0 } else { ADD_THERE };
+            self.errors += opener.turn(buffer.address, *words, *first, *added, adds)?;
+            *added = added.wrapping_add(adds);
+        }
+        Ok(())
     }
 
     /// The sums of the buffers that are only read, `passes` times each; zero for the others.

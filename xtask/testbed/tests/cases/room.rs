@@ -85,6 +85,16 @@ fn a_graph_that_finds_no_memory_is_tried_again() {
     tried_again("graph", "1", &["cuGraphUpload", "cuGraphLaunch", "cuGraphInstantiateWithFlags"]);
 }
 
+/// What a launch needs nobody says: more is asked for than this card can ever have free.
+#[test]
+fn less_room_is_asked_for_where_so_much_can_never_be_had() {
+    let node = card("96M");
+    let _agent = agent(&node, &TURNS);
+    let mut command = node.workload("--bytes 48M --buffers 4 --iterations 2 --memory graph").with_shim();
+    command.env("NVSHARE_SIM_FAULTS", "cuGraphLaunch:1=oom");
+    run(command).assert_well("a graph that allocates 3 MiB");
+}
+
 #[test]
 fn what_is_loaded_lazily_and_finds_no_memory_is_tried_again() {
     let calls = ["cuLibraryLoadData", "cuLibraryGetModule", "cuLibraryGetKernel", "cuKernelGetFunction"];
