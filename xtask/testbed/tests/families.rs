@@ -26,8 +26,8 @@ const FAMILIES: [Family; 7] = [
     Family { name: "stream-ordered", moves: true, stays: None },
     // Another process could have the pool's physical pages.
     Family { name: "exportable-pool", moves: false, stays: Some("stream_ordered") },
-    // What graphs allocated and freed the driver keeps for the next launch.
-    Family { name: "graph", moves: true, stays: Some("graph") },
+    // What graphs allocated and freed the driver would keep for the next launch; it is trimmed.
+    Family { name: "graph", moves: true, stays: None },
     // While the other process has a buffer open that stays (`exported`); it closes each.
     Family { name: "ipc", moves: true, stays: None },
     // The driver's own to move: it is in an account of its own, and nobody's obligation.
