@@ -145,7 +145,9 @@ impl Conductor {
         );
         notes.extend(client.untrusted().map(|why| format!("it {why}")));
         notes.extend(client.thrashes(&self.core.settings, now).map(|device| {
-            format!("its managed memory thrashes on {device}: beside another such program it takes turns there")
+            format!(
+                "its managed memory thrashes on {device}: beside another such program it takes turns there"
+            )
         }));
         if client.bypass() {
             notes.push(

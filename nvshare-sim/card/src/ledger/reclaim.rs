@@ -33,11 +33,11 @@ impl Ledger<'_> {
     }
 
     /// Frees what belongs to processes that are not `alive`; says how many there were.
-    pub(crate) fn reclaim(&mut self, alive: impl Fn(Identity) -> bool) -> usize {
+    pub(crate) fn reclaim(&mut self, alive: impl Fn(&Process) -> bool) -> usize {
         let mut dead = 0;
         for slot in 0..self.processes.len() {
-            let identity = self.processes[slot].identity;
-            if identity.pid != 0 && !alive(identity) {
+            let process = &self.processes[slot];
+            if process.identity.pid != 0 && !alive(process) {
                 self.remove_process(slot);
                 dead += 1;
             }

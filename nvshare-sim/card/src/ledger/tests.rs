@@ -3,10 +3,10 @@
 use super::*;
 use crate::managed::PageKey;
 
-struct Tables(Vec<Process>, Vec<Handle>, Vec<Block>, Totals, Vec<Share>, Vec<Event>);
+pub(super) struct Tables(Vec<Process>, Vec<Handle>, Vec<Block>, Totals, Vec<Share>, Vec<Event>, Vec<Space>);
 
 impl Tables {
-    fn new(blocks: usize) -> Tables {
+    pub(super) fn new(blocks: usize) -> Tables {
         let mut totals = Totals::default();
         totals.free[0] = blocks as u32;
         Tables(
@@ -16,9 +16,10 @@ impl Tables {
             totals,
             vec![Share::default(); 4],
             (0..4).map(|_| Event::default()).collect(),
+            (0..4).map(|_| Space::default()).collect(),
         )
     }
-    fn ledger(&mut self) -> Ledger<'_> {
+    pub(super) fn ledger(&mut self) -> Ledger<'_> {
         Ledger {
             processes: &mut self.0,
             handles: &mut self.1,
@@ -27,11 +28,12 @@ impl Tables {
             totals: &mut self.3,
             shares: &mut self.4,
             events: &self.5,
+            spaces: &self.6,
         }
     }
 }
 
-fn process(pid: u32) -> Identity {
+pub(super) fn process(pid: u32) -> Identity {
     Identity { pid, start: 1 }
 }
 
@@ -105,7 +107,7 @@ fn the_dead_are_reclaimed_and_the_living_keep_theirs() {
         ledger.create(slot, 0, 2, 0).unwrap();
     }
     assert_eq!(ledger.totals.free[0], 2);
-    assert_eq!(ledger.reclaim(|identity| identity.pid == 2), 1);
+    assert_eq!(ledger.reclaim(|process| process.identity.pid == 2), 1);
     assert_eq!(ledger.totals.free[0], 5);
     assert_eq!(ledger.charged(0)[two], 3);
 }
@@ -197,12 +199,12 @@ fn the_dead_share_nothing_and_have_nothing_open() {
     let handle = ledger.create(one, 0, 1, 0).unwrap().0;
     let share = ledger.share(one, handle, (0, 512), 0).unwrap();
     ledger.open_share(share, two).unwrap();
-    ledger.reclaim(|identity| identity.pid == 1);
+    ledger.reclaim(|process| process.identity.pid == 1);
     assert_eq!(ledger.join(process(3)), Some(two), "somebody else has its place");
     assert_eq!(ledger.unshare(share), 0);
     let share = ledger.share(one, handle, (0, 512), 0).unwrap();
     ledger.open_share(share, two).unwrap();
-    ledger.reclaim(|identity| identity.pid == 3);
+    ledger.reclaim(|process| process.identity.pid == 3);
     assert!(ledger.shared(share).is_none());
     assert_eq!(ledger.totals.free[0], 3, "who has it open keeps the memory");
     ledger.let_go(handle, two);
@@ -239,7 +241,7 @@ fn a_record_of_an_event_is_reached_when_its_work_is_over_or_its_process_is_gone(
     event.reach(second);
     let third = event.record(other);
     assert!(!event.is_reached(third));
-    ledger.reclaim(|identity| identity.pid == 1);
+    ledger.reclaim(|process| process.identity.pid == 1);
     let (event, _) = ledger.event(id).unwrap();
     assert!(event.is_reached(third), "nothing of it will come any more");
     ledger.end_event(id);
