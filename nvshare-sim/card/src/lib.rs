@@ -138,8 +138,7 @@ impl Cards {
     pub fn reclaim(&self) {
         let mut locked = self.control.lock();
         locked.ledger.reclaim(|process| {
-            process::is_alive(process.identity)
-                || process.space != 0 && uvm::is_held(&self.directory, process.space)
+            process::is_alive(process.identity) || uvm::is_held(&self.directory, process.space)
         });
         locked.ledger.reclaim_exports(|id| export::in_use(&self.directory, id));
         locked.unlock();

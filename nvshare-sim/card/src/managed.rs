@@ -176,9 +176,9 @@ mod tests {
             totals: &mut totals,
             shares: &mut [],
             events: &[],
-            spaces: &[Space::default(), Space::default()],
+            spaces: &std::array::from_fn::<_, 4, _>(|_| Space::default()),
         };
-        let slot = ledger.join(Identity { pid: 1, start: 1 }).unwrap();
+        let slot = ledger.join(Identity { pid: 1, start: 1 }).unwrap().0;
         test(&mut ledger, slot);
     }
 
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn one_process_evicts_the_pages_of_another() {
         on_a_card(4, |ledger, one| {
-            let two = ledger.join(Identity { pid: 2, start: 1 }).unwrap();
+            let two = ledger.join(Identity { pid: 2, start: 1 }).unwrap().0;
             let (mut first, mut second) = (ManagedRange::new(0, 3), ManagedRange::new(0, 3));
             touch_all(ledger, one, &mut first);
             assert_eq!(touch_all(ledger, two, &mut second), Moved { to_device: 0, created: 3, to_host: 2 });
@@ -253,10 +253,8 @@ mod tests {
     #[test]
     fn what_happens_is_counted_of_whose_pages_it_happens_to() {
         on_a_card(4, |ledger, one| {
-            let two = ledger.join(Identity { pid: 2, start: 1 }).unwrap();
+            let two = ledger.join(Identity { pid: 2, start: 1 }).unwrap().0;
             let (mut first, mut second) = (ManagedRange::new(0, 3), ManagedRange::new(0, 3));
-            ledger.open_space(one);
-            ledger.open_space(two);
             for page in [0, 1, 0] {
                 ledger.host_touched(one, &mut first, page);
             }

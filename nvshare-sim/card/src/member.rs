@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::ops::{Deref, Range};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::clock::{Lane, now, sleep_until};
@@ -27,8 +27,10 @@ pub struct Member {
     memory: Vec<Memory>,
     faults: FaultPlan,
     next_page: AtomicU32,
-    /// Since it has managed memory: that of its space, unless it could not be opened.
-    space: OnceLock<Option<Descriptor>>,
+    /// Of its space, unless it could not be opened.
+    space: Option<Descriptor>,
+    /// It has had managed memory.
+    managed: Once,
 }
 
 /// What is known about a handle.
@@ -61,8 +63,11 @@ impl Cards {
     pub fn join(self, faults: FaultPlan) -> Result<Member, OpenError> {
         self.reclaim();
         let identity = process::this();
-        let slot = self.control.lock().ledger.join(identity);
-        let slot = slot.ok_or_else(|| OpenError::Processes(self.directory().to_owned()))?;
+        let joined = self.control.lock().ledger.join(identity);
+        let (slot, space) = joined.ok_or_else(|| OpenError::Processes(self.directory().to_owned()))?;
+        let space = Descriptor::open(self.directory(), space);
+        let space =
+            space.inspect_err(|error| eprintln!("nvshare-sim: managed memory is not counted: {error}")).ok();
         let bytes = self.config().card_bytes;
         let memory: Result<_, _> = (0..self.config().cards as usize)
             .map(|card| Memory::open(self.directory(), card, bytes))
@@ -75,7 +80,8 @@ impl Cards {
             pid: std::process::id(),
             faults,
             next_page: AtomicU32::new(0),
-            space: OnceLock::new(),
+            space,
+            managed: Once::new(),
         })
     }
 }
@@ -175,12 +181,10 @@ impl Member {
 
     /// A new range of managed memory, and what others see of it for as long as it is kept.
     pub fn managed_range(&self, pages: usize) -> (ManagedRange, Option<Window>) {
-        let space = self.space.get_or_init(|| {
-            let number = self.control.lock().ledger.open_space(self.slot);
-            let opened = Descriptor::open(self.directory(), number);
-            opened.inspect_err(|error| eprintln!("nvshare-sim: managed memory is not counted: {error}")).ok()
+        let window = self.space.as_ref().and_then(|space| {
+            self.managed.call_once(|| space.keep());
+            space.window(pages as u64 * BLOCK_BYTES).ok()
         });
-        let window = space.as_ref().and_then(|space| space.window(pages as u64 * BLOCK_BYTES).ok());
         (ManagedRange::new(self.next_page.fetch_add(pages as u32, Ordering::Relaxed), pages), window)
     }
 

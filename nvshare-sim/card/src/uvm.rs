@@ -1,10 +1,10 @@
 //! What stands for NVIDIA's module for managed memory: the file `nvidia-uvm` of the cards' directory, which all processes map.
 //!
-//! It is both of the module's devices. A process opens it at its first managed memory, and keeps it open as it does
-//! `/dev/nvidia-uvm`: the position of that descriptor says which space is its own (at its beginning: none, and the module would
-//! refuse it). Whoever gets a duplicate of the descriptor reads there what `/dev/nvidia-uvm-tools` would count, and keeps, as the
-//! module's trackers do, the process's memory on the cards until the duplicate is closed: a lock tells, which ends with the last
-//! of them. A mapping of the file stands for each piece of managed memory.
+//! It is both of the module's devices. A process keeps it open as it does `/dev/nvidia-uvm`: the position of that descriptor says
+//! which space is its own (at the beginning: none, and the module would refuse it). Whoever gets a duplicate of the descriptor reads
+//! there what `/dev/nvidia-uvm-tools` would count. And until that is closed, it keeps all that a process with managed memory has on
+//! the cards, as the module's trackers do: a lock tells, which ends with the last duplicate. A mapping of the file stands for each
+//! piece of managed memory.
 //!
 //! The file has places of 1024 bytes, of numbers of 8 bytes as the machine has them. The first has a magic number, the number of
 //! cards, and their UUIDs of 16 bytes each. Each other one is a space: rows of ten counters ([`crate::ledger::Counter`] has those in
@@ -93,22 +93,31 @@ impl Spaces {
 
 /// A process's own: for the driver it would be `/dev/nvidia-uvm`.
 #[derive(Debug)]
-pub(crate) struct Descriptor(File);
+pub(crate) struct Descriptor {
+    file: File,
+    space: u32,
+}
 
 impl Descriptor {
     /// Of the process's space.
     pub(crate) fn open(directory: &Path, space: u32) -> io::Result<Descriptor> {
         let mut file = OpenOptions::new().read(true).write(true).open(directory.join(FILE))?;
-        lock(&file, libc::F_OFD_SETLK, space)?;
         file.seek(SeekFrom::Start(PLACE as u64 * u64::from(space)))?;
-        Ok(Descriptor(file))
+        Ok(Descriptor { file, space })
+    }
+
+    /// From here on whoever has a duplicate keeps what the process has. It was given out before, perhaps, and still counts.
+    pub(crate) fn keep(&self) {
+        if let Err(error) = lock(&self.file, libc::F_OFD_SETLK, self.space) {
+            eprintln!("nvshare-sim: managed memory ends with its process: {error}");
+        }
     }
 
     /// What shows, among the mappings of the process, that it has so much managed memory.
     pub(crate) fn window(&self, bytes: u64) -> io::Result<Window> {
         let (flags, none) = (MapFlags::SHARED | MapFlags::NORESERVE, ProtFlags::empty());
         // SAFETY: a new mapping at an address that the kernel chooses touches nothing else; it cannot be accessed.
-        let start = unsafe { mmap(std::ptr::null_mut(), bytes as usize, none, flags, &self.0, 0) }?;
+        let start = unsafe { mmap(std::ptr::null_mut(), bytes as usize, none, flags, &self.file, 0) }?;
         Ok(Window { start: start as usize, bytes: bytes as usize })
     }
 }
@@ -127,7 +136,7 @@ impl Drop for Window {
     }
 }
 
-/// Whether anybody has a descriptor of the space.
+/// Whether anybody has a descriptor of a space in which there was managed memory.
 pub(crate) fn is_held(directory: &Path, space: u32) -> bool {
     let file = OpenOptions::new().read(true).write(true).open(directory.join(FILE));
     file.is_ok_and(|file| {

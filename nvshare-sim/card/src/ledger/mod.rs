@@ -43,7 +43,7 @@ const LIVE: u32 = 1;
 #[repr(C)]
 pub(crate) struct Process {
     pub(crate) identity: Identity,
-    /// The number of its space; 0 while it has had no managed memory.
+    /// The number of its space.
     pub(crate) space: u32,
 }
 

@@ -4,14 +4,15 @@ use super::{Block, FREE, HandleId, KIND, LIVE, Ledger, Process, holds, is_unrefe
 use crate::process::Identity;
 
 impl Ledger<'_> {
-    /// Takes a slot for a process; what an earlier program under the same identity held (it called exec) is freed.
-    pub(crate) fn join(&mut self, identity: Identity) -> Option<usize> {
+    /// Takes a slot and a space for a process; what an earlier program under the same identity held (it called exec) is freed.
+    pub(crate) fn join(&mut self, identity: Identity) -> Option<(usize, u32)> {
         if let Some(slot) = self.processes.iter().position(|process| process.identity == identity) {
             self.remove_process(slot);
         }
         let slot = self.processes.iter().position(|process| process.identity.pid == 0)?;
-        self.processes[slot].identity = identity;
-        Some(slot)
+        let space = self.free_space();
+        self.processes[slot] = Process { identity, space };
+        Some((slot, space))
     }
 
     /// Frees everything that a process holds, and its slot.

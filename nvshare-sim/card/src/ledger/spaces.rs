@@ -38,9 +38,9 @@ impl Space {
 }
 
 impl Ledger<'_> {
-    /// Gives a process a space, with nothing counted yet; its number, which is never 0. One that was another's is used again as
-    /// late as can be: somebody may still have to read the last of that one.
-    pub(crate) fn open_space(&mut self, slot: usize) -> u32 {
+    /// A space that is nobody's, with nothing counted yet: its number, which is never 0. One that was somebody's is used again as
+    /// late as can be: the last of it may still have to be read.
+    pub(super) fn free_space(&mut self) -> u32 {
         let count = self.spaces.len() as u32;
         let taken = |number: u32| self.processes.iter().any(|process| process.space == number);
         let mut following = (0..count).map(|step| (self.totals.space + step) % count + 1);
@@ -49,11 +49,10 @@ impl Ledger<'_> {
             counter.store(0, Ordering::Relaxed);
         }
         self.totals.space = number;
-        self.processes[slot].space = number;
         number
     }
 
-    /// Counts for the process in `slot`, if it has a space: on a card, or on none.
+    /// Counts for the process in `slot`: on a card, or on none.
     pub(crate) fn count(&self, slot: usize, card: Option<usize>, counter: Counter, more: u64) {
         let number = self.processes[slot].space as usize;
         let Some(space) = number.checked_sub(1).and_then(|index| self.spaces.get(index)) else { return };
@@ -71,35 +70,33 @@ mod tests {
     #[test]
     fn a_space_is_used_again_as_late_as_can_be_and_begins_at_zero() {
         let mut tables = Tables::new(4);
+        tables.spaces(4);
         let mut ledger = tables.ledger();
-        let one = ledger.join(process(1)).unwrap();
-        assert_eq!(ledger.open_space(one), 1);
+        let (one, first) = ledger.join(process(1)).unwrap();
         ledger.count(one, Some(0), Counter::Faults, 7);
         ledger.remove_process(one);
-        let numbers: Vec<u32> = (2..6)
-            .map(|pid| {
-                let slot = ledger.join(process(pid)).unwrap();
-                let number = ledger.open_space(slot);
-                if pid != 3 {
-                    ledger.remove_process(slot);
-                }
-                number
-            })
-            .collect();
-        assert_eq!(numbers, [2, 3, 4, 1], "there are four");
+        let numbers = (2..8).map(|pid| {
+            let (slot, number) = ledger.join(process(pid)).unwrap();
+            if pid != 3 {
+                ledger.remove_process(slot);
+            }
+            number
+        });
+        let numbers: Vec<u32> = numbers.collect();
+        assert_eq!(
+            (first, &numbers[..]),
+            (1, &[2, 3, 4, 1, 2, 4][..]),
+            "there are four, and the third is in use"
+        );
         assert_eq!(ledger.spaces[0].read(Some(0), Counter::Faults), 0);
-        let last = ledger.join(process(9)).unwrap();
-        assert_eq!([ledger.open_space(last), ledger.open_space(last), ledger.open_space(last)], [2, 4, 1]);
     }
 
     #[test]
     fn what_is_counted_on_a_card_is_counted_of_everything_and_of_no_other_process() {
         let mut tables = Tables::new(4);
         let mut ledger = tables.ledger();
-        let (one, two) = (ledger.join(process(1)).unwrap(), ledger.join(process(2)).unwrap());
-        ledger.count(one, Some(0), Counter::ToHost, 1);
-        ledger.open_space(one);
-        ledger.open_space(two);
+        let (one, _) = ledger.join(process(1)).unwrap();
+        ledger.join(process(2)).unwrap();
         ledger.count(one, Some(1), Counter::ToHost, 5);
         ledger.count(one, None, Counter::HostFaults, 3);
         let read = |card, counter| ledger.spaces[0].read(card, counter);

@@ -52,9 +52,8 @@ impl Door for Fake {
     fn count(
         &self,
         space: BorrowedFd<'_>,
-        page: &Arc<Page>,
         device: Option<DeviceId>,
-    ) -> Result<OwnedFd, Refused> {
+    ) -> Result<(OwnedFd, Arc<Page>), Refused> {
         let mut given = self.0.lock().unwrap();
         if let Some(refuses) = given.refuses {
             return Err(refuses());
@@ -62,8 +61,9 @@ impl Door for Fake {
         let metadata = std::fs::File::from(space.try_clone_to_owned().unwrap()).metadata().unwrap();
         assert_eq!(metadata.rdev(), rustix::fs::makedev(1, 5), "what was taken is the device");
         let (closed, tracker) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
-        given.trackers.push(Tracker { device, page: Arc::clone(page), closed });
-        Ok(tracker)
+        let page = Arc::new(Page::new().unwrap());
+        given.trackers.push(Tracker { device, page: Arc::clone(&page), closed });
+        Ok((tracker, page))
     }
 }
 
@@ -112,7 +112,7 @@ impl Node {
             std::fs::write(information, format!("GPU UUID: \t {card}\n")).unwrap();
         }
         let (fake, place) =
-            (Fake::default(), Place { devices: path("devices"), minor: 5, cards: path("cards") });
+            (Fake::default(), Place::Device { devices: path("devices"), minor: 5, cards: path("cards") });
         let door = Box::new(fake.clone());
         let mut tools = Tools::with(door, "fake".into(), place, held, known, path("modules"));
         tools.look().unwrap();
