@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use nvshare_sim_card::{Cards, Config};
-use nvshare_testbed::{Agent, Client, ClientCommand, Node, NodeBuilder, signal, wait_for};
+use nvshare_testbed::{Agent, Client, ClientCommand, Node, signal, wait_for};
 
 use super::run::{LIMIT, Running, TURNS, bare, cards, hooked, observed};
 
@@ -58,13 +58,6 @@ fn assert_moved(agent: &Agent, process: u32, expected: Moved) {
     }
 }
 
-/// A node on which somebody has used the card: without that there is nothing to ask for counts.
-fn used(cards: NodeBuilder) -> Option<Node> {
-    let node = observed(cards)?;
-    Client::start(&mut node.workload("--bytes 2M --buffers 1 --iterations 1")).succeed();
-    Some(node)
-}
-
 fn start(mut command: ClientCommand) -> Running {
     let mut program = Running::start(&mut command);
     program.wait_for("ready");
@@ -79,7 +72,7 @@ fn on(program: &mut Running, until: &str) {
 
 /// Programs that came before the agent and after it, and some that do nothing.
 fn counted(program: impl Fn(&Node, &str, &str) -> ClientCommand) {
-    let Some(node) = used(cards(1, "256M")) else { return };
+    let Some(node) = observed(cards(1, "256M")) else { return };
     let program =
         |mib: &str, rounds: &str| start(program(&node, "managed_moves", &format!("{mib} {rounds}")));
     let (mut early, idle) = (program("32", "3"), program("32", "3"));
@@ -116,7 +109,7 @@ fn what_moves_of_a_client_is_known_of_it_alone_whether_it_or_the_agent_came_firs
 #[test]
 fn what_leaves_for_others_is_counted_of_whose_memory_leaves() {
     // Three contexts take 24 MiB of it.
-    let Some(node) = used(cards(1, "128M")) else { return };
+    let Some(node) = observed(cards(1, "128M")) else { return };
     let agent = node.agent(TURNS.iter().chain(&[COUNTERS]));
     let mut first = start(bare(&node, "managed_moves", "32 0"));
     let mut second = start(bare(&node, "managed_moves", "88 0"));
@@ -158,7 +151,7 @@ fn kill(program: Running) -> u32 {
 
 #[test]
 fn a_counted_program_that_is_killed_keeps_its_memory_no_longer_than_the_agent_sleeps() {
-    let Some(node) = used(cards(1, "256M")) else { return };
+    let Some(node) = observed(cards(1, "256M")) else { return };
     let agent = node.agent(TURNS.iter().chain(&[COUNTERS]));
     for _ in 0..3 {
         let program = kill(counted_there(&node, &agent));
@@ -193,7 +186,7 @@ fn thrashing(flags: &[&str]) -> Option<(Turns, [u64; 2], u64)> {
         .env("NVSHARE_SIM_CARD_BYTES", "64M")
         .env("NVSHARE_SIM_CONTEXT_BYTES", "2M")
         .env("NVSHARE_SIM_LINK_BYTES_PER_SECOND", "400000000");
-    let node = used(small)?;
+    let node = observed(small)?;
     let settings = ["--lease-floor", "500ms", "--lease-ceiling", "4s", "--reserve", "2M"];
     let agent = node.agent(settings.iter().chain(flags));
     let over = node.path().join("over");
@@ -203,7 +196,7 @@ fn thrashing(flags: &[&str]) -> Option<(Turns, [u64; 2], u64)> {
         (agent.state()["clients"][0]["devices"][0]["granted"].as_u64()? > 0).then_some(())
     });
     let mut pair = [1, 2].map(|seed| {
-        let flags = format!("--memory managed --bytes 48M --buffers 4 --iterations 10 --seed {seed}");
+        let flags = format!("--memory managed --bytes 48M --buffers 4 --iterations 6 --seed {seed}");
         Client::start(&mut node.workload(&flags).with_shim())
     });
     let ids = [u64::from(pair[0].id()), u64::from(pair[1].id())];
