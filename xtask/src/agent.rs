@@ -47,6 +47,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let nvml = install(&artifacts.nvml(), libraries.join("libnvidia-ml.so.1"))?;
         agent.arg("--socket").arg(&socket).arg("--admin-socket").arg(node.join("admin/admin.sock"));
         agent.arg("--nvml").arg(nvml).arg("--libcuda").arg(libcuda).env("LD_LIBRARY_PATH", &libraries);
+        let card = nvshare_sim_card::config::directory(|name| std::env::var(name).ok());
+        agent.arg("--uvm-tools").arg(card.join("nvidia-uvm"));
         client =
             format!("{client}LD_LIBRARY_PATH={} NVSHARE_SOCKET={} ", libraries.display(), socket.display());
         eprintln!("no GPU is used: the card is simulated");

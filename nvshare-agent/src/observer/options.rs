@@ -17,20 +17,25 @@ const MODULES: &str = "/sys/module";
 
 /// Where NVIDIA's module lets itself be asked.
 #[derive(Clone, Debug)]
-pub struct Tools {
-    /// Where one asks for the counters of managed memory.
-    pub device: PathBuf,
-    /// Where the kernel lists the numbers of devices.
-    pub devices: PathBuf,
-    /// The minor number of the device that programs open.
-    pub minor: u32,
-    /// Where the driver lists its cards.
-    pub cards: PathBuf,
+pub enum Tools {
+    /// By itself.
+    Module {
+        /// Where one asks for the counters of managed memory.
+        device: PathBuf,
+        /// Where the kernel lists the numbers of devices.
+        devices: PathBuf,
+        /// The minor number of the device that programs open.
+        minor: u32,
+        /// Where the driver lists its cards.
+        cards: PathBuf,
+    },
+    /// This file stands for it: that of simulated cards.
+    File(PathBuf),
 }
 
 impl Default for Tools {
     fn default() -> Tools {
-        Tools {
+        Tools::Module {
             device: "/dev/nvidia-uvm-tools".into(),
             devices: "/proc/devices".into(),
             minor: 0,
@@ -104,6 +109,10 @@ pub struct Flags {
     /// memory: one that is frozen keeps what such processes leave. Without this kprobes count, where there are some
     #[arg(long, env = "NVSHARE_AGENT_UVM_COUNTERS")]
     pub uvm_counters: bool,
+
+    /// For tests: what stands for the module where the cards are simulated
+    #[arg(long, value_name = "PATH", env = "NVSHARE_AGENT_UVM_TOOLS", hide = true)]
+    pub uvm_tools: Option<PathBuf>,
 }
 
 impl Flags {
@@ -113,7 +122,7 @@ impl Flags {
         let options = Options {
             libraries: self.libcuda.clone(),
             part: self.node_cgroup.clone(),
-            tools: self.uvm_counters.then(Tools::default),
+            tools: self.uvm_counters.then(|| self.uvm_tools.clone().map_or_else(Tools::default, Tools::File)),
             ..Options::new(self.ebpf_object.clone().unwrap_or_else(beside))
         };
         (!self.no_uprobes).then_some(options)

@@ -276,7 +276,10 @@ impl State {
             self.moved_at = Instant::now();
             self.asleep = false;
         }
-        self.uvm.seen(&self.tell);
+        if self.uvm.seen(&self.tell) {
+            self.uvm.look(self.attachments.ebpf());
+            self.uvm.seen(&self.tell);
+        }
         // The last of a process, while it is still known.
         self.uvm.read(!dead.is_empty(), |pid| self.watch.process(pid), &mut self.tell);
         for slot in dead {

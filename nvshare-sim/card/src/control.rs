@@ -18,10 +18,11 @@ use crate::ledger::{
     Block, Event, Handle, Ledger, MAX_EVENTS, MAX_HANDLES, MAX_PROCESSES, MAX_SHARES, Process, Share, Totals,
 };
 use crate::lock::{Guard, SharedMutex};
+use crate::uvm::Spaces;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"nvs-card");
 /// Changes with the layout of anything in the file.
-const LAYOUT: u64 = 3;
+const LAYOUT: u64 = 4;
 
 #[repr(C)]
 struct Header {
@@ -81,6 +82,7 @@ pub enum OpenError {
 /// The mapped control block.
 pub(crate) struct Control {
     header: NonNull<Header>,
+    spaces: Spaces,
 }
 
 // SAFETY: the mapping lives as long as the process; its tables are reached through the process-shared mutex only, its
@@ -113,14 +115,22 @@ impl Control {
         let path = directory.join("control");
         let file = open(&path)?;
         let length = file.metadata().map_err(failed("read", &path))?.len();
-        if length == 0 {
-            Control::make(directory, &path, &file, config)
+        let header = if length == 0 {
+            Control::make(directory, &path, &file, config)?
         } else {
-            Control::check(&path, &file, length)
-        }
+            Control::check(&path, &file, length)?
+        };
+        // SAFETY: mapped, and not written any more.
+        let cards = unsafe { header.as_ref().config.cards };
+        Ok(Control { header, spaces: Spaces::open(directory, cards as usize)? })
     }
 
-    fn make(directory: &Path, path: &Path, file: &File, config: &Config) -> Result<Control, OpenError> {
+    fn make(
+        directory: &Path,
+        path: &Path,
+        file: &File,
+        config: &Config,
+    ) -> Result<NonNull<Header>, OpenError> {
         let needed = config.cards * config.card_bytes;
         let place =
             rustix::fs::statvfs(directory).map_err(|error| failed("look at", directory)(error.into()))?;
@@ -133,8 +143,8 @@ impl Control {
             ftruncate(open(&path)?, config.card_bytes)
                 .map_err(|error| failed("size", &path)(error.into()))?;
         }
-        let control = Control::map(path, file, size_of::<Header>(), config)?;
-        let header = control.header.as_ptr();
+        let mapped = Control::map(path, file, size_of::<Header>(), config)?;
+        let header = mapped.as_ptr();
         // SAFETY: the file is new and zero, every field is valid when zero except the mutex and the configuration,
         // and no other process looks before it gets the directory's lock.
         unsafe {
@@ -146,17 +156,17 @@ impl Control {
             }
             (*header).magic = MAGIC;
         }
-        Ok(control)
+        Ok(mapped)
     }
 
-    fn check(path: &Path, file: &File, length: u64) -> Result<Control, OpenError> {
+    fn check(path: &Path, file: &File, length: u64) -> Result<NonNull<Header>, OpenError> {
         if length < size_of::<Header>() as u64 {
             return Err(OpenError::Layout(path.to_owned()));
         }
         let first = Control::map(path, file, size_of::<Header>(), &Config { cards: 0, ..Config::default() })?;
         // SAFETY: the header is mapped.
         let (magic, layout, config) = unsafe {
-            let header = first.header.as_ref();
+            let header = first.as_ref();
             (header.magic, header.layout, header.config)
         };
         if magic != MAGIC || layout != LAYOUT || length != file_bytes(&config) {
@@ -165,7 +175,7 @@ impl Control {
         Control::map(path, file, size_of::<Header>(), &config)
     }
 
-    fn map(path: &Path, file: &File, header: usize, config: &Config) -> Result<Control, OpenError> {
+    fn map(path: &Path, file: &File, header: usize, config: &Config) -> Result<NonNull<Header>, OpenError> {
         let bytes = file_bytes(config);
         debug_assert!(bytes >= header as u64);
         if file.metadata().map_err(failed("read", path))?.len() < bytes {
@@ -183,7 +193,7 @@ impl Control {
             )
         };
         let address = address.map_err(|error| failed("map", path)(error.into()))?;
-        Ok(Control { header: NonNull::new(address.cast()).expect("mmap gives no null") })
+        Ok(NonNull::new(address.cast()).expect("mmap gives no null"))
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -233,6 +243,7 @@ impl Control {
                 totals: &mut (*header).totals,
                 shares: &mut (*header).shares,
                 events: &(*header).events,
+                spaces: self.spaces.all(),
             }
         };
         if guard.inherited {
@@ -254,7 +265,7 @@ fn file_bytes(config: &Config) -> u64 {
     (size_of::<Header>() + blocks * (size_of::<Block>() + size_of::<AtomicBool>())) as u64
 }
 
-fn open(path: &Path) -> Result<File, OpenError> {
+pub(crate) fn open(path: &Path) -> Result<File, OpenError> {
     OpenOptions::new()
         .read(true)
         .write(true)

@@ -1,10 +1,11 @@
 //! The simulated card that processes share: its memory, its clocks, who holds what.
 //!
 //! A directory ([`config::directory`]) holds one or more cards: a control block (`control`), the bytes of each card
-//! (`memory-N`), a file per exported handle and the strict simulator's complaints (`violations`). [`Cards`] is a view of
+//! (`memory-N`), what stands for the module for managed memory (`nvidia-uvm`), a file per exported handle and the strict
+//! simulator's complaints (`violations`). [`Cards`] is a view of
 //! it for anybody (NVML, tests, the demo); a process that uses the cards joins them as a [`Member`].
 //!
-//! [`config`] what can be chosen; [`ledger`] who holds which block; [`managed`] the driver's own paging;
+//! [`config`] what can be chosen; [`ledger`] who holds which block; [`managed`] the driver's own paging; `uvm` how others see that;
 //! [`clock`] the time that transfers and kernels take; [`faults`] what is to go wrong on purpose,
 //! `bus` which card is to be lost; [`ticket`] and `sharing` what processes show each other.
 
@@ -24,6 +25,7 @@ mod memory;
 pub mod process;
 mod sharing;
 pub mod ticket;
+mod uvm;
 
 use std::fmt::Display;
 use std::fs::OpenOptions;
@@ -42,6 +44,7 @@ pub use managed::{ManagedRange, Moved};
 pub use member::{Allocation, Full, Member};
 pub use sharing::{Opened, Progress, Recorded, SharedEvent};
 pub use ticket::{PoolName, Ticket};
+pub use uvm::Window;
 
 /// The name of every simulated device, in CUDA and NVML.
 pub const DEVICE_NAME: &str = "NVIDIA nvshare-sim";
@@ -92,17 +95,7 @@ impl Cards {
 
     /// The UUID of a card: the same in every process, another in every directory.
     pub fn uuid(&self, card: usize) -> [u8; 16] {
-        let hash = |seed: u64| {
-            let path = self.directory.as_os_str().as_encoded_bytes().iter().copied();
-            path.chain((card as u64).to_le_bytes())
-                .fold(seed, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
-        };
-        let mut uuid = [0; 16];
-        uuid[..8].copy_from_slice(&hash(0xcbf2_9ce4_8422_2325).to_be_bytes());
-        uuid[8..].copy_from_slice(&hash(0x9e37_79b9_7f4a_7c15).to_be_bytes());
-        uuid[6] = uuid[6] & 0x0f | 0x80;
-        uuid[8] = uuid[8] & 0x3f | 0x80;
-        uuid
+        uuid(&self.directory, card)
     }
 
     /// What is free and who holds the rest. Reclaims what dead processes held.
@@ -140,10 +133,13 @@ impl Cards {
         self.control.clocks(card).traffic()
     }
 
-    /// Frees what dead processes, and exported handles of which no descriptor is left, hold.
+    /// Frees what dead processes, unless somebody has a descriptor of their managed memory, and exported handles of which no
+    /// descriptor is left, hold.
     pub fn reclaim(&self) {
         let mut locked = self.control.lock();
-        locked.ledger.reclaim(process::is_alive);
+        locked.ledger.reclaim(|process| {
+            process::is_alive(process.identity) || uvm::is_held(&self.directory, process.space)
+        });
         locked.ledger.reclaim_exports(|id| export::in_use(&self.directory, id));
         locked.unlock();
     }
@@ -158,4 +154,19 @@ impl Cards {
             eprintln!("nvshare-sim: cannot write to {}/violations: {error}", self.directory.display());
         }
     }
+}
+
+/// The UUID of a card in this directory.
+fn uuid(directory: &Path, card: usize) -> [u8; 16] {
+    let hash = |seed: u64| {
+        let path = directory.as_os_str().as_encoded_bytes().iter().copied();
+        path.chain((card as u64).to_le_bytes())
+            .fold(seed, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+    };
+    let mut uuid = [0; 16];
+    uuid[..8].copy_from_slice(&hash(0xcbf2_9ce4_8422_2325).to_be_bytes());
+    uuid[8..].copy_from_slice(&hash(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+    uuid[6] = uuid[6] & 0x0f | 0x80;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    uuid
 }

@@ -4,7 +4,7 @@
 //! of the card, with the time that the real move would take. A page that another process evicted finds its block
 //! claimed by somebody else: nobody has to be told.
 
-use crate::ledger::{Ledger, MANAGED};
+use crate::ledger::{Counter, Ledger, MANAGED};
 
 /// Pages of managed memory have the size of a block.
 pub const PAGE_BYTES: u64 = crate::config::BLOCK_BYTES;
@@ -53,13 +53,6 @@ impl ManagedRange {
         self.pages.len()
     }
 
-    /// The host wrote to these pages without the simulator seeing it.
-    pub fn host_touched(&mut self, page: usize) {
-        if self.pages[page] == Page::Untouched {
-            self.pages[page] = Page::Host;
-        }
-    }
-
     /// Whether the page was never touched by anybody, as far as known.
     pub fn is_untouched(&self, page: usize) -> bool {
         self.pages[page] == Page::Untouched
@@ -67,6 +60,14 @@ impl ManagedRange {
 }
 
 impl Ledger<'_> {
+    /// The host touched a page of which nothing existed. What it does with pages on a card the simulator does not see.
+    pub(crate) fn host_touched(&self, slot: usize, range: &mut ManagedRange, page: usize) {
+        if range.is_untouched(page) {
+            range.pages[page] = Page::Host;
+            self.count(slot, None, Counter::HostFaults, 1);
+        }
+    }
+
     /// The block that holds the page, if it is still the page's.
     fn resident(&self, slot: usize, range: &ManagedRange, page: usize) -> Option<usize> {
         let Page::Device { card, block } = range.pages[page] else { return None };
@@ -78,11 +79,17 @@ impl Ledger<'_> {
     /// A kernel touches a page: it faults where it is not resident, evicting the page used longest ago on a full card.
     /// Where plain memory fills the card the page is read over the link and stays on the host.
     pub(crate) fn touch(&mut self, card: usize, slot: usize, range: &mut ManagedRange, page: usize) -> Moved {
-        let mut moved = Moved::default();
         if let Some(index) = self.resident(slot, range, page) {
             self.blocks[index].stamp = self.tick();
-            return moved;
+            return Moved::default();
         }
+        self.count(slot, Some(card), Counter::Faults, 1);
+        self.bring(card, slot, range, page)
+    }
+
+    /// Puts a page that is not resident on the card.
+    fn bring(&mut self, card: usize, slot: usize, range: &mut ManagedRange, page: usize) -> Moved {
+        let mut moved = Moved::default();
         let untouched = range.pages[page] == Page::Untouched;
         if untouched {
             moved.created = 1;
@@ -94,6 +101,9 @@ impl Ledger<'_> {
                 moved.to_host = evicted;
                 let block = self.take_managed(card, slot, PageKey(range.first + page as u32));
                 range.pages[page] = Page::Device { card: card as u32, block };
+                if !untouched {
+                    self.count(slot, Some(card), Counter::ToDevice, PAGE_BYTES);
+                }
             }
             Err(_) => range.pages[page] = Page::Host,
         }
@@ -110,7 +120,7 @@ impl Ledger<'_> {
     ) -> Moved {
         let on_host = range.pages[page] != Page::Untouched && self.resident(slot, range, page).is_none();
         if on_host && self.totals.free[card] > 0 {
-            return self.touch(card, slot, range, page);
+            return self.bring(card, slot, range, page);
         }
         Moved::default()
     }
@@ -120,6 +130,7 @@ impl Ledger<'_> {
         let mut moved = Moved::default();
         if let Some(index) = self.resident(slot, range, page) {
             self.free_block(index);
+            self.count(slot, Some(index / self.per_card), Counter::ToHost, PAGE_BYTES);
             moved.to_host = 1;
         }
         if range.pages[page] != Page::Untouched {
@@ -149,7 +160,7 @@ impl std::ops::AddAssign for Moved {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::{Block, Handle, Process, Totals};
+    use crate::ledger::{Block, Handle, Process, Space, Totals};
     use crate::process::Identity;
 
     fn on_a_card(blocks: usize, test: impl FnOnce(&mut Ledger<'_>, usize)) {
@@ -165,9 +176,18 @@ mod tests {
             totals: &mut totals,
             shares: &mut [],
             events: &[],
+            spaces: &std::array::from_fn::<_, 4, _>(|_| Space::default()),
         };
-        let slot = ledger.join(Identity { pid: 1, start: 1 }).unwrap();
+        let slot = ledger.join(Identity { pid: 1, start: 1 }).unwrap().0;
         test(&mut ledger, slot);
+    }
+
+    /// What was counted of a process: bytes to the card and to the host in pages, faults of the card and of the host.
+    fn counted(ledger: &Ledger<'_>, slot: usize) -> [u64; 4] {
+        let space = &ledger.spaces[ledger.processes[slot].space as usize - 1];
+        let pages = |counter| space.read(Some(0), counter) / PAGE_BYTES;
+        let faults = space.read(Some(0), Counter::Faults);
+        [pages(Counter::ToDevice), pages(Counter::ToHost), faults, space.read(None, Counter::HostFaults)]
     }
 
     fn touch_all(ledger: &mut Ledger<'_>, slot: usize, range: &mut ManagedRange) -> Moved {
@@ -182,7 +202,7 @@ mod tests {
     fn memory_that_fits_faults_in_once() {
         on_a_card(4, |ledger, slot| {
             let mut range = ManagedRange::new(0, 3);
-            range.host_touched(2);
+            ledger.host_touched(slot, &mut range, 2);
             assert_eq!(touch_all(ledger, slot, &mut range), Moved { to_device: 1, created: 2, to_host: 0 });
             assert_eq!(touch_all(ledger, slot, &mut range), Moved::default());
             assert_eq!(ledger.totals.free[0], 1);
@@ -203,7 +223,7 @@ mod tests {
     #[test]
     fn one_process_evicts_the_pages_of_another() {
         on_a_card(4, |ledger, one| {
-            let two = ledger.join(Identity { pid: 2, start: 1 }).unwrap();
+            let two = ledger.join(Identity { pid: 2, start: 1 }).unwrap().0;
             let (mut first, mut second) = (ManagedRange::new(0, 3), ManagedRange::new(0, 3));
             touch_all(ledger, one, &mut first);
             assert_eq!(touch_all(ledger, two, &mut second), Moved { to_device: 0, created: 3, to_host: 2 });
@@ -220,13 +240,37 @@ mod tests {
         on_a_card(2, |ledger, slot| {
             let mut range = ManagedRange::new(0, 4);
             assert_eq!(ledger.prefetch(0, slot, &mut range, 0), Moved::default());
-            range.host_touched(0);
+            ledger.host_touched(slot, &mut range, 0);
             assert_eq!(ledger.prefetch(0, slot, &mut range, 0).to_device, 1);
             ledger.touch(0, slot, &mut range, 1);
-            range.host_touched(2);
+            ledger.host_touched(slot, &mut range, 2);
             assert_eq!(ledger.prefetch(0, slot, &mut range, 2), Moved::default());
             assert_eq!(ledger.fetch_to_host(slot, &mut range, 0).to_host, 1);
             assert_eq!(ledger.prefetch(0, slot, &mut range, 2).to_device, 1);
+        });
+    }
+
+    #[test]
+    fn what_happens_is_counted_of_whose_pages_it_happens_to() {
+        on_a_card(4, |ledger, one| {
+            let two = ledger.join(Identity { pid: 2, start: 1 }).unwrap().0;
+            let (mut first, mut second) = (ManagedRange::new(0, 3), ManagedRange::new(0, 3));
+            for page in [0, 1, 0] {
+                ledger.host_touched(one, &mut first, page);
+            }
+            touch_all(ledger, one, &mut first);
+            assert_eq!((counted(ledger, one), counted(ledger, two)), ([2, 0, 3, 2], [0; 4]));
+            touch_all(ledger, two, &mut second);
+            assert_eq!((counted(ledger, one), counted(ledger, two)), ([2, 2, 3, 2], [0, 0, 3, 0]));
+            ledger.forget(two, &second);
+            ledger.prefetch(0, one, &mut first, 0);
+            ledger.fetch_to_host(one, &mut first, 0);
+            assert_eq!(counted(ledger, one), [3, 3, 3, 2], "prefetches are no faults");
+            // Another one's plain memory takes the place of the one page that is left.
+            ledger.create(two, 0, 4, 0).unwrap();
+            touch_all(ledger, one, &mut first);
+            assert_eq!(counted(ledger, one), [3, 4, 6, 2], "what is read over the link does not move");
+            assert_eq!(counted(ledger, two), [0, 0, 3, 0]);
         });
     }
 

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::ops::{Deref, Range};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::clock::{Lane, now, sleep_until};
@@ -13,6 +14,7 @@ use crate::faults::{Effect, FaultPlan, Point};
 use crate::ledger::{HandleId, Refused, Run};
 use crate::managed::{ManagedRange, Moved};
 use crate::memory::Memory;
+use crate::uvm::{Descriptor, Window};
 use crate::{Cards, process};
 
 /// This process's use of the cards. It lasts as long as the process; [`Member::leave`] ends it earlier.
@@ -25,6 +27,10 @@ pub struct Member {
     memory: Vec<Memory>,
     faults: FaultPlan,
     next_page: AtomicU32,
+    /// Of its space, unless it could not be opened.
+    space: Option<Descriptor>,
+    /// It has had managed memory.
+    managed: Once,
 }
 
 /// What is known about a handle.
@@ -57,8 +63,11 @@ impl Cards {
     pub fn join(self, faults: FaultPlan) -> Result<Member, OpenError> {
         self.reclaim();
         let identity = process::this();
-        let slot = self.control.lock().ledger.join(identity);
-        let slot = slot.ok_or_else(|| OpenError::Processes(self.directory().to_owned()))?;
+        let joined = self.control.lock().ledger.join(identity);
+        let (slot, space) = joined.ok_or_else(|| OpenError::Processes(self.directory().to_owned()))?;
+        let space = Descriptor::open(self.directory(), space);
+        let space =
+            space.inspect_err(|error| eprintln!("nvshare-sim: managed memory is not counted: {error}")).ok();
         let bytes = self.config().card_bytes;
         let memory: Result<_, _> = (0..self.config().cards as usize)
             .map(|card| Memory::open(self.directory(), card, bytes))
@@ -71,6 +80,8 @@ impl Cards {
             pid: std::process::id(),
             faults,
             next_page: AtomicU32::new(0),
+            space,
+            managed: Once::new(),
         })
     }
 }
@@ -168,9 +179,18 @@ impl Member {
         self.memory[card].file()
     }
 
-    /// A new range of managed memory.
-    pub fn managed_range(&self, pages: usize) -> ManagedRange {
-        ManagedRange::new(self.next_page.fetch_add(pages as u32, Ordering::Relaxed), pages)
+    /// A new range of managed memory, and what others see of it for as long as it is kept.
+    pub fn managed_range(&self, pages: usize) -> (ManagedRange, Option<Window>) {
+        let window = self.space.as_ref().and_then(|space| {
+            self.managed.call_once(|| space.keep());
+            space.window(pages as u64 * BLOCK_BYTES).ok()
+        });
+        (ManagedRange::new(self.next_page.fetch_add(pages as u32, Ordering::Relaxed), pages), window)
+    }
+
+    /// The host touched a page, it turns out, of which nothing existed before.
+    pub fn managed_host_touched(&self, range: &mut ManagedRange, page: usize) {
+        self.control.lock().ledger.host_touched(self.slot, range, page);
     }
 
     /// A kernel on `card` touches these pages at the time `at`: returns when the faults are served.

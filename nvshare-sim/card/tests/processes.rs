@@ -1,13 +1,16 @@
 //! Cards shared by real processes: this test's executable runs itself again in a role.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use nvshare_sim_card::ticket::Kind;
 use nvshare_sim_card::{BLOCK_BYTES, Cards, Config, FaultPlan, Full, Member, Progress, ShareError, Ticket};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use tempfile::TempDir;
 
 const ROLE: &str = "NVSHARE_TEST_ROLE";
@@ -55,6 +58,10 @@ fn role() {
         "hold" => {
             member.charge_context(0).unwrap();
             member.create(0, 8 << 20, 0).unwrap();
+        }
+        "managed" => {
+            let (mut range, _) = member.managed_range(8);
+            member.managed_touch(0, &mut range, 0..8, nvshare_sim_card::now());
         }
         "share" => {
             // The parent reads the ticket's numbers from the line.
@@ -126,6 +133,39 @@ fn what_a_killed_process_held_is_free_again() {
     kill(child);
     member.create(0, 32 << 20, 0).expect("all of the card");
     assert_eq!(member.usage(0).processes, [(std::process::id(), 32 << 20)]);
+}
+
+/// The one descriptor of this file that another process has, as the agent takes it.
+fn taken(process: u32, name: &str) -> File {
+    let numbers =
+        std::fs::read_dir(format!("/proc/{process}/fd")).unwrap().flatten().map(|entry| entry.path());
+    let number = numbers.filter(|path| std::fs::read_link(path).is_ok_and(|file| file.ends_with(name)));
+    let [number] = &number.collect::<Vec<_>>()[..] else { panic!("one descriptor") };
+    let number = number.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    let process = pidfd_open(Pid::from_raw(process as i32).unwrap(), PidfdFlags::empty()).unwrap();
+    pidfd_getfd(process, number, PidfdGetfdFlags::empty()).unwrap().into()
+}
+
+#[test]
+fn who_takes_its_descriptor_sees_what_happens_to_managed_memory_and_keeps_it() {
+    let place = directory();
+    let member = join(place.path());
+    let child = another("managed", place.path());
+    let space = taken(child.id(), "nvidia-uvm");
+    let start = rustix::fs::tell(&space).unwrap();
+    let count = |counter: u64| {
+        let mut bytes = [0; 8];
+        space.read_exact_at(&mut bytes, start + 8 * counter).unwrap();
+        u64::from_ne_bytes(bytes)
+    };
+    assert_eq!([1, 9].map(count), [0, 8]);
+    let plain = member.create(0, 24 << 20, 0).expect("managed memory gives way");
+    assert_eq!([1, 9].map(count), [8 << 20, 8]);
+    member.let_go(plain);
+    kill(child);
+    assert_eq!(member.free_bytes(0), 24 << 20, "half of what it touched is kept");
+    drop(space);
+    assert_eq!(member.free_bytes(0), 32 << 20);
 }
 
 #[test]

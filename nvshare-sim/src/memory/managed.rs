@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::CUresult;
-use nvshare_sim_card::ManagedRange;
 use nvshare_sim_card::managed::PAGE_BYTES;
+use nvshare_sim_card::{ManagedRange, Window};
 
 use super::address;
 use super::space::{self, Area, Kind};
@@ -25,6 +25,8 @@ pub(crate) const NOWHERE: i32 = -2;
 /// A managed allocation. Advice is kept for all of it and has no effect.
 pub(crate) struct Managed {
     range: Mutex<ManagedRange>,
+    /// The module's mapping of it, for those who look at the process.
+    _window: Option<Window>,
     /// `CU_MEM_ADVISE_SET_READ_MOSTLY`.
     pub(crate) read_mostly: AtomicI32,
     /// `CU_MEM_ADVISE_SET_PREFERRED_LOCATION`.
@@ -57,8 +59,10 @@ pub(crate) fn allocate(context: &Context, bytes: u64, flags: u32) -> Outcome<u64
     let start = address::reserve(whole, PAGE_BYTES).ok_or(full)?;
     // SAFETY: reserved just now, for this.
     unsafe { address::open(start, whole) }.map_err(|_| full)?;
+    let (range, window) = card().managed_range((whole / PAGE_BYTES) as usize);
     let managed = Managed {
-        range: Mutex::new(card().managed_range((whole / PAGE_BYTES) as usize)),
+        range: Mutex::new(range),
+        _window: window,
         read_mostly: AtomicI32::new(0),
         preferred: AtomicI32::new(NOWHERE),
         accessor: AtomicI32::new(NOWHERE),
@@ -94,7 +98,7 @@ fn notice_host_writes(area: &Area, range: &mut ManagedRange, pages: Range<usize>
         // SAFETY: mincore only reads page tables; the page lies within the area's mapping, which is whole pages.
         let known = unsafe { libc::mincore(at as *mut _, PAGE_BYTES as usize, present.as_mut_ptr()) == 0 };
         if known && present.iter().any(|byte| byte & 1 != 0) {
-            range.host_touched(page);
+            card().managed_host_touched(range, page);
         }
     }
 }

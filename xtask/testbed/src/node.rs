@@ -211,8 +211,9 @@ impl Node {
         // A kubelet of the machine must not hear of this node, unless a flag says otherwise.
         command.env("NVSHARE_AGENT_DEVICE_PLUGIN", "off");
         command.arg("--socket").arg(self.socket()).arg("--admin-socket").arg(self.admin_socket());
-        if self.card.is_some() {
+        if let Some(card) = self.card() {
             command.arg("--nvml").arg(self.nvml()).arg("--libcuda").arg(self.libcuda());
+            command.arg("--uvm-tools").arg(card.join("nvidia-uvm"));
         }
         if let Some(cgroup) = &self.cgroup {
             command.arg("--node-cgroup").arg(cgroup.path());

@@ -25,6 +25,8 @@ pub(super) struct Uvm {
     kprobes: Result<Kprobes, String>,
     source: Source,
     why: Option<String>,
+    /// The module was not loaded.
+    absent: bool,
     looked: bool,
     read_at: Instant,
 }
@@ -40,6 +42,7 @@ impl Uvm {
             kprobes: Kprobes::new(ebpf, &options.modules),
             source: Source::None,
             why: None,
+            absent: false,
             looked: false,
             read_at: Instant::now(),
         }
@@ -65,14 +68,13 @@ impl Uvm {
             },
             (Err(tools), Err(kprobes)) => (Source::None, Some(format!("{tools}; {kprobes}"))),
         };
+        // Nothing is wrong with a machine without it.
+        self.absent = why.as_ref().is_some_and(|why| *why == kprobes::Why::NoModule.to_string());
         let changed = (source, &why) != (self.source, &self.why) || !self.looked;
         if changed {
             match &why {
                 None => tracing::info!(source = source.name(), "managed memory is observed"),
-                // Nothing is wrong with a machine without it.
-                Some(why) if *why == kprobes::Why::NoModule.to_string() => {
-                    tracing::info!(why, "managed memory is not observed");
-                }
+                Some(why) if self.absent => tracing::info!(why, "managed memory is not observed"),
                 Some(why) => tracing::warn!(why, "managed memory is not observed; the rest is"),
             }
         }
@@ -86,9 +88,10 @@ impl Uvm {
         }
     }
 
-    /// Looks at what is told for processes with managed memory.
-    pub(super) fn seen(&mut self, seen: &[Seen]) {
-        let Ok(tools) = &mut self.tools else { return };
+    /// Looks at what is told for processes with managed memory. Says whether there are some and the module was not loaded at the
+    /// last look: the first program of a node may have it loaded.
+    pub(super) fn seen(&mut self, seen: &[Seen]) -> bool {
+        let mut any = false;
         for seen in seen {
             let Seen::Process(Observation { process, what: What::Activity(Activity { counts, .. }) }) = seen
             else {
@@ -96,9 +99,13 @@ impl Uvm {
             };
             let by = |counts: &[u64]| counts[Call::AllocManaged as usize];
             if by(&counts.application) > 0 || by(&counts.engine) > 0 {
-                tools.allocated(*process);
+                any = true;
+                if let Ok(tools) = &mut self.tools {
+                    tools.allocated(*process);
+                }
             }
         }
+        any && self.absent
     }
 
     /// Tells what was added since the last time, of processes that `process` knows; others' waits until it does, or until

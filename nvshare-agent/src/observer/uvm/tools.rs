@@ -7,7 +7,9 @@
 mod counts;
 mod held;
 mod module;
+mod page;
 mod place;
+mod stand_in;
 #[cfg(test)]
 mod tests;
 
@@ -31,8 +33,10 @@ use crate::observer::options::Tools as Paths;
 use crate::proc;
 use counts::Counts;
 use held::Held;
-use module::{Door, Module, Page, Refused};
+use module::{Door, Module, Refused};
+use page::Page;
 use place::Place;
+use stand_in::StandIn;
 
 /// How many processes are counted at a time: each takes some descriptors.
 const MOST: usize = 256;
@@ -108,9 +112,13 @@ impl Tools {
         let known = Known::try_from(take("UVM_HELD")?).map_err(|error| chain(&error))?;
         let held = Held::new(Some(endings))
             .map_err(|error| format!("cannot wait for the ends of processes: {error}"))?;
-        let place = Place { devices: paths.devices.clone(), minor: paths.minor, cards: paths.cards.clone() };
-        let door = Box::new(Module { path: paths.device.clone() });
-        Ok(Tools::with(door, paths.device.clone(), place, held, Some(known), modules))
+        let (door, path, place): (Box<dyn Door>, _, _) = match paths.clone() {
+            Paths::Module { device, devices, minor, cards } => {
+                (Box::new(Module { path: device.clone() }), device, Place::Device { devices, minor, cards })
+            }
+            Paths::File(path) => (Box::new(StandIn { path: path.clone() }), path.clone(), Place::File(path)),
+        };
+        Ok(Tools::with(door, path, place, held, Some(known), modules))
     }
 
     fn with(
@@ -156,7 +164,7 @@ impl Tools {
     }
 
     fn find(&mut self) -> Result<(), Why> {
-        if self.place.major().is_none() {
+        if !self.place.is_there() {
             return Err(Why::NoModule);
         }
         if let Some(why) = &self.refused {
@@ -283,10 +291,9 @@ impl Tools {
         let each = self.cards.iter().filter(|_| only.is_none()).map(|card| (Some(*card), Some(*card)));
         let (mut trackers, mut pages) = (Vec::new(), Vec::new());
         for (asked, told) in std::iter::once((None, only)).chain(each) {
-            let page = Page::new().map_err(|error| NotCounted::System("no memory for counters", error))?;
-            let page = Arc::new(page);
-            trackers.push(self.door.count(space.as_fd(), &page, asked).map_err(NotCounted::Refused)?);
-            pages.push(Told { device: told, page, counts: Counts::default() });
+            let (tracker, page) = self.door.count(space.as_fd(), asked).map_err(NotCounted::Refused)?;
+            trackers.push(tracker);
+            pages.push(Told { device: told, counts: page.begun(), page });
         }
         Ok((trackers, pages))
     }

@@ -1,6 +1,7 @@
 //! Blocks: whose each is, and making room among them.
 
-use super::{Block, CONTEXT, END, FREE, KIND, Ledger, MANAGED, Refused};
+use super::{Block, CONTEXT, Counter, END, FREE, KIND, Ledger, MANAGED, Refused};
+use crate::config::BLOCK_BYTES;
 use crate::managed::PageKey;
 
 impl Ledger<'_> {
@@ -37,7 +38,7 @@ impl Ledger<'_> {
         charged
     }
 
-    /// Evicts managed pages, least recently used first, until `count` blocks are free.
+    /// Evicts managed pages, least recently used first, until `count` blocks are free. It is counted of those whose pages they were.
     pub(crate) fn make_room(&mut self, card: usize, count: u32) -> Result<u32, Refused> {
         let free = self.totals.free[card];
         if free >= count {
@@ -57,7 +58,10 @@ impl Ledger<'_> {
         }
         candidates.select_nth_unstable(wanted - 1);
         for (_, index) in &candidates[..wanted] {
-            self.free_block(card * self.per_card + index);
+            let at = card * self.per_card + index;
+            let owner = (self.blocks[at].owner & !KIND) as usize;
+            self.count(owner, Some(card), Counter::ToHost, BLOCK_BYTES);
+            self.free_block(at);
         }
         Ok(wanted as u32)
     }

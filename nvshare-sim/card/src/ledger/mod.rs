@@ -5,14 +5,15 @@
 //! handle or to a living process or to nobody.
 //!
 //! Here: the tables. `blocks`: which are taken, by whom, and who has to make room; `handles`: physical allocations and who
-//! holds them; `shares`: what of them others may open; `events`: events that processes share; `reclaim`: what becomes of what the
-//! dead had.
+//! holds them; `shares`: what of them others may open; `events`: events that processes share; `spaces`: what happened to managed
+//! memory; `reclaim`: what becomes of what the dead had.
 
 mod blocks;
 mod events;
 mod handles;
 mod reclaim;
 mod shares;
+mod spaces;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ pub use events::EventId;
 pub(crate) use events::{Event, MAX_EVENTS};
 pub(crate) use shares::{MAX_SHARES, Share};
 pub use shares::{ShareError, ShareId};
+pub(crate) use spaces::{Counter, Space};
 
 use crate::process::Identity;
 
@@ -41,6 +43,8 @@ const LIVE: u32 = 1;
 #[repr(C)]
 pub(crate) struct Process {
     pub(crate) identity: Identity,
+    /// The number of its space.
+    pub(crate) space: u32,
 }
 
 /// One block of a card.
@@ -81,6 +85,8 @@ pub(crate) struct Totals {
     cursor: u32,
     /// No handle from this index on was ever used.
     used: u32,
+    /// The number of the space that was given last.
+    space: u32,
     pub(crate) clock: u64,
 }
 
@@ -114,6 +120,8 @@ pub(crate) struct Ledger<'a> {
     pub(crate) shares: &'a mut [Share],
     /// Looked at by others without the lock.
     pub(crate) events: &'a [Event],
+    /// Read by others without the lock.
+    pub(crate) spaces: &'a [Space],
 }
 
 /// Why an allocation is refused.

@@ -4,14 +4,15 @@ use super::{Block, FREE, HandleId, KIND, LIVE, Ledger, Process, holds, is_unrefe
 use crate::process::Identity;
 
 impl Ledger<'_> {
-    /// Takes a slot for a process; what an earlier program under the same identity held (it called exec) is freed.
-    pub(crate) fn join(&mut self, identity: Identity) -> Option<usize> {
+    /// Takes a slot and a space for a process; what an earlier program under the same identity held (it called exec) is freed.
+    pub(crate) fn join(&mut self, identity: Identity) -> Option<(usize, u32)> {
         if let Some(slot) = self.processes.iter().position(|process| process.identity == identity) {
             self.remove_process(slot);
         }
         let slot = self.processes.iter().position(|process| process.identity.pid == 0)?;
-        self.processes[slot].identity = identity;
-        Some(slot)
+        let space = self.free_space();
+        self.processes[slot] = Process { identity, space };
+        Some((slot, space))
     }
 
     /// Frees everything that a process holds, and its slot.
@@ -33,11 +34,11 @@ impl Ledger<'_> {
     }
 
     /// Frees what belongs to processes that are not `alive`; says how many there were.
-    pub(crate) fn reclaim(&mut self, alive: impl Fn(Identity) -> bool) -> usize {
+    pub(crate) fn reclaim(&mut self, alive: impl Fn(&Process) -> bool) -> usize {
         let mut dead = 0;
         for slot in 0..self.processes.len() {
-            let identity = self.processes[slot].identity;
-            if identity.pid != 0 && !alive(identity) {
+            let process = &self.processes[slot];
+            if process.identity.pid != 0 && !alive(process) {
                 self.remove_process(slot);
                 dead += 1;
             }

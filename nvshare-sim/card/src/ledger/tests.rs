@@ -3,10 +3,10 @@
 use super::*;
 use crate::managed::PageKey;
 
-struct Tables(Vec<Process>, Vec<Handle>, Vec<Block>, Totals, Vec<Share>, Vec<Event>);
+pub(super) struct Tables(Vec<Process>, Vec<Handle>, Vec<Block>, Totals, Vec<Share>, Vec<Event>, Vec<Space>);
 
 impl Tables {
-    fn new(blocks: usize) -> Tables {
+    pub(super) fn new(blocks: usize) -> Tables {
         let mut totals = Totals::default();
         totals.free[0] = blocks as u32;
         Tables(
@@ -16,9 +16,13 @@ impl Tables {
             totals,
             vec![Share::default(); 4],
             (0..4).map(|_| Event::default()).collect(),
+            (0..300).map(|_| Space::default()).collect(),
         )
     }
-    fn ledger(&mut self) -> Ledger<'_> {
+    pub(super) fn spaces(&mut self, count: usize) {
+        self.6.truncate(count);
+    }
+    pub(super) fn ledger(&mut self) -> Ledger<'_> {
         Ledger {
             processes: &mut self.0,
             handles: &mut self.1,
@@ -27,11 +31,12 @@ impl Tables {
             totals: &mut self.3,
             shares: &mut self.4,
             events: &self.5,
+            spaces: &self.6,
         }
     }
 }
 
-fn process(pid: u32) -> Identity {
+pub(super) fn process(pid: u32) -> Identity {
     Identity { pid, start: 1 }
 }
 
@@ -39,7 +44,7 @@ fn process(pid: u32) -> Identity {
 fn an_allocation_that_fits_succeeds_however_fragmented_the_card_is() {
     let mut tables = Tables::new(8);
     let mut ledger = tables.ledger();
-    let slot = ledger.join(process(1)).unwrap();
+    let slot = ledger.join(process(1)).unwrap().0;
     let handles: Vec<HandleId> = (0..8).map(|_| ledger.create(slot, 0, 1, 0).unwrap().0).collect();
     for id in handles.iter().step_by(2) {
         ledger.let_go(*id, slot);
@@ -56,7 +61,7 @@ fn an_allocation_that_fits_succeeds_however_fragmented_the_card_is() {
 fn a_contiguous_place_is_preferred() {
     let mut tables = Tables::new(8);
     let mut ledger = tables.ledger();
-    let slot = ledger.join(process(1)).unwrap();
+    let slot = ledger.join(process(1)).unwrap().0;
     let first = ledger.create(slot, 0, 1, 0).unwrap().0;
     ledger.create(slot, 0, 1, 0).unwrap();
     ledger.let_go(first, slot);
@@ -69,7 +74,7 @@ fn a_contiguous_place_is_preferred() {
 fn memory_lives_until_its_last_holder_lets_go() {
     let mut tables = Tables::new(4);
     let mut ledger = tables.ledger();
-    let (one, two) = (ledger.join(process(1)).unwrap(), ledger.join(process(2)).unwrap());
+    let (one, two) = (ledger.join(process(1)).unwrap().0, ledger.join(process(2)).unwrap().0);
     let id = ledger.create(one, 0, 2, 0).unwrap().0;
     assert!(ledger.hold(id, two));
     ledger.let_go(id, one);
@@ -84,7 +89,7 @@ fn memory_lives_until_its_last_holder_lets_go() {
 fn an_exported_handle_outlives_its_creator_until_no_descriptor_is_left() {
     let mut tables = Tables::new(4);
     let mut ledger = tables.ledger();
-    let one = ledger.join(process(1)).unwrap();
+    let one = ledger.join(process(1)).unwrap().0;
     let id = ledger.create(one, 0, 2, 0).unwrap().0;
     ledger.set_exported(id);
     assert_eq!(ledger.reclaim(|_| false), 1);
@@ -99,13 +104,13 @@ fn an_exported_handle_outlives_its_creator_until_no_descriptor_is_left() {
 fn the_dead_are_reclaimed_and_the_living_keep_theirs() {
     let mut tables = Tables::new(8);
     let mut ledger = tables.ledger();
-    let (one, two) = (ledger.join(process(1)).unwrap(), ledger.join(process(2)).unwrap());
+    let (one, two) = (ledger.join(process(1)).unwrap().0, ledger.join(process(2)).unwrap().0);
     for slot in [one, two] {
         ledger.charge_context(slot, 0, 1).unwrap();
         ledger.create(slot, 0, 2, 0).unwrap();
     }
     assert_eq!(ledger.totals.free[0], 2);
-    assert_eq!(ledger.reclaim(|identity| identity.pid == 2), 1);
+    assert_eq!(ledger.reclaim(|process| process.identity.pid == 2), 1);
     assert_eq!(ledger.totals.free[0], 5);
     assert_eq!(ledger.charged(0)[two], 3);
 }
@@ -114,7 +119,7 @@ fn the_dead_are_reclaimed_and_the_living_keep_theirs() {
 fn a_program_that_follows_by_exec_starts_with_nothing() {
     let mut tables = Tables::new(8);
     let mut ledger = tables.ledger();
-    let slot = ledger.join(process(1)).unwrap();
+    let slot = ledger.join(process(1)).unwrap().0;
     ledger.create(slot, 0, 3, 0).unwrap();
     ledger.join(process(1)).unwrap();
     assert_eq!(ledger.totals.free[0], 8);
@@ -124,7 +129,7 @@ fn a_program_that_follows_by_exec_starts_with_nothing() {
 fn a_change_cut_short_is_repaired() {
     let mut tables = Tables::new(8);
     let mut ledger = tables.ledger();
-    let slot = ledger.join(process(1)).unwrap();
+    let slot = ledger.join(process(1)).unwrap().0;
     let kept = ledger.create(slot, 0, 2, 0).unwrap().0;
     // As if the creator had died after taking blocks and before making the handle valid.
     ledger.take(0, 3, 9);
@@ -138,7 +143,7 @@ fn a_change_cut_short_is_repaired() {
 fn plain_memory_evicts_the_managed_pages_used_longest_ago() {
     let mut tables = Tables::new(4);
     let mut ledger = tables.ledger();
-    let slot = ledger.join(process(1)).unwrap();
+    let slot = ledger.join(process(1)).unwrap().0;
     for page in 0..4 {
         ledger.take_managed(0, slot, PageKey(page));
     }
@@ -156,7 +161,7 @@ fn plain_memory_evicts_the_managed_pages_used_longest_ago() {
 fn shared_memory_lives_as_long_as_its_owner_or_somebody_who_has_it_open() {
     let mut tables = Tables::new(4);
     let mut ledger = tables.ledger();
-    let (owner, other) = (ledger.join(process(1)).unwrap(), ledger.join(process(2)).unwrap());
+    let (owner, other) = (ledger.join(process(1)).unwrap().0, ledger.join(process(2)).unwrap().0);
     let handle = ledger.create(owner, 0, 2, 0).unwrap().0;
     let share = ledger.share(owner, handle, (512, 1024), 0).unwrap();
     assert_eq!(ledger.share(owner, handle, (512, 1024), 0), Some(share), "the same again");
@@ -176,7 +181,7 @@ fn shared_memory_lives_as_long_as_its_owner_or_somebody_who_has_it_open() {
 fn what_is_shared_anew_is_another_share() {
     let mut tables = Tables::new(4);
     let mut ledger = tables.ledger();
-    let (owner, other) = (ledger.join(process(1)).unwrap(), ledger.join(process(2)).unwrap());
+    let (owner, other) = (ledger.join(process(1)).unwrap().0, ledger.join(process(2)).unwrap().0);
     let handle = ledger.create(owner, 0, 1, 0).unwrap().0;
     let first = ledger.share(owner, handle, (0, 512), 0).unwrap();
     let beside = ledger.share(owner, handle, (512, 512), 0).unwrap();
@@ -193,16 +198,16 @@ fn what_is_shared_anew_is_another_share() {
 fn the_dead_share_nothing_and_have_nothing_open() {
     let mut tables = Tables::new(4);
     let mut ledger = tables.ledger();
-    let [one, two] = [1, 2].map(|pid| ledger.join(process(pid)).unwrap());
+    let [one, two] = [1, 2].map(|pid| ledger.join(process(pid)).unwrap().0);
     let handle = ledger.create(one, 0, 1, 0).unwrap().0;
     let share = ledger.share(one, handle, (0, 512), 0).unwrap();
     ledger.open_share(share, two).unwrap();
-    ledger.reclaim(|identity| identity.pid == 1);
-    assert_eq!(ledger.join(process(3)), Some(two), "somebody else has its place");
+    ledger.reclaim(|process| process.identity.pid == 1);
+    assert_eq!(ledger.join(process(3)).unwrap().0, two, "somebody else has its place");
     assert_eq!(ledger.unshare(share), 0);
     let share = ledger.share(one, handle, (0, 512), 0).unwrap();
     ledger.open_share(share, two).unwrap();
-    ledger.reclaim(|identity| identity.pid == 3);
+    ledger.reclaim(|process| process.identity.pid == 3);
     assert!(ledger.shared(share).is_none());
     assert_eq!(ledger.totals.free[0], 3, "who has it open keeps the memory");
     ledger.let_go(handle, two);
@@ -213,7 +218,7 @@ fn the_dead_share_nothing_and_have_nothing_open() {
 fn a_share_or_an_event_that_was_cut_short_is_repaired() {
     let mut tables = Tables::new(4);
     let mut ledger = tables.ledger();
-    let slot = ledger.join(process(1)).unwrap();
+    let slot = ledger.join(process(1)).unwrap().0;
     let handle = ledger.create(slot, 0, 1, 0).unwrap().0;
     let share = ledger.share(slot, handle, (0, 512), 0).unwrap();
     let event = ledger.make_event(slot).unwrap();
@@ -229,7 +234,7 @@ fn a_share_or_an_event_that_was_cut_short_is_repaired() {
 fn a_record_of_an_event_is_reached_when_its_work_is_over_or_its_process_is_gone() {
     let mut tables = Tables::new(4);
     let mut ledger = tables.ledger();
-    let (owner, other) = (ledger.join(process(1)).unwrap(), ledger.join(process(2)).unwrap());
+    let (owner, other) = (ledger.join(process(1)).unwrap().0, ledger.join(process(2)).unwrap().0);
     let id = ledger.make_event(owner).unwrap();
     let (event, of) = ledger.event(id).unwrap();
     assert_eq!((of, event.recorded()), (owner, 0));
@@ -239,7 +244,7 @@ fn a_record_of_an_event_is_reached_when_its_work_is_over_or_its_process_is_gone(
     event.reach(second);
     let third = event.record(other);
     assert!(!event.is_reached(third));
-    ledger.reclaim(|identity| identity.pid == 1);
+    ledger.reclaim(|process| process.identity.pid == 1);
     let (event, _) = ledger.event(id).unwrap();
     assert!(event.is_reached(third), "nothing of it will come any more");
     ledger.end_event(id);

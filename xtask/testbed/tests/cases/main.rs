@@ -14,6 +14,7 @@ mod hazards;
 mod hooks;
 mod looks;
 mod order;
+mod paging;
 mod pressure;
 mod programs;
 mod room;

@@ -95,7 +95,12 @@ impl Browser {
 
     /// Makes the window as small as a telephone, or as wide as a desk.
     pub(crate) fn width(&self, pixels: u32) {
-        let screen = json!({"width": pixels, "height": 1080, "deviceScaleFactor": 1, "mobile": false});
+        self.size(pixels, 1080);
+    }
+
+    /// Makes the window so many pixels wide and high.
+    pub(crate) fn size(&self, width: u32, height: u32) {
+        let screen = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
         self.devtools("Emulation.setDeviceMetricsOverride", screen);
     }
 

@@ -3,6 +3,7 @@
 //! the page in `docs/`. Needs Debian's packages `chromium` and `chromium-driver`; without them it says that it is skipped.
 
 mod browser;
+mod managed;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -189,13 +190,16 @@ fn fits_a_telephone(browser: &Browser) {
 }
 
 fn write_pictures(browser: &Browser) {
-    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
     for scheme in ["light", "dark"] {
         browser.scheme(scheme);
-        let file = docs.join(format!("status-{scheme}.png"));
-        std::fs::write(&file, decode(&browser.picture())).expect("a file in docs/");
-        eprintln!("wrote {}", file.display());
+        picture(browser, &format!("status-{scheme}.png"));
     }
+}
+
+fn picture(browser: &Browser, name: &str) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(name);
+    std::fs::write(&file, decode(&browser.picture())).expect("a file in docs/");
+    eprintln!("wrote {}", file.display());
 }
 
 /// Base 64.

@@ -1,13 +1,15 @@
 //! Where a process has `/dev/nvidia-uvm` open, whether it has managed memory, and which cards there are: by the numbers of the
-//! device, since its name may be another in a container. Nothing of the process is opened here, nor asked of its file systems.
+//! device (or of the file that stands for it), since its name may be another in a container. Nothing of the process is opened here,
+//! nor asked of its file systems.
 
 use std::fs;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use nvshare_common::ids::DeviceId;
-use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, statx};
 
+use super::stand_in;
 use crate::observer::find::line;
 
 /// How many descriptors of a process are looked at: the driver opens its own early.
@@ -19,13 +21,26 @@ const CARDS: usize = 16;
 
 /// Where these things are.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
-    /// `/proc/devices`: the major number of the module.
-    pub(super) devices: PathBuf,
-    /// The minor number of `/dev/nvidia-uvm`.
-    pub(super) minor: u32,
-    /// `/proc/driver/nvidia/gpus`.
-    pub(super) cards: PathBuf,
+pub(super) enum Place {
+    /// The module's device.
+    Device {
+        /// `/proc/devices`: the major number of the module.
+        devices: PathBuf,
+        /// The minor number of `/dev/nvidia-uvm`.
+        minor: u32,
+        /// `/proc/driver/nvidia/gpus`.
+        cards: PathBuf,
+    },
+    /// What stands for the module.
+    File(PathBuf),
+}
+
+/// What descriptors of it have in common.
+enum Mark {
+    /// The numbers of the device.
+    Device(u32, u32),
+    /// The file system and inode.
+    File(String),
 }
 
 /// A descriptor of the device in a process.
@@ -38,32 +53,47 @@ pub(super) struct Open {
 }
 
 impl Place {
-    /// The major number of the device, if the module is loaded.
-    pub(super) fn major(&self) -> Option<u32> {
-        major(&fs::read_to_string(&self.devices).ok()?)
+    /// Whether the module is loaded.
+    pub(super) fn is_there(&self) -> bool {
+        self.mark().is_some()
+    }
+
+    fn mark(&self) -> Option<Mark> {
+        match self {
+            Place::Device { devices, minor, .. } => {
+                Some(Mark::Device(major(&fs::read_to_string(devices).ok()?)?, *minor))
+            }
+            Place::File(path) => {
+                let found = statx(CWD, path, AtFlags::empty(), StatxFlags::INO).ok()?;
+                Some(Mark::File(file(&found)))
+            }
+        }
     }
 
     /// The process's descriptors of the device.
     pub(super) fn open(&self, pid: u32) -> Vec<Open> {
-        let (Some(major), Ok(entries)) = (self.major(), fs::read_dir(format!("/proc/{pid}/fd"))) else {
+        let (Some(mark), Ok(entries)) = (self.mark(), fs::read_dir(format!("/proc/{pid}/fd"))) else {
             return Vec::new();
         };
         let descriptors = entries.flatten().take(MOST);
         let numbers = descriptors.filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok());
-        let mut open: Vec<Open> =
-            numbers.filter_map(|number| opened(pid, number, (major, self.minor))).collect();
+        let mut open: Vec<Open> = numbers.filter_map(|number| opened(pid, number, &mark)).collect();
         open.sort_by_key(|open| open.descriptor);
         open
     }
 
     /// Whether this descriptor of the process still is the device's.
     pub(super) fn is_open(&self, pid: u32, descriptor: RawFd) -> bool {
-        self.major().is_some_and(|major| opened(pid, descriptor, (major, self.minor)).is_some())
+        self.mark().is_some_and(|mark| opened(pid, descriptor, &mark).is_some())
     }
 
     /// Every card of the node that says who it is.
     pub(super) fn cards(&self) -> Vec<DeviceId> {
-        let Ok(entries) = fs::read_dir(&self.cards) else { return Vec::new() };
+        let cards = match self {
+            Place::Device { cards, .. } => cards,
+            Place::File(path) => return stand_in::cards(path),
+        };
+        let Ok(entries) = fs::read_dir(cards) else { return Vec::new() };
         let texts =
             entries.flatten().filter_map(|entry| fs::read_to_string(entry.path().join("information")).ok());
         let mut cards: Vec<DeviceId> = texts.filter_map(|text| card(&text)).take(CARDS).collect();
@@ -72,7 +102,7 @@ impl Place {
     }
 }
 
-fn opened(pid: u32, descriptor: RawFd, numbers: (u32, u32)) -> Option<Open> {
+fn opened(pid: u32, descriptor: RawFd, mark: &Mark) -> Option<Open> {
     let path = format!("/proc/{pid}/fd/{descriptor}");
     // A socket or a pipe is not asked about.
     if !fs::read_link(&path).ok()?.starts_with("/") {
@@ -80,10 +110,20 @@ fn opened(pid: u32, descriptor: RawFd, numbers: (u32, u32)) -> Option<Open> {
     }
     // What the kernel knows: a file system that does not answer is not waited for.
     let found = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE | StatxFlags::INO).ok()?;
-    let character = FileType::from_raw_mode(found.stx_mode.into()) == FileType::CharacterDevice;
-    let file = format!("{:02x}:{:02x} {}", found.stx_dev_major, found.stx_dev_minor, found.stx_ino);
-    (character && (found.stx_rdev_major, found.stx_rdev_minor) == numbers)
-        .then_some(Open { descriptor, file })
+    let file = file(&found);
+    let is_it = match mark {
+        Mark::Device(major, minor) => {
+            FileType::from_raw_mode(found.stx_mode.into()) == FileType::CharacterDevice
+                && (found.stx_rdev_major, found.stx_rdev_minor) == (*major, *minor)
+        }
+        Mark::File(marked) => file == *marked,
+    };
+    is_it.then_some(Open { descriptor, file })
+}
+
+/// As `/proc/PID/maps` writes it.
+fn file(found: &Statx) -> String {
+    format!("{:02x}:{:02x} {}", found.stx_dev_major, found.stx_dev_minor, found.stx_ino)
 }
 
 /// Whether a process with these descriptors has managed memory, by the text of its `/proc/PID/maps`: each piece is a mapping
@@ -143,7 +183,7 @@ mod tests {
         let devices = directory.path().join("devices");
         fs::write(&devices, "Character devices:\n  1 nvidia-uvm\n").unwrap();
         // The device of zeros, as if it were the module's.
-        let place = Place { devices, minor: 5, cards: "/nonexistent".into() };
+        let place = Place::Device { devices, minor: 5, cards: "/nonexistent".into() };
         let (pid, before) = (std::process::id(), place.open(std::process::id()).len());
         let (zero, null) = (File::open("/dev/zero").unwrap(), File::open("/dev/null").unwrap());
         let open = place.open(pid);
@@ -152,7 +192,25 @@ mod tests {
         assert!(open.iter().any(|open| open.descriptor == zero.as_raw_fd()));
         assert!(open.iter().all(|open| open.descriptor != null.as_raw_fd()));
         assert!(place.is_open(pid, zero.as_raw_fd()) && !place.is_open(pid, null.as_raw_fd()));
-        assert_eq!(Place { devices: "/nonexistent".into(), ..place }.open(pid), []);
+        let nowhere = Place::Device { devices: "/nonexistent".into(), minor: 5, cards: PathBuf::new() };
+        assert!(place.is_there() && !nowhere.is_there());
+        assert_eq!(nowhere.open(pid), []);
+    }
+
+    #[test]
+    fn a_descriptor_of_the_file_that_stands_for_the_module_is_found_by_its_inode() {
+        let directory = TempDir::with_prefix("nvshare-devices-").unwrap();
+        let path = directory.path().join("file");
+        let (place, pid) = (Place::File(path.clone()), std::process::id());
+        assert!(!place.is_there() && place.open(pid).is_empty());
+        let (own, other) =
+            (File::create(&path).unwrap(), File::create(directory.path().join("other")).unwrap());
+        let open = place.open(pid);
+        let [Open { descriptor, .. }] = open[..] else { panic!("{open:?}") };
+        assert_eq!(descriptor, own.as_raw_fd());
+        assert!(place.is_there() && !place.is_open(pid, other.as_raw_fd()));
+        drop(own);
+        assert!(!place.is_open(pid, descriptor));
     }
 
     #[test]
@@ -183,7 +241,7 @@ mod tests {
             fs::create_dir(directory.path().join(name)).unwrap();
             fs::write(directory.path().join(name).join("information"), text).unwrap();
         }
-        let place = Place { devices: PathBuf::new(), minor: 0, cards: directory.path().to_owned() };
+        let place = Place::Device { devices: PathBuf::new(), minor: 0, cards: directory.path().to_owned() };
         let [card] = place.cards()[..] else { panic!("{:?}", place.cards()) };
         assert_eq!(card.to_string(), "GPU-01234567-89ab-cdef-1032-547698badcfe");
     }
