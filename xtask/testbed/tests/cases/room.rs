@@ -14,20 +14,22 @@ fn all_that_is_said_to_be_free_can_be_taken_in_one_piece() {
 /// Its own shadows and the neighbour's, once they are pinned, take 6 MiB of the card: more than the reserve for drivers.
 #[test]
 fn what_was_taken_whole_comes_back_although_pinned_memory_takes_some_of_the_card() {
+    // Two GiB go to host memory that has to be filled first.
+    let long = 4 * LIMIT;
     let node = card("2G");
     let _agent = agent(&node, &TURNS);
     let mut neighbour = Running::start(&mut hooked(&node, "driver_memory", "late 1100 3"));
-    neighbour.wait_for("context");
+    neighbour.wait_within(long, "context");
     let mut whole = Running::start(&mut hooked(&node, "take_all", "free told"));
-    whole.wait_for("round 1");
+    whole.wait_within(long, "round 1");
     neighbour.tell();
-    neighbour.wait_for("rests");
+    neighbour.wait_within(long, "rests");
     let rounds = whole.said().matches("round ").count();
-    whole.wait_for(&format!("round {}", rounds + 2));
+    whole.wait_within(long, &format!("round {}", rounds + 2));
     whole.tell();
-    whole.end(LIMIT).assert_well("all that is free");
+    whole.end(long).assert_well("all that is free");
     neighbour.tell();
-    neighbour.end(LIMIT).assert_well("the neighbour");
+    neighbour.end(long).assert_well("the neighbour");
 }
 
 /// A neighbour holds most of the card and works on it; 600 MiB more are taken in this way.

@@ -111,7 +111,13 @@ impl Running {
     /// Waits until it has said `what`.
     #[track_caller]
     pub(crate) fn wait_for(&mut self, what: &str) {
-        let end = Instant::now() + LIMIT;
+        self.wait_within(LIMIT, what);
+    }
+
+    /// The same, so long, for what takes long where others use the processors too.
+    #[track_caller]
+    pub(crate) fn wait_within(&mut self, limit: Duration, what: &str) {
+        let end = Instant::now() + limit;
         while !self.said().contains(what) {
             let status = self.child.try_wait().expect("the state of a program");
             assert!(
