@@ -89,9 +89,10 @@ fn counted(program: impl Fn(&Node, &str, &str) -> ClientCommand) {
     assert_eq!(agent.state()["observer"]["uvm"]["source"], "tools");
     on(&mut late, "there");
     assert_moved(&agent, late.id(), Moved { to_device: 144 * MIB, faults: 72, ..both(120, 0) });
+    on(&mut early, "there");
     for mut program in [early, late] {
         program.tell();
-        drop(program);
+        program.end(LIMIT).assert_well("a program whose managed memory moves");
     }
     assert_eq!(node.violations(), [""; 0]);
 }
