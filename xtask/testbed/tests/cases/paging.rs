@@ -89,9 +89,10 @@ fn counted(program: impl Fn(&Node, &str, &str) -> ClientCommand) {
     assert_eq!(agent.state()["observer"]["uvm"]["source"], "tools");
     on(&mut late, "there");
     assert_moved(&agent, late.id(), Moved { to_device: 144 * MIB, faults: 72, ..both(120, 0) });
+    on(&mut early, "there");
     for mut program in [early, late] {
         program.tell();
-        drop(program);
+        program.end(LIMIT).assert_well("a program whose managed memory moves");
     }
     assert_eq!(node.violations(), [""; 0]);
 }
@@ -149,6 +150,14 @@ fn kill(program: Running) -> u32 {
     id
 }
 
+/// Whether each thread of a process has heard that it is to stop.
+fn is_stopped(process: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("its threads").flatten();
+    let state =
+        |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+    threads.map(state).all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
+}
+
 #[test]
 fn a_counted_program_that_is_killed_keeps_its_memory_no_longer_than_the_agent_sleeps() {
     let Some(node) = observed(cards(1, "256M")) else { return };
@@ -161,6 +170,7 @@ fn a_counted_program_that_is_killed_keeps_its_memory_no_longer_than_the_agent_sl
     }
     let program = counted_there(&node, &agent);
     signal(agent.id(), libc::SIGSTOP).expect("the agent");
+    wait_for("all of the agent sleeps", LIMIT, || is_stopped(agent.id()).then_some(()));
     let program = kill(program);
     std::thread::sleep(Duration::from_millis(300));
     let kept = holds(&node, program);
