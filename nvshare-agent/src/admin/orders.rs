@@ -33,7 +33,7 @@ pub enum Way {
     /// Stop a client, move all its memory to the host, and keep it there until `swap in`
     ///
     /// Its calls wait meanwhile; it loses nothing. What cannot be moved (`UNSWAPPABLE` in `status`) stays. A pinned client
-    /// and one that does not yield are refused. The order holds until `swap in`, or until the agent restarts.
+    /// and one that does not yield are refused. The order holds until `swap in`, also when the agent restarts.
     #[command(after_help = examples(&[
         ("nvshare-agent swap out 3", "by the agent's number"),
         ("nvshare-agent swap out pid:1234", "by its process"),
@@ -176,7 +176,7 @@ fn order(admin: &AdminArgs, who: &Who, order: What) -> Result<(), CommandError> 
     let client = who.resolve(&ask(&mut agent)?.0.clients)?;
     match agent.ask(&Request::Order { client, order }) {
         Ok(Response::Ordered) => print(&format!(
-            "client {}: {}; this holds until it ends or the agent restarts\n",
+            "client {}: {}; this holds until it ends, or is ordered otherwise\n",
             client.0,
             done(order)
         )),

@@ -13,9 +13,9 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::promise::may_grow;
-use super::unswappable::{account, report};
+use super::unswappable::{account, account_with, report};
 use crate::cuda::sys;
-use crate::device::{self, Device};
+use crate::device::{self, Device, State};
 use crate::driver::driver;
 use crate::{life, log, threads};
 
@@ -181,9 +181,16 @@ fn book(device: &'static Device, number: u64, reserved: u64, graphs: u64) {
     if !newer {
         return;
     }
-    account(device, STREAM_ORDERED, |_| reserved);
-    let claim = device.state().graphs_claim;
-    account(device, GRAPH, |_| graphs.max(claim));
+    // What was read since stands.
+    let stands = |state: &State| state.pools_read > number;
+    account_with(device, STREAM_ORDERED, |state, held| if stands(state) { held } else { reserved });
+    account_with(
+        device,
+        GRAPH,
+        |state, held| {
+            if stands(state) { held } else { graphs.max(state.graphs_claim) }
+        },
+    );
     if let Some(headroom) = HEADROOM.get(device.kind.ordinal as usize) {
         let left = device.state().space.accounts().left();
         headroom.store(left.min(device.total / UNSEEN) as i64, Ordering::Relaxed);
@@ -204,22 +211,27 @@ pub fn trim_graphs(device: &'static Device) {
     // Whoever reads the figures just now, and may have read the old one, has a lower number.
     let number = READINGS.fetch_add(1, Ordering::AcqRel) + 1;
     let after = graph_memory(device.kind.ordinal);
-    {
-        let mut state = device.state();
+    account_with(device, GRAPH, |state, _| {
         state.graphs_claim = 0;
         state.pools_read = state.pools_read.max(number);
         state.space.owe(before.saturating_sub(after));
         state.announce = true;
-    }
-    account(device, GRAPH, |_| after);
+        after
+    });
 }
 
-/// What graphs gave back is booked for them again, once the grant covers it. Whether it was just now.
+/// What graphs gave back is booked for them again, once the grant covers it, in one step: nobody else takes that room between.
+/// Whether it was just now.
 pub fn graphs_return(device: &'static Device) -> bool {
-    let Some(bytes) = device.state().space.pay() else { return false };
-    device.state().graphs_claim = bytes;
-    account(device, GRAPH, |held| held + bytes);
-    true
+    let mut returned = false;
+    account_with(device, GRAPH, |state, held| match state.space.pay() {
+        Some(bytes) => {
+            (state.graphs_claim, returned) = (bytes, true);
+            held + bytes
+        }
+        None => held,
+    });
+    returned
 }
 
 /// The application gave back what its graphs keep.

@@ -10,7 +10,7 @@ use nvshare_common::protocol::{Purpose, ToAgent};
 use super::pools;
 use crate::cuda::sys::CUdeviceptr;
 use crate::device::said::Said;
-use crate::device::{self, Device};
+use crate::device::{self, Device, State};
 use crate::line;
 use crate::memory::held::{self, Held};
 use crate::memory::map::ALLOCATIONS;
@@ -26,10 +26,19 @@ pub const VMM: &str = "vmm";
 
 /// Sets the account of one reason on a device.
 pub(super) fn account(device: &Device, reason: &'static str, change: impl FnOnce(u64) -> u64) {
+    account_with(device, reason, |_, before| change(before));
+}
+
+/// The same, with what else changes in the same step.
+pub(super) fn account_with(
+    device: &Device,
+    reason: &'static str,
+    change: impl FnOnce(&mut State, u64) -> u64,
+) {
     let (due, less) = {
         let mut state = device.state();
         let before = state.unswappable.get(reason).copied().unwrap_or_default();
-        let after = change(before);
+        let after = change(&mut state, before);
         if after == before {
             return;
         }

@@ -9,8 +9,8 @@ use super::{Bare, below, room};
 use crate::allocation::{self, pools, stream_ordered};
 use crate::cuda::sys::{CUdevice, CUdeviceptr, CUmemAccessDesc, CUmemPoolProps, CUmemoryPool, CUstream};
 use crate::cuda::{CEnum, CUresult, STREAM_LEGACY};
-use crate::life;
 use crate::streams::{self, current_device};
+use crate::{config, life};
 
 /// `CU_MEM_ALLOCATION_TYPE_PINNED` and `CU_MEM_LOCATION_TYPE_DEVICE`.
 const PINNED: u32 = 1;
@@ -120,9 +120,10 @@ pub(crate) unsafe fn free<F: Fn() -> CUresult>(
         return result;
     }
     let result = bare.call();
-    if result.ok() && !streams::is_capturing(order) {
+    if result.ok() && config::get().plain && !streams::is_capturing(order) {
         super::unswappable::freed(at);
     }
+    pools::changed();
     result
 }
 

@@ -5,11 +5,15 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::process::die_with_parent;
-use crate::{Agent, Artifacts, ClientCommand, ContainerBuilder, NodeCgroup};
+use crate::{Agent, Artifacts, ClientCommand, ContainerBuilder, NodeCgroup, wait_for};
+
+/// How long an order may find no client: the agent may still be to meet it.
+const ORDERED: Duration = Duration::from_secs(30);
 
 /// A node of its own. Dropping it removes its directories; drop agents and clients first.
 pub struct Node {
@@ -139,6 +143,16 @@ impl Node {
     /// Where the agent listens for its administrator.
     pub fn admin_socket(&self) -> PathBuf {
         self.path().join("admin/admin.sock")
+    }
+
+    /// Orders the client in this process to leave the card (`out`) or to come back (`in`), as soon as the agent knows it.
+    ///
+    /// # Panics
+    /// Where the agent does not take the order in time.
+    pub fn swap(&self, way: &str, process: u32) {
+        let mut order = self.client(self.artifacts.agent());
+        order.args(["swap", way, &format!("pid:{process}"), "--admin-socket"]).arg(self.admin_socket());
+        wait_for("the order", ORDERED, || order.output().expect("it runs").status.success().then_some(()));
     }
 
     /// A command with the node's environment: it finds the node's driver, card and agent.

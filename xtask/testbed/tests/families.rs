@@ -52,13 +52,6 @@ fn the_table_has_every_kind_of_memory() {
     assert_eq!(table, known);
 }
 
-/// Orders it to leave the card (`out`) or to come back (`in`), once the agent's pages have it.
-fn order(node: &Node, way: &str, client: &Client) {
-    let mut order = node.client(node.artifacts().agent());
-    order.args(["swap", way, &format!("pid:{}", client.id()), "--admin-socket"]).arg(node.admin_socket());
-    wait_for("the order", LIMIT, || order.output().expect("it runs").status.success().then_some(()));
-}
-
 /// What the agent publishes of the client.
 fn seen(agent: &Agent, client: &Client) -> Option<Value> {
     let state = agent.state();
@@ -95,7 +88,7 @@ fn swapped_out(family: &Family) {
     let mut client = Client::start(&mut command);
     let said = || std::fs::read_to_string(&errors).expect("what it said");
     wait_for(&format!("{} is used", family.name), LIMIT, || said().contains("iteration 2").then_some(()));
-    order(&node, "out", &client);
+    node.swap("out", client.id());
     let mut last = Value::Null;
     let end = Instant::now() + LIMIT / 4;
     while !is_out(family, &last) {
@@ -104,7 +97,7 @@ fn swapped_out(family: &Family) {
         last = seen(&agent, &client).unwrap_or_default();
     }
     println!("{:16} stays: {:?}", family.name, reasons(&last));
-    order(&node, "in", &client);
+    node.swap("in", client.id());
     File::create(&until).expect("a file");
     client.succeed();
     assert_eq!(node.violations(), [""; 0]);

@@ -2,7 +2,7 @@
 
 use nvshare_testbed::wait_for;
 
-use super::run::{LIMIT, Running, TURNS, agent, bare, card, heard, hooked, needs, resident, run, swap};
+use super::run::{LIMIT, Running, TURNS, agent, bare, card, heard, hooked, needs, resident, run};
 
 #[test]
 fn what_is_in_arrays_and_graphs_comes_of_memory_that_is_out_and_in_again() {
@@ -49,12 +49,12 @@ fn what_graphs_keep_leaves_with_the_rest_and_is_theirs_again_before_they_run() {
     let process = program.id();
     assert_eq!(heard(&agent, process, "graph", 16), 16, "what the graph keeps");
     let needed = needs(&agent, process);
-    swap(&node, "out", process);
+    node.swap("out", process);
     wait_for("all is out", LIMIT, || (resident(&agent, process)? == 0).then_some(()));
     assert_eq!(heard(&agent, process, "graph", 0), 0, "it was given back");
     assert_eq!(needs(&agent, process), needed, "the program needs it all the same");
     program.tell();
-    swap(&node, "in", process);
+    node.swap("in", process);
     program.wait_for("again");
     assert_eq!(heard(&agent, process, "graph", 16), 16, "it has it again");
     assert_eq!(needs(&agent, process), needed);

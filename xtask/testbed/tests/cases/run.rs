@@ -7,7 +7,7 @@ use std::io::Write;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use nvshare_testbed::{Agent, Artifacts, ClientCommand, Node, NodeBuilder, is_root, wait_for};
+use nvshare_testbed::{Agent, Artifacts, ClientCommand, Node, NodeBuilder, is_root};
 
 use super::programs;
 
@@ -219,13 +219,6 @@ pub(crate) fn resident(agent: &Agent, process: u32) -> Option<u64> {
 /// What a client needs there to run.
 pub(crate) fn needs(agent: &Agent, process: u32) -> Option<u64> {
     of_client(agent, process)?["needed"].as_u64()
-}
-
-/// Orders a client to leave the card (`out`) or to come back (`in`), once the agent knows it.
-pub(crate) fn swap(node: &Node, way: &str, process: u32) {
-    let mut order = node.client(node.artifacts().agent());
-    order.args(["swap", way, &format!("pid:{process}"), "--admin-socket"]).arg(node.admin_socket());
-    wait_for("the order", LIMIT, || order.output().expect("it runs").status.success().then_some(()));
 }
 
 /// A node whose agents observe its programs, and nothing else of the machine; `None`, said loudly, where uprobes cannot be used.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nvshare_testbed::wait_for;
 
-use super::run::{LIMIT, Running, TURNS, agent, as_bare, card, heard, hooked, resident, run, swap, swapped};
+use super::run::{LIMIT, Running, TURNS, agent, as_bare, card, heard, hooked, resident, run, swapped};
 
 #[test]
 fn memory_can_be_shared_with_another_process_where_no_agent_runs() {
@@ -64,7 +64,7 @@ fn memory_stays_while_it_is_lent_and_moves_between_whiles() {
     program.tell();
     program.wait_for("open");
     assert_eq!(exported(8), 8, "it is open");
-    swap(&node, "out", owner);
+    node.swap("out", owner);
     let rest = |expected: u64| {
         wait_for("all that can leave is out", LIMIT, || {
             (resident(&agent, owner)? == expected << 20).then_some(())
@@ -79,7 +79,7 @@ fn memory_stays_while_it_is_lent_and_moves_between_whiles() {
     program.tell();
     std::thread::sleep(Duration::from_millis(300));
     assert!(!program.said().contains("open again"));
-    swap(&node, "in", owner);
+    node.swap("in", owner);
     program.wait_for("open again");
     assert_eq!(exported(8), 8, "it is open again");
     program.tell();
