@@ -10,7 +10,7 @@ use crate::allocation::{self, pools, stream_ordered};
 use crate::cuda::sys::{CUdevice, CUdeviceptr, CUmemAccessDesc, CUmemPoolProps, CUmemoryPool, CUstream};
 use crate::cuda::{CEnum, CUresult, STREAM_LEGACY};
 use crate::streams::{self, current_device};
-use crate::{config, life};
+use crate::{config, life, log};
 
 /// `CU_MEM_ALLOCATION_TYPE_PINNED` and `CU_MEM_LOCATION_TYPE_DEVICE`.
 const PINNED: u32 = 1;
@@ -144,8 +144,11 @@ pub(crate) unsafe fn create<F: Fn() -> CUresult>(
             if (&raw const (*location).type_).cast::<u32>().read() == DEVICE {
                 let device = (&raw const (*location).id).read();
                 pools::pool_made(pool.read(), device);
-                if (kind, types, (*properties).usage) == (PINNED, 0, 0) {
+                let usage = (*properties).usage;
+                if (kind, types, usage) == (PINNED, 0, 0) {
                     stream_ordered::pool_made(pool.read(), device, (*properties).maxSize as u64);
+                } else {
+                    log::info!("a pool stays on the card: kind {kind}, exported as {types:#x}, usage {usage:#x}");
                 }
             }
         }
