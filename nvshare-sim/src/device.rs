@@ -84,7 +84,7 @@ pub(crate) fn attribute(device: usize, attribute: u32) -> Option<i32> {
 }
 
 /// Attributes that are not 0: an H100's, as far as they make sense here. Those of host memory behind device addresses
-/// (`HOST_NUMA`, 141) and of arrays' oddities are 0: not supported.
+/// (`HOST_NUMA`, 141) and of sparse arrays are 0: not supported.
 const ATTRIBUTES: &[(&[u32], i32)] = &[
     // Threads of a block, its x and y; z; threads of a multiprocessor.
     (&[1, 2, 3], 1024),
@@ -131,11 +131,11 @@ const ATTRIBUTES: &[(&[u32], i32)] = &[
     // What it can do: overlap, host memory, kernels side by side, unified addresses, priorities, caches, managed memory
     // (concurrently with the host), preemption, registered memory by its own address, cooperative launches, flushing,
     // registration, virtual memory management (102) with file descriptors (103) and RDMA (110), pools, RDMA, stream memory
-    // operations, IPC events, function pointers, clusters.
+    // operations, arrays whose mapping is deferred, IPC events, function pointers, clusters.
     (
         &[
-            15, 19, 31, 41, 78, 79, 80, 83, 89, 90, 91, 95, 98, 99, 102, 103, 110, 115, 116, 119, 120, 122,
-            123, 125, 129,
+            15, 19, 31, 41, 78, 79, 80, 83, 89, 90, 91, 95, 98, 99, 102, 103, 110, 115, 116, 119, 120, 121,
+            122, 123, 125, 129,
         ],
         1,
     ),

@@ -1,6 +1,7 @@
 //! Arrays, with levels and without: made, asked, destroyed.
 
 use std::ffi::c_uint;
+use std::sync::Arc;
 
 use cudarc::driver::sys::{CUarray, CUdevice, CUmipmappedArray, CUresult};
 
@@ -8,6 +9,8 @@ use crate::array::{Array, Form, Levelled};
 use crate::call::{Call, Outcome};
 use crate::device;
 use crate::export::export;
+use crate::memory::space::Area;
+use crate::memory::tiles::TILE_BYTES;
 use crate::parameters::{In, Out};
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
@@ -55,10 +58,10 @@ export! {
         form.set(known)
     }
 
-    fn cuArrayGetMemoryRequirements(requirements: *mut Requirements, array: CUarray, of: CUdevice) |cx| {
+    fn cuArrayGetMemoryRequirements(requirements: Out<Requirements>, array: CUarray, of: CUdevice) |cx| {
         device::index(of)?;
-        Array::by_handle(array).ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?;
-        not_deferred()
+        let array = Array::by_handle(array).ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?;
+        requirements.set(required(array.deferred())?)
     }
 
     fn cuMipmappedArrayCreate(made: Out<CUmipmappedArray>, form: In<Form>, levels: c_uint) |cx| {
@@ -84,11 +87,11 @@ export! {
     }
 
     fn cuMipmappedArrayGetMemoryRequirements(
-        requirements: *mut Requirements, array: CUmipmappedArray, of: CUdevice,
+        requirements: Out<Requirements>, array: CUmipmappedArray, of: CUdevice,
     ) |cx| {
         device::index(of)?;
-        Levelled::by_handle(array).ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?;
-        not_deferred()
+        let whole = Levelled::by_handle(array).ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?;
+        requirements.set(required(whole.deferred())?)
     }
 }
 
@@ -106,7 +109,8 @@ fn asked(cx: &Call, array: CUarray) -> Outcome<Form> {
     Ok(Array::by_handle(array).ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?.form)
 }
 
-/// Only arrays with `CUDA_ARRAY3D_DEFERRED_MAPPING` have requirements, and this device takes none.
-fn not_deferred() -> Outcome {
-    Err(INVALID)
+/// Only arrays with `CUDA_ARRAY3D_DEFERRED_MAPPING` have requirements.
+fn required(memory: Option<&Arc<Area>>) -> Outcome<Requirements> {
+    let size = memory.ok_or(INVALID)?.bytes as usize;
+    Ok(Requirements { size, alignment: TILE_BYTES as usize, reserved: [0; 4] })
 }

@@ -31,6 +31,7 @@ mod proc_address;
 pub(crate) mod stream;
 mod stubs;
 mod texture;
+mod tiles;
 mod value;
 pub(crate) mod vmm;
 
@@ -68,6 +69,7 @@ pub(crate) static TABLES: &[&[&[Export]]] = &[
     stream::EXPORTS,
     stubs::EXPORTS,
     texture::EXPORTS,
+    tiles::EXPORTS,
     value::EXPORTS,
     vmm::EXPORTS,
 ];

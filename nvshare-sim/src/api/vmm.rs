@@ -38,6 +38,9 @@ const PINNED: c_uint = 1;
 /// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`.
 pub(super) const DESCRIPTOR: c_uint = 1;
 
+/// `CU_MEM_CREATE_USAGE_TILE_POOL` and `_HW_DECOMPRESS`.
+const USAGES: u16 = 3;
+
 impl Properties {
     /// The device that memory with these properties would be on.
     fn device(&self) -> Outcome<usize> {
@@ -49,7 +52,7 @@ impl Properties {
             ON_HOST | ON_HOST_NODE => return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED),
             _ => return Err(INVALID),
         }
-        if self.handle_types & !DESCRIPTOR != 0 || self.usage != 0 {
+        if self.handle_types & !DESCRIPTOR != 0 || self.usage & !USAGES != 0 {
             return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED);
         }
         device::index(self.location.id)
@@ -94,7 +97,8 @@ export! {
         let bytes = whole(bytes as u64)?;
         crate::faults::at_call(Point::Create)?;
         let rdma = if properties.rdma_capable != 0 { physical::RDMA_CAPABLE } else { 0 };
-        let id = physical::create(device, bytes, properties.handle_types | rdma)?;
+        let usage = u32::from(properties.usage) << physical::USAGE_SHIFT;
+        let id = physical::create(device, bytes, properties.handle_types | rdma | usage)?;
         handle.set(id.0)
     }
 
@@ -177,7 +181,7 @@ export! {
             win32: std::ptr::null_mut(),
             compression: 0,
             rdma_capable: u8::from(known & physical::RDMA_CAPABLE != 0),
-            usage: 0,
+            usage: (known >> physical::USAGE_SHIFT) as u16,
             reserved: [0; 4],
         };
         properties.set(answer)

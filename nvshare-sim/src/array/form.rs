@@ -18,8 +18,9 @@ const COLOR_ATTACHMENT: u32 = 0x20;
 const SPARSE: u32 = 0x40;
 const DEFERRED_MAPPING: u32 = 0x80;
 const VIDEO: u32 = 0x100;
-/// The flags that this device takes: `SPARSE_CUDA_ARRAY_SUPPORTED` and `DEFERRED_MAPPING_CUDA_ARRAY_SUPPORTED` are 0.
-const TAKEN: u32 = LAYERED | SURFACE | CUBEMAP | GATHER | DEPTH_TEXTURE | COLOR_ATTACHMENT;
+/// The flags that this device takes: `SPARSE_CUDA_ARRAY_SUPPORTED` is 0.
+const TAKEN: u32 =
+    LAYERED | SURFACE | CUBEMAP | GATHER | DEPTH_TEXTURE | COLOR_ATTACHMENT | DEFERRED_MAPPING | VIDEO;
 
 /// Formats that are not simulated: packed, planar and compressed ones.
 const OTHERS: &[std::ops::RangeInclusive<u32>] = &[0x50..=0x50, 0x91..=0xb5, 0xc0..=0xcb];
@@ -86,12 +87,28 @@ impl Form {
         self.lengths().iter().product()
     }
 
+    /// Whether its memory is mapped later, by the application.
+    pub(crate) fn is_deferred(&self) -> bool {
+        self.flags & DEFERRED_MAPPING != 0
+    }
+
+    /// All bytes as a device lays them out: in rows of tiles, of which a low array takes lower ones. This gives what an H200
+    /// asks for arrays of many shapes.
+    pub(crate) fn tiled_bytes(&self) -> u64 {
+        const TILE: u64 = 64;
+        const LOWEST: u64 = 8;
+        const HIGHEST: u64 = 128;
+        let [row, rows, slices] = self.lengths();
+        let height = rows.next_power_of_two().clamp(LOWEST, HIGHEST);
+        row.next_multiple_of(TILE) * rows.next_multiple_of(height) * slices
+    }
+
     /// Whether the driver makes such an array; `levelled` if it is to have several levels.
     pub(crate) fn check(&self, levelled: bool) -> Outcome {
         component(self.format)?;
         if self.width == 0
             || !matches!(self.channels, 1 | 2 | 4)
-            || self.flags & !(TAKEN | SPARSE | DEFERRED_MAPPING | VIDEO) != 0
+            || self.flags & !(TAKEN | SPARSE) != 0
         {
             return Err(INVALID);
         }

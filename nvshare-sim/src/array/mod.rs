@@ -1,5 +1,6 @@
 //! Arrays: memory of a device that has a form, and no address that the application knows. One belongs to the context that
-//! it was made in, and goes with it. How a real device lays its elements out nobody can see; here it is row after row.
+//! it was made in, and goes with it. How a real device lays its elements out nobody can see; here it is row after row, also where
+//! the application maps the memory behind it.
 
 mod form;
 
@@ -13,8 +14,8 @@ use crate::call::Outcome;
 use crate::context::Context;
 use crate::execution::work::Plane;
 use crate::handles::{Registry, handle_of};
-use crate::memory::plain;
 use crate::memory::space::Area;
+use crate::memory::{plain, tiles};
 
 /// All arrays, levels of others too.
 static ARRAYS: Registry<Array> = Registry::new();
@@ -47,7 +48,7 @@ impl Array {
     /// Makes one in a context.
     pub(crate) fn create(context: &Context, form: Form) -> Outcome<CUarray> {
         form.check(false)?;
-        let memory = plain::allocate_array(context, form.bytes())?;
+        let memory = memory_for(context, form, form.bytes(), form.tiled_bytes())?;
         let start = memory.start;
         let array = Array { form, context: context.id, start, own: Some(memory) };
         Ok(ARRAYS.insert(Arc::new(array)))
@@ -82,6 +83,11 @@ impl Array {
         Ok(Plane { address: self.start + (z * rows + y) * row + x, pitch: row, slice: row * rows })
     }
 
+    /// Its memory, if the application maps that: a level's it maps with the whole.
+    pub(crate) fn deferred(&self) -> Option<&Arc<Area>> {
+        self.own.as_ref().filter(|_| self.form.is_deferred())
+    }
+
     /// Whether a surface can be made of it.
     pub(crate) fn takes_surfaces(&self) -> bool {
         self.form.flags & SURFACE != 0
@@ -93,15 +99,16 @@ impl Levelled {
     pub(crate) fn create(context: &Context, form: Form, levels: u32) -> Outcome<CUmipmappedArray> {
         form.check(true)?;
         let forms = (0..levels.clamp(1, form.most_levels())).map(|level| form.level(level));
-        let mut bytes = 0;
+        let (mut bytes, mut tiled) = (0, 0);
         let places: Vec<(u64, Form)> = forms
             .map(|form| {
                 let at = bytes;
                 bytes += form.bytes().next_multiple_of(ALIGNMENT);
+                tiled += form.tiled_bytes();
                 (at, form)
             })
             .collect();
-        let memory = plain::allocate_array(context, bytes)?;
+        let memory = memory_for(context, form, bytes, tiled)?;
         let level = |(at, form): (u64, Form)| {
             let start = memory.start + at;
             Arc::new(Array { form, context: context.id, start, own: None })
@@ -116,6 +123,11 @@ impl Levelled {
     /// The one that a handle names.
     pub(crate) fn by_handle(handle: CUmipmappedArray) -> Option<Arc<Levelled>> {
         LEVELLED.get(handle)
+    }
+
+    /// As [`Array::deferred`].
+    pub(crate) fn deferred(&self) -> Option<&Arc<Area>> {
+        self.levels.first().filter(|level| level.form.is_deferred()).map(|_| &self.memory)
     }
 
     /// A level, the same array each time.
@@ -134,6 +146,11 @@ impl Levelled {
         }
         plain::remove(&memory, "cuMipmappedArrayDestroy")
     }
+}
+
+/// Memory for an array of this form: allocated, or only a place for it.
+fn memory_for(context: &Context, form: Form, bytes: u64, tiled: u64) -> Outcome<Arc<Area>> {
+    if form.is_deferred() { tiles::reserve(context, tiled) } else { plain::allocate_array(context, bytes) }
 }
 
 /// The context is gone, and the memory of its arrays with it.

@@ -75,10 +75,24 @@ pub(super) fn reserve_at(start: u64, bytes: u64) -> bool {
 /// # Safety
 /// `start` and what follows for the length of all runs was reserved here, and nothing uses it.
 pub(super) unsafe fn back(start: u64, device: usize, runs: &[Run]) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { back_pieces(start, device, &pieces(runs)) }
+}
+
+/// Where runs begin in the file of a card's memory, and how many bytes they have.
+pub(super) fn pieces(runs: &[Run]) -> Vec<(u64, u64)> {
+    let bytes = |blocks: u32| u64::from(blocks) * GRANULARITY;
+    runs.iter().map(|run| (bytes(run.first), bytes(run.blocks))).collect()
+}
+
+/// As [`back`], with pieces of blocks.
+///
+/// # Safety
+/// As [`back`].
+pub(super) unsafe fn back_pieces(start: u64, device: usize, pieces: &[(u64, u64)]) -> Result<(), Errno> {
     let mut at = start;
-    for run in runs {
-        let bytes = u64::from(run.blocks) * GRANULARITY;
-        let (file, offset) = (card().memory_file(device), u64::from(run.first) * GRANULARITY);
+    for (offset, bytes) in pieces.iter().copied() {
+        let file = card().memory_file(device);
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::POPULATE;
         // SAFETY: replaces a reservation, by this function's contract.

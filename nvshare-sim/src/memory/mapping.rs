@@ -7,7 +7,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::CUresult;
 use nvshare_sim_card::config::MAX_CARDS;
-use nvshare_sim_card::now;
 
 use super::physical::HandleValue;
 use super::space::{self, Area, Kind, Space};
@@ -132,6 +131,9 @@ pub(crate) fn map(start: u64, bytes: u64, id: HandleValue) -> Outcome {
     let mut space = space::write();
     // A handle that was released is as good as any for as long as it is mapped somewhere (seen on an H200).
     let handle = physical::living(&mut space, id)?;
+    if handle.properties & physical::TILE_POOL != 0 {
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
     if bytes != handle.bytes {
         return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED);
     }
@@ -187,11 +189,7 @@ pub(crate) fn unmap(start: u64, bytes: u64) -> Outcome {
         starts.iter().filter_map(|at| mappings.remove(at)).map(|mapping| mapping.handle).collect()
     };
     for id in gone {
-        if let Some(handle) = space.handles.get_mut(&id) {
-            handle.mappings -= 1;
-            handle.loose_since = now();
-        }
-        physical::settle(&mut space, id);
+        physical::unmapped(&mut space, id);
     }
     Ok(())
 }

@@ -9,6 +9,7 @@
 //! - [`pool`]: what allocation in stream order takes from; [`device_pools`]: which of them a device's streams take from;
 //!   [`blocks`]: where its pieces are; [`freed`]: who may have again what was freed; [`leaving`]: pieces that nobody knows any more
 //!   but the work before their free
+//! - [`tiles`]: memory of arrays that the application maps
 //! - [`grant`]: what applications say of it
 //! - [`shared`]: what of it other processes may open, and what of theirs is open here
 //! - [`graph`]: what graphs allocate, [`graph_pool`]: what is behind it
@@ -31,6 +32,7 @@ pub(crate) mod plain;
 pub(crate) mod pool;
 pub(crate) mod shared;
 pub(crate) mod space;
+pub(crate) mod tiles;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -39,6 +39,11 @@ pub(crate) struct Physical {
 
 /// Flag among the properties: `gpuDirectRDMACapable`.
 pub(crate) const RDMA_CAPABLE: u32 = 1 << 16;
+/// Where their `usage` begins, and the one that says that the memory is mapped behind arrays and nothing else
+/// (`CU_MEM_CREATE_USAGE_TILE_POOL`).
+pub(crate) const USAGE_SHIFT: u32 = 17;
+/// See [`USAGE_SHIFT`].
+pub(super) const TILE_POOL: u32 = 1 << USAGE_SHIFT;
 
 /// Set in the values of those handles that are not the first of their memory in this process.
 const AGAIN: u64 = 1 << 63;
@@ -107,6 +112,15 @@ pub(super) fn settle(space: &mut Space, id: HandleValue) {
             card().let_go(memory);
         }
     }
+}
+
+/// One mapping less.
+pub(super) fn unmapped(space: &mut Space, id: HandleValue) {
+    if let Some(handle) = space.handles.get_mut(&id) {
+        handle.mappings -= 1;
+        handle.loose_since = now();
+    }
+    settle(space, id);
 }
 
 /// Device, size and properties of a handle.

@@ -54,6 +54,8 @@ pub(crate) enum Kind {
     Graph(Arc<super::graph::Allocation>),
     /// An array's, of which the application knows no address.
     Array,
+    /// An array's that the application maps.
+    Tiles(super::tiles::Tiles),
     /// `cuMemAddressReserve`, with what is mapped there.
     Reserved(Mutex<BTreeMap<u64, mapping::Mapping>>),
     /// `cuMemAllocManaged`.
@@ -114,6 +116,7 @@ impl Area {
         match &self.kind {
             Kind::Plain(None) | Kind::Array => plain::dispose(self),
             Kind::Managed(managed) => managed.dispose(self),
+            Kind::Tiles(tiles) => tiles.dispose(self),
             Kind::Pinned(pinned) => pinned.dispose(self),
             Kind::Opened(opened) => opened.dispose(),
             // A piece's memory is its pool's all the time.
@@ -168,9 +171,12 @@ fn location(area: Option<&Arc<Area>>) -> Location {
     match area {
         None => Location::Pageable,
         Some(area) => match &area.kind {
-            Kind::Plain(_) | Kind::Array | Kind::Graph(_) | Kind::Reserved(_) | Kind::Opened(_) => {
-                Location::Device(area.device)
-            }
+            Kind::Plain(_)
+            | Kind::Array
+            | Kind::Tiles(_)
+            | Kind::Graph(_)
+            | Kind::Reserved(_)
+            | Kind::Opened(_) => Location::Device(area.device),
             Kind::Managed(_) => Location::Managed,
             Kind::Pinned(_) => Location::Pinned,
         },
@@ -216,11 +222,13 @@ pub(crate) fn access(start: u64, bytes: u64, write: bool, device: usize) -> Resu
             let mappings = mappings.lock().unwrap_or_else(PoisonError::into_inner);
             mapping::access(&mappings, start, bytes, write, device)
         }
+        Kind::Tiles(tiles) if tiles.is_bare() => Err("nothing is mapped behind the array".to_owned()),
         Kind::Graph(allocation) if !allocation.is_valid() => {
             Err(format!("{} is a graph's, and not allocated at the time", piece(start, bytes)))
         }
         Kind::Plain(_)
         | Kind::Array
+        | Kind::Tiles(_)
         | Kind::Graph(_)
         | Kind::Managed(_)
         | Kind::Pinned(_)

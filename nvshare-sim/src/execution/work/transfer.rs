@@ -118,8 +118,14 @@ impl Transfer {
         // for the devices that were given access.
         let [reads, writes] = self.by.unwrap_or([own; 2]);
         for (plane, write, by) in [(&self.from, false, reads), (&self.to, true, writes)] {
-            memory::access(plane.address, self.extent(plane), write, by)
-                .map_err(|why| strict::illegal(&format!("{}: {why}", self.describe())))?;
+            memory::access(plane.address, self.extent(plane), write, by).map_err(|why| {
+                let text = format!("{}: {why}", self.describe());
+                if memory::tiles::is_bare(plane.address) {
+                    strict::report(&text);
+                    return CUresult::CUDA_ERROR_LAUNCH_FAILED;
+                }
+                strict::illegal(&text)
+            })?;
         }
         let managed = [(&self.from, false), (&self.to, true)]
             .into_iter()
