@@ -4,7 +4,7 @@
 
 #![expect(unsafe_code, reason = "the driver is called")]
 
-use super::back::{Backed, back, bury};
+use super::back::{Backed, back, bury, unback};
 use super::unswappable::want;
 use super::{free, promise, room, stream_ordered};
 use crate::config::BLOCK_BYTES;
@@ -97,20 +97,27 @@ fn try_span(device: &'static Device, bytes: u64, context: usize) -> Result<u64, 
     }
     let start = vmm::reserve(bytes, device.granularity)?;
     let add = |space: &mut Space| space.add_span(start, bytes, device.extent_bytes, context);
-    fill(device, start, bytes, add, || {
+    fill(device, start, bytes, add, in_place, || {
         // SAFETY: nobody has seen these addresses.
         let _ = unsafe { vmm::unreserve(start, bytes) };
     })?;
     Ok(start)
 }
 
-/// Puts memory behind addresses that nobody has seen, as far as the grant goes: `add` books them, and `give_back` gives them
-/// back where they are not booked.
+/// Memory is where it belongs as soon as it is made.
+#[expect(clippy::unnecessary_wraps, reason = "arrays, for which it must be put there, may fail")]
+pub(super) const fn in_place(_handle: u64) -> Result<(), CUresult> {
+    Ok(())
+}
+
+/// Puts memory behind addresses that nobody has seen, as far as the grant goes: `add` books them, `place` puts new memory where it
+/// belongs, and `give_back` gives the addresses back where they are not booked.
 pub(super) fn fill(
     device: &'static Device,
     start: u64,
     bytes: u64,
     add: impl FnOnce(&mut Space) -> Vec<ExtentId>,
+    place: impl Fn(u64) -> Result<(), CUresult>,
     give_back: impl FnOnce(),
 ) -> Result<(), CUresult> {
     // Where nothing is granted bit by bit nobody moves the first half out while the second is made: there would be no room
@@ -135,6 +142,19 @@ pub(super) fn fill(
         }
         state.announce = true;
         (add(&mut state.space), unlimited)
+    };
+    let back = |device: &Device, id: ExtentId| match back(device, id) {
+        Backed::Yes => {
+            let handle = device.state().space.extent(id).handle;
+            match place(handle) {
+                Ok(()) => Backed::Yes,
+                Err(code) => {
+                    unback(device, id, code);
+                    Backed::Refused(code)
+                }
+            }
+        }
+        other => other,
     };
     for (done, id) in extents.into_iter().enumerate() {
         let backed = match back(device, id) {

@@ -76,15 +76,35 @@ pub fn back(device: &Device, id: ExtentId) -> Backed {
             Backed::Yes
         }
         Err(code) => {
-            state.space.abandon_arrival(id);
-            device.publish(&state);
-            let span = state.space.extent(id).span;
-            let remains = state.space.reap(span);
             drop(state);
-            bury(device, remains);
+            abandon(device, id);
             Backed::Refused(code)
         }
     }
+}
+
+/// Takes the memory of an arriving extent back that could not be put where it belongs, which ended in `code`.
+pub fn unback(device: &Device, id: ExtentId, code: CUresult) {
+    if code.is_final() {
+        dead::on_device_error(code);
+    }
+    let handle = device.state().space.extent(id).handle;
+    // SAFETY: the handle is the extent's, and nobody used it.
+    if let Err(code) = unsafe { vmm::release(handle) } {
+        log::warning!("cannot take back memory: {}", driver().error_name(code));
+    }
+    abandon(device, id);
+}
+
+/// An arriving extent has no memory after all.
+fn abandon(device: &Device, id: ExtentId) {
+    let mut state = device.state();
+    state.space.abandon_arrival(id);
+    device.publish(&state);
+    let span = state.space.extent(id).span;
+    let remains = state.space.reap(span);
+    drop(state);
+    bury(device, remains);
 }
 
 /// What could not be given back because a device had failed, by the index of its device.

@@ -4,6 +4,7 @@
 //! - [`describe`](mod@describe): what is known of an address; [`owner`]: whose it is. [`contexts`]: what a context's end takes with it.
 //! - [`promise`]: what may be promised; [`room`]: what must stay free where there is no agent.
 //! - [`virtuals`]: physical memory for who maps it himself.
+//! - [`mod@arrays`]: arrays, which have no address.
 //! - [`shared`], [`opened`]: memory that processes share by CUDA IPC.
 //! - [`stream_ordered`](mod@stream_ordered) has the pools.
 //! - [`unswappable`]: the accounts of what cannot be moved; [`pools`]: the driver's own pools, by its figures.
@@ -11,6 +12,7 @@
 //! No lock is held during a driver call.
 
 mod allocate;
+pub mod arrays;
 pub mod back;
 mod contexts;
 mod describe;

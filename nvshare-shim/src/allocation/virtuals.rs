@@ -2,7 +2,7 @@
 //! other: made as far as the grant goes, moved by the engine, counted once. Where it is mapped, and who may use it there, is in
 //! [`memory::virtuals`](crate::memory::virtuals): whoever moves it maps it there again, and the application does not notice.
 
-use super::allocate::fill;
+use super::allocate::{fill, in_place};
 use super::back::bury;
 use super::unswappable::report_kept;
 use super::{free, promise};
@@ -36,7 +36,7 @@ pub fn create(ordinal: sys::CUdevice, bytes: u64, asked: Asked) -> Option<Result
     // Before anybody can move it: whoever does asks where it is mapped.
     virtuals::change(|virtuals| virtuals.made(number, Handle::new(device.index, start, bytes, asked)));
     let add = |space: &mut Space| space.add_behind(start, bytes, device.extent_bytes, behind);
-    let filled = fill(device, start, bytes, add, || {
+    let filled = fill(device, start, bytes, add, in_place, || {
         device.state().homes.give_back(start, bytes);
     });
     if let Err(code) = filled {
@@ -61,7 +61,7 @@ fn adopt(device: &Device) {
 
 /// Addresses for the engine's use, cut from a reservation as large as the device: a call for each handle would be a tenth of its
 /// price.
-fn take_home(device: &Device, bytes: u64) -> Option<u64> {
+pub(super) fn take_home(device: &Device, bytes: u64) -> Option<u64> {
     loop {
         if let Some(start) = device.state().homes.take(bytes) {
             return Some(start);

@@ -1,7 +1,7 @@
 //! The devices that this process uses, each with what it holds there under one lock. A device is met with the first
 //! allocation in one of its contexts; a swap thread takes it up then.
 //!
-//! - [`vmm`]: the driver calls that put memory behind addresses; [`image`]: the fingerprint kernel, compiled for a kind of device.
+//! - [`vmm`]: the driver calls that put memory behind addresses; [`tiles`]: behind arrays; [`image`]: the fingerprint kernel, compiled for a kind of device.
 //! - [`tasks`]: what the swap threads are told to do; [`home`]: the context that one works in.
 //! - [`quarantine`]: freed, and perhaps still used; [`said`]: what the agent was told of what cannot be moved.
 //! - [`terms`]: on what terms a device is used; [`sizes`]: what this process is told of its size.
@@ -15,6 +15,7 @@ pub mod said;
 pub mod sizes;
 pub mod tasks;
 pub mod terms;
+pub mod tiles;
 pub mod vmm;
 
 use std::collections::{BTreeMap, VecDeque};

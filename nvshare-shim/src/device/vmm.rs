@@ -22,6 +22,8 @@ pub struct Kind {
 
 /// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`.
 const DESCRIPTOR: u32 = 1;
+/// `CU_MEM_CREATE_USAGE_TILE_POOL`.
+const TILE_POOL: u16 = 1;
 
 impl Kind {
     /// Whether what is made now can be given to other processes.
@@ -31,7 +33,7 @@ impl Kind {
 
     /// What plain memory is made of.
     fn plain(self, exportable: bool) -> Asked {
-        Asked { types: if exportable { DESCRIPTOR } else { 0 }, rdma: self.rdma }
+        Asked { types: if exportable { DESCRIPTOR } else { 0 }, rdma: self.rdma, tiles: false }
     }
 
     /// The properties of memory that was asked for so.
@@ -44,7 +46,7 @@ impl Kind {
             allocFlags: sys::CUmemAllocationProp_st__bindgen_ty_1 {
                 compressionType: 0,
                 gpuDirectRDMACapable: u8::from(asked.rdma),
-                usage: 0,
+                usage: if asked.tiles { TILE_POOL } else { 0 },
                 reserved: [0; 4],
             },
         }

@@ -67,6 +67,10 @@ macro_rules! functions {
     [cuArrayDestroy] (hArray: CUarray) => arrays::array_destroy(hArray);
     [cuMipmappedArrayCreate] (pHandle: *mut CUmipmappedArray, pMipmappedArrayDesc: *const CUDA_ARRAY3D_DESCRIPTOR, numMipmapLevels: u32) => arrays::mipmapped(pHandle, pMipmappedArrayDesc, numMipmapLevels);
     [cuMipmappedArrayDestroy] (hMipmappedArray: CUmipmappedArray) => arrays::mipmapped_destroy(hMipmappedArray);
+    [cuMipmappedArrayGetLevel] (pLevelArray: *mut CUarray, hMipmappedArray: CUmipmappedArray, level: u32) => arrays::level(pLevelArray, hMipmappedArray);
+    [cuArray3DGetDescriptor_v2] (pArrayDescriptor: *mut CUDA_ARRAY3D_DESCRIPTOR, hArray: CUarray) => arrays::descriptor(pArrayDescriptor, hArray);
+    [cuArrayGetMemoryRequirements] (memoryRequirements: *mut CUDA_ARRAY_MEMORY_REQUIREMENTS, array: CUarray, device: CUdevice) => arrays::requirements(array);
+    [cuMipmappedArrayGetMemoryRequirements] (memoryRequirements: *mut CUDA_ARRAY_MEMORY_REQUIREMENTS, mipmap: CUmipmappedArray, device: CUdevice) => arrays::requirements_of_levels(mipmap);
 
     // Managed memory.
     [cuMemPrefetchAsync cuMemPrefetchAsync_ptsz] (devPtr: CUdeviceptr, count: usize, dstDevice: CUdevice, hStream: CUstream) => questions::prefetch(devPtr, hStream);

@@ -90,9 +90,8 @@ pub(crate) const PASSED_THROUGH: &[(&str, &str)] = &[
     ),
     (
         "arrays, textures, surfaces: questions and views of memory that is counted where it is created",
-        "cuArray3DGetDescriptor cuArray3DGetDescriptor_v2 cuArrayGetDescriptor cuArrayGetDescriptor_v2 \
-         cuArrayGetMemoryRequirements cuArrayGetPlane cuArrayGetSparseProperties \
-         cuMipmappedArrayGetLevel cuMipmappedArrayGetMemoryRequirements \
+        "cuArray3DGetDescriptor cuArrayGetDescriptor cuArrayGetDescriptor_v2 \
+         cuArrayGetPlane cuArrayGetSparseProperties \
          cuMipmappedArrayGetSparseProperties cuSurfObjectDestroy cuSurfObjectGetResourceDesc \
          cuSurfRefGetArray cuSurfRefSetArray cuTensorMapEncodeIm2col cuTensorMapEncodeIm2colWide \
          cuTensorMapEncodeTiled cuTensorMapReplaceAddress cuTensorMapSetAllocationClass \

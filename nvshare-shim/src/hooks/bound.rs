@@ -9,6 +9,7 @@ use crate::allocation::virtuals::Held;
 use crate::cuda::CUresult;
 use crate::cuda::sys::{CUarrayMapInfo, CUdevice, CUmemGenericAllocationHandle, CUstream};
 use crate::driver::driver;
+use crate::memory::arrays::{self, Name};
 use crate::memory::virtuals;
 
 /// Memory is bound to an object that keeps its physical pages: `bind` binds the part of a piece (its handle, how far into it, how
@@ -113,6 +114,18 @@ pub(crate) unsafe fn bind_to_endpoint<F: Fn() -> CUresult>(
     })
 }
 
+/// Whether what an entry names is an array that the engine moves.
+fn is_moved(entry: *const CUarrayMapInfo) -> bool {
+    // SAFETY: the driver would read it too; a kind that is newer than this build is read as a number, and both names are pointers.
+    let (kind, name) = unsafe {
+        (
+            (&raw const (*entry).resourceType).cast::<u32>().read(),
+            (&raw const (*entry).resource).cast::<u64>().read(),
+        )
+    };
+    arrays::look().has(if kind == 0 { Name::Array(name) } else { Name::Mipmapped(name) })
+}
+
 /// Memory is put behind arrays, in the order of a stream: it stays where it is.
 pub(crate) unsafe fn map_arrays<F: Fn() -> CUresult>(
     bare: &Bare<F>,
@@ -120,6 +133,14 @@ pub(crate) unsafe fn map_arrays<F: Fn() -> CUresult>(
     count: u32,
     stream: CUstream,
 ) -> CUresult {
+    if !list.is_null()
+        && arrays::are_there()
+        && (0..count as usize).any(|index| is_moved(list.wrapping_add(index)))
+    {
+        // Bare nothing is mapped to an array that has its memory.
+        bare.keep_from_driver();
+        return INVALID;
+    }
     let count = if list.is_null() || !virtuals::are_there() { 0 } else { count as usize };
     let handle_of = |index: usize| {
         // SAFETY: not null, so the driver would read so many too; only the handle's place is read.

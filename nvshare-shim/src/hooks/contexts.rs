@@ -13,7 +13,7 @@ use crate::cuda::CUresult;
 use crate::cuda::sys::{CUcontext, CUdevice, CUgreenCtx};
 use crate::device::home::{self, Left};
 use crate::driver::{Symbol, driver};
-use crate::memory::virtuals;
+use crate::memory::{arrays, virtuals};
 use crate::{allocation, gate, life, start, streams, turn};
 
 pub(crate) unsafe fn create<F: Fn() -> CUresult>(
@@ -128,9 +128,10 @@ fn aside<const N: usize>(
     contexts: [CUcontext; N],
     call: impl FnOnce() -> (CUresult, [bool; N]),
 ) -> (CUresult, [bool; N], [Left; N]) {
-    // Memory that the application maps itself, and that of pools, outlives contexts, and could not come back without one: it is in, and stays so
-    // until it is known which of them live.
-    let _resident = (virtuals::are_there() || stream_ordered::holds()).then(turn::pass);
+    // Memory that the application maps itself, and that of pools, outlives contexts, and could not come back without one, nor could
+    // arrays of one that stays: it is in, and stays so until it is known which of them live.
+    let _resident =
+        (virtuals::are_there() || arrays::are_there() || stream_ordered::holds()).then(turn::pass);
     // A drain that looks at the streams now would miss those of these contexts: it waits for who is inside.
     let _inside = gate::pass_at_once();
     let numbers = contexts.map(|context| streams::order::context_number(Some(context)));

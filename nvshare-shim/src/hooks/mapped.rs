@@ -175,7 +175,7 @@ mod tests {
     fn memory_is_described_from_the_records_as_the_driver_describes_what_is_mapped() {
         let access = vec![Access { kind: DEVICE, id: 1, flags: 3 }];
         let mapping = Mapping { bytes: 0x40, handle: 0x99, number: 0x55, access };
-        let handle = Handle::new(usize::MAX, 0x9000, 0x40, Asked { types: 1, rdma: true });
+        let handle = Handle::new(usize::MAX, 0x9000, 0x40, Asked { types: 1, rdma: true, tiles: false });
         let found = Found { start: 0x1000, mapping, handle, reserved: Some((0x800, 0x1000)) };
         let ask = |attribute| {
             let mut value = 0_u64;

@@ -9,12 +9,16 @@ use super::{Bare, below, room};
 use crate::allocation::{self, pools, stream_ordered};
 use crate::cuda::sys::{CUdevice, CUdeviceptr, CUmemAccessDesc, CUmemPoolProps, CUmemoryPool, CUstream};
 use crate::cuda::{CEnum, CUresult, STREAM_LEGACY};
+use crate::driver::driver;
 use crate::streams::{self, current_device};
 use crate::{config, life, log};
 
 /// `CU_MEM_ALLOCATION_TYPE_PINNED` and `CU_MEM_LOCATION_TYPE_DEVICE`.
 const PINNED: u32 = 1;
 const DEVICE: u32 = 1;
+/// `CU_MEM_POOL_CREATE_USAGE_HW_DECOMPRESS`, and `CU_DEVICE_ATTRIBUTE_MEM_DECOMPRESS_ALGORITHM_MASK`.
+const HW_DECOMPRESS: u16 = 2;
+const DECOMPRESSION: u32 = 136;
 /// `CU_MEMPOOL_ATTR_*`: up to here they are 32 bits wide.
 const LAST_FLAG: u32 = 3;
 
@@ -145,15 +149,29 @@ pub(crate) unsafe fn create<F: Fn() -> CUresult>(
                 let device = (&raw const (*location).id).read();
                 pools::pool_made(pool.read(), device);
                 let usage = (*properties).usage;
-                if (kind, types, usage) == (PINNED, 0, 0) {
+                if (kind, types) == (PINNED, 0) && asks_nothing(device, usage) {
                     stream_ordered::pool_made(pool.read(), device, (*properties).maxSize as u64);
                 } else {
-                    log::info!("a pool stays on the card: kind {kind}, exported as {types:#x}, usage {usage:#x}");
+                    log::info!(
+                        "a pool stays on the card: kind {kind}, exported as {types:#x}, usage {usage:#x}"
+                    );
                 }
             }
         }
     }
     result
+}
+
+/// Whether a pool of that usage is one like any other: that its memory can be decompressed into says nothing where the device has no
+/// engine for that (RMM asks for it everywhere).
+fn asks_nothing(device: CUdevice, usage: u16) -> bool {
+    if usage != HW_DECOMPRESS {
+        return usage == 0;
+    }
+    let mut engines = 0;
+    // SAFETY: a place for the answer.
+    let asked = unsafe { driver().cuDeviceGetAttribute(&raw mut engines, DECOMPRESSION, device) };
+    !asked.ok() || engines == 0
 }
 
 pub(crate) unsafe fn destroy<F: Fn() -> CUresult>(bare: &Bare<F>, pool: CUmemoryPool) -> CUresult {

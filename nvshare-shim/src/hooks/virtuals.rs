@@ -48,7 +48,7 @@ impl Properties {
             && self.security.is_null()
             && (self.compression, self.usage, self.reserved) == (0, 0, [0; 4])
             && self.rdma <= 1;
-        let asked = Asked { types: self.types, rdma: self.rdma == 1 };
+        let asked = Asked { types: self.types, rdma: self.rdma == 1, tiles: false };
         let kind = device::of_ordinal(self.id).filter(|_| is_plain)?.kind;
         ((kind.rdma || !asked.rdma) && (kind.is_exportable() || !asked.is_exportable())).then_some(asked)
     }

@@ -174,8 +174,9 @@ impl Space {
     }
 
     /// As [`Space::add_span`], for a handle of the application's; it is one piece where it may be exported. No context owns it.
+    /// The same for what is behind an array.
     pub fn add_behind(&mut self, start: u64, bytes: u64, largest: u64, behind: Behind) -> Vec<ExtentId> {
-        let largest = if behind.asked.is_exportable() { bytes } else { largest };
+        let largest = if behind.asked.is_whole() { bytes } else { largest };
         self.add(start, bytes, largest, 0, Some(behind), Addresses::Home)
     }
 

@@ -18,19 +18,26 @@ pub struct Asked {
     pub types: u32,
     /// Whether network cards may reach it.
     pub rdma: bool,
+    /// Whether it is for an array: a tile pool, which is mapped at no address.
+    pub tiles: bool,
 }
 
 impl Asked {
-    /// Whether it may be exported: whole, so it is one piece.
+    /// Whether it may be exported.
     pub const fn is_exportable(self) -> bool {
         self.types != 0
     }
+
+    /// Whether it is one piece, for whoever has it has all of it.
+    pub const fn is_whole(self) -> bool {
+        self.is_exportable() || self.tiles
+    }
 }
 
-/// What a span of an application's handle is.
+/// What a span of an application's handle is, or of an array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Behind {
-    /// The handle.
+    /// The handle, or the array.
     pub number: u64,
     /// With what properties.
     pub asked: Asked,
@@ -307,7 +314,7 @@ pub(crate) fn are_there() -> bool {
 mod tests {
     use super::*;
 
-    const ASKED: Asked = Asked { types: 0, rdma: false };
+    const ASKED: Asked = Asked { types: 0, rdma: false, tiles: false };
 
     fn with_one(bytes: u64) -> Virtuals {
         let mut virtuals = Virtuals::new();

@@ -9,10 +9,10 @@ use super::outward::runs;
 use super::resources::{DEPTH, Resources};
 use super::stream::Event;
 use super::views;
-use crate::allocation::back::{Backed, back, bury};
+use crate::allocation::back::{Backed, back, bury, unback};
 use crate::config::BLOCK_BYTES;
 use crate::cuda::CUresult;
-use crate::device::{Device, vmm};
+use crate::device::Device;
 use crate::driver::driver;
 use crate::memory::extent::{ExtentId, Presence, Shadow, Slot};
 use crate::turn::{dead, run_state};
@@ -77,7 +77,7 @@ impl Inward {
             }
         }
         if let Err(code) = views::put_in_place(device, id) {
-            Self::give_back(device, id, code);
+            unback(device, id, code);
             return Step::NoRoom;
         }
         let Some(resources) = resources.filter(|_| device.state().space.extent(id).contents) else {
@@ -176,18 +176,18 @@ impl Inward {
             }
             (slots, zeros)
         };
-        let start = views::reach(device, id)?;
-        let at = |index: usize| start + index as u64 * BLOCK_BYTES;
+        let site = views::reach(device, id)?;
+        let range = |first: usize, blocks: usize| (first as u64 * BLOCK_BYTES, blocks as u64 * BLOCK_BYTES);
         for run in runs(&slots) {
             let (index, slot) = run[0];
-            // SAFETY: the extent is arriving, so mapped and ours; its shadow stays until it is resident (S4).
-            unsafe {
-                resources.inward.copy_in(at(index), shadow::address(slot), run.len() as u64 * BLOCK_BYTES)
-            }?;
+            let (offset, bytes) = range(index, run.len());
+            // SAFETY: the extent is arriving, so in place and ours; its shadow stays until it is resident (S4).
+            unsafe { site.copy_in(&resources.inward, offset, shadow::address(slot), bytes) }?;
         }
         for run in zeros.chunk_by(|index, next| index + 1 == *next) {
+            let (offset, bytes) = range(run[0], run.len());
             // SAFETY: as above. Nothing promises that new memory is cleared.
-            unsafe { resources.inward.clear(at(run[0]), run.len() as u64 * BLOCK_BYTES) }?;
+            unsafe { site.clear(&resources.inward, offset, bytes) }?;
         }
         Ok(slots.len() as u64 * BLOCK_BYTES)
     }
@@ -209,25 +209,6 @@ impl Inward {
         if let Err(code) = views::take_away(device, id) {
             log::warning!("cannot take back memory: {}", driver().error_name(code));
         }
-        Self::give_back(device, id, code);
-    }
-
-    /// As [`Inward::undo`], of memory that is mapped nowhere.
-    fn give_back(device: &Device, id: ExtentId, code: CUresult) {
-        if code.is_final() {
-            dead::on_device_error(code);
-        }
-        let handle = device.state().space.extent(id).handle;
-        // SAFETY: the handle is the extent's, and nobody but the engine used it.
-        if let Err(code) = unsafe { vmm::release(handle) } {
-            log::warning!("cannot take back memory: {}", driver().error_name(code));
-        }
-        let mut state = device.state();
-        state.space.abandon_arrival(id);
-        device.publish(&state);
-        let span = state.space.extent(id).span;
-        let remains = state.space.reap(span);
-        drop(state);
-        bury(device, remains);
+        unback(device, id, code);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! - [`plan`]: which extents leave, pure; [`engine`]: the thread; [`outward`], [`inward`]: its two pipelines;
 //!   [`resources`], [`stream`], [`fingerprints`]: what it has in the application's context; [`dma`]: who else may use device memory;
-//!   [`views`]: where an extent is mapped.
+//!   [`views`]: where an extent is mapped; [`site`]: how its bytes are copied from there.
 
 pub mod dma;
 pub mod engine;
@@ -11,6 +11,7 @@ pub mod inward;
 pub mod outward;
 pub mod plan;
 pub mod resources;
+mod site;
 pub mod stream;
 mod views;
 

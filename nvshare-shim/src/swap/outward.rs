@@ -13,6 +13,7 @@ use nvshare_common::ids::Ticket;
 
 use super::fingerprints::Fingerprinter;
 use super::resources::{DEPTH, Resources};
+use super::site::Site;
 use super::stream::Event;
 use super::views;
 use crate::allocation::back::bury;
@@ -42,7 +43,7 @@ pub struct Outcome {
 struct Job {
     id: ExtentId,
     /// Where it can be read.
-    start: u64,
+    site: Site,
     bytes: u64,
     /// Where its fingerprints go, if they are taken.
     results: Option<usize>,
@@ -135,7 +136,15 @@ impl<'a> Outward<'a> {
             state.space.begin_departure(id);
             let extent = state.space.extent_mut(id);
             extent.contents = !unused && (extent.contents || !untouched);
-            let job = Job { id, start, bytes, results: None, prints: None, dirty: Vec::new(), event: None };
+            let job = Job {
+                id,
+                site: Site::At(start),
+                bytes,
+                results: None,
+                prints: None,
+                dirty: Vec::new(),
+                event: None,
+            };
             Ok(Some((job, saved, !saved && printable && extent.backoff.take())))
         });
         // A `Run` may have come since the swap-out was ordered.
@@ -150,7 +159,7 @@ impl<'a> Outward<'a> {
             return Some(job);
         }
         match views::reach(device, id) {
-            Ok(start) => job.start = start,
+            Ok(site) => job.site = site,
             Err(code) => {
                 self.fail("cannot reach an extent", code);
                 self.abandon(job);
@@ -159,11 +168,12 @@ impl<'a> Outward<'a> {
         }
         job.dirty = (0..(job.bytes / BLOCK_BYTES) as usize).collect();
         if wanted
+            && let Site::At(start) = job.site
             && let Some(slot) = self.free_results.pop()
             && let Some(prints) = &self.resources.prints
         {
             // SAFETY: the extent is resident and busy with us, and its place for results is free until `copy`.
-            let started = unsafe { prints.start(&self.resources.inward, slot, job.start, job.dirty.len()) }
+            let started = unsafe { prints.start(&self.resources.inward, slot, start, job.dirty.len()) }
                 .and_then(|()| self.resources.mark(|resources| &resources.inward));
             match started {
                 Ok(event) => (job.results, job.event) = (Some(slot), Some(event)),
@@ -298,11 +308,9 @@ impl<'a> Outward<'a> {
         };
         for run in runs(&slots) {
             let (index, slot) = run[0];
-            let at = job.start + index as u64 * BLOCK_BYTES;
-            // SAFETY: the extent is mapped until `release`, after the event; the blocks of the arena are its own.
-            unsafe {
-                self.resources.outward.copy_out(shadow::address(slot), at, run.len() as u64 * BLOCK_BYTES)
-            }?;
+            let (offset, bytes) = (index as u64 * BLOCK_BYTES, run.len() as u64 * BLOCK_BYTES);
+            // SAFETY: the extent is in place until `release`, after the event; the blocks of the arena are its own.
+            unsafe { job.site.copy_out(&self.resources.outward, offset, shadow::address(slot), bytes) }?;
         }
         Ok(())
     }

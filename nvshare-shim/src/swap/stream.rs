@@ -5,13 +5,18 @@
 use std::ffi::c_void;
 
 use crate::cuda::{CUresult, EVENT_DISABLE_TIMING, sys};
+use crate::device::tiles;
 use crate::driver::driver;
+use crate::memory::arrays::Box3;
 use crate::turn::calm::Calm;
 
 /// `CU_STREAM_NON_BLOCKING`: does not synchronise with the legacy stream.
 const NON_BLOCKING: u32 = 1;
 /// `CU_EVENT_BLOCKING_SYNC`: a thread that waits sleeps.
 const BLOCKING_SYNC: u32 = 1;
+
+const HOST: sys::CUmemorytype = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
+const ARRAY: sys::CUmemorytype = sys::CUmemorytype::CU_MEMORYTYPE_ARRAY;
 
 /// A non-blocking stream of the engine's own.
 #[derive(Debug)]
@@ -47,6 +52,46 @@ impl Stream {
     pub unsafe fn copy_in(&self, device: u64, host: *const c_void, bytes: u64) -> Result<(), CUresult> {
         // SAFETY: the caller's promise.
         unsafe { driver().cuMemcpyHtoDAsync_v2(device, host, bytes as usize, self.0) }.result()
+    }
+
+    /// Starts a copy of a box of an array to pinned host memory.
+    ///
+    /// # Safety
+    /// As [`Stream::copy_out`]: the array has its memory meanwhile.
+    pub unsafe fn copy_box_out(&self, host: *mut c_void, cut: &Box3) -> Result<(), CUresult> {
+        // SAFETY: zeros are valid for each field; the array and the box are the caller's promise.
+        unsafe {
+            let mut copy = std::mem::zeroed::<sys::CUDA_MEMCPY3D>();
+            (copy.srcMemoryType, copy.dstMemoryType) = (ARRAY, HOST);
+            copy.srcArray = tiles::array(cut.array);
+            [copy.srcXInBytes, copy.srcY, copy.srcZ] = cut.at.map(|at| at as usize);
+            copy.dstHost = host;
+            [copy.dstPitch, copy.dstHeight] = cut.pitch.map(|pitch| pitch as usize);
+            self.copy_box(copy, cut)
+        }
+    }
+
+    /// Starts a copy of a box of an array from pinned host memory.
+    ///
+    /// # Safety
+    /// As [`Stream::copy_box_out`].
+    pub unsafe fn copy_box_in(&self, cut: &Box3, host: *const c_void) -> Result<(), CUresult> {
+        // SAFETY: the same.
+        unsafe {
+            let mut copy = std::mem::zeroed::<sys::CUDA_MEMCPY3D>();
+            (copy.srcMemoryType, copy.dstMemoryType) = (HOST, ARRAY);
+            copy.dstArray = tiles::array(cut.array);
+            [copy.dstXInBytes, copy.dstY, copy.dstZ] = cut.at.map(|at| at as usize);
+            copy.srcHost = host;
+            [copy.srcPitch, copy.srcHeight] = cut.pitch.map(|pitch| pitch as usize);
+            self.copy_box(copy, cut)
+        }
+    }
+
+    unsafe fn copy_box(&self, mut copy: sys::CUDA_MEMCPY3D, cut: &Box3) -> Result<(), CUresult> {
+        [copy.WidthInBytes, copy.Height, copy.Depth] = cut.extents.map(|extent| extent as usize);
+        // SAFETY: the caller's promise.
+        unsafe { driver().cuMemcpy3DAsync_v2(&raw const copy, self.0) }.result()
     }
 
     /// Starts to fill with zeros.

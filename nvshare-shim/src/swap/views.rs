@@ -1,15 +1,17 @@
 //! Where an extent is mapped. Plain memory is mapped at its own address and nowhere else. What the application maps itself is mapped
 //! where its records say, with the access that they say, and at the engine's own address (its home) while the engine has no better
-//! way to reach it: it may be mapped nowhere, or be for reading only.
+//! way to reach it: it may be mapped nowhere, or be for reading only. What is behind an array is mapped at no address.
 //!
 //! All of this is done to extents that are busy with the engine: the application maps and unmaps only what is at rest.
 
 #![expect(unsafe_code, reason = "the driver is called")]
 
+use super::site::Site;
 use crate::cuda::CUresult;
-use crate::device::{Device, vmm};
+use crate::device::{Device, tiles, vmm};
 use crate::driver::driver;
 use crate::log;
+use crate::memory::arrays::{self, Placed};
 use crate::memory::extent::ExtentId;
 use crate::memory::virtuals::{self, Access, View};
 
@@ -25,6 +27,8 @@ struct Mapped {
     at_home: bool,
     /// None: plain memory.
     views: Option<Vec<View>>,
+    /// What it is behind, if that is an array.
+    array: Option<Placed>,
 }
 
 impl Mapped {
@@ -35,6 +39,8 @@ impl Mapped {
         let (start, bytes, handle, at_home) = (extent.start, extent.bytes, extent.handle, extent.at_home);
         let behind = state.space.behind(id);
         drop(state);
+        let of_array = behind.filter(|(behind, _)| behind.asked.tiles);
+        let array = of_array.and_then(|(behind, _)| arrays::look().placed(behind.number).cloned());
         let views = behind.map(|(behind, offset)| {
             let mut views = virtuals::look().views(behind.number);
             for view in &mut views {
@@ -42,7 +48,7 @@ impl Mapped {
             }
             views
         });
-        Mapped { start, bytes, handle, at_home, views }
+        Mapped { start, bytes, handle, at_home, views, array }
     }
 
     fn map(&self, view: &View) -> Result<(), CUresult> {
@@ -56,9 +62,18 @@ impl Mapped {
     }
 }
 
+fn put_behind(device: &Device, array: &Placed, handle: Option<u64>) -> Result<(), CUresult> {
+    // SAFETY: the extent is busy, so that its array lives; nothing of the application runs, or the memory is not there yet; the
+    // handle was made for it.
+    unsafe { tiles::put(array, device.kind.ordinal, handle) }
+}
+
 /// Maps an extent that has memory again wherever the application has it mapped.
 pub(super) fn put_in_place(device: &Device, id: ExtentId) -> Result<(), CUresult> {
     let mapped = Mapped::of(device, id);
+    if let Some(array) = &mapped.array {
+        return put_behind(device, array, Some(mapped.handle));
+    }
     for (done, view) in mapped.views.iter().flatten().enumerate() {
         if let Err(code) = mapped.map(view) {
             for view in mapped.views.iter().flatten().take(done) {
@@ -73,24 +88,30 @@ pub(super) fn put_in_place(device: &Device, id: ExtentId) -> Result<(), CUresult
 }
 
 /// Where the engine can read and write an extent that is in place.
-pub(super) fn reach(device: &Device, id: ExtentId) -> Result<u64, CUresult> {
+pub(super) fn reach(device: &Device, id: ExtentId) -> Result<Site, CUresult> {
     let mapped = Mapped::of(device, id);
-    let Some(views) = &mapped.views else { return Ok(mapped.start) };
+    if let Some(array) = &mapped.array {
+        return Ok(Site::Array(array.image.clone()));
+    }
+    let Some(views) = &mapped.views else { return Ok(Site::At(mapped.start)) };
     let own = Access { kind: DEVICE, id: device.kind.ordinal, flags: READ_WRITE };
     if let Some(view) = views.iter().find(|view| view.access.contains(&own)) {
-        return Ok(view.start);
+        return Ok(Site::At(view.start));
     }
     if !mapped.at_home {
         // SAFETY: the engine's addresses, of this extent alone, with nothing behind them.
         unsafe { vmm::map_for(mapped.start, mapped.bytes, mapped.handle, &[own]) }?;
         device.state().space.extent_mut(id).at_home = true;
     }
-    Ok(mapped.start)
+    Ok(Site::At(mapped.start))
 }
 
 /// Unmaps an extent wherever it is mapped. Where that fails it is in place as before.
 pub(super) fn take_away(device: &Device, id: ExtentId) -> Result<(), CUresult> {
     let mapped = Mapped::of(device, id);
+    if let Some(array) = &mapped.array {
+        return put_behind(device, array, None);
+    }
     if mapped.at_home {
         // SAFETY: a whole mapping of the extent, which is the engine's.
         unsafe { vmm::unmap(mapped.start, mapped.bytes) }?;

@@ -106,10 +106,7 @@ impl Form {
     /// Whether the driver makes such an array; `levelled` if it is to have several levels.
     pub(crate) fn check(&self, levelled: bool) -> Outcome {
         component(self.format)?;
-        if self.width == 0
-            || !matches!(self.channels, 1 | 2 | 4)
-            || self.flags & !(TAKEN | SPARSE) != 0
-        {
+        if self.width == 0 || !matches!(self.channels, 1 | 2 | 4) || self.flags & !(TAKEN | SPARSE) != 0 {
             return Err(INVALID);
         }
         if self.flags & !TAKEN != 0 {

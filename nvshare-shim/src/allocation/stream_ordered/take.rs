@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{ANY, Entry, UNSETTLED, chunk, finish, number_of, pools, release};
-use crate::allocation::allocate::fill;
+use crate::allocation::allocate::{fill, in_place};
 use crate::allocation::{free, promise};
 use crate::cuda::sys::{CUdeviceptr, CUmemoryPool, CUstream};
 use crate::cuda::{CUresult, STREAM_LEGACY, STREAM_PER_THREAD};
@@ -140,7 +140,7 @@ fn grow(device: &'static Device, number: u64, bytes: u64, lane: Lane) -> Result<
         place.chunks.iter().try_for_each(|chunk| {
             let largest = device.extent_bytes.min(size);
             let add = |space: &mut Space| space.add_chunk(*chunk, size, largest);
-            fill(device, *chunk, size, add, || ()).inspect(|()| came += 1)
+            fill(device, *chunk, size, add, in_place, || ()).inspect(|()| came += 1)
         })
     } else {
         Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY)
