@@ -4,7 +4,8 @@
 
 use std::ffi::c_void;
 
-use crate::cuda::{CUresult, EVENT_DISABLE_TIMING, sys};
+use crate::cuda::sys::{self, CUmemorytype};
+use crate::cuda::{CUresult, EVENT_DISABLE_TIMING};
 use crate::device::tiles;
 use crate::driver::driver;
 use crate::memory::arrays::Box3;
@@ -14,9 +15,6 @@ use crate::turn::calm::Calm;
 const NON_BLOCKING: u32 = 1;
 /// `CU_EVENT_BLOCKING_SYNC`: a thread that waits sleeps.
 const BLOCKING_SYNC: u32 = 1;
-
-const HOST: sys::CUmemorytype = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
-const ARRAY: sys::CUmemorytype = sys::CUmemorytype::CU_MEMORYTYPE_ARRAY;
 
 /// A non-blocking stream of the engine's own.
 #[derive(Debug)]
@@ -59,15 +57,16 @@ impl Stream {
     /// # Safety
     /// As [`Stream::copy_out`]: the array has its memory meanwhile.
     pub unsafe fn copy_box_out(&self, host: *mut c_void, cut: &Box3) -> Result<(), CUresult> {
-        // SAFETY: zeros are valid for each field; the array and the box are the caller's promise.
+        // SAFETY: the caller's promise.
         unsafe {
-            let mut copy = std::mem::zeroed::<sys::CUDA_MEMCPY3D>();
-            (copy.srcMemoryType, copy.dstMemoryType) = (ARRAY, HOST);
-            copy.srcArray = tiles::array(cut.array);
-            [copy.srcXInBytes, copy.srcY, copy.srcZ] = cut.at.map(|at| at as usize);
-            copy.dstHost = host;
-            [copy.dstPitch, copy.dstHeight] = cut.pitch.map(|pitch| pitch as usize);
-            self.copy_box(copy, cut)
+            self.copy_box(cut, |copy| {
+                (*copy).srcMemoryType = CUmemorytype::CU_MEMORYTYPE_ARRAY;
+                (*copy).srcArray = tiles::array(cut.array);
+                [(*copy).srcXInBytes, (*copy).srcY, (*copy).srcZ] = cut.at.map(|at| at as usize);
+                (*copy).dstMemoryType = CUmemorytype::CU_MEMORYTYPE_HOST;
+                (*copy).dstHost = host;
+                [(*copy).dstPitch, (*copy).dstHeight] = cut.pitch.map(|pitch| pitch as usize);
+            })
         }
     }
 
@@ -78,20 +77,31 @@ impl Stream {
     pub unsafe fn copy_box_in(&self, cut: &Box3, host: *const c_void) -> Result<(), CUresult> {
         // SAFETY: the same.
         unsafe {
-            let mut copy = std::mem::zeroed::<sys::CUDA_MEMCPY3D>();
-            (copy.srcMemoryType, copy.dstMemoryType) = (HOST, ARRAY);
-            copy.dstArray = tiles::array(cut.array);
-            [copy.dstXInBytes, copy.dstY, copy.dstZ] = cut.at.map(|at| at as usize);
-            copy.srcHost = host;
-            [copy.srcPitch, copy.srcHeight] = cut.pitch.map(|pitch| pitch as usize);
-            self.copy_box(copy, cut)
+            self.copy_box(cut, |copy| {
+                (*copy).dstMemoryType = CUmemorytype::CU_MEMORYTYPE_ARRAY;
+                (*copy).dstArray = tiles::array(cut.array);
+                [(*copy).dstXInBytes, (*copy).dstY, (*copy).dstZ] = cut.at.map(|at| at as usize);
+                (*copy).srcMemoryType = CUmemorytype::CU_MEMORYTYPE_HOST;
+                (*copy).srcHost = host;
+                [(*copy).srcPitch, (*copy).srcHeight] = cut.pitch.map(|pitch| pitch as usize);
+            })
         }
     }
 
-    unsafe fn copy_box(&self, mut copy: sys::CUDA_MEMCPY3D, cut: &Box3) -> Result<(), CUresult> {
-        [copy.WidthInBytes, copy.Height, copy.Depth] = cut.extents.map(|extent| extent as usize);
-        // SAFETY: the caller's promise.
-        unsafe { driver().cuMemcpy3DAsync_v2(&raw const copy, self.0) }.result()
+    /// `ends` names both ends, in a description that is zero.
+    unsafe fn copy_box(
+        &self,
+        cut: &Box3,
+        ends: impl FnOnce(*mut sys::CUDA_MEMCPY3D),
+    ) -> Result<(), CUresult> {
+        let mut copy = std::mem::MaybeUninit::<sys::CUDA_MEMCPY3D>::zeroed();
+        ends(copy.as_mut_ptr());
+        // SAFETY: what is left zero are numbers and pointers that are not looked at; the rest is the caller's promise.
+        unsafe {
+            let copy = copy.as_mut_ptr();
+            [(*copy).WidthInBytes, (*copy).Height, (*copy).Depth] = cut.extents.map(|extent| extent as usize);
+            driver().cuMemcpy3DAsync_v2(copy, self.0).result()
+        }
     }
 
     /// Starts to fill with zeros.

@@ -149,7 +149,7 @@ impl Generator {
         let memories = self.memories.clone();
         let slot = self.vacant(&memories, MEMORIES as u64);
         let (height, channels) =
-            (self.random.pick(&[0, 1, 1, 16, 16, 64, 8000]), self.random.pick(&[4, 4, 4, 4, 4, 4, 3]));
+            (self.random.pick(&[0, 1, 16, 64, 8000, 8000, 16384]), self.random.pick(&[4, 4, 4, 4, 4, 4, 3]));
         self.push("array", &[slot, height, channels]);
         self.memories.insert(slot);
         self.arrays.insert(slot);
@@ -167,7 +167,9 @@ impl Generator {
         let (other, stream, kind) = (self.large_memory(), self.some_stream(), self.random.below(4));
         let kind = if self.free { kind | 1 } else { kind };
         // Mostly whole elements within the array.
-        let (x, y) = (self.random.below(16) * 4 + u64::from(self.random.one_in(20)), self.random.below(4));
+        let far = if self.random.one_in(4) { self.random.below(8000) } else { 0 };
+        let (x, y) =
+            (self.random.below(16) * 4 + u64::from(self.random.one_in(20)), self.random.below(4) + far);
         let (width, height) =
             (self.random.below(32) * 4 + 4, 1 + self.random.below(4) * self.random.below(4));
         let at = self.random.below(4) * 256;

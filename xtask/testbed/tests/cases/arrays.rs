@@ -11,6 +11,16 @@ fn what_is_in_arrays_and_graphs_comes_of_memory_that_is_out_and_in_again() {
 }
 
 #[test]
+fn arrays_of_every_form_leave_and_come_back_as_they_were() {
+    let plain = card("256M");
+    run(bare(&plain, "arrays_leave", "")).assert_well("bare");
+    assert_eq!(plain.violations(), [""; 0]);
+    let node = card("256M");
+    run(hooked(&node, "arrays_leave", "swaps")).assert_well("under the library");
+    assert_eq!(node.violations(), [""; 0]);
+}
+
+#[test]
 fn arrays_and_the_memory_of_graphs_are_told_under_their_names_as_long_as_they_live() {
     let kinds = [
         ("array", "array", 16),

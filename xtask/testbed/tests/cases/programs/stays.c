@@ -1,6 +1,6 @@
 // Memory that stays on the card: of arrays and of graphs. Says "made" and "gone", and goes on when it is told to.
-// stays array|levels|context|graph|left: an array, one with levels, one whose context ends, a graph that frees what it
-// allocated, a graph that does not.
+// stays array|levels|context|graph|left: arrays too small to be moved each by itself, such with levels, such whose context ends, a
+// graph that frees what it allocated, a graph that does not.
 #include "case.h"
 static void wait_here(const char *what) {
     char line[8];
@@ -8,11 +8,12 @@ static void wait_here(const char *what) {
     fflush(stdout);
     if (!fgets(line, sizeof line, stdin)) _exit(3);
 }
+enum { COUNT = 16 };
 int main(int argc, char **argv) {
-    CUDA_ARRAY3D_DESCRIPTOR form = {.Width = 2048, .Height = 2048, .Format = CU_AD_FORMAT_FLOAT, .NumChannels = 1};
+    CUDA_ARRAY3D_DESCRIPTOR form = {.Width = 512, .Height = 512, .Format = CU_AD_FORMAT_FLOAT, .NumChannels = 1};
     CUcontext other;
-    CUarray array;
-    CUmipmappedArray levels;
+    CUarray array[COUNT];
+    CUmipmappedArray levels[COUNT];
     CUstream s;
     CUgraph g;
     CUgraphExec x;
@@ -20,16 +21,16 @@ int main(int argc, char **argv) {
     CUcontext first = primary(0);
     CK(cuMemAlloc(&p, 4096)); // What the engine needs is there.
     if (!strcmp(argv[1], "array")) {
-        CK(cuArray3DCreate(&array, &form));
+        for (int i = 0; i < COUNT; i++) CK(cuArray3DCreate(&array[i], &form));
         wait_here("made");
-        CK(cuArrayDestroy(array));
+        for (int i = 0; i < COUNT; i++) CK(cuArrayDestroy(array[i]));
     } else if (!strcmp(argv[1], "levels")) {
-        CK(cuMipmappedArrayCreate(&levels, &form, 2)); // 16 and 4 MiB
+        for (int i = 0; i < COUNT; i++) CK(cuMipmappedArrayCreate(&levels[i], &form, 2)); // 16 and 4 MiB
         wait_here("made");
-        CK(cuMipmappedArrayDestroy(levels));
+        for (int i = 0; i < COUNT; i++) CK(cuMipmappedArrayDestroy(levels[i]));
     } else if (!strcmp(argv[1], "context")) {
         CK(cuCtxCreate(&other, 0, 0));
-        CK(cuArray3DCreate(&array, &form));
+        for (int i = 0; i < COUNT; i++) CK(cuArray3DCreate(&array[i], &form));
         wait_here("made");
         CK(cuCtxDestroy(other));
         CK(cuCtxSetCurrent(first));
