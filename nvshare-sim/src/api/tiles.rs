@@ -104,8 +104,7 @@ fn submit(cx: &Call, list: &[Operation], stream: CUstream) -> Outcome {
         run: Box::new(move |timeline| {
             timeline.pass(TIME);
             timeline.sleep();
-            let operations =
-                std::mem::take(&mut *operations.lock().unwrap_or_else(PoisonError::into_inner));
+            let operations = std::mem::take(&mut *operations.lock().unwrap_or_else(PoisonError::into_inner));
             operations.into_iter().try_for_each(|(memory, part)| tiles::put(&memory, part, submitted))
         }),
     };

@@ -7,6 +7,7 @@
     reason = "every test file uses a part of it; streams and the like are a context's"
 )]
 
+pub(crate) mod array;
 pub(crate) mod peer;
 pub(crate) mod pool;
 
