@@ -3,6 +3,7 @@
 mod client;
 
 use client::array::{BYTE, FLOAT, Form, LAYERED, SURFACE, array, copy, host, into, made};
+use client::tiles::{Operation, PLAIN, TILES, created, done, map, properties, required, submit, unmap};
 use client::{Context, DRIVER, free_bytes};
 
 const INVALID_VALUE: u32 = 1;
@@ -16,71 +17,8 @@ const DEFERRED: u32 = 0x80;
 const HALF: u32 = 0x10;
 const UNORM: u32 = 0xc2;
 
-/// `CU_MEM_CREATE_USAGE_TILE_POOL`, and memory for nothing in particular.
-const TILES: u32 = 1;
-const PLAIN: u32 = 0;
-
-/// `CU_MEM_OPERATION_TYPE_MAP`, `_UNMAP`.
-const MAP: u32 = 1;
-const UNMAP: u32 = 2;
-
 const MIB: usize = 1 << 20;
 const BLOCK: usize = 2 * MIB;
-
-/// `CUarrayMapInfo`.
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-struct Operation {
-    kind: u32,
-    array: u64,
-    part: u32,
-    place: [u64; 4],
-    operation: u32,
-    handle_kind: u32,
-    handle: u64,
-    offset: u64,
-    devices: u32,
-    flags: u32,
-    reserved: [u32; 2],
-}
-
-fn map(array: u64, handle: u64) -> Operation {
-    Operation { array, operation: MAP, handle, devices: 1, ..Operation::default() }
-}
-
-fn unmap(array: u64) -> Operation {
-    Operation { operation: UNMAP, handle: 0, ..map(array, 0) }
-}
-
-/// Submits operations to a stream; the call's answer.
-fn submit(list: &[Operation], stream: u64) -> u32 {
-    call!(cuMemMapArrayAsync(list.as_ptr(), list.len() as u32, stream))
-}
-
-/// Does an operation, and waits for it.
-fn done(one: Operation) {
-    assert_eq!(submit(&[one], 0), 0);
-    ok!(cuStreamSynchronize(0_u64));
-}
-
-fn properties(usage: u32) -> [u32; 8] {
-    [1, 0, 1, 0, 0, 0, usage << 16, 0]
-}
-
-fn created(bytes: usize, usage: u32) -> u64 {
-    let (mut handle, properties) = (0_u64, properties(usage));
-    ok!(cuMemCreate(&raw mut handle, bytes, properties.as_ptr(), 0_u64));
-    handle
-}
-
-/// What an array asks for: bytes, and their alignment.
-fn required(array: u64) -> Result<[usize; 2], u32> {
-    let mut requirements = [0_usize; 4];
-    match call!(cuArrayGetMemoryRequirements(requirements.as_mut_ptr(), array, 0_i32)) {
-        0 => Ok([requirements[0], requirements[1]]),
-        code => Err(code),
-    }
-}
 
 /// Eight MiB in rows of 8 KiB.
 const SIZED: Form = Form { width: 2048, height: 1024, depth: 0, format: BYTE, channels: 4, flags: DEFERRED };
@@ -253,7 +191,7 @@ fn what_is_refused_changes_nothing() {
         (Operation { devices: 2, ..map(two, other) }, "another device"),
         (Operation { devices: 0, ..map(two, other) }, "no device"),
         (Operation { flags: 1, ..map(two, other) }, "flags"),
-        (Operation { operation: 3, ..map(two, other) }, "no operation"),
+        (Operation { how: 3, ..map(two, other) }, "no operation"),
         (Operation { handle: other, ..unmap(two) }, "nothing is unmapped by a handle"),
     ] {
         assert_eq!(submit(&[good, bad], 0), INVALID_VALUE, "{why}");

@@ -10,6 +10,7 @@
 pub(crate) mod array;
 pub(crate) mod peer;
 pub(crate) mod pool;
+pub(crate) mod tiles;
 
 use std::ffi::c_void;
 use std::path::PathBuf;
