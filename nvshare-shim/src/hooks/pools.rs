@@ -148,9 +148,7 @@ pub(crate) unsafe fn create<F: Fn() -> CUresult>(
                 if (kind, types, usage) == (PINNED, 0, 0) {
                     stream_ordered::pool_made(pool.read(), device, (*properties).maxSize as u64);
                 } else {
-                    log::info!(
-                        "a pool stays on the card: kind {kind}, exported as {types:#x}, usage {usage:#x}"
-                    );
+                    log::info!("a pool stays on the card: kind {kind}, exported as {types:#x}, usage {usage:#x}");
                 }
             }
         }
