@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Asks a driver what of the families that are not plain memory can leave the card and come back: managed memory by prefetches,
 arrays by deferred mapping, memory of graphs by a trim. One JSON object a line, each question in a process of its own; a minute, and
-12 GiB of the card. Needs Python and libcuda. On the simulator `graphs` only.
+12 GiB of the card. Needs Python and libcuda. On the simulator `deferred`, `unmapped` and `graphs`.
 
     python3 docs/gpu/leaves.py [NAME...]
     python3 docs/gpu/leaves.py evicted       fills the card with plain memory beside managed memory of another process (not asked

@@ -2,101 +2,15 @@
 
 mod client;
 
-use client::Context;
+use client::array::{
+    BYTE, Copy, End, FLOAT, Flat, Form, LAYERED, PLANE, SHORT, SURFACE, array, copy, device, host, into, made,
+};
+use client::{Context, free_bytes};
 
 const INVALID_VALUE: u32 = 1;
 const OUT_OF_MEMORY: u32 = 2;
 const INVALID_HANDLE: u32 = 400;
 const NOT_SUPPORTED: u32 = 801;
-
-/// `CU_AD_FORMAT_UNSIGNED_INT8`, `_UNSIGNED_INT16`, `_FLOAT`.
-const BYTE: u32 = 1;
-const SHORT: u32 = 2;
-const FLOAT: u32 = 0x20;
-
-/// `CUDA_ARRAY3D_LAYERED`, `_SURFACE_LDST`.
-const LAYERED: u32 = 1;
-const SURFACE: u32 = 2;
-
-/// `CUDA_ARRAY3D_DESCRIPTOR`; what has two dimensions leaves `depth` and `flags` out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-struct Form {
-    width: usize,
-    height: usize,
-    depth: usize,
-    format: u32,
-    channels: u32,
-    flags: u32,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-struct Flat {
-    width: usize,
-    height: usize,
-    format: u32,
-    channels: u32,
-}
-
-/// `CUDA_MEMCPY3D`.
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-struct Copy {
-    from: End,
-    to: End,
-    extents: [usize; 3],
-}
-
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-struct End {
-    at: [usize; 3],
-    lod: usize,
-    kind: u32,
-    host: u64,
-    device: u64,
-    array: u64,
-    context: u64,
-    pitch: usize,
-    height: usize,
-}
-
-fn host<T>(of: &[T], pitch: usize) -> End {
-    End { kind: 1, host: of.as_ptr() as u64, pitch, ..End::default() }
-}
-
-/// As [`host`], to be written.
-fn into<T>(to: &mut [T], pitch: usize) -> End {
-    End { kind: 1, host: to.as_mut_ptr() as u64, pitch, ..End::default() }
-}
-
-fn device(address: u64, pitch: usize) -> End {
-    End { kind: 2, device: address, pitch, ..End::default() }
-}
-
-fn array(array: u64, at: [usize; 3]) -> End {
-    End { kind: 3, array, at, ..End::default() }
-}
-
-fn copy(from: End, to: End, extents: [usize; 3]) -> u32 {
-    let copy = Copy { from, to, extents };
-    call!(cuMemcpy3D_v2(&raw const copy))
-}
-
-fn made(form: Form) -> u64 {
-    let mut made = 0_u64;
-    ok!(cuArray3DCreate_v2(&raw mut made, &raw const form));
-    made
-}
-
-fn free() -> usize {
-    let (mut free, mut total) = (0_usize, 0_usize);
-    ok!(cuMemGetInfo_v2(&raw mut free, &raw mut total));
-    free
-}
-
-const PLANE: Form = Form { width: 64, height: 16, depth: 0, format: SHORT, channels: 2, flags: 0 };
 
 #[test]
 fn an_array_is_what_it_was_made_as() {
@@ -253,17 +167,17 @@ fn captured_copies_reach_the_array_when_the_graph_is_launched() {
 fn an_array_takes_memory_of_the_card_until_it_or_its_context_is_gone() {
     let _context = Context::new();
     let large = Form { width: 4096, height: 2048, format: FLOAT, channels: 1, ..Form::default() };
-    let before = free();
+    let before = free_bytes();
     let one = made(large);
-    assert_eq!(free(), before - (32 << 20));
+    assert_eq!(free_bytes(), before - (32 << 20));
     ok!(cuArrayDestroy(one));
-    assert_eq!(free(), before);
+    assert_eq!(free_bytes(), before);
     let mut other = 0_u64;
     ok!(cuCtxCreate_v2(&raw mut other, 0_u32, 0_i32));
     let lost = made(large);
-    assert_eq!(free(), before - (32 << 20));
+    assert_eq!(free_bytes(), before - (32 << 20));
     ok!(cuCtxDestroy_v2(other));
-    assert_eq!(free(), before);
+    assert_eq!(free_bytes(), before);
     assert_eq!(call!(cuArrayDestroy(lost)), INVALID_HANDLE);
     let huge = Form { width: 16384, height: 16384, depth: 16384, format: FLOAT, channels: 4, flags: 0 };
     assert_eq!(call!(cuArray3DCreate_v2(std::ptr::from_mut(&mut 0_u64), &raw const huge)), OUT_OF_MEMORY);
@@ -273,9 +187,9 @@ fn an_array_takes_memory_of_the_card_until_it_or_its_context_is_gone() {
 fn small_arrays_share_blocks_of_the_card_and_large_ones_round_up_to_them() {
     let _context = Context::new();
     let takes = |width, height, depth, channels, flags| {
-        let before = free();
+        let before = free_bytes();
         made(Form { width, height, depth, format: BYTE, channels, flags });
-        (before - free()) >> 20
+        (before - free_bytes()) >> 20
     };
     takes(64, 0, 0, 1, 0);
     assert_eq!([takes(4096, 4096, 0, 4, 0), takes(4096, 4096, 0, 1, 0)], [64, 16]);

@@ -28,7 +28,7 @@ struct Operation {
     /// Which part of a sparse array.
     part: c_uint,
     place: [c_ulonglong; 4],
-    operation: c_uint,
+    how: c_uint,
     handle_kind: c_uint,
     handle: c_ulonglong,
     offset: c_ulonglong,
@@ -39,9 +39,7 @@ struct Operation {
 
 const _: () = {
     assert!(size_of::<Operation>() == size_of::<CUarrayMapInfo>());
-    assert!(
-        std::mem::offset_of!(Operation, operation) == std::mem::offset_of!(CUarrayMapInfo, memOperationType)
-    );
+    assert!(std::mem::offset_of!(Operation, how) == std::mem::offset_of!(CUarrayMapInfo, memOperationType));
 };
 
 /// `CU_RESOURCE_TYPE_ARRAY`, `_MIPMAPPED_ARRAY`.
@@ -74,7 +72,7 @@ impl Operation {
             _ => None,
         };
         let memory = memory.filter(|memory| memory.device == device).ok_or(INVALID)?;
-        let part = match self.operation {
+        let part = match self.how {
             MAP if self.handle_kind == 0 => {
                 Some(tiles::part(&memory, HandleValue(self.handle), self.offset)?)
             }

@@ -23,7 +23,10 @@ const TAKEN: u32 =
     LAYERED | SURFACE | CUBEMAP | GATHER | DEPTH_TEXTURE | COLOR_ATTACHMENT | DEFERRED_MAPPING | VIDEO;
 
 /// Formats that are not simulated: packed, planar and compressed ones.
-const OTHERS: &[std::ops::RangeInclusive<u32>] = &[0x50..=0x50, 0x91..=0xb5, 0xc0..=0xcb];
+const OTHERS: &[std::ops::RangeInclusive<u32>] = &[0x50..=0x50, 0x91..=0xb5, 0xc0..=0xc1, 0xc3..=0xcb];
+
+/// `CU_AD_FORMAT_UNORM_INT8X4`.
+const FOUR_BYTES: u32 = 0xc2;
 
 /// Attributes that limit the extents of a kind of array: width, height and depth or layers.
 type Limits = [u32; 3];
@@ -60,7 +63,7 @@ pub(crate) struct Form {
 /// Bytes of a component; 0 for a number that is no format, an error for one that is not simulated.
 pub(crate) fn component(format: u32) -> Outcome<u64> {
     match format {
-        0x01 | 0x08 => Ok(1),
+        0x01 | 0x08 | FOUR_BYTES => Ok(1),
         0x02 | 0x09 | 0x10 => Ok(2),
         0x03 | 0x0a | 0x20 => Ok(4),
         _ if OTHERS.iter().any(|formats| formats.contains(&format)) => {
@@ -109,7 +112,7 @@ impl Form {
         if self.width == 0 || !matches!(self.channels, 1 | 2 | 4) || self.flags & !(TAKEN | SPARSE) != 0 {
             return Err(INVALID);
         }
-        if self.flags & !TAKEN != 0 {
+        if self.flags & !TAKEN != 0 || (self.format == FOUR_BYTES && self.channels != 4) {
             return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED);
         }
         let kind = self.kind()?;
@@ -204,6 +207,29 @@ mod tests {
         assert_eq!(refused(Form { width: 1 << 17, flags: SURFACE, ..ONE }), Some(INVALID));
         assert_eq!(refused(Form { format: 0x91, ..ONE }), Some(CUresult::CUDA_ERROR_NOT_SUPPORTED));
         assert_eq!(refused(Form { flags: SPARSE, ..ONE }), Some(CUresult::CUDA_ERROR_NOT_SUPPORTED));
+    }
+
+    #[test]
+    fn an_array_takes_the_kib_of_tiles_that_an_h200_asks_for() {
+        let kib = |width, height, depth, element: u32, flags| {
+            let form = Form { width, height, depth, format: 0x01, channels: element, flags };
+            form.tiled_bytes().next_multiple_of(64 << 10) >> 10
+        };
+        assert_eq!(
+            [kib(4096, 2048, 0, 4, 0), kib(64, 64, 0, 4, 0), kib(1001, 333, 0, 4, 0)],
+            [32768, 64, 1536]
+        );
+        assert_eq!([kib(1024, 1024, 0, 8, 2), kib(1024, 1024, 0, 16, 8)], [8192, 16384]);
+        assert_eq!(
+            [kib(65536, 0, 0, 4, 0), kib(4096, 0, 8, 4, 1)],
+            [2048, 1024],
+            "rows of tiles, though one row"
+        );
+        assert_eq!([kib(1024, 1024, 4, 4, 1), kib(256, 256, 64, 4, 0)], [16384, 16384]);
+        assert_eq!([kib(512, 512, 6, 4, 4), kib(256, 256, 12, 4, 5)], [6144, 3072]);
+        let whole = Form { width: 1024, height: 1024, channels: 4, format: 0x01, ..ONE };
+        let levels: u64 = (0..5).map(|level| whole.level(level).tiled_bytes()).sum();
+        assert_eq!(levels.next_multiple_of(64 << 10) >> 10, 5504);
     }
 
     #[test]

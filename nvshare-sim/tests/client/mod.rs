@@ -7,8 +7,10 @@
     reason = "every test file uses a part of it; streams and the like are a context's"
 )]
 
+pub(crate) mod array;
 pub(crate) mod peer;
 pub(crate) mod pool;
+pub(crate) mod tiles;
 
 use std::ffi::c_void;
 use std::path::PathBuf;

@@ -142,6 +142,7 @@ const QUICK: [(&str, &[&str]); 7] = [
             "cards",
             "contexts",
             "copies",
+            "deferred",
             "execution",
             "exports",
             "failures",

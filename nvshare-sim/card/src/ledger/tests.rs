@@ -158,6 +158,23 @@ fn plain_memory_evicts_the_managed_pages_used_longest_ago() {
 }
 
 #[test]
+fn plain_memory_evicts_managed_pages_of_other_processes_and_that_is_counted_there() {
+    let mut tables = Tables::new(4);
+    let mut ledger = tables.ledger();
+    let (plain, managed) = (ledger.join(process(1)).unwrap().0, ledger.join(process(2)).unwrap().0);
+    for page in 0..3 {
+        ledger.take_managed(0, managed, PageKey(page));
+    }
+    let (_, evicted) = ledger.create(plain, 0, 3, 0).unwrap();
+    assert_eq!(evicted, 2);
+    let to_host = |slot: usize| {
+        let space = ledger.processes[slot].space as usize;
+        ledger.spaces[space - 1].read(Some(0), Counter::ToHost)
+    };
+    assert_eq!([to_host(plain), to_host(managed)], [0, 2 * crate::config::BLOCK_BYTES]);
+}
+
+#[test]
 fn shared_memory_lives_as_long_as_its_owner_or_somebody_who_has_it_open() {
     let mut tables = Tables::new(4);
     let mut ledger = tables.ledger();
