@@ -163,8 +163,10 @@ static void ask(const Form &form) {
     printf(" unmap %d %.2f ms again %d", unmapped, ms() - begun, place(array, nullptr, CU_MEM_OPERATION_TYPE_MAP, second));
     if (reached && form.bytes)
         printf(" (copied by rows %d)", copied(array, in, row, rows, layers, true));
-    if (form.bytes)
-        printf(" back %d %s", copied(array, back, row, rows, layers, false), memcmp(in, back, row * rows * layers) ? "DIFFERS" : "same");
+    if (form.bytes) {
+        printf(" back %d", copied(array, back, row, rows, layers, false));
+        printf(" %s", memcmp(in, back, row * rows * layers) ? "DIFFERS" : "same");
+    }
     if (flat)
         printf(" texture %s", before == seen(texture, (unsigned)form.width, (unsigned)form.height) && before != ~0ull ? "same" : "DIFFERS");
     spin<<<1, 1, 0, 0>>>(500000000);
@@ -176,6 +178,25 @@ static void ask(const Form &form) {
     printf(" beside a kernel: %d %d %d %.1f ms", beside, third_made, third_placed, ms() - begun);
     cuCtxSynchronize();
     printf(" destroyed while mapped %d %d", cuArrayDestroy(array), cuMemRelease(second));
+}
+
+// Whether what is in another context of the card can put memory behind an array, and copy it.
+static void elsewhere() {
+    CUDA_ARRAY3D_DESCRIPTOR what = {1024, 1024, 0, CU_AD_FORMAT_UNSIGNED_INT32, 1, DEFERRED};
+    CUcontext context;
+    CUarray array;
+    CUDA_ARRAY_MEMORY_REQUIREMENTS needs = {};
+    Handle handle;
+    int made = cuArray3DCreate(&array, &what);
+    cuArrayGetMemoryRequirements(&needs, array, 0);
+    int created = create(&handle, needs.size, CU_MEM_CREATE_USAGE_TILE_POOL);
+    unsigned *host = (unsigned *)calloc(1024 * 1024, 4);
+    int other = cuCtxCreate(&context, nullptr, 0, 0);
+    cuStreamCreate(&stream, 1);
+    int placed = place(array, nullptr, CU_MEM_OPERATION_TYPE_MAP, handle);
+    int in = copied(array, host, 4096, 1024, 1, true);
+    int away = place(array, nullptr, CU_MEM_OPERATION_TYPE_UNMAP, 0);
+    printf("another context    deferred %d create %d context %d map %d in %d unmap %d", made, created, other, placed, in, away);
 }
 
 static void levels() {
@@ -210,7 +231,7 @@ static void usages() {
 
 int main() {
     size_t count = sizeof FORMS / sizeof *FORMS;
-    for (size_t form = 0; form < count + 2; form++) {
+    for (size_t form = 0; form < count + 3; form++) {
         fflush(stdout);
         pid_t child = fork(); // An error ends a process's contexts.
         if (!child) {
@@ -221,6 +242,8 @@ int main() {
                 ask(FORMS[form]);
             else if (form == count)
                 levels();
+            else if (form == count + 1)
+                elsewhere();
             else
                 usages();
             printf("\n");

@@ -140,7 +140,6 @@ pub(super) fn fill(
             give_back();
             return Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY);
         }
-        state.announce = true;
         (add(&mut state.space), unlimited)
     };
     let back = |device: &Device, id: ExtentId| match back(device, id) {
@@ -181,14 +180,20 @@ pub(super) fn fill(
             Backed::NoGrant | Backed::Refused(_) => break,
         }
     }
-    {
+    let is_missing = {
         let mut state = device.state();
         state.space.span_is_made(start);
         device.publish(&state);
-    }
+        let is_missing = state.space.accounts().missing > 0;
+        // Where all is there nobody needs to know: an allocation costs no message, and wakes nobody.
+        state.announce |= is_missing;
+        is_missing
+    };
     want(device);
-    turn::want::is_missed();
-    device.wake();
+    if is_missing {
+        turn::want::is_missed();
+        device.wake();
+    }
     run_state::reconsider();
     Ok(())
 }

@@ -188,7 +188,10 @@ fn given_back(device: &Device, resident: u64) {
     let mut state = device.state();
     state.space.forget(resident);
     device.publish(&state);
+    let is_missing = state.space.accounts().missing > 0;
     drop(state);
-    device.wake();
+    if is_missing {
+        device.wake();
+    }
     run_state::reconsider();
 }

@@ -155,6 +155,8 @@ pub(crate) fn synchronize(stream: CUstream) {
 
 pub(crate) fn write(pointer: CUdeviceptr, bytes: &[u8]) {
     cu!(cuMemcpyHtoD_v2(pointer, bytes.as_ptr().cast(), bytes.len()));
+    // From pageable memory it may return before the last bytes are there, and our streams wait for no legacy stream.
+    cu!(cuStreamSynchronize(std::ptr::null_mut()));
 }
 
 pub(crate) fn read(pointer: CUdeviceptr, bytes: usize) -> Vec<u8> {
