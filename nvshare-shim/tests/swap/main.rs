@@ -63,6 +63,8 @@ fn client(node: &Node, role: &str) -> ClientCommand {
     command
         .args(["role", "--exact", "--nocapture"])
         .env("NVSHARE_TEST_ROLE", role)
+        // A kernel that is loaded by its first launch waits, on a GPU, for a kernel that waits for what comes after.
+        .env("CUDA_MODULE_LOADING", "EAGER")
         .env("NVSHARE_LOG", "info");
     command
 }
