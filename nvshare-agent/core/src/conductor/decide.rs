@@ -84,8 +84,8 @@ impl Core {
             self.waiting_seconds.record(now.since(wanted).as_secs_f64());
         }
         match (decision, &booked.message) {
-            (Decision::Stop { gains, .. }, ToShim::Stop { ticket, .. }) => {
-                self.switches.stop(*ticket, *gains, now);
+            (Decision::Stop { client, gains }, ToShim::Stop { ticket, .. }) => {
+                self.switches.stop(*client, *ticket, *gains, now);
             }
             (Decision::SwapOut { gains, .. }, ToShim::SwapOut { ticket, .. }) => {
                 self.switches.swap_out(*ticket, *gains, now);

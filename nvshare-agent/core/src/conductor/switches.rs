@@ -37,11 +37,16 @@ struct Open {
     out: Bytes,
     clean: Bytes,
     into: Bytes,
+    /// It was stopped itself before all was there: what follows until the next command for it is no part of a switch.
+    interrupted: bool,
 }
 
 impl Switchboard {
-    /// A client was told to stop for the sake of `gains`.
-    pub fn stop(&mut self, ticket: Ticket, gains: Option<ClientId>, now: Moment) {
+    /// `client` was told to stop for the sake of `gains`.
+    pub fn stop(&mut self, client: ClientId, ticket: Ticket, gains: Option<ClientId>, now: Moment) {
+        if let Some(open) = self.open.get_mut(&client) {
+            open.interrupted = true;
+        }
         self.begin(ticket, gains, now);
     }
 
@@ -62,7 +67,11 @@ impl Switchboard {
             out: Bytes::ZERO,
             clean: Bytes::ZERO,
             into: Bytes::ZERO,
+            interrupted: false,
         });
+        if std::mem::take(&mut open.interrupted) {
+            (open.began, open.drained, open.arrived, open.looked) = (now, now, None, None);
+        }
         open.pending.insert(ticket);
         open.tickets.insert(ticket);
     }
@@ -116,9 +125,12 @@ impl Switchboard {
         for client in done {
             let Some(open) = self.open.remove(&client) else { continue };
             let Some(arrived) = open.arrived.or(open.looked) else { continue };
-            self.count += 1;
             self.out.0 = self.out.0.saturating_add(open.out.0);
             self.into.0 = self.into.0.saturating_add(open.into.0);
+            if open.interrupted {
+                continue;
+            }
+            self.count += 1;
             let whole = arrived.since(open.began);
             self.seconds.record(whole.as_secs_f64());
             self.drain_seconds.record(open.drained.since(open.began).as_secs_f64());
@@ -176,5 +188,49 @@ impl Switchboard {
     /// How many there were.
     pub fn count(&self) -> u64 {
         self.count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn seconds(board: &mut Switchboard, now: u64) -> Vec<f64> {
+        let ledger = Ledger::default();
+        board.close(&ledger, Moment(now * MS)).iter().map(|(_, took)| took.as_secs_f64()).collect()
+    }
+
+    #[test]
+    fn who_is_stopped_before_all_is_there_waits_for_a_turn_and_not_for_a_switch() {
+        let (one, other) = (ClientId(1), ClientId(2));
+        let mut board = Switchboard::default();
+        board.stop(other, Ticket(1), Some(one), Moment(0));
+        board.drained(Ticket(1), Moment(10 * MS));
+        board.stop(one, Ticket(2), Some(other), Moment(20 * MS));
+        board.drained(Ticket(2), Moment(30 * MS));
+        board.swapped_in(other, Bytes(5), Some(Moment(50 * MS)));
+        assert_eq!(seconds(&mut board, 50), [0.03]);
+        // Its next turn.
+        board.stop(other, Ticket(3), Some(one), Moment(1000 * MS));
+        board.drained(Ticket(3), Moment(1010 * MS));
+        board.swapped_in(one, Bytes(5), Some(Moment(1100 * MS)));
+        assert_eq!(seconds(&mut board, 1100), [0.1]);
+    }
+
+    #[test]
+    fn bytes_that_moved_for_somebody_who_was_stopped_again_count_and_their_time_does_not() {
+        let (one, other) = (ClientId(1), ClientId(2));
+        let mut board = Switchboard::default();
+        board.swap_out(Ticket(1), Some(one), Moment(0));
+        board.swapped_out(Ticket(1), Bytes(7), Bytes(0));
+        board.stop(one, Ticket(2), Some(other), Moment(20 * MS));
+        board.swapped_in(one, Bytes(5), Some(Moment(3000 * MS)));
+        assert_eq!(seconds(&mut board, 3000), [] as [f64; 0]);
+        assert_eq!(
+            (board.count(), board.snapshot().bytes_out, board.snapshot().bytes_in),
+            (0, Bytes(7), Bytes(5))
+        );
     }
 }
