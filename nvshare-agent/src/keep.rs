@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nvshare_agent_core::order::{Priority, Weight};
@@ -130,13 +130,16 @@ fn boot() -> String {
 
 /// Writes on a thread of its own: a disk may take its time.
 #[derive(Debug)]
-pub struct Keeper(SyncSender<Kept>);
+pub struct Keeper {
+    sender: SyncSender<Kept>,
+    thread: JoinHandle<()>,
+}
 
 impl Keeper {
     /// Writes to `path` from now on.
     pub fn start(path: PathBuf) -> io::Result<Keeper> {
         let (sender, received) = sync_channel::<Kept>(1);
-        thread::Builder::new().name("keeper".to_owned()).spawn(move || {
+        let thread = thread::Builder::new().name("keeper".to_owned()).spawn(move || {
             let mut said = false;
             for kept in received {
                 match write(&path, &kept) {
@@ -150,12 +153,22 @@ impl Keeper {
                 }
             }
         })?;
-        Ok(Keeper(sender))
+        Ok(Keeper { sender, thread })
     }
 
     /// Hands over what is to be kept; `false` while it is still busy with the last.
     pub fn keep(&self, kept: Kept) -> bool {
-        !matches!(self.0.try_send(kept), Err(TrySendError::Full(_)))
+        !matches!(self.sender.try_send(kept), Err(TrySendError::Full(_)))
+    }
+
+    /// Writes the last there is to keep, and waits until it and all before it are on the disk.
+    pub fn finish(self, last: Option<Kept>) {
+        if let Some(kept) = last {
+            // Fails only where the thread panicked, which said so.
+            let _ = self.sender.send(kept);
+        }
+        drop(self.sender);
+        let _ = self.thread.join();
     }
 }
 
@@ -208,6 +221,24 @@ mod tests {
         write(&path, &kept).unwrap();
         let read = Kept::read(&path).unwrap();
         assert_eq!((read.switch_cost, read.clients.as_slice()), (0.25, &[remembered(own)][..]));
+    }
+
+    #[test]
+    fn what_is_handed_over_last_is_on_the_disk_at_the_end_whatever_waits_before_it() {
+        let (_directory, path) = private();
+        let keeper = Keeper::start(path.clone()).unwrap();
+        let kept = |cost| Kept::new(Duration::from_millis(cost), Vec::new());
+        let mut handed_over = 0;
+        while keeper.keep(kept(handed_over)) {
+            handed_over += 1;
+        }
+        // It is busy now: `keep` would be refused.
+        keeper.finish(Some(kept(4000)));
+        assert_eq!(Kept::read(&path).unwrap(), kept(4000));
+        let keeper = Keeper::start(path.clone()).unwrap();
+        assert!(keeper.keep(kept(5000)));
+        keeper.finish(None);
+        assert_eq!(Kept::read(&path).unwrap(), kept(5000));
     }
 
     #[test]

@@ -185,19 +185,23 @@ impl Conductor {
         Ok((conductor, watched))
     }
 
-    /// Conducts until nobody can send inputs any more.
+    /// Conducts until `stop`, or until nobody can send inputs any more; then what was learned is kept. Whoever still waits
+    /// for an answer hears that there is none.
     pub async fn run(
         mut self,
         mut inputs: mpsc::Receiver<Input>,
         mut observations: mpsc::Receiver<Vec<Seen>>,
+        stop: impl Future<Output = ()>,
     ) {
+        let mut stop = std::pin::pin!(stop);
         let mut pressing = self.turn(clock::now());
         loop {
             let pause = self.pause(pressing);
             tokio::select! {
                 biased;
+                () = &mut stop => break,
                 input = inputs.recv() => {
-                    let Some(input) = input else { return };
+                    let Some(input) = input else { break };
                     self.changed |= self.hear(input, clock::now());
                     for _ in 1..BATCH {
                         let Ok(input) = inputs.try_recv() else { break };
@@ -222,6 +226,7 @@ impl Conductor {
             }
             pressing = self.turn(clock::now());
         }
+        self.keep_last().await;
     }
 
     /// Says whether that changed anything.

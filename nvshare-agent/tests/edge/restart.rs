@@ -1,5 +1,5 @@
-//! What an administrator ordered, and what an agent learned, when the agent is killed and another one comes: real shims live on
-//! beside both.
+//! What an administrator ordered, and what an agent learned, when the agent is killed or stopped and another one comes: real
+//! shims live on beside both.
 
 use std::process::Command;
 
@@ -110,5 +110,34 @@ fn orders_and_what_was_learned_survive_an_agent_that_is_killed_and_still_act() {
     for mut client in [ordered, out, other] {
         client.succeed();
     }
+    assert_eq!(node.violations(), Vec::<String>::new());
+}
+
+#[test]
+fn orders_that_were_answered_just_before_the_agent_is_stopped_survive_it() {
+    let node = Node::builder().env("NVSHARE_SIM_CARD_BYTES", "96M").build();
+    let first = node.agent(LEASES);
+    let over = node.path().join("over");
+    let flags = format!("--buffers 4 --bytes 32M --until {}", over.display());
+    let mut client = Client::start(&mut node.workload(&flags).with_shim());
+    wait_for("the client is there", LIMIT, || seen(&first, &client));
+    // The first is written at once, the others by the way: so soon after it there is no time for that before the end.
+    let pid = client.id();
+    for words in
+        ["set priority pid:PID low", "set weight pid:PID 2.5", "set limit pid:PID 64M", "pin pid:PID"]
+    {
+        done(&node, &words.replace("PID", &pid.to_string()));
+    }
+    assert!(first.stop().success());
+
+    let second = node.agent(LEASES);
+    let back = wait_for("the client is back", LIMIT, || seen(&second, &client));
+    assert_eq!(
+        (&back["priority"], &back["weight"], &back["ordered_limit"], &back["pinned"]),
+        (&"low".into(), &2.5.into(), &(64 << 20).into(), &true.into()),
+        "{back}"
+    );
+    std::fs::write(&over, "").unwrap();
+    client.succeed();
     assert_eq!(node.violations(), Vec::<String>::new());
 }
