@@ -61,6 +61,8 @@ fn start(scripts: &[Script], with_library: bool) -> Client {
     let mut command = if with_library { node.client(program).with_shim() } else { node.client(program) };
     command
         .args(["role", "--exact", "--nocapture", "--test-threads=1"])
+        // What it said last is told: the message of a panic, and what the simulator said before.
+        .env("RUST_BACKTRACE", "0")
         .env("NVSHARE_DIFFERENTIAL_SCRIPTS", script)
         .env("NVSHARE_DIFFERENTIAL_TRANSCRIPT", &transcript)
         .stdin(Stdio::null())
@@ -107,7 +109,7 @@ impl Client {
         let end = loop {
             if let Some(status) = self.child.try_wait().expect("the state of a client") {
                 let errors = std::fs::read_to_string(self.node.path().join("errors")).unwrap_or_default();
-                let tail: Vec<&str> = errors.lines().rev().take(6).collect();
+                let tail: Vec<&str> = errors.lines().rev().take(8).collect();
                 break if status.success() { Ok(()) } else { Err(format!("ended with {status}: {tail:?}")) };
             }
             let now = std::fs::metadata(&self.transcript).map_or(0, |file| file.len());
