@@ -43,7 +43,7 @@ use crate::clock;
 use crate::control::{End, Event};
 use crate::device::{Poll, Rhythm};
 use crate::hostmem::Made;
-use crate::pods;
+use crate::{pods, proc};
 
 /// How many inputs may wait for the conductor; then whoever sends waits too.
 pub const INPUTS: usize = 4096;
@@ -110,11 +110,15 @@ pub struct Conductor {
     ended: VecDeque<Ended>,
     ended_totals: Totals,
     ended_count: u64,
+    /// See [`State::earlier`].
+    earlier: Totals,
     /// The directory of the clients' socket: lock files for the time without an agent lie there.
     directory: Option<PathBuf>,
     locked: BTreeSet<DeviceId>,
     awaited: BTreeSet<u32>,
     began: Moment,
+    /// This process: clients that are older than it are another agent's.
+    this: Option<Process>,
     looked: Moment,
     asked: Option<Moment>,
     rhythm: Rhythm,
@@ -165,10 +169,12 @@ impl Conductor {
             ended: VecDeque::new(),
             ended_totals: Totals::default(),
             ended_count: 0,
+            earlier: Totals::default(),
             awaited: socket.as_deref().map(takeover::awaited).unwrap_or_default(),
             directory: socket.and_then(|path| Some(path.parent()?.to_owned())),
             locked: BTreeSet::new(),
             began: now,
+            this: proc::process(std::process::id()),
             looked: Moment::NEVER,
             asked: None,
             rhythm: Rhythm::default(),
