@@ -63,6 +63,8 @@ pub struct Agent {
     tasks: Tasks,
     /// Keeps the devices' thread alive.
     poll: Poll,
+    /// Asks the conductor to end.
+    stopping: oneshot::Sender<()>,
 }
 
 impl Agent {
@@ -107,7 +109,9 @@ impl Agent {
         for part in [Part::Conductor, Part::Report, Part::Attribution, Part::Pages] {
             health.works(part);
         }
-        tasks.spawn(Part::Conductor, conductor.run(heard, seen));
+        let (stopping, stop) = oneshot::channel();
+        let stop = async move { drop(stop.await) };
+        tasks.spawn(Part::Conductor, conductor.run(heard, seen, stop));
         tasks.spawn(Part::Plugin, plugin);
         tasks.spawn_saying(Part::Clients, sessions(clients, inputs.clone()));
         tasks.spawn(Part::Report, report);
@@ -125,7 +129,7 @@ impl Agent {
             tasks.spawn_saying(Part::Pages, probes);
         }
         tasks.spawn_saying(Part::Pages, pages);
-        Ok(Agent { address, observer, tasks, poll })
+        Ok(Agent { address, observer, tasks, poll, stopping })
     }
 
     /// Where the pages are.
@@ -139,12 +143,15 @@ impl Agent {
     }
 
     /// Stops everything: what could change clients first, what people look at last.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         if let Some(observer) = self.observer {
             // Its last counts go to the conductor. It takes a moment, on a thread of its own.
             let _ = tokio::task::spawn_blocking(|| observer.stop()).await;
         }
         drop(self.poll);
+        // It has something left to do, so that it is asked. Where it has ended already nobody hears.
+        let _ = self.stopping.send(());
+        self.tasks.ended(Part::Conductor).await;
         self.tasks.stop().await;
     }
 }

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nvshare_agent_core::order::{Priority, Weight};
@@ -23,7 +23,8 @@ use crate::proc;
 
 /// The file's name, beside the administrator's socket.
 pub const FILE: &str = "clients.json";
-/// What this build writes and reads.
+/// What this build writes and reads. An agent reads what another release kept before: what may be missing, in files of older
+/// ones, has a default; what this one does not know it ignores. With another number everything is forgotten once.
 const VERSION: u32 = 1;
 /// A larger file is not ours.
 const MOST_BYTES: u64 = 16 << 20;
@@ -38,6 +39,7 @@ pub struct Kept {
     /// Pids and starts mean something within one boot only.
     boot: String,
     /// What a switch has cost lately, in seconds.
+    #[serde(default)]
     pub switch_cost: f64,
     /// By process.
     pub clients: Vec<Remembered>,
@@ -49,24 +51,34 @@ pub struct Remembered {
     /// Which.
     pub process: Process,
     /// Driver work was seen that its shim did not pass.
+    #[serde(default)]
     pub bypass: bool,
     /// See [`nvshare_agent_core::ledger::Orders`].
+    #[serde(default)]
     pub priority: Priority,
     /// See [`nvshare_agent_core::ledger::Orders`].
+    #[serde(default)]
     pub weight: Weight,
     /// See [`nvshare_agent_core::ledger::Orders`].
+    #[serde(default)]
     pub pinned: bool,
     /// See [`nvshare_agent_core::ledger::Orders`].
+    #[serde(default)]
     pub held_out: bool,
     /// See [`nvshare_agent_core::ledger::Orders`].
+    #[serde(default)]
     pub limit: Option<Bytes>,
     /// What of its pod's annotations was made into orders already.
+    #[serde(default)]
     pub annotations: Annotations,
     /// How long it ran, by its weight, in seconds.
+    #[serde(default)]
     pub runtime: f64,
     /// Drains in a row that stalled.
+    #[serde(default)]
     pub stalls: u32,
     /// How often it was stopped, its drains stalled, its swap outs failed.
+    #[serde(default)]
     pub totals: [u64; 3],
 }
 
@@ -130,13 +142,16 @@ fn boot() -> String {
 
 /// Writes on a thread of its own: a disk may take its time.
 #[derive(Debug)]
-pub struct Keeper(SyncSender<Kept>);
+pub struct Keeper {
+    sender: SyncSender<Kept>,
+    thread: JoinHandle<()>,
+}
 
 impl Keeper {
     /// Writes to `path` from now on.
     pub fn start(path: PathBuf) -> io::Result<Keeper> {
         let (sender, received) = sync_channel::<Kept>(1);
-        thread::Builder::new().name("keeper".to_owned()).spawn(move || {
+        let thread = thread::Builder::new().name("keeper".to_owned()).spawn(move || {
             let mut said = false;
             for kept in received {
                 match write(&path, &kept) {
@@ -150,12 +165,22 @@ impl Keeper {
                 }
             }
         })?;
-        Ok(Keeper(sender))
+        Ok(Keeper { sender, thread })
     }
 
     /// Hands over what is to be kept; `false` while it is still busy with the last.
     pub fn keep(&self, kept: Kept) -> bool {
-        !matches!(self.0.try_send(kept), Err(TrySendError::Full(_)))
+        !matches!(self.sender.try_send(kept), Err(TrySendError::Full(_)))
+    }
+
+    /// Writes the last there is to keep, and waits until it and all before it are on the disk.
+    pub fn finish(self, last: Option<Kept>) {
+        if let Some(kept) = last {
+            // Fails only where the thread panicked, which said so.
+            let _ = self.sender.send(kept);
+        }
+        drop(self.sender);
+        let _ = self.thread.join();
     }
 }
 
@@ -208,6 +233,65 @@ mod tests {
         write(&path, &kept).unwrap();
         let read = Kept::read(&path).unwrap();
         assert_eq!((read.switch_cost, read.clients.as_slice()), (0.25, &[remembered(own)][..]));
+    }
+
+    #[test]
+    fn what_is_handed_over_last_is_on_the_disk_at_the_end_whatever_waits_before_it() {
+        let (_directory, path) = private();
+        let keeper = Keeper::start(path.clone()).unwrap();
+        let kept = |cost| Kept::new(Duration::from_millis(cost), Vec::new());
+        let mut handed_over = 0;
+        while keeper.keep(kept(handed_over)) {
+            handed_over += 1;
+        }
+        // It is busy now: `keep` would be refused.
+        keeper.finish(Some(kept(4000)));
+        assert_eq!(Kept::read(&path).unwrap(), kept(4000));
+        let keeper = Keeper::start(path.clone()).unwrap();
+        assert!(keeper.keep(kept(5000)));
+        keeper.finish(None);
+        assert_eq!(Kept::read(&path).unwrap(), kept(5000));
+    }
+
+    /// Reads this file, whose one client is this process.
+    fn read(text: &serde_json::Value) -> Result<Kept, KeepError> {
+        let (_directory, path) = private();
+        fs::write(&path, text.to_string()).unwrap();
+        Kept::read(&path)
+    }
+
+    #[test]
+    fn a_file_of_an_older_release_that_lacks_what_is_new_is_read() {
+        let own = proc::process(std::process::id()).unwrap();
+        let whole = Kept::new(Duration::from_millis(250), vec![remembered(own)]);
+        let whole = serde_json::to_value(&whole).unwrap();
+        for name in whole.as_object().unwrap().keys() {
+            let mut less = whole.clone();
+            less.as_object_mut().unwrap().remove(name);
+            let needed = ["version", "boot", "clients"].contains(&name.as_str());
+            assert_eq!(read(&less).is_err(), needed, "without {name}");
+        }
+        for name in whole["clients"][0].as_object().unwrap().keys() {
+            let mut less = whole.clone();
+            less["clients"][0].as_object_mut().unwrap().remove(name);
+            assert_eq!(read(&less).is_err(), name == "process", "without {name}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_the_first_release_means_what_it_meant() {
+        let own = proc::process(std::process::id()).unwrap();
+        let first = serde_json::json!({
+            "version": 1, "boot": boot(), "switch_cost": 0.25, "clients": [{
+                "process": {"pid": own.pid, "start": own.start}, "bypass": true, "priority": "high", "weight": 2.0,
+                "pinned": true, "held_out": true, "limit": 1 << 30, "annotations": {"nvshare.com/weight": "2"},
+                "runtime": 12.5, "stalls": 1, "totals": [1, 2, 3],
+            }],
+        });
+        let (name, value) = ("nvshare.com/weight".to_owned(), "2".to_owned());
+        let client =
+            Remembered { pinned: true, annotations: Annotations::of([(&name, &value)]), ..remembered(own) };
+        assert_eq!(read(&first).unwrap(), Kept::new(Duration::from_millis(250), vec![client]));
     }
 
     #[test]

@@ -69,6 +69,13 @@ impl Tasks {
         }
     }
 
+    /// Waits for the end of a part that was asked to end.
+    pub(crate) async fn ended(&mut self, part: Part) {
+        while self.parts.iter().any(|(of, task)| *of == part && !task.is_finished())
+            && self.running.join_next().await.is_some()
+        {}
+    }
+
     /// Stops all of them, one after another.
     pub(crate) async fn stop(mut self) {
         for (part, task) in std::mem::take(&mut self.parts) {

@@ -20,7 +20,7 @@ fn a_flood_of_observations_keeps_nobody_else_waiting() {
     let (observations, seen) = conductor::observations();
     let poll = device::start("/nowhere".into(), |_| {}, |_| {}).unwrap();
     let (conductor, _state) = Conductor::new(Settings::default(), poll, &inputs, None).unwrap();
-    runtime.spawn(conductor.run(heard, seen));
+    runtime.spawn(conductor.run(heard, seen, std::future::pending()));
 
     let process = Process { pid: std::process::id(), start: 1 };
     let what = What::Launched { at: Moment(1), parameters: vec![7; 16] };

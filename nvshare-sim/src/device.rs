@@ -18,19 +18,16 @@ pub(crate) const MULTIPROCESSORS: i32 = 132;
 /// The most shared memory of a block, as an H100 has it.
 pub(crate) const MAX_SHARED: u32 = 232_448;
 
-/// Opens the cards; where there are none `cuInit` answers that there is no device.
-pub(crate) fn open() -> Outcome {
+/// Opens the cards; where there are none `cuInit` answers that there is no device. Faults can be asked for of functions that
+/// `can_fail`.
+pub(crate) fn open(can_fail: impl Fn(&str) -> bool) -> Outcome {
     let opened = CARD.get_or_init(|| {
+        let said = |error| eprintln!("nvshare-sim: {error}");
+        let cards = Cards::from_environment().map_err(said).ok()?;
         let faults = std::env::var("NVSHARE_SIM_FAULTS").unwrap_or_default();
-        let faults = match FaultPlan::parse(&faults) {
-            Ok(faults) => faults,
-            Err(error) => {
-                eprintln!("nvshare-sim: {error}");
-                return None;
-            }
-        };
-        let joined = Cards::from_environment().and_then(|cards| cards.join(faults));
-        joined.inspect_err(|error| eprintln!("nvshare-sim: {error}")).ok()
+        // Written down, too: a test that looks for complaints is not to pass because a program does without a device.
+        let faults = FaultPlan::parse(&faults, can_fail).map_err(|error| cards.violation(error)).ok()?;
+        cards.join(faults).map_err(said).ok()
     });
     opened.as_ref().map(|_| ()).ok_or(CUresult::CUDA_ERROR_NO_DEVICE)
 }

@@ -19,9 +19,11 @@ pub(crate) struct Export {
     pub(crate) name: &'static str,
     /// Its address. Nothing is read through it.
     pub(crate) address: *const (),
+    /// It works before `cuInit`.
+    pub(crate) early: bool,
 }
 
-// SAFETY: a name and an address, which never change.
+// SAFETY: a name, an address and a flag, which never change.
 unsafe impl Sync for Export {}
 
 /// One name of the driver API, whether this library implements it or not.
@@ -75,7 +77,7 @@ pub(crate) fn serve(
 /// ```
 ///
 /// A body gets what the caller in C passed, as a type of `parameters` where that is a pointer. It returns
-/// `Result<(), CUresult>` and may use `?`. `@early` functions work before `cuInit`.
+/// `Result<(), CUresult>` and may use `?`. `@early` functions work before `cuInit`, and no fault on demand strikes them.
 macro_rules! export {
     ($($(@ $early:ident)? fn $name:ident $(/ $twin:ident)* ($($args:tt)*) |$cx:pat_param| $body:block)*) => {
         /// What this file exports: for each function, the symbols it has.
@@ -122,7 +124,8 @@ macro_rules! export {
             }
             $name as *const ()
         };
-        $crate::export::Export { name: stringify!($name), address: ADDRESS }
+        let early = $crate::export::export!(@early [$($early)?]);
+        $crate::export::Export { name: stringify!($name), address: ADDRESS, early }
     }};
 }
 pub(crate) use export;

@@ -31,8 +31,8 @@ pub(crate) fn check() -> Outcome {
     }
 }
 
-/// `cuInit`.
-pub(crate) fn initialize() -> Outcome {
+/// `cuInit`; faults can be asked for of functions that `can_fail`.
+pub(crate) fn initialize(can_fail: impl Fn(&str) -> bool) -> Outcome {
     static HOOKS: Once = Once::new();
     if FORKED.load(Ordering::Relaxed) {
         return Err(CUresult::CUDA_ERROR_NOT_INITIALIZED);
@@ -40,7 +40,7 @@ pub(crate) fn initialize() -> Outcome {
     if INITIALIZED.load(Ordering::Acquire) {
         return Ok(());
     }
-    crate::device::open()?;
+    crate::device::open(can_fail)?;
     HOOKS.call_once(|| {
         // SAFETY: the functions live as long as the process; the one in the child only stores to an atomic.
         unsafe {

@@ -9,6 +9,7 @@ use client::{Context, DRIVER};
 const ILLEGAL_ADDRESS: u32 = 700;
 const MISALIGNED: u32 = 716;
 const LAUNCH_FAILED: u32 = 719;
+const NO_DEVICE: u32 = 100;
 
 /// `CUmemAllocationProp`.
 #[repr(C)]
@@ -174,6 +175,34 @@ fn faults_strike_where_they_are_asked_for() {
     assert_eq!(context.launch(0, "nvshare_step", &[device, 1, 1]), 0);
     assert_eq!(call!(cuCtxSynchronize()), LAUNCH_FAILED);
     assert_eq!(call!(cuMemcpyDtoH_v2(&raw mut word, device, 8_usize)), LAUNCH_FAILED);
+}
+
+#[test]
+fn a_fault_of_a_function_strikes_and_one_that_never_could_is_refused_by_the_first_call() {
+    const NAME: &str = "a_fault_of_a_function_strikes_and_one_that_never_could_is_refused_by_the_first_call";
+    if !client::is_alone() {
+        client::alone(NAME, &[("NVSHARE_SIM_FAULTS", "cuMemGetInfo_v2:2=fail"), ("PART", "struck")]);
+        // Misspelled; without its version; not simulated; one that works before `cuInit`.
+        for name in
+            ["cuMemGetInof_v2", "memory", "cuMemGetInfo_v3", "cuGraphicsMapResources", "cuDriverGetVersion"]
+        {
+            let faults = format!("copy:1=oom,{name}:1=fail");
+            let said = client::alone(NAME, &[("NVSHARE_SIM_FAULTS", &faults), ("PART", name)]);
+            assert!(said.contains(&format!("NVSHARE_SIM_FAULTS={name}:1=fail: expected")), "{said}");
+        }
+        return;
+    }
+    let part = std::env::var("PART").unwrap();
+    if part == "struck" {
+        let _context = Context::new();
+        let [mut free, mut total] = [0_usize; 2];
+        let mut ask = || call!(cuMemGetInfo_v2(&raw mut free, &raw mut total));
+        assert_eq!([ask(), ask(), ask()], [0, 999, 0]);
+    } else {
+        assert_eq!(call!(cuInit(0_u32)), NO_DEVICE);
+        let violations = DRIVER.violations();
+        assert!(violations.len() == 1 && violations[0].contains(&part), "{violations:?}");
+    }
 }
 
 #[test]

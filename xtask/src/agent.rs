@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use nvshare_testbed::Artifacts;
+use nvshare_sim_card::Cards;
 
 use crate::build;
 
@@ -35,8 +35,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if let Some(object) = artifacts.ebpf() {
         agent.arg("--ebpf-object").arg(object);
     }
-    let shim = artifacts.shim();
-    let mut client = format!("LD_PRELOAD={} ", shim.display());
+    let mut client = vec![("LD_PRELOAD", artifacts.shim())];
+    let mut bytes = 768 << 20;
     if options.sim || !has_gpu() {
         let node = build::target().join("node");
         let (libraries, socket) = (node.join("lib"), node.join("run/agent.sock"));
@@ -47,18 +47,34 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let nvml = install(&artifacts.nvml(), libraries.join("libnvidia-ml.so.1"))?;
         agent.arg("--socket").arg(&socket).arg("--admin-socket").arg(node.join("admin/admin.sock"));
         agent.arg("--nvml").arg(nvml).arg("--libcuda").arg(libcuda).env("LD_LIBRARY_PATH", &libraries);
-        let card = nvshare_sim_card::config::directory(|name| std::env::var(name).ok());
-        agent.arg("--uvm-tools").arg(card.join("nvidia-uvm"));
-        client =
-            format!("{client}LD_LIBRARY_PATH={} NVSHARE_SOCKET={} ", libraries.display(), socket.display());
+        let card = Cards::from_environment()?;
+        agent.env("NVSHARE_SIM_DIR", card.directory());
+        agent.arg("--uvm-tools").arg(card.directory().join("nvidia-uvm"));
+        client.extend([
+            ("LD_LIBRARY_PATH", libraries),
+            ("NVSHARE_SOCKET", socket),
+            ("NVSHARE_SIM_DIR", card.directory().to_owned()),
+        ]);
+        bytes = card.config().card_bytes / 4 * 3;
         eprintln!("no GPU is used: the card is simulated");
     }
-    eprintln!("run a program under the agent with:\n  {client}{} --bytes 768M", workload(&artifacts));
+    eprintln!(
+        "run a program under the agent with:\n  {} --bytes {}M --seconds 60",
+        typed(&client, &artifacts.workload()),
+        bytes >> 20
+    );
     Err(agent.args(&options.flags).exec()).with_context(|| format!("cannot start {agent:?}"))
 }
 
-fn workload(artifacts: &Artifacts) -> String {
-    artifacts.workload().display().to_string()
+/// What to type in any shell, wherever it is and whatever it has exported, to run `program` with these variables.
+fn typed(variables: &[(&str, PathBuf)], program: &Path) -> String {
+    let quoted = |path: &Path| {
+        let text = path.display().to_string();
+        let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+".contains(c));
+        if plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    };
+    let variables = variables.iter().map(|(name, value)| format!("{name}={} ", quoted(value)));
+    variables.collect::<String>() + &quoted(program)
 }
 
 /// Puts a library where programs find it under its usual names.
@@ -70,4 +86,23 @@ fn install(from: &Path, to: PathBuf) -> Result<PathBuf> {
         symlink(to.file_name().expect("a file"), &plain)?;
     }
     Ok(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_typed_does_the_same_in_any_shell() {
+        let place = tempfile::TempDir::with_prefix("nvshare it's a place ").unwrap();
+        let program = place.path().join("program");
+        fs::write(&program, "#!/bin/sh\nprintf '%s|%s|%s' \"$ONE\" \"$OTHER\" \"$*\"\n").unwrap();
+        fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        let variables = [("ONE", place.path().to_owned()), ("OTHER", PathBuf::from("/a/plain.so.1"))];
+        let line = format!("{} --bytes 96M", typed(&variables, &program));
+        let mut shell = Command::new("sh");
+        let shell = shell.args(["-c", &line]).current_dir("/").env("ONE", "exported before");
+        let said = String::from_utf8(shell.output().unwrap().stdout).unwrap();
+        assert_eq!(said, format!("{}|/a/plain.so.1|--bytes 96M", place.path().display()), "{line}");
+    }
 }

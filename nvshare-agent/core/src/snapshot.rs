@@ -47,6 +47,9 @@ pub struct State {
     pub ended_totals: Totals,
     /// How many clients ended.
     pub ended_count: u64,
+    /// What of all that clients had done already when this agent met them: they are older than it.
+    #[serde(default)]
+    pub earlier: Totals,
     /// The host memory of shadows.
     pub host: Host,
     /// The uprobes.
@@ -61,6 +64,19 @@ pub struct State {
     pub swap_in_seconds: Histogram,
     /// The clients' socket.
     pub sessions: Sessions,
+}
+
+impl State {
+    /// What all clients did since the agent began, those that ended too. It never goes back, and begins at zero with the
+    /// agent: a counter that only fell a little when the agent restarts would be taken for one that was reset, and what
+    /// is left of it for new.
+    pub fn totals(&self) -> Totals {
+        let mut all = self.ended_totals.clone();
+        for client in &self.clients {
+            all.add(&client.totals);
+        }
+        all.since(&self.earlier)
+    }
 }
 
 /// How many clients that ended are remembered one by one.

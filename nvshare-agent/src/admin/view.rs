@@ -83,8 +83,7 @@ fn heading(
 /// Rates between two looks.
 pub(super) fn movement(state: &State, since: &Since<'_>) -> String {
     let moved = |state: &State| {
-        let mut all = state.ended_totals.clone();
-        state.clients.iter().for_each(|client| all.add(&client.totals));
+        let all = state.totals();
         (all.copied_out, all.copied_in)
     };
     let (now, before) = (moved(state), moved(since.state));

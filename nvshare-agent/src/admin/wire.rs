@@ -62,6 +62,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_an_agent_of_the_first_release_answers_is_read() {
+        let missing = r#"{"part":"uprobes","why":"no BTF","needed":false}"#;
+        for line in [
+            &format!(
+                r#"{{"answer":"state","state":{{}},"readiness":{{"ready":true,"missing":[{missing}]}}}}"#
+            ),
+            r#"{"answer":"settings","settings":{}}"#,
+            r#"{"answer":"ordered"}"#,
+            r#"{"answer":"error","why":"7: no client is connected"}"#,
+        ] {
+            let answer: Response = serde_json::from_str(line).unwrap();
+            assert_eq!(serde_json::to_string(&answer).unwrap(), line);
+        }
+    }
+
+    #[test]
     fn requests_are_the_documented_lines() {
         assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"request":"status"}"#);
         let set = r#"{"request":"set","changes":["lease-floor=200ms"]}"#;

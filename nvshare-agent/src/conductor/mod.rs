@@ -43,7 +43,7 @@ use crate::clock;
 use crate::control::{End, Event};
 use crate::device::{Poll, Rhythm};
 use crate::hostmem::Made;
-use crate::pods;
+use crate::{pods, proc};
 
 /// How many inputs may wait for the conductor; then whoever sends waits too.
 pub const INPUTS: usize = 4096;
@@ -110,11 +110,15 @@ pub struct Conductor {
     ended: VecDeque<Ended>,
     ended_totals: Totals,
     ended_count: u64,
+    /// See [`State::earlier`].
+    earlier: Totals,
     /// The directory of the clients' socket: lock files for the time without an agent lie there.
     directory: Option<PathBuf>,
     locked: BTreeSet<DeviceId>,
     awaited: BTreeSet<u32>,
     began: Moment,
+    /// This process: clients that are older than it are another agent's.
+    this: Option<Process>,
     looked: Moment,
     asked: Option<Moment>,
     rhythm: Rhythm,
@@ -165,10 +169,12 @@ impl Conductor {
             ended: VecDeque::new(),
             ended_totals: Totals::default(),
             ended_count: 0,
+            earlier: Totals::default(),
             awaited: socket.as_deref().map(takeover::awaited).unwrap_or_default(),
             directory: socket.and_then(|path| Some(path.parent()?.to_owned())),
             locked: BTreeSet::new(),
             began: now,
+            this: proc::process(std::process::id()),
             looked: Moment::NEVER,
             asked: None,
             rhythm: Rhythm::default(),
@@ -185,19 +191,23 @@ impl Conductor {
         Ok((conductor, watched))
     }
 
-    /// Conducts until nobody can send inputs any more.
+    /// Conducts until `stop`, or until nobody can send inputs any more; then what was learned is kept. Whoever still waits
+    /// for an answer hears that there is none.
     pub async fn run(
         mut self,
         mut inputs: mpsc::Receiver<Input>,
         mut observations: mpsc::Receiver<Vec<Seen>>,
+        stop: impl Future<Output = ()>,
     ) {
+        let mut stop = std::pin::pin!(stop);
         let mut pressing = self.turn(clock::now());
         loop {
             let pause = self.pause(pressing);
             tokio::select! {
                 biased;
+                () = &mut stop => break,
                 input = inputs.recv() => {
-                    let Some(input) = input else { return };
+                    let Some(input) = input else { break };
                     self.changed |= self.hear(input, clock::now());
                     for _ in 1..BATCH {
                         let Ok(input) = inputs.try_recv() else { break };
@@ -222,6 +232,7 @@ impl Conductor {
             }
             pressing = self.turn(clock::now());
         }
+        self.keep_last().await;
     }
 
     /// Says whether that changed anything.

@@ -46,6 +46,7 @@ impl Conductor {
             ended: self.ended.iter().cloned().collect(),
             ended_totals,
             ended_count: self.ended_count,
+            earlier: self.earlier.clone(),
             host: core.host(),
             observer: self.observer.clone(),
             switches: core.switches.snapshot_since(self.began),
@@ -179,34 +180,39 @@ impl Conductor {
     }
 
     pub(super) fn totals(&self, client: &Client) -> Totals {
-        let sum = |of: fn(&Holdings) -> Bytes| -> Bytes {
-            let last =
-                self.pages.get(&client.id()).map(|paged| super::seen::view(&paged.page)).unwrap_or_default();
-            last.holdings.iter().map(|(_, holdings)| Bytes(of(holdings).0.min(1 << 56))).sum()
-        };
-        let calls = self
-            .pages
-            .get(&client.id())
-            .map_or(*client.calls(), |paged| super::seen::view(&paged.page).calls);
         let observed = self.core.ledger.observed().get(&client.process());
         let seen = observed.map(|observed| *observed.counts()).unwrap_or_default();
         let paged = observed.map(Observed::paged).unwrap_or_default();
         Totals {
-            application_calls: Totals::named(&calls.application),
-            engine_calls: Totals::named(&calls.engine),
             application_seen: Totals::named(&seen.application),
             engine_seen: Totals::named(&seen.engine),
             lost: observed.map_or(0, Observed::lost),
+            uvm_faults: paged.faults,
+            uvm_bytes: paged.to_device + paged.to_host,
+            uvm_cpu_faults: paged.cpu_faults,
+            uvm_to_device: paged.to_device,
+            ..self.unobserved_totals(client)
+        }
+    }
+
+    /// Without what the observer sees, which begins with the agent: this is on the client's page, or was kept.
+    pub(super) fn unobserved_totals(&self, client: &Client) -> Totals {
+        let page = self.pages.get(&client.id()).map(|paged| super::seen::view(&paged.page));
+        let calls = page.as_ref().map_or(*client.calls(), |page| page.calls);
+        let holdings = page.map(|page| page.holdings).unwrap_or_default();
+        let sum = |of: fn(&Holdings) -> Bytes| -> Bytes {
+            holdings.iter().map(|(_, holdings)| Bytes(of(holdings).0.min(1 << 56))).sum()
+        };
+        Totals {
+            application_calls: Totals::named(&calls.application),
+            engine_calls: Totals::named(&calls.engine),
             copied_out: sum(|holdings| holdings.copied_out),
             copied_in: sum(|holdings| holdings.copied_in),
             clean: sum(|holdings| holdings.clean),
             stops: client.stops_total(),
             stalls: client.stalls_total(),
             swap_failures: client.swap_failures_total(),
-            uvm_faults: paged.faults,
-            uvm_bytes: paged.to_device + paged.to_host,
-            uvm_cpu_faults: paged.cpu_faults,
-            uvm_to_device: paged.to_device,
+            ..Totals::default()
         }
     }
 

@@ -66,18 +66,16 @@ impl Conductor {
 
     /// Writes what has changed, when it is time.
     pub(super) fn keep(&mut self, now: Moment) {
+        if self.memory.keeper.is_none() {
+            self.memory.pressing = false;
+            return;
+        }
         let pause = if self.memory.pressing { SOON } else { RARELY };
-        if self.memory.keeper.is_none() || now.since(self.memory.at) < pause {
+        if now.since(self.memory.at) < pause {
             return;
         }
         self.memory.at = now;
-        let living = self.core.ledger.clients().values().filter(|client| client.exited().is_none());
-        let mut clients: Vec<Remembered> = living.map(|client| self.remembered(client)).collect();
-        // Those that have not come yet may still come; once granting has begun, only if they live.
-        self.memory.before.retain(|process, _| proc::process(process.pid) == Some(*process));
-        clients.extend(self.memory.before.values().cloned());
-        clients.truncate(MOST);
-        let kept = Kept::new(self.core.ledger.switch_cost(), clients);
+        let kept = self.knowledge();
         if kept == self.memory.written {
             self.memory.pressing = false;
             return;
@@ -88,6 +86,27 @@ impl Conductor {
             self.memory.written = kept;
             self.memory.pressing = false;
         }
+    }
+
+    /// Writes what has changed a last time: what was answered to be ordered is to be known to the next agent. Returns when
+    /// the disk has it.
+    pub(super) async fn keep_last(&mut self) {
+        let Some(keeper) = self.memory.keeper.take() else { return };
+        let kept = self.knowledge();
+        let last = (kept != self.memory.written).then_some(kept);
+        // A disk may take its time: not on a thread that others need. It fails only where the keeper panicked.
+        let _ = tokio::task::spawn_blocking(move || keeper.finish(last)).await;
+    }
+
+    /// All that the next agent is to know.
+    fn knowledge(&mut self) -> Kept {
+        let living = self.core.ledger.clients().values().filter(|client| client.exited().is_none());
+        let mut clients: Vec<Remembered> = living.map(|client| self.remembered(client)).collect();
+        // Those that have not come yet may still come; once granting has begun, only if they live.
+        self.memory.before.retain(|process, _| proc::process(process.pid) == Some(*process));
+        clients.extend(self.memory.before.values().cloned());
+        clients.truncate(MOST);
+        Kept::new(self.core.ledger.switch_cost(), clients)
     }
 
     fn remembered(&self, client: &Client) -> Remembered {

@@ -29,8 +29,8 @@ impl Conductor {
     pub(super) fn pause(&self, pressing: bool) -> Duration {
         match self.rhythm {
             _ if self.core.held_back || pressing => Duration::from_millis(10),
-            Rhythm::Rest => RESTING,
-            Rhythm::Fast | Rhythm::Calm => CALM,
+            Rhythm::Rest if !self.memory.pressing => RESTING,
+            Rhythm::Rest | Rhythm::Fast | Rhythm::Calm => CALM,
         }
     }
 
@@ -68,6 +68,7 @@ impl Conductor {
     pub(super) fn nothing_happens(&self, now: Moment) -> bool {
         self.rhythm == Rhythm::Rest
             && !self.changed
+            && !self.memory.pressing
             && now.since(self.published) < PUBLISHED_AT_REST
             && self.pages.values().all(|paged| digest(&paged.page) == paged.digest)
     }
@@ -107,4 +108,29 @@ pub(super) fn digest(page: &CounterPage) -> u64 {
         }
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use nvshare_agent_core::settings::Settings;
+
+    use super::*;
+    use crate::clock;
+
+    #[test]
+    fn what_is_to_be_kept_does_not_wait_for_the_end_of_a_rest() {
+        let (inputs, _heard) = super::super::inputs();
+        let poll = crate::device::start("no-such-nvml.so".into(), |_| {}, |_| {}).expect("a thread");
+        let (mut conductor, _state) =
+            Conductor::new(Settings::default(), poll, &inputs, None).expect("a conductor");
+        let now = clock::now();
+        conductor.core.held_back = false;
+        (conductor.rhythm, conductor.changed, conductor.published) = (Rhythm::Rest, false, now);
+        assert!(conductor.nothing_happens(now) && conductor.pause(false) == RESTING);
+        conductor.memory.pressing = true;
+        assert!(!conductor.nothing_happens(now) && conductor.pause(false) == CALM);
+        // Where nothing is kept nothing presses for good.
+        conductor.keep(now);
+        assert!(conductor.nothing_happens(now));
+    }
 }

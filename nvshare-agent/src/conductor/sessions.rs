@@ -8,7 +8,7 @@ use nvshare_agent_core::conductor::Command;
 use nvshare_agent_core::ledger::{Client, SessionId};
 use nvshare_agent_core::moment::Moment;
 use nvshare_agent_core::process::Process;
-use nvshare_agent_core::snapshot::{ENDED, Ended};
+use nvshare_agent_core::snapshot::{ENDED, Ended, Totals};
 use nvshare_common::ids::ClientId;
 use nvshare_common::protocol::{Answer, ToAgent, ToShim};
 use tokio::io::Interest;
@@ -25,7 +25,8 @@ impl Conductor {
     pub(super) fn opened(&mut self, session: SessionId, opened: Opened, now: Moment) {
         let Opened { peer, hello, page, outbox, counted } = opened;
         self.awaited.remove(&peer.process.pid);
-        let new = self.core.ledger.client_of(peer.process).is_none();
+        let before = self.core.ledger.client_of(peer.process).map(|client| self.done(client));
+        let new = before.is_none();
         let client = self.core.hello(peer.process, session, &hello, now);
         self.core.ledger.named(client, peer.name, peer.cgroup.clone());
         if new {
@@ -53,6 +54,7 @@ impl Conductor {
                 tracing::warn!(client = client.0, pid = peer.process.pid, %why, "no counters");
             }
         }
+        self.count_on(peer.process, client, before);
         self.lines.dismiss(client);
         self.host.left(client);
         self.sessions.opened += 1;
@@ -70,6 +72,28 @@ impl Conductor {
         if let Some(paged) = self.pages.get(&client) {
             self.core.sample(client, &view(&paged.page), now);
         }
+    }
+
+    /// What the client did, by itself and by what was kept of it.
+    fn done(&self, client: ClientId) -> Totals {
+        self.core.ledger.client(client).map(|client| self.unobserved_totals(client)).unwrap_or_default()
+    }
+
+    /// Keeps the sums over all clients from going back, and from beginning with what others than this agent counted, where a
+    /// session begins: `before` is what the client had done, if it is known.
+    fn count_on(&mut self, process: Process, client: ClientId, before: Option<Totals>) {
+        let now = self.done(client);
+        match before {
+            // With another program a process has another page: what was on the first has ended.
+            Some(before) => self.ended_totals.add(&before.since(&now)),
+            None if self.began_after(process) => self.earlier.add(&now),
+            None => {}
+        }
+    }
+
+    /// Whether the process is older than this one.
+    fn began_after(&self, process: Process) -> bool {
+        self.this.is_some_and(|this| process.start < this.start)
     }
 
     /// A shim that is to move nothing any more knows that, and says so to the next agent.

@@ -141,7 +141,7 @@ fn devices(page: &mut Page, state: &State) {
     }
 }
 
-/// What clients did together, those that ended too: these never go back while the agent runs.
+/// What clients did together since the agent began, those that ended too.
 fn all_clients(page: &mut Page, state: &State) {
     for activity in Activity::ALL {
         let count = state.clients.iter().filter(|client| client.activity == activity).count();
@@ -161,10 +161,7 @@ fn all_clients(page: &mut Page, state: &State) {
     page.distribution(Series::Swaps, &["out"], &state.swap_out_seconds);
     page.distribution(Series::Swaps, &["in"], &state.swap_in_seconds);
 
-    let mut all = state.ended_totals.clone();
-    for client in &state.clients {
-        all.add(&client.totals);
-    }
+    let all = state.totals();
     page.put(Series::SwapBytes, &["out"], bytes(all.copied_out));
     page.put(Series::SwapBytes, &["in"], bytes(all.copied_in));
     page.put(Series::SwapClean, &[], bytes(all.clean));

@@ -210,6 +210,18 @@ fn what_clients_did_together_does_not_go_back_when_one_ends() {
 }
 
 #[test]
+fn what_clients_did_before_the_agent_is_in_no_sum() {
+    let mut state = full();
+    state.earlier = state.clients[0].totals.clone();
+    let sum = |state: &State, series: &str| samples(&scrape(state.clone()))[series].clone();
+    let copied = sum(&state, "nvshare_swap_bytes_total");
+    assert!(copied.contains(&("direction=\"out\"}".to_owned(), 1005.0)), "{copied:?}");
+    let calls = sum(&state, "nvshare_calls_total");
+    let launch = "seen_by=\"shim\",made_by=\"application\",call=\"launch\"}".to_owned();
+    assert!(calls.contains(&(launch, Call::Launch as usize as f64)), "{calls:?}");
+}
+
+#[test]
 fn reasons_beyond_the_limit_are_one_series() {
     let mut state = full();
     let many = (0..1000).map(|number| (format!("reason-{number}"), Bytes(1))).collect();

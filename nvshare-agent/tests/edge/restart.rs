@@ -1,5 +1,5 @@
-//! What an administrator ordered, and what an agent learned, when the agent is killed and another one comes: real shims live on
-//! beside both.
+//! What an administrator ordered, and what an agent learned, when the agent is killed or stopped and another one comes: real
+//! shims live on beside both.
 
 use std::process::Command;
 
@@ -25,6 +25,23 @@ fn seen(agent: &Agent, client: &Client) -> Option<Value> {
 
 fn held(client: &Value, what: &str) -> u64 {
     client["devices"].as_array().into_iter().flatten().filter_map(|device| device[what].as_u64()).sum()
+}
+
+/// What the clients did by their own totals, together: times they were stopped, bytes swapped out.
+fn done_by(agent: &Agent, clients: &[&Client]) -> [u64; 2] {
+    ["stops", "copied_out"].map(|what| {
+        let all = clients.iter().filter_map(|client| seen(agent, client)?["totals"][what].as_u64());
+        all.sum()
+    })
+}
+
+/// The agent's own sums of the same.
+fn counted(agent: &Agent) -> [u64; 2] {
+    let page = agent.get("/metrics").unwrap().1;
+    ["nvshare_stops_total", "nvshare_swap_bytes_total{direction=\"out\"}"].map(|series| {
+        let line = page.lines().find_map(|line| line.strip_prefix(series));
+        line.and_then(|count| count.trim().parse::<f64>().ok()).unwrap_or_else(|| panic!("{page}")) as u64
+    })
 }
 
 /// What the agent has written of the client for the next one.
@@ -70,6 +87,11 @@ fn orders_and_what_was_learned_survive_an_agent_that_is_killed_and_still_act() {
         (all && stopped.iter().flatten().sum::<u64>() >= 1).then_some(stopped)
     });
 
+    let all = [&ordered, &out, &other];
+    let copied = wait_for("something was copied", LIMIT, || {
+        let [_, copied] = done_by(&first, &all);
+        (copied > 0).then_some(copied)
+    });
     first.kill();
     drop(first);
     let second = node.agent(LEASES);
@@ -86,6 +108,11 @@ fn orders_and_what_was_learned_survive_an_agent_that_is_killed_and_still_act() {
             stops(&second, client).filter(|stops| Some(*stops) >= before)
         });
     }
+    // What was done before is not counted by the new one as well.
+    let [new_stops, new_copied] = counted(&second);
+    let [all_stops, all_copied] = done_by(&second, &all);
+    assert!(all_stops - new_stops >= stopped.iter().flatten().sum(), "{new_stops} of {all_stops}");
+    assert!(all_copied - new_copied >= copied, "{new_copied} of {all_copied}, {copied} before");
     let pinned_since = stops(&second, &ordered);
     // They act: what was ordered out stays out, beside much that is free, and has no more than its limit.
     let stays = wait_for("the one that is held out is back, and out", LIMIT, || {
@@ -110,5 +137,34 @@ fn orders_and_what_was_learned_survive_an_agent_that_is_killed_and_still_act() {
     for mut client in [ordered, out, other] {
         client.succeed();
     }
+    assert_eq!(node.violations(), Vec::<String>::new());
+}
+
+#[test]
+fn orders_that_were_answered_just_before_the_agent_is_stopped_survive_it() {
+    let node = Node::builder().env("NVSHARE_SIM_CARD_BYTES", "96M").build();
+    let first = node.agent(LEASES);
+    let over = node.path().join("over");
+    let flags = format!("--buffers 4 --bytes 32M --until {}", over.display());
+    let mut client = Client::start(&mut node.workload(&flags).with_shim());
+    wait_for("the client is there", LIMIT, || seen(&first, &client));
+    // The first is written at once, the others by the way: so soon after it there is no time for that before the end.
+    let pid = client.id();
+    for words in
+        ["set priority pid:PID low", "set weight pid:PID 2.5", "set limit pid:PID 64M", "pin pid:PID"]
+    {
+        done(&node, &words.replace("PID", &pid.to_string()));
+    }
+    assert!(first.stop().success());
+
+    let second = node.agent(LEASES);
+    let back = wait_for("the client is back", LIMIT, || seen(&second, &client));
+    assert_eq!(
+        (&back["priority"], &back["weight"], &back["ordered_limit"], &back["pinned"]),
+        (&"low".into(), &2.5.into(), &(64 << 20).into(), &true.into()),
+        "{back}"
+    );
+    std::fs::write(&over, "").unwrap();
+    client.succeed();
     assert_eq!(node.violations(), Vec::<String>::new());
 }

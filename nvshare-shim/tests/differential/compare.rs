@@ -18,8 +18,19 @@ use crate::script::Script;
 
 /// By how much two answers about free memory may differ.
 const ROUGHLY: u64 = 24 << 20;
-/// A script that takes longer hangs.
-const LIMIT: Duration = Duration::from_secs(20);
+/// How long is waited for a run.
+#[derive(Clone, Copy)]
+pub(crate) struct Patience {
+    /// For the next step: a run that takes longer hangs.
+    pub(crate) step: Duration,
+    /// For all of it, if not for ever: then nothing is known of it.
+    pub(crate) end: Option<Instant>,
+}
+
+impl Patience {
+    /// Where a result counts.
+    pub(crate) const ALL: Patience = Patience { step: Duration::from_secs(20), end: None };
+}
 
 /// What is wrong with a script.
 #[derive(Clone, Debug)]
@@ -61,6 +72,8 @@ fn start(scripts: &[Script], with_library: bool) -> Client {
     let mut command = if with_library { node.client(program).with_shim() } else { node.client(program) };
     command
         .args(["role", "--exact", "--nocapture", "--test-threads=1"])
+        // What it said last is told: the message of a panic, and what the simulator said before.
+        .env("RUST_BACKTRACE", "0")
         .env("NVSHARE_DIFFERENTIAL_SCRIPTS", script)
         .env("NVSHARE_DIFFERENTIAL_TRANSCRIPT", &transcript)
         .stdin(Stdio::null())
@@ -101,27 +114,35 @@ fn inherit(command: &mut Command, numbers: [i32; 2]) {
 }
 
 impl Client {
-    /// Waits for the end; who writes nothing for too long is killed.
-    fn finish(mut self) -> Run {
+    /// Waits for the end; who writes nothing for too long is killed. `None`: there was no time for it.
+    fn finish(mut self, patience: Patience) -> Option<Run> {
         let (mut size, mut since) = (0, Instant::now());
         let end = loop {
             if let Some(status) = self.child.try_wait().expect("the state of a client") {
                 let errors = std::fs::read_to_string(self.node.path().join("errors")).unwrap_or_default();
-                let tail: Vec<&str> = errors.lines().rev().take(6).collect();
+                let tail: Vec<&str> = errors.lines().rev().take(8).collect();
                 break if status.success() { Ok(()) } else { Err(format!("ended with {status}: {tail:?}")) };
             }
             let now = std::fs::metadata(&self.transcript).map_or(0, |file| file.len());
             if now != size {
                 (size, since) = (now, Instant::now());
-            } else if since.elapsed() > LIMIT {
-                let _ = self.child.kill();
-                let _ = self.child.wait();
+            } else if since.elapsed() > patience.step {
+                self.kill();
                 break Err("hangs".to_owned());
+            }
+            if patience.end.is_some_and(|end| Instant::now() > end) {
+                self.kill();
+                return None;
             }
             std::thread::sleep(Duration::from_millis(5));
         };
         let transcripts = read(&self.transcript);
-        Run { transcripts, end, violations: self.node.violations() }
+        Some(Run { transcripts, end, violations: self.node.violations() })
+    }
+
+    fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -150,18 +171,26 @@ fn same(one: &str, other: &str) -> bool {
 
 /// Runs the scripts both ways at once; the first difference, if there is one. What comes after it in the same run does not
 /// count: it may come of it.
-pub(crate) fn first_difference(scripts: &[Script]) -> Option<Difference> {
+pub(crate) fn first_difference(scripts: &[Script], patience: Patience) -> Option<Difference> {
     let (bare, with) = (start(scripts, false), start(scripts, true));
-    compared(scripts, &bare.finish(), &with.finish())
+    // Both to their end, whatever came of the first: they are processes.
+    let (bare, with) = (bare.finish(patience), with.finish(patience));
+    compared(scripts, &bare?, &with?)
 }
 
 /// Runs the scripts bare twice. A difference is the fault of the scripts, or of the driver below: something in them is
 /// ordered by nothing.
 pub(crate) fn first_difference_of_bare_runs(scripts: &[Script]) -> Option<Difference> {
     let (one, other) = (start(scripts, false), start(scripts, false));
-    let mut difference = compared(scripts, &one.finish(), &other.finish())?;
+    let (one, other) = (one.finish(Patience::ALL), other.finish(Patience::ALL));
+    let mut difference = compared(scripts, &one?, &other?)?;
     difference.what = format!("BARE TWICE, so that this test is at fault: {}", difference.what);
     Some(difference)
+}
+
+/// The step that was done last, or is not over.
+fn last_step(lines: &[String]) -> &str {
+    lines.iter().rev().find(|line| !line.starts_with(' ')).map_or("", String::as_str)
 }
 
 fn compared(scripts: &[Script], bare: &Run, with: &Run) -> Option<Difference> {
@@ -171,8 +200,7 @@ fn compared(scripts: &[Script], bare: &Run, with: &Run) -> Option<Difference> {
         let of = |run: &Run| run.transcripts.get(index).map_or(nothing.clone(), |(_, lines)| lines.clone());
         let (one, other) = (of(bare), of(with));
         for (line, bare_line) in one.iter().enumerate() {
-            let step =
-                one[..line].iter().rev().find(|line| !line.starts_with(' ')).map_or("", String::as_str);
+            let step = last_step(&one[..line]);
             match other.get(line) {
                 Some(with_line) if same(bare_line, with_line) => {}
                 Some(with_line) => {
@@ -181,17 +209,14 @@ fn compared(scripts: &[Script], bare: &Run, with: &Run) -> Option<Difference> {
                 }
                 None => {
                     let end = with.end.as_ref().err().cloned().unwrap_or_default();
-                    let last = other.last().map_or("", String::as_str);
+                    let last = last_step(&other);
                     return difference(format!("the run under the library {end}, after {last}"));
                 }
             }
         }
         let last = index + 1 == scripts.len() || bare.transcripts.len() == index + 1;
         if let (true, Err(end)) = (last, &bare.end) {
-            return difference(format!(
-                "the bare run {end}, after {}",
-                one.last().map_or("", String::as_str)
-            ));
+            return difference(format!("the bare run {end}, after {}", last_step(&one)));
         }
         if let (true, Err(end)) = (last, &with.end) {
             return difference(format!("the run under the library {end}"));

@@ -43,7 +43,7 @@ mod world;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use compare::{Difference, first_difference, first_difference_of_bare_runs};
+use compare::{Difference, Patience, first_difference, first_difference_of_bare_runs};
 use script::Script;
 
 /// How many scripts a client does.
@@ -82,15 +82,17 @@ fn random_scripts_do_the_same_with_and_without_the_library() {
     if let Ok(file) = std::env::var("NVSHARE_DIFFERENTIAL_REPLAY") {
         let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{file}: {error}"));
         for script in Script::parse_all(&text).unwrap_or_else(|error| panic!("{file}: {error}")) {
-            let difference = first_difference(std::slice::from_ref(&script));
+            let difference = first_difference(std::slice::from_ref(&script), Patience::ALL);
             assert!(difference.is_none(), "{}", told(&script, &difference.expect("one")));
         }
         return;
     }
     let mut scripts: Vec<Script> = seeds().map(generate::script).collect();
     let without = std::env::var("NVSHARE_DIFFERENTIAL_WITHOUT").unwrap_or_default();
+    let without =
+        script::verbs(&without).unwrap_or_else(|why| panic!("NVSHARE_DIFFERENTIAL_WITHOUT={without}: {why}"));
     for script in &mut scripts {
-        script.ops.retain(|op| !without.split(',').any(|verb| verb == op.verb()));
+        script.ops.retain(|op| !without.contains(&op.verb()));
     }
     let batches: Vec<&[Script]> = scripts.chunks(BATCH).collect();
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
@@ -105,7 +107,7 @@ fn random_scripts_do_the_same_with_and_without_the_library() {
                     let enough = || failed.lock().expect("the failures").len() >= ENOUGH;
                     let mut rest = *batch;
                     while !rest.is_empty() && !enough() {
-                        let Some(difference) = first_difference(rest) else { break };
+                        let Some(difference) = first_difference(rest, Patience::ALL) else { break };
                         let at = rest.iter().position(|script| script.seed == difference.seed).unwrap_or(0);
                         failed.lock().expect("the failures").push(report(
                             &rest[at],
@@ -135,8 +137,8 @@ fn check(scripts: &[Script]) -> Option<String> {
 
 /// Shortens a script that failed, alone if it fails alone, and tells of it.
 fn report(script: &Script, with_those_before: &[Script], difference: Difference) -> String {
-    if let Some(alone) = first_difference(std::slice::from_ref(script)) {
-        let (short, difference) = shrink::shrunk(script, alone);
+    if let Some(alone) = first_difference(std::slice::from_ref(script), Patience::ALL) {
+        let (short, difference) = shrink::shrunk(script, alone, shrink::LIMITS);
         told(&short, &difference)
     } else {
         let first = with_those_before.first().map_or(0, |script| script.seed);

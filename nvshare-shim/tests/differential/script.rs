@@ -102,6 +102,25 @@ pub(crate) const VERBS: &[(&str, &[&str])] = &[
     ("swap", &["kind"]),
 ];
 
+/// The verbs in a list with commas; or which there are, where one is none.
+pub(crate) fn verbs(list: &str) -> Result<Vec<&'static str>, String> {
+    let all = || VERBS.iter().map(|(verb, _)| *verb);
+    let one = |name: &str| {
+        all().find(|verb| *verb == name).ok_or_else(|| {
+            format!("no step is called `{name}`: expected of {}", all().collect::<Vec<_>>().join(", "))
+        })
+    };
+    list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(one).collect()
+}
+
+#[test]
+fn steps_that_do_not_exist_are_refused_with_those_that_do() {
+    assert_eq!(verbs("h2d, swap,").unwrap(), ["h2d", "swap"]);
+    assert!(verbs("").unwrap().is_empty());
+    let why = verbs("h2d,h2h").unwrap_err();
+    assert!(why.contains("`h2h`") && VERBS.iter().all(|(verb, _)| why.contains(verb)), "{why}");
+}
+
 /// One step of a script.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Op {

@@ -78,16 +78,17 @@ pub struct FaultPlan {
 
 impl FaultPlan {
     /// Reads `point:which=effect` separated by commas; `which` is `5`, `5-7`, `5+` or `*`; the effects are `oom`,
-    /// `fail`, `hang` and `slow/milliseconds`.
-    pub fn parse(text: &str) -> Result<FaultPlan, ConfigError> {
+    /// `fail`, `hang` and `slow/milliseconds`. A name that is no point is one that `can_fail` knows: a fault that could
+    /// never strike would make a test pass.
+    pub fn parse(text: &str, can_fail: impl Fn(&str) -> bool) -> Result<FaultPlan, ConfigError> {
         let mut plan = FaultPlan::default();
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-            plan.add(part).ok_or_else(|| ConfigError {
+            plan.add(part, &can_fail).ok_or_else(|| ConfigError {
                 name: "NVSHARE_SIM_FAULTS".into(),
                 value: part.into(),
                 expected: format!(
-                    "point:which=effect with a point of {} or a function's name, `which` like 5, 5-7, 5+ or *, and an \
-                     effect of oom, fail, hang, slow/MILLISECONDS",
+                    "point:which=effect with a point of {} or the exported name of a simulated function that needs cuInit, \
+                     `which` like 5, 5-7, 5+ or *, and an effect of oom, fail, hang, slow/MILLISECONDS",
                     POINTS.map(|(name, _)| name).join(", ")
                 ),
             })?;
@@ -113,11 +114,11 @@ impl FaultPlan {
         due.map(|(_, fault, _)| fault.effect).reduce(|first, _| first)
     }
 
-    fn add(&mut self, text: &str) -> Option<()> {
+    fn add(&mut self, text: &str, can_fail: impl Fn(&str) -> bool) -> Option<()> {
         let (place, fault) = parse_fault(text)?;
         match POINTS.iter().find(|(name, _)| *name == place) {
             Some((_, point)) => self.faults.push((*point, fault)),
-            None if place.starts_with("cu") => {
+            None if can_fail(place) => {
                 self.calls.push((place.to_owned(), fault, AtomicU64::new(0)));
             }
             None => return None,
@@ -154,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_fault_strikes_the_call_it_names_and_no_other() {
-        let plan = FaultPlan::parse("create:2=oom, copy:3+=fail,launch:*=slow/20").unwrap();
+        let plan = FaultPlan::parse("create:2=oom, copy:3+=fail,launch:*=slow/20", |_| false).unwrap();
         assert_eq!([(); 3].map(|()| plan.reach(Point::Create)), [None, Some(Effect::OutOfMemory), None]);
         let copies = [(); 4].map(|()| plan.reach(Point::Copy));
         assert_eq!(copies, [None, None, Some(Effect::Fail), Some(Effect::Fail)]);
@@ -164,7 +165,8 @@ mod tests {
 
     #[test]
     fn a_call_is_counted_by_its_name() {
-        let plan = FaultPlan::parse("cuFuncLoad:2=oom,cuFuncLoad:3=fail,cuGraphLaunch:1=oom").unwrap();
+        let plan =
+            FaultPlan::parse("cuFuncLoad:2=oom,cuFuncLoad:3=fail,cuGraphLaunch:1=oom", |_| true).unwrap();
         let loads = [(); 4].map(|()| plan.call("cuFuncLoad"));
         assert_eq!(loads, [None, Some(Effect::OutOfMemory), Some(Effect::Fail), None]);
         assert_eq!(plan.call("cuGraphLaunch"), Some(Effect::OutOfMemory));
@@ -180,8 +182,18 @@ mod tests {
 
     #[test]
     fn a_fault_that_cannot_be_read_is_refused_with_the_grammar() {
-        for text in ["create", "create:0=oom", "create:5-3=oom", "nothing:1=oom", "copy:1=explode"] {
-            let error = FaultPlan::parse(text).unwrap_err().to_string();
+        let can_fail = |name: &str| name == "cuFuncLoad";
+        for text in [
+            "create",
+            "create:0=oom",
+            "create:5-3=oom",
+            "nothing:1=oom",
+            "copy:1=explode",
+            "cuFuncLoda:1=oom",
+            "cuFuncLoad:1",
+        ] {
+            let error =
+                FaultPlan::parse(&format!("cuFuncLoad:1=oom,{text}"), can_fail).unwrap_err().to_string();
             assert!(error.contains(text) && error.contains("point:which=effect"), "{error}");
         }
     }

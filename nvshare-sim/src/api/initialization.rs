@@ -13,7 +13,7 @@ export! {
         if flags != 0 {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
-        init::initialize()
+        init::initialize(super::can_fail)
     }
 
     @early fn cuDriverGetVersion(version: Out<c_int>) |cx| {

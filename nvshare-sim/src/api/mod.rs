@@ -73,3 +73,8 @@ pub(crate) static TABLES: &[&[&[Export]]] = &[
     value::EXPORTS,
     vmm::EXPORTS,
 ];
+
+/// Whether a fault on demand can strike a call of this function.
+fn can_fail(name: &str) -> bool {
+    TABLES.iter().copied().flatten().copied().flatten().any(|export| export.name == name && !export.early)
+}

@@ -19,10 +19,10 @@ impl Calls {
         Call::ALL.iter().filter(told).map(|call| (call.name(), self.0[*call as usize]))
     }
 
-    /// Adds another client's.
-    pub fn add(&mut self, other: &Calls) {
-        for (sum, more) in self.0.iter_mut().zip(other.0) {
-            *sum = sum.saturating_add(more);
+    /// Makes one of each two counts.
+    pub(super) fn combine(&mut self, other: &Calls, of: fn(u64, u64) -> u64) {
+        for (count, other) in self.0.iter_mut().zip(other.0) {
+            *count = of(*count, other);
         }
     }
 }

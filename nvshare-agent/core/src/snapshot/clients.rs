@@ -200,6 +200,17 @@ impl Totals {
 
     /// Adds another client's.
     pub fn add(&mut self, other: &Totals) {
+        self.combine(other, u64::saturating_add);
+    }
+
+    /// What was done since it was `before`.
+    #[must_use]
+    pub fn since(mut self, before: &Totals) -> Totals {
+        self.combine(before, u64::saturating_sub);
+        self
+    }
+
+    fn combine(&mut self, other: &Totals, of: fn(u64, u64) -> u64) {
         // Each by its name: the compiler tells of one that is missing here.
         let Totals {
             application_calls,
@@ -217,22 +228,34 @@ impl Totals {
             uvm_bytes,
             uvm_cpu_faults,
             uvm_to_device,
-        } = other;
-        self.application_calls.add(application_calls);
-        self.engine_calls.add(engine_calls);
-        self.application_seen.add(application_seen);
-        self.engine_seen.add(engine_seen);
-        self.lost += *lost;
-        self.copied_out += *copied_out;
-        self.copied_in += *copied_in;
-        self.clean += *clean;
-        self.stops += *stops;
-        self.stalls += *stalls;
-        self.swap_failures += *swap_failures;
-        self.uvm_faults += *uvm_faults;
-        self.uvm_bytes += *uvm_bytes;
-        self.uvm_cpu_faults += *uvm_cpu_faults;
-        self.uvm_to_device += *uvm_to_device;
+        } = self;
+        for (calls, other) in [
+            (application_calls, &other.application_calls),
+            (engine_calls, &other.engine_calls),
+            (application_seen, &other.application_seen),
+            (engine_seen, &other.engine_seen),
+        ] {
+            calls.combine(other, of);
+        }
+        for (count, other) in [
+            (lost, other.lost),
+            (stops, other.stops),
+            (stalls, other.stalls),
+            (swap_failures, other.swap_failures),
+            (uvm_faults, other.uvm_faults),
+            (uvm_cpu_faults, other.uvm_cpu_faults),
+        ] {
+            *count = of(*count, other);
+        }
+        for (bytes, other) in [
+            (copied_out, other.copied_out),
+            (copied_in, other.copied_in),
+            (clean, other.clean),
+            (uvm_bytes, other.uvm_bytes),
+            (uvm_to_device, other.uvm_to_device),
+        ] {
+            bytes.0 = of(bytes.0, other.0);
+        }
     }
 }
 
@@ -289,4 +312,30 @@ pub struct Foreign {
     pub idle_seconds: f64,
     /// What the uprobes saw, by [`Call::name`].
     pub seen: Calls,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each count and size is `number`.
+    fn all(number: u64) -> Totals {
+        let mut totals = serde_json::to_value(Totals::default()).unwrap();
+        for total in totals.as_object_mut().unwrap().values_mut() {
+            match total.as_object_mut() {
+                Some(calls) => calls.values_mut().for_each(|count| *count = number.into()),
+                None => *total = number.into(),
+            }
+        }
+        serde_json::from_value(totals).unwrap()
+    }
+
+    #[test]
+    fn everything_is_added_and_taken_away_again_and_nothing_falls_below_zero() {
+        let mut sum = all(7);
+        sum.add(&all(5));
+        assert_eq!(sum, all(12));
+        assert_eq!(sum.since(&all(5)), all(7));
+        assert_eq!(all(7).since(&all(8)), Totals::default());
+    }
 }

@@ -129,6 +129,10 @@ impl Running {
         }
     }
 
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("the state of a program").is_none()
+    }
+
     /// Gives it a line to read.
     pub(crate) fn tell(&mut self) {
         let input = self.child.stdin.as_mut().expect("its input is a pipe");

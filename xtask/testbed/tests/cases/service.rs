@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nvshare_testbed::{Pages, is_root};
 
-use super::run::{LIMIT, Running, TURNS, agent, card, run};
+use super::run::{LIMIT, Running, TURNS, agent, card, hooked, run};
 
 #[test]
 fn beside_an_agent_that_sees_no_card_programs_run_as_without_one() {
@@ -53,6 +53,30 @@ fn a_client_that_sees_the_old_directory_does_not_keep_the_card_from_the_new_agen
     let newcomer = node.workload("--bytes 160M --buffers 4 --iterations 1").with_shim();
     run(newcomer).assert_well("the new agent's client");
     old.end(LIMIT).assert_well("the client with the old directory");
+}
+
+/// With another program a process has another counter page, which begins at zero.
+#[test]
+fn the_agents_sums_never_go_back_when_a_client_becomes_another_program() {
+    let node = card("256M");
+    let agent = agent(&node, &[]);
+    let mut client = Running::start(&mut hooked(&node, "begins_anew", "60 20 7"));
+    let launches = || -> u64 {
+        let page = agent.get("/metrics").expect("the metrics").1;
+        let series = "nvshare_calls_total{seen_by=\"shim\",made_by=\"application\",call=\"launch\"} ";
+        page.lines().find_map(|line| line.strip_prefix(series)?.parse().ok()).unwrap_or_default()
+    };
+    let mut counted = 0;
+    let end = Instant::now() + LIMIT;
+    while client.is_running() && Instant::now() < end {
+        let now = launches();
+        assert!(now >= counted, "{now} after {counted}");
+        counted = now;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    client.end(LIMIT).assert_well("all three programs");
+    assert!(counted >= 60, "{counted}");
+    assert_eq!(agent.state()["sessions"]["opened"], 3);
 }
 
 /// The pages' port, and the one that is for the kubelet alone: whoever stares at one of them, or at both, keeps nobody from
