@@ -125,6 +125,7 @@ const QUICK: [(&str, &[&str]); 7] = [
             "crowds",
             "floors",
             "grants",
+            "growth",
             "hostile",
             "older",
             "orders",

@@ -138,7 +138,7 @@ impl Core {
     }
 
     fn want(&mut self, client: ClientId, device: DeviceId, total: Bytes, purpose: Purpose, now: Moment) {
-        self.ledger.needs(client, device, total);
+        self.ledger.needs(client, device, total, now);
         if purpose == Purpose::Work {
             self.ledger.wants(client, now);
         }

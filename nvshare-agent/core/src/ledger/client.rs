@@ -166,9 +166,11 @@ impl Client {
     }
 
     /// It said what it needs on `device`.
-    pub(super) fn needs(&mut self, device: DeviceId, total: Bytes) {
+    pub(super) fn needs(&mut self, device: DeviceId, total: Bytes, now: Moment) {
         if let Some(holding) = self.holding(device) {
+            let before = holding.needed;
             holding.need(total);
+            holding.growth.asks(before, holding.needed, now);
             holding.page_total = None;
             if holding.needed > holding.granted {
                 holding.complete = false;
@@ -194,6 +196,8 @@ impl Client {
             holding.complete = true;
         }
         let since = holding.granting_since.take();
+        // Who allocates without a pause has asked for more before anybody looks again.
+        self.accustom();
         self.begin_lease(now);
         since
     }

@@ -7,6 +7,7 @@ use nvshare_common::bytes::Bytes;
 use nvshare_common::counters::Holdings;
 use nvshare_common::ids::Ticket;
 
+use super::growth::Growth;
 use super::readers::readers;
 use crate::moment::Moment;
 
@@ -55,6 +56,8 @@ pub struct Holding {
     pub(super) granting_since: Option<Moment>,
     /// All it has, by its last counters, resident or not.
     pub(super) page_total: Option<Bytes>,
+    /// How it comes to need more.
+    pub(super) growth: Growth,
     /// What it held, by its counters, at moments.
     pub(super) samples: VecDeque<(Moment, Bytes)>,
     pub(super) measured: Option<Bytes>,
@@ -205,6 +208,11 @@ impl Holding {
     /// What it takes on the device to run without ever giving anything back.
     pub fn claimed(&self) -> Bytes {
         self.needed.max(self.held())
+    }
+
+    /// How much more it will probably ask for soon, beyond what it needs: it grows step by step.
+    pub fn growing(&self, now: Moment) -> Bytes {
+        self.growth.ahead(self.needed, now)
     }
 
     /// Granted and not used.

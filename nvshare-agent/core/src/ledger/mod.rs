@@ -10,6 +10,7 @@ mod check;
 mod client;
 mod device;
 mod evictable;
+mod growth;
 mod holding;
 mod lease;
 mod limits;

@@ -64,9 +64,9 @@ impl Ledger {
     }
 
     /// It said what it needs on `device`.
-    pub fn needs(&mut self, client: ClientId, device: DeviceId, total: Bytes) {
+    pub fn needs(&mut self, client: ClientId, device: DeviceId, total: Bytes, now: Moment) {
         if let Some(client) = self.client_mut(client) {
-            client.needs(device, total);
+            client.needs(device, total, now);
         }
     }
 

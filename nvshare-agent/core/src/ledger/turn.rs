@@ -241,12 +241,17 @@ impl Client {
         None
     }
 
-    /// Charges the time since the last call to it, if it ran.
-    pub(super) fn account(&mut self, now: Moment) {
-        let ran = now.since(self.turns.accounted);
+    /// What it needs is there: it ran with so much.
+    pub(super) fn accustom(&mut self) {
         if self.complete() {
             self.accustomed = self.devices.values().map(|holding| holding.needed).sum();
         }
+    }
+
+    /// Charges the time since the last call to it, if it ran.
+    pub(super) fn account(&mut self, now: Moment) {
+        let ran = now.since(self.turns.accounted);
+        self.accustom();
         let runs = self.lease().is_some_and(|lease| lease.began.is_some()) && self.complete();
         if runs && self.busy(now) && self.turns.accounted != Moment::NEVER {
             self.turns.runtime += ran.div_f64(self.orders.weight.value());

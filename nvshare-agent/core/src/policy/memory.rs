@@ -13,25 +13,18 @@ use nvshare_common::ids::{ClientId, DeviceId};
 use super::Decisions;
 use super::choose::Chosen;
 use super::gangs::{Gang, Role, takeable};
+use super::lacks::{Lack, PIECE, lacks, part};
 use super::rooms::{MostRoom, ROOM_WAITS};
 use crate::decision::{At, Decision};
 use crate::ledger::{Client, Device, Ledger};
 use crate::moment::Moment;
 
-/// Memory is granted in multiples of this, unless it is the last piece.
-const PIECE: u64 = 2 << 20;
 /// Unused grants below this are not worth a message.
 const SLACK: Bytes = Bytes(4 << 20);
 /// No reading is asked for because of less than this.
 const CRUMB: Bytes = Bytes(2 << 20);
 /// How long a client that had nothing to give back is not asked again.
 const RECLAIM_AGAIN: Duration = Duration::from_millis(500);
-
-/// A client that is to get memory on a device.
-struct Lack {
-    client: ClientId,
-    bytes: Bytes,
-}
 
 pub(super) fn arrange(ledger: &Ledger, gangs: &[Gang], chosen: Chosen, now: Moment) -> Decisions {
     let mut plan = Plan {
@@ -60,7 +53,8 @@ pub(super) fn arrange(ledger: &Ledger, gangs: &[Gang], chosen: Chosen, now: Mome
             missing = plan.reclaim(*id, missing, &running);
         }
         if missing > 0 {
-            plan.take(*id, missing, &victims, lacks.first().map(|lack| lack.client));
+            let ahead = lacks.iter().map(|lack| lack.ahead.0 as i64).sum();
+            plan.take(*id, missing, ahead, &victims, lacks.first().map(|lack| lack.client));
         }
         // What comes back in crumbs is seen by the next regular reading.
         let unseen = grantable.is_none() || device.unseen() >= CRUMB;
@@ -98,7 +92,7 @@ struct Plan<'a> {
 impl Plan<'_> {
     /// What the running clients lack on `device`, in order.
     fn lacks(&self, device: DeviceId, running: &[usize]) -> Vec<Lack> {
-        running.iter().flat_map(|index| lacks(&self.gangs[*index], device)).collect()
+        running.iter().flat_map(|index| lacks(&self.gangs[*index], device, self.now)).collect()
     }
 
     /// The gangs that may lose memory, best victim first.
@@ -196,8 +190,15 @@ impl Plan<'_> {
         others.filter(|other| gang.thrashes_with(other)).any(leased)
     }
 
-    /// Takes what is missing from victims.
-    fn take(&mut self, device: DeviceId, mut missing: i64, victims: &[usize], gains: Option<ClientId>) {
+    /// Takes what is missing from victims, and from those who do not run at the same time what will be asked for next.
+    fn take(
+        &mut self,
+        device: DeviceId,
+        mut missing: i64,
+        ahead: i64,
+        victims: &[usize],
+        gains: Option<ClientId>,
+    ) {
         missing -= self.leaving.get(&device).copied().unwrap_or_default();
         // What is under way already counts, whoever gives it.
         for (client, holding) in self.ledger.holdings(device) {
@@ -212,20 +213,23 @@ impl Plan<'_> {
         }
         for index in victims {
             let gang = &self.gangs[*index];
-            if missing <= 0 {
+            let leased = gang.members.iter().any(|client| client.lease().is_some());
+            let wanted = if leased { missing } else { missing + ahead };
+            if missing <= 0 && wanted <= 0 {
                 break;
             }
             let gives: Bytes = gang.members.iter().map(|client| takeable(client, device)).sum();
-            if gives == Bytes::ZERO || gang.role == Role::Leaving || !self.willing(gang, device, missing) {
+            let willing = wanted > 0 && self.willing(gang, device, wanted);
+            if gives == Bytes::ZERO || gang.role == Role::Leaving || !willing {
                 continue;
             }
-            if gang.members.iter().any(|client| client.lease().is_some()) {
+            if leased {
                 self.stop(gang, gains);
                 missing -= gives.0 as i64;
                 continue;
             }
             for client in &gang.members {
-                missing -= self.swap_out(client, device, missing, gains);
+                missing -= self.swap_out(client, device, missing + ahead, gains);
             }
         }
     }
@@ -302,8 +306,10 @@ impl Plan<'_> {
         for lack in lacks {
             let bytes = part(lack.bytes, left);
             if bytes > Bytes::ZERO {
-                left -= bytes.0 as i64;
-                self.out.todo.push(Decision::Grant(At { client: lack.client, device: id }, bytes));
+                let whole = bytes == lack.bytes;
+                let ahead = if whole { part(lack.ahead, left - bytes.0 as i64) } else { Bytes::ZERO };
+                left -= (bytes + ahead).0 as i64;
+                self.out.todo.push(Decision::Grant(At { client: lack.client, device: id }, bytes + ahead));
             }
         }
         Some(left)
@@ -327,8 +333,9 @@ impl Plan<'_> {
             spare.iter().map(|(id, (left, _))| (*id, left.unwrap_or_default())).collect();
         for index in &chosen.resting {
             let gang = &self.gangs[*index];
-            let lack =
-                |device: &DeviceId| lacks(gang, *device).iter().map(|lack| lack.bytes.0 as i64).sum::<i64>();
+            let lack = |device: &DeviceId| {
+                lacks(gang, *device, self.now).iter().map(|lack| lack.bytes.0 as i64).sum::<i64>()
+            };
             let free = gang.devices().all(|device| {
                 lack(device) == 0 || left.get(device).is_some_and(|left| lack(device) <= *left)
             });
@@ -353,7 +360,7 @@ impl Plan<'_> {
         let mut reads = false;
         for device in gang.devices() {
             let Some((left, true)) = spare.get_mut(device) else { continue };
-            for lack in lacks(gang, *device) {
+            for lack in lacks(gang, *device, self.now) {
                 let bytes = part(lack.bytes, left.unwrap_or_default());
                 if let Some(left) = left
                     && bytes > Bytes::ZERO
@@ -373,21 +380,4 @@ impl Plan<'_> {
 
 fn takes_from(decision: &Decision, gang: &Gang) -> bool {
     matches!(decision, Decision::SwapOut { at, .. } if gang.members.iter().any(|member| member.id() == at.client))
-}
-
-/// What the gang's members lack on `device`.
-fn lacks(gang: &Gang, device: DeviceId) -> Vec<Lack> {
-    let lack = |client: &&Client| {
-        let holding = client.devices().get(&device)?;
-        let bytes = holding.needed().saturating_sub(holding.granted());
-        (client.commandable() && bytes > Bytes::ZERO && holding.outgoing().is_none())
-            .then_some(Lack { client: client.id(), bytes })
-    };
-    gang.members.iter().filter_map(lack).collect()
-}
-
-/// As much of `lack` as `left` allows, in whole pieces.
-fn part(lack: Bytes, left: i64) -> Bytes {
-    let left = left.max(0) as u64;
-    if lack.0 <= left { lack } else { Bytes(left / PIECE * PIECE) }
 }

@@ -4,10 +4,11 @@
 //!
 //! Everything that fits runs at once, untouched. Otherwise clients take turns: see `choose` for who runs (priorities,
 //! weights and their bounds), `memory` for whose memory moves (and that of clients swapped out by order), `gangs` for what
-//! is stopped and resumed as one.
+//! is stopped and resumed as one, `lacks` for what those who run are to get.
 
 mod choose;
 mod gangs;
+mod lacks;
 mod memory;
 mod rooms;
 
