@@ -113,7 +113,7 @@ impl Ledger {
     fn begin_swap_out(&mut self, at: At, bytes: Bytes, now: Moment) -> Option<Ticket> {
         let ticket = self.ticket();
         let holding = self.client_mut(at.client)?.devices.get_mut(&at.device)?;
-        holding.outgoing = Some(Outgoing { ticket, at: now, left: bytes });
+        holding.outgoing = Some(Outgoing { ticket, at: now, asked: bytes, left: bytes });
         holding.complete = false;
         Some(ticket)
     }

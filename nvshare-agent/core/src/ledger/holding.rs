@@ -27,8 +27,17 @@ pub struct Outgoing {
     pub ticket: Ticket,
     /// When it was sent.
     pub at: Moment,
+    /// What was asked for.
+    pub asked: Bytes,
     /// What is still to be released.
     pub left: Bytes,
+}
+
+impl Outgoing {
+    /// It ended without all of it, and brought the greater part: who shared or freed memory meanwhile had no more to give.
+    pub(super) fn fell_short(&self) -> bool {
+        self.left > Bytes::ZERO && self.left.0 <= self.asked.0 / 2
+    }
 }
 
 /// A `Reclaim` that is not done.

@@ -30,6 +30,9 @@ pub(super) struct Moves {
     pub(super) host_exhausted: bool,
 }
 
+/// How long nothing more is asked of who had no more to give.
+const SHORT: Duration = Duration::from_millis(250);
+
 impl Client {
     readers! {
         /// It is not asked to swap out before: its last swap out failed.
@@ -78,6 +81,11 @@ impl Client {
         self.moves.swap_failures = 0;
     }
 
+    /// A swap out brought nearly all that was asked for, and there was no more: the next look at its counters says what there is.
+    pub(super) fn swapped_short(&mut self, now: Moment) {
+        self.moves.swap_retry_at = now + SHORT;
+    }
+
     /// A swap out could not do all: it is tried again later.
     /// One that goes on failing is served around, like one that cannot be stopped.
     pub(super) fn swap_failed(&mut self, why: &str, now: Moment) {
@@ -103,5 +111,17 @@ impl Client {
         let swapped: Bytes =
             self.devices.values().map(|holding| holding.page.swapped.min(holding.page.shadow)).sum();
         self.arena_ready().saturating_sub(swapped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_had_hardly_less_to_give_than_was_asked_for_has_not_failed() {
+        let of = |left| Outgoing { ticket: Ticket(1), at: Moment(0), asked: Bytes(8), left: Bytes(left) };
+        let short: Vec<bool> = [0, 2, 4, 5, 8].map(|left| of(left).fell_short()).to_vec();
+        assert_eq!(short, [false, true, true, false, false]);
     }
 }

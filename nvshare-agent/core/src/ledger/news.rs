@@ -153,12 +153,14 @@ impl Ledger {
         self.client_mut(client).is_some_and(|client| client.stalled(ticket, settings, now))
     }
 
-    /// A swap out is over, it says. Says which it was; one that did not bring all that was asked for has failed.
+    /// A swap out is over, it says. Says which it was; one that did not bring the greater part of what was asked for has failed.
     pub fn swap_out_done(&mut self, client: ClientId, ticket: Ticket, now: Moment) -> Option<Outgoing> {
         let client = self.client_mut(client)?;
         let outgoing = client.swap_out_done(ticket, now)?;
         if outgoing.left == Bytes::ZERO {
             client.swapped_out();
+        } else if outgoing.fell_short() {
+            client.swapped_short(now);
         } else {
             client.swap_failed(&format!("said to be done, without {}", outgoing.left), now);
         }

@@ -85,13 +85,15 @@ impl Engine {
             Bytes(outcome.clean)
         );
         line::send(&match outcome.failure {
-            None if outcome.released >= need => {
+            // Where there is no more, for some of it was shared or freed since, the greater part will do.
+            None if outcome.released >= need || (unused + outcome.released) * 2 >= bytes => {
                 ToAgent::SwapOutDone { ticket, copied: Bytes(outcome.copied), clean: Bytes(outcome.clean) }
             }
             None => {
                 ToAgent::SwapFailed { ticket, why: "everything that can be moved is out already".to_owned() }
             }
-            // The process ends; the driver has taken everything back.
+            // The driver has taken everything back.
+            Some(_) if dead::is_over() => ToAgent::SwapFailed { ticket, why: "the process ends".to_owned() },
             Some(why) if dead::is_dead() => ToAgent::SwapFailed { ticket, why },
             Some(why) => {
                 log::warning!("a swap-out of {} ended early: {why}", Bytes(need));
