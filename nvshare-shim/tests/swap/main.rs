@@ -6,6 +6,7 @@ mod across;
 mod agent;
 mod alone;
 mod arenas;
+mod drift;
 mod driver_memory;
 mod ends;
 mod forced;
