@@ -97,3 +97,21 @@ fn what_was_given_ahead_is_given_back_where_it_is_not_used() {
     let balance = world.shims[grows].balance[&card(0)];
     assert!(balance <= 7 * GIB + 64 * MIB, "it keeps {} MiB", balance / MIB);
 }
+
+#[test]
+fn who_comes_and_grows_beside_one_that_works_gets_its_turn_like_one_that_allocates_at_once() {
+    let began = |steps: bool| {
+        let mut world = World::new(&[16 * GIB + 64 * MIB]);
+        let works = world.worker(12 * GIB);
+        world.until(10_000, |world| world.running(works));
+        world.run(200);
+        if steps {
+            let comes = grower(&mut world);
+            return fill(&mut world, &[comes], 12 * GIB, 60_000)[0];
+        }
+        let comes = world.worker(12 * GIB);
+        world.until(60_000, |world| world.running(comes))
+    };
+    let (at_once, stepwise) = (began(false), began(true));
+    assert!(stepwise.abs_diff(at_once) < 2000, "{stepwise} ms, and {at_once} for one that allocates at once");
+}

@@ -188,9 +188,10 @@ fn given_back(device: &Device, resident: u64) {
     let mut state = device.state();
     state.space.forget(resident);
     device.publish(&state);
-    let is_missing = state.space.accounts().missing > 0;
+    // What is missing may find room now; and if what went was the last that was missing, somebody is to hear that all is there.
+    let concerns = state.space.accounts().missing > 0 || state.announce;
     drop(state);
-    if is_missing {
+    if concerns {
         device.wake();
     }
     run_state::reconsider();

@@ -196,8 +196,6 @@ impl Client {
             holding.complete = true;
         }
         let since = holding.granting_since.take();
-        // Who allocates without a pause has asked for more before anybody looks again.
-        self.accustom();
         self.begin_lease(now);
         since
     }

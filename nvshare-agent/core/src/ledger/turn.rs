@@ -201,11 +201,15 @@ impl Client {
         let waited = self.turns.wants.take().filter(|_| !std::mem::replace(&mut lease.renewed, true));
         let begins = lease.began.is_none() || waited.is_some();
         if begins {
-            lease.cost = now.since(if lease.began.is_none() { lease.given } else { waited.unwrap_or(now) });
+            // Who waited for memory under a lease waited for others' turns, too: what that switch took is booked as it ends.
+            lease.cost = if lease.began.is_none() { now.since(lease.given) } else { Duration::ZERO };
             lease.began = Some(now);
             self.turns.accounted = now;
             // It was made to wait: that was no pause of its own.
             self.activity.worked(now);
+            // Who allocates without a pause has asked for more before anybody looks again. What it grows by under a lease that it has
+            // without having been told to run must wait like anybody else's.
+            self.accustom();
         }
         begins
     }

@@ -132,7 +132,7 @@ impl Field {
                 Role::Fixed | Role::Leaving | Role::HeldOut => {}
                 _ if gang.pinned() => field.contenders.push(index),
                 Role::Protected { .. } if gang.outgrew() => field.contenders.push(index),
-                Role::Protected { floor, .. } if floor > now => field.fixed.push(index),
+                Role::Protected { floor, .. } if floor > now && !gang.grew() => field.fixed.push(index),
                 Role::Protected { .. } => field.protected.push(index),
                 // It must not be stopped to make room for its own driver.
                 Role::Expired | Role::Idle if asks() => field.fixed.push(index),
@@ -141,7 +141,7 @@ impl Field {
                 Role::Resting => field.resting.push(index),
             }
         }
-        // A gang that grew must not push out one that needs nothing.
+        // A gang that grew must not push out one that needs nothing, however new its lease is.
         for leased in [&mut field.fixed, &mut field.protected] {
             leased.sort_by_key(|index| {
                 let gang = &gangs[*index];

@@ -119,6 +119,13 @@ impl Gang<'_> {
         })
     }
 
+    /// It wants more than it had when its lease began.
+    pub(super) fn grew(&self) -> bool {
+        self.members
+            .iter()
+            .any(|client| !client.complete() && client.lease().is_some_and(|lease| lease.began.is_some()))
+    }
+
     /// Its processes ended, and what they hold goes.
     pub(super) fn dying(&self) -> bool {
         self.members.iter().all(|client| client.exited().is_some() && !client.overdue())
