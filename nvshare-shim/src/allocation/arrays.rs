@@ -156,7 +156,8 @@ pub fn context_ended(context: usize) {
     if !arrays::are_there() {
         return;
     }
-    for number in arrays::look().of_context(context) {
+    let ended = arrays::look().of_context(context);
+    for number in ended {
         let Some(placed) = arrays::change(|arrays| arrays.forget(number)) else { continue };
         let Some(device) = device::by_index(placed.device) else { continue };
         // The engine has left the context: nothing of it is under way.

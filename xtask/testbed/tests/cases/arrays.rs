@@ -75,3 +75,31 @@ fn what_graphs_keep_leaves_with_the_rest_and_is_theirs_again_before_they_run() {
     program.end(LIMIT).assert_well("a program whose graph allocates");
     assert_eq!(node.violations(), [""; 0]);
 }
+
+#[test]
+fn who_makes_an_array_waits_for_no_kernel_whoever_makes_it_in_the_end() {
+    for command in [bare, hooked] {
+        let node = card("256M");
+        run(command(&node, "arrays_end", "kernel")).assert_well("beside a kernel");
+        assert_eq!(node.violations(), [""; 0]);
+    }
+}
+
+#[test]
+fn arrays_go_on_when_the_green_context_that_was_current_is_gone() {
+    for (command, arguments) in [(bare as fn(&_, _, _) -> _, "green"), (hooked, "green swaps")] {
+        let node = card("256M");
+        run(command(&node, "arrays_end", arguments)).assert_well(arguments);
+        assert_eq!(node.violations(), [""; 0]);
+    }
+}
+
+#[test]
+fn arrays_that_end_with_their_context_are_moved_no_more() {
+    let node = card("256M");
+    let mut command = hooked(&node, "arrays_end", "contexts swaps");
+    // What else went with the context takes its time to be given back.
+    command.env("NVSHARE_SIM_FAULTS", "cuMemAddressFree:*=slow/4");
+    run(command).assert_well("contexts that end");
+    assert_eq!(node.violations(), [""; 0]);
+}
