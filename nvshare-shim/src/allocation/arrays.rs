@@ -150,7 +150,8 @@ pub fn destroy(name: Name, call: impl FnOnce() -> CUresult) -> Option<CUresult> 
     Some(result)
 }
 
-/// A context is gone, and its arrays with it.
+/// A context is gone, and its arrays with it: called before anything can begin to leave, for whoever moved one of them now would use
+/// what the driver has destroyed.
 pub fn context_ended(context: usize) {
     streams_of_contexts().remove(&context);
     if !arrays::are_there() {
