@@ -108,6 +108,8 @@ fn stream(context: usize) -> Option<usize> {
     if let Some(stream) = streams_of_contexts().get(&context) {
         return Some(*stream);
     }
+    // Under a green context it would be that one's, and end with it.
+    let _current = streams::Current::push(std::ptr::with_exposed_provenance_mut(context)).ok()?;
     let mut made = std::ptr::null_mut();
     // SAFETY: a place for the handle; the context is current.
     unsafe { driver().cuStreamCreate(&raw mut made, NON_BLOCKING) }.result().ok()?;
