@@ -4,10 +4,13 @@
 
 #![expect(unsafe_code, reason = "the driver is called")]
 
+mod spares;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use self::spares::Known;
 use super::allocate::fill;
 use super::back::bury;
 use super::virtuals::take_home;
@@ -53,16 +56,23 @@ pub fn create(form: Form, levels: Option<u32>) -> Option<Result<Name, CUresult>>
         return None;
     }
     let stream = stream(context)?;
-    let name = tiles::make(form, levels).ok()?;
-    let placed = behind(device, context, stream, name, levels);
-    match placed {
+    let asked = spares::Asked { context, form, levels };
+    let name = match spares::find(&asked, bytes < LOST * BLOCK_BYTES) {
+        Known::Drivers => return None,
+        Known::Made(name) => name,
+        Known::Nothing => tiles::make(form, levels).ok()?,
+    };
+    match behind(device, context, stream, name, levels) {
         Some(Ok(())) => Some(Ok(name)),
+        // Its context has failed, and it goes with that.
+        Some(Err(code)) if code.is_final() => Some(Err(code)),
         Some(Err(code)) => {
-            tiles::destroy(name);
-            Some(Err(code))
+            spares::keep(asked, name, false);
+            // What is wrong with it otherwise need not be wrong with one of the driver's.
+            (code == CUresult::CUDA_ERROR_OUT_OF_MEMORY).then_some(Err(code))
         }
         None => {
-            tiles::destroy(name);
+            spares::keep(asked, name, true);
             None
         }
     }
@@ -156,6 +166,7 @@ pub fn destroy(name: Name, call: impl FnOnce() -> CUresult) -> Option<CUresult> 
 /// what the driver has destroyed.
 pub fn context_ended(context: usize) {
     streams_of_contexts().remove(&context);
+    spares::context_ended(context);
     if !arrays::are_there() {
         return;
     }
