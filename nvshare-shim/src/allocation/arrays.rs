@@ -32,6 +32,9 @@ const UNDERSTOOD: u32 = 0x01 | 0x02 | 0x04 | 0x08;
 /// At most one part in so many is lost where an array's memory is rounded up to whole pieces of the device's; a small array, of
 /// which the driver puts many into one, is left to it.
 const LOST: u64 = 8;
+/// At most one part in so many of its bytes is taken besides, where the driver asks for whole tiles: for arrays of few rows that is
+/// many times what it takes for one of its own.
+const PADDED: u64 = 4;
 /// `CU_STREAM_NON_BLOCKING`.
 const NON_BLOCKING: u32 = 1;
 /// How long whoever ends an array that is on its way waits before it looks again.
@@ -89,7 +92,12 @@ fn behind(
     let needs = tiles::needs(name, device.kind.ordinal).ok()?;
     let bytes = needs.checked_next_multiple_of(device.granularity)?.next_multiple_of(BLOCK_BYTES);
     let image = Image(tiles::parts(name, levels.unwrap_or(1))?);
-    if image.bytes() > bytes || bytes - needs > needs / LOST || bytes > device.total {
+    let padding = needs.saturating_sub(image.bytes());
+    if image.bytes() > bytes
+        || bytes - needs > needs / LOST
+        || padding > image.bytes() / PADDED
+        || bytes > device.total
+    {
         return None;
     }
     if !promise::may_grow(device, bytes) {

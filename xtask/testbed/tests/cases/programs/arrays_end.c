@@ -1,6 +1,7 @@
 // Arrays whose end meets something else: arrays_end WHAT [swaps].
 // kernel: an array that the driver makes itself after all, and one for which there is no memory, beside a kernel that runs
 // green: one that was made while a green context was current, which is gone
+// low: many of few rows, of which the driver asks for whole tiles
 // contexts: contexts end with arrays in them while everything is ordered out
 #include "swaps.h"
 static const CUDA_ARRAY3D_DESCRIPTOR LARGE = {1024, 1024, 0, CU_AD_FORMAT_FLOAT, 1, 0};
@@ -99,6 +100,15 @@ static void under_green(void) {
     CK(cuArrayDestroy(first));
     CK(cuArrayDestroy(second));
 }
+static void of_few_rows(void) {
+    CUDA_ARRAY3D_DESCRIPTOR low = {2048, 0, 512, CU_AD_FORMAT_FLOAT, 1, CUDA_ARRAY3D_LAYERED};
+    CUarray made[20];
+    size_t before = free_mib(), taken;
+    for (int i = 0; i < 20; i++) CK(cuArray3DCreate(&made[i], &low));
+    taken = before - free_mib();
+    EXPECT(taken >= 80 && taken <= 100, "20 of 4 MiB take %zu MiB", taken);
+    for (int i = 0; i < 20; i++) CK(cuArrayDestroy(made[i]));
+}
 static volatile int over;
 static void *order(void *unused) {
     (void)unused;
@@ -151,6 +161,8 @@ int main(int argc, char **argv) {
         kernel("nvshare_wait_flag");
         before = free_mib();
         beside_a_kernel();
+    } else if (!strcmp(argv[1], "low")) {
+        of_few_rows();
     } else under_green();
     EXPECT(free_mib() + 1 >= before, "%zu MiB were free, and %zu are", before, free_mib());
     CK(cuMemFree(p));
