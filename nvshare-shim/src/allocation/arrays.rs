@@ -4,10 +4,13 @@
 
 #![expect(unsafe_code, reason = "the driver is called")]
 
+mod spares;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use self::spares::Known;
 use super::allocate::fill;
 use super::back::bury;
 use super::virtuals::take_home;
@@ -29,6 +32,9 @@ const UNDERSTOOD: u32 = 0x01 | 0x02 | 0x04 | 0x08;
 /// At most one part in so many is lost where an array's memory is rounded up to whole pieces of the device's; a small array, of
 /// which the driver puts many into one, is left to it.
 const LOST: u64 = 8;
+/// At most one part in so many of its bytes is taken besides, where the driver asks for whole tiles: for arrays of few rows that is
+/// many times what it takes for one of its own.
+const PADDED: u64 = 4;
 /// `CU_STREAM_NON_BLOCKING`.
 const NON_BLOCKING: u32 = 1;
 /// How long whoever ends an array that is on its way waits before it looks again.
@@ -53,16 +59,23 @@ pub fn create(form: Form, levels: Option<u32>) -> Option<Result<Name, CUresult>>
         return None;
     }
     let stream = stream(context)?;
-    let name = tiles::make(form, levels).ok()?;
-    let placed = behind(device, context, stream, name, levels);
-    match placed {
+    let asked = spares::Asked { context, form, levels };
+    let name = match spares::find(&asked, bytes < LOST * BLOCK_BYTES) {
+        Known::Drivers => return None,
+        Known::Made(name) => name,
+        Known::Nothing => tiles::make(form, levels).ok()?,
+    };
+    match behind(device, context, stream, name, levels) {
         Some(Ok(())) => Some(Ok(name)),
+        // Its context has failed, and it goes with that.
+        Some(Err(code)) if code.is_final() => Some(Err(code)),
         Some(Err(code)) => {
-            tiles::destroy(name);
-            Some(Err(code))
+            spares::keep(asked, name, false);
+            // What is wrong with it otherwise need not be wrong with one of the driver's.
+            (code == CUresult::CUDA_ERROR_OUT_OF_MEMORY).then_some(Err(code))
         }
         None => {
-            tiles::destroy(name);
+            spares::keep(asked, name, true);
             None
         }
     }
@@ -79,7 +92,12 @@ fn behind(
     let needs = tiles::needs(name, device.kind.ordinal).ok()?;
     let bytes = needs.checked_next_multiple_of(device.granularity)?.next_multiple_of(BLOCK_BYTES);
     let image = Image(tiles::parts(name, levels.unwrap_or(1))?);
-    if image.bytes() > bytes || bytes - needs > needs / LOST || bytes > device.total {
+    let padding = needs.saturating_sub(image.bytes());
+    if image.bytes() > bytes
+        || bytes - needs > needs / LOST
+        || padding > image.bytes() / PADDED
+        || bytes > device.total
+    {
         return None;
     }
     if !promise::may_grow(device, bytes) {
@@ -108,6 +126,8 @@ fn stream(context: usize) -> Option<usize> {
     if let Some(stream) = streams_of_contexts().get(&context) {
         return Some(*stream);
     }
+    // Under a green context it would be that one's, and end with it.
+    let _current = streams::Current::push(std::ptr::with_exposed_provenance_mut(context)).ok()?;
     let mut made = std::ptr::null_mut();
     // SAFETY: a place for the handle; the context is current.
     unsafe { driver().cuStreamCreate(&raw mut made, NON_BLOCKING) }.result().ok()?;
@@ -150,13 +170,16 @@ pub fn destroy(name: Name, call: impl FnOnce() -> CUresult) -> Option<CUresult> 
     Some(result)
 }
 
-/// A context is gone, and its arrays with it.
+/// A context is gone, and its arrays with it: called before anything can begin to leave, for whoever moved one of them now would use
+/// what the driver has destroyed.
 pub fn context_ended(context: usize) {
     streams_of_contexts().remove(&context);
+    spares::context_ended(context);
     if !arrays::are_there() {
         return;
     }
-    for number in arrays::look().of_context(context) {
+    let ended = arrays::look().of_context(context);
+    for number in ended {
         let Some(placed) = arrays::change(|arrays| arrays.forget(number)) else { continue };
         let Some(device) = device::by_index(placed.device) else { continue };
         // The engine has left the context: nothing of it is under way.

@@ -1,6 +1,6 @@
 //! What becomes of memory when a context ends, and when another device may reach it.
 
-use super::{arrays, back, free, opened, unswappable};
+use super::{back, free, opened, unswappable};
 use crate::cuda::sys;
 use crate::device::{self, sizes, vmm};
 use crate::driver::driver;
@@ -23,7 +23,6 @@ pub fn context_ended(context: sys::CUcontext, primary: Option<sys::CUdevice>) {
         free::free_orphans(device);
     }
     opened::context_ended(context.addr());
-    arrays::context_ended(context.addr());
     unswappable::context_ended(context.addr());
     sizes::own_end();
 }

@@ -70,17 +70,6 @@ pub fn make(form: Form, levels: Option<u32>) -> Result<Name, CUresult> {
     Ok(Name::Array(made.expose_provenance() as u64))
 }
 
-/// Ends an array that nobody has seen.
-pub fn destroy(name: Name) {
-    // SAFETY: it was made just now, and nothing uses it.
-    let _ = unsafe {
-        match name {
-            Name::Array(number) => driver().cuArrayDestroy(array(number)),
-            Name::Mipmapped(number) => driver().cuMipmappedArrayDestroy(mipmapped(number)),
-        }
-    };
-}
-
 /// How much memory it needs.
 pub fn needs(name: Name, ordinal: sys::CUdevice) -> Result<u64, CUresult> {
     let mut needs = sys::CUDA_ARRAY_MEMORY_REQUIREMENTS { size: 0, alignment: 0, reserved: [0; 4] };

@@ -145,6 +145,9 @@ fn aside<const N: usize>(
             absent.stays();
         }
     }
+    for (context, _) in contexts.into_iter().zip(gone).filter(|(_, gone)| *gone) {
+        allocation::arrays::context_ended(context.addr());
+    }
     for number in numbers.into_iter().zip(gone).filter_map(|(number, gone)| number.filter(|_| gone)) {
         stream_ordered::context_over(number);
     }

@@ -154,7 +154,12 @@ fn create(cx: &Call, made: Out<CUstream>, flags: c_uint, priority: c_int) -> Out
     let context = cx.context()?;
     let kind = if flags & NON_BLOCKING == 0 { Kind::Blocking } else { Kind::NonBlocking };
     context.jam.pass();
-    let stream = Stream::new(&context, kind, flags, priority);
+    // Under a green context a stream that blocks for no other is that one's; of the others nothing is known.
+    let green = context::current_green().filter(|_| kind == Kind::NonBlocking);
+    let stream = match green {
+        Some(green) => Stream::of_green(&green, flags, priority),
+        None => Stream::new(&context, kind, flags, priority),
+    };
     streams::keep(&stream);
     made.set(STREAMS.insert(stream))
 }

@@ -90,6 +90,7 @@ fn submit(cx: &Call, list: &[Operation], stream: CUstream) -> Outcome {
         return Err(INVALID);
     }
     capture::forbid(&stream, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)?;
+    stream.context.jam.pass();
     crate::faults::at_call(Point::Map)?;
     // All of them before the first is done: where one is refused nothing changes.
     let device = stream.context.device;

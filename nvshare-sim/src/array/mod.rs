@@ -4,7 +4,8 @@
 
 mod form;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{CUarray, CUmipmappedArray, CUresult};
 
@@ -16,11 +17,14 @@ use crate::execution::work::Plane;
 use crate::handles::{Registry, handle_of};
 use crate::memory::space::Area;
 use crate::memory::{plain, tiles};
+use crate::strict;
 
 /// All arrays, levels of others too.
 static ARRAYS: Registry<Array> = Registry::new();
 /// All arrays with levels.
 static LEVELLED: Registry<Levelled> = Registry::new();
+/// Handles that were those of contexts which are gone.
+static GONE: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
 
 /// An array, or a level of one.
 pub(crate) struct Array {
@@ -56,7 +60,7 @@ impl Array {
 
     /// The array that a handle names.
     pub(crate) fn by_handle(handle: CUarray) -> Option<Arc<Array>> {
-        ARRAYS.get(handle)
+        ARRAYS.get(handle).or_else(|| unknown(handle as usize))
     }
 
     /// Destroys it when the work of its context is over. A level goes with the whole only; destroying it is no error.
@@ -122,7 +126,7 @@ impl Levelled {
 
     /// The one that a handle names.
     pub(crate) fn by_handle(handle: CUmipmappedArray) -> Option<Arc<Levelled>> {
-        LEVELLED.get(handle)
+        LEVELLED.get(handle).or_else(|| unknown(handle as usize))
     }
 
     /// As [`Array::deferred`].
@@ -153,8 +157,25 @@ fn memory_for(context: &Context, form: Form, bytes: u64, tiled: u64) -> Outcome<
     if form.is_deferred() { tiles::reserve(context, tiled) } else { plain::allocate_array(context, bytes) }
 }
 
+/// No array has that handle. A real driver follows one of a context that is gone.
+fn unknown<T>(handle: usize) -> Option<Arc<T>> {
+    let is_living =
+        ARRAYS.get(handle as CUarray).is_some() || LEVELLED.get(handle as CUmipmappedArray).is_some();
+    if !is_living && GONE.lock().unwrap_or_else(PoisonError::into_inner).contains(&handle) {
+        strict::report(&format!("an array of a context that is gone is used: {handle:#x}"));
+    }
+    None
+}
+
 /// The context is gone, and the memory of its arrays with it.
 pub(crate) fn context_destroyed(context: u64) {
-    ARRAYS.retain(|array| array.context != context);
-    LEVELLED.retain(|array| array.context != context);
+    let mut gone = GONE.lock().unwrap_or_else(PoisonError::into_inner);
+    ARRAYS.retain(|array| {
+        let stays = array.context != context;
+        (stays || gone.insert(handle_of::<Array, ()>(array) as usize), stays).1
+    });
+    LEVELLED.retain(|array| {
+        let stays = array.context != context;
+        (stays || gone.insert(handle_of::<Levelled, ()>(array) as usize), stays).1
+    });
 }
