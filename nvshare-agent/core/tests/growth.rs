@@ -115,3 +115,16 @@ fn who_comes_and_grows_beside_one_that_works_gets_its_turn_like_one_that_allocat
     let (at_once, stepwise) = (began(false), began(true));
     assert!(stepwise.abs_diff(at_once) < 2000, "{stepwise} ms, and {at_once} for one that allocates at once");
 }
+
+#[test]
+fn the_last_crumb_that_somebody_lacks_is_asked_back_from_who_does_not_use_it() {
+    let mut world = World::new(&[8 * GIB]);
+    let has = world.worker(4 * GIB);
+    world.until(10_000, |world| world.running(has));
+    world.free(has, 0, 2 * MIB);
+    world.run(500);
+    let promised = world.core.ledger.devices()[&card(0)].promised() as u64;
+    let lacks = world.worker(promised - 4 * GIB + 2 * MIB);
+    world.until(5000, |world| world.running(lacks));
+    assert_eq!(world.shims[has].stops, 0, "both fit");
+}

@@ -16,10 +16,10 @@ use super::gangs::{Gang, Role, takeable};
 use super::lacks::{Lack, PIECE, lacks, part};
 use super::rooms::{MostRoom, ROOM_WAITS};
 use crate::decision::{At, Decision};
-use crate::ledger::{Client, Device, Ledger};
+use crate::ledger::{Client, Device, Holding, Ledger};
 use crate::moment::Moment;
 
-/// Unused grants below this are not worth a message.
+/// Unused grants below this are not worth a message, unless there are no others.
 const SLACK: Bytes = Bytes(4 << 20);
 /// No reading is asked for because of less than this.
 const CRUMB: Bytes = Bytes(2 << 20);
@@ -115,25 +115,30 @@ impl Plan<'_> {
         victims
     }
 
-    /// Asks for what is granted and not used. Says what is still missing when all of that has come.
+    /// Asks for what is granted and not used: what is worth a message, and where that is not enough, every crumb, for nobody else
+    /// may have any to give. Says what is still missing when all of that has come.
     fn reclaim(&mut self, device: DeviceId, mut missing: i64, running: &[usize]) -> i64 {
-        for client in running.iter().flat_map(|index| &self.gangs[*index].members) {
-            if missing <= 0 {
-                break;
-            }
-            let Some(holding) = client.devices().get(&device) else { continue };
-            if let Some(reclaiming) = holding.reclaiming() {
+        let gangs = self.gangs;
+        let clients = || running.iter().flat_map(|index| &gangs[*index].members);
+        for client in clients() {
+            if let Some(reclaiming) = client.devices().get(&device).and_then(Holding::reclaiming) {
                 missing -= reclaiming.expected.0 as i64;
-                continue;
             }
-            let idle_grant = holding.granted().saturating_sub(holding.held().max(holding.needed()));
-            if idle_grant >= SLACK
-                && client.commandable()
-                && self.now.since(holding.reclaimed_at()) > RECLAIM_AGAIN
-            {
-                let at = At { client: client.id(), device };
-                self.out.todo.push(Decision::Reclaim(at, idle_grant));
-                missing -= idle_grant.0 as i64;
+        }
+        for (least, most) in [(SLACK, Bytes(u64::MAX)), (Bytes(1), SLACK)] {
+            for client in clients() {
+                let Some(holding) = client.devices().get(&device) else { continue };
+                let unused = holding.granted().saturating_sub(holding.held().max(holding.needed()));
+                if missing > 0
+                    && (least..most).contains(&unused)
+                    && holding.reclaiming().is_none()
+                    && client.commandable()
+                    && self.now.since(holding.reclaimed_at()) > RECLAIM_AGAIN
+                {
+                    let at = At { client: client.id(), device };
+                    self.out.todo.push(Decision::Reclaim(at, unused));
+                    missing -= unused.0 as i64;
+                }
             }
         }
         missing
