@@ -25,7 +25,7 @@ use crate::memory::map;
 use crate::memory::space::Space;
 use crate::memory::virtuals::{Asked, Behind};
 use crate::streams::{self, Relaxed};
-use crate::turn::dead;
+use crate::turn::{dead, run_state};
 
 /// `CUDA_ARRAY3D_LAYERED`, `_SURFACE_LDST`, `_CUBEMAP` and `_TEXTURE_GATHER`: with others the driver decides.
 const UNDERSTOOD: u32 = 0x01 | 0x02 | 0x04 | 0x08;
@@ -140,7 +140,8 @@ fn streams_of_contexts() -> MutexGuard<'static, BTreeMap<usize, usize>> {
     STREAMS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Ends an array by `call`; `None`: it is not ours. Waits for what is under way with it, and for what the call waits for.
+/// Ends an array by `call`, if that does; `None`: it is not ours. Waits for what is under way with it, and for what the call waits
+/// for; meanwhile nobody moves it.
 pub fn destroy(name: Name, call: impl FnOnce() -> CUresult) -> Option<CUresult> {
     if !arrays::are_there() {
         return None;
@@ -148,25 +149,37 @@ pub fn destroy(name: Name, call: impl FnOnce() -> CUresult) -> Option<CUresult> 
     let placed = arrays::change(|arrays| arrays.end(name))?;
     let device = device::by_index(placed.device)?;
     let _relaxed = Relaxed::new();
-    let remains = loop {
+    // Its context may end, and take it along.
+    let is_there = |space: &Space| {
+        let behind = space.span(placed.span).and_then(|span| span.behind);
+        behind.is_some_and(|behind| behind.number == placed.number)
+    };
+    let fixed = loop {
         let mut state = device.state();
-        let is_there = |space: &Space| {
-            let behind = space.span(placed.span).and_then(|span| span.behind);
-            behind.is_some_and(|behind| behind.number == placed.number)
-        };
         if !is_there(&state.space) {
-            // Whoever had it under way took it apart.
             break None;
         }
-        if let Some(remains) = state.space.remove_span(placed.span) {
-            break Some(remains);
+        if let Some(fixed) = state.space.fix(placed.span) {
+            break Some(fixed);
         }
         drop(state);
         std::thread::sleep(PAUSE);
     };
-    arrays::change(|arrays| arrays.forget(placed.number));
     let result = call();
-    bury(device, remains);
+    let mut state = device.state();
+    let Some(fixed) = fixed.filter(|_| is_there(&state.space)) else { return Some(result) };
+    if result.ok() {
+        let remains = state.space.remove_span(placed.span);
+        drop(state);
+        arrays::change(|arrays| arrays.forget(placed.number));
+        bury(device, remains);
+    } else {
+        state.space.let_go(placed.span, fixed);
+        drop(state);
+        arrays::change(|arrays| arrays.goes_on(&placed));
+        device.wake();
+        run_state::reconsider();
+    }
     Some(result)
 }
 

@@ -153,6 +153,13 @@ impl Arrays {
         Some(placed.clone())
     }
 
+    /// It did not end after all.
+    pub fn goes_on(&mut self, placed: &Placed) {
+        if self.by_number.contains_key(&placed.number) {
+            self.names.insert(placed.name, placed.number);
+        }
+    }
+
     /// It is gone.
     pub fn forget(&mut self, number: u64) -> Option<Placed> {
         self.names.retain(|_, known| *known != number);
@@ -249,6 +256,9 @@ mod tests {
         arrays.level(name, 9);
         assert!(arrays.has(name) && arrays.has(Name::Array(7)) && arrays.has(Name::Array(9)));
         assert!(arrays.end(Name::Array(9)).is_none());
+        let ending = arrays.end(name).expect("it is there");
+        assert!(arrays.end(name).is_none());
+        arrays.goes_on(&ending);
         assert!(arrays.end(name).is_some() && arrays.end(name).is_none());
         assert_eq!(arrays.of_context(5), [1]);
         assert!(arrays.forget(1).is_some() && !arrays.has(Name::Array(9)));

@@ -49,6 +49,27 @@ impl Space {
         }
     }
 
+    /// Nobody moves what is behind a span, in neither way, until it is let go or gone; `None`: somebody is at it just now.
+    pub fn fix(&mut self, start: u64) -> Option<Lent> {
+        let extents = self.spans.get(&start)?.extents.clone();
+        if extents.iter().any(|id| self.extent(*id).is_busy()) {
+            return None;
+        }
+        // What is missing of it is nobody's.
+        self.span_mut(start).made = false;
+        let hold = |id: ExtentId| {
+            self.hold(id, |_, lent| *lent += 1);
+            (id, self.extent(id).number)
+        };
+        Some(Lent(extents.into_iter().map(hold).collect()))
+    }
+
+    /// See [`Space::fix`].
+    pub fn let_go(&mut self, start: u64, fixed: Lent) {
+        self.returned(fixed);
+        self.span_is_made(start);
+    }
+
     /// The extents in a range, up to where there are none.
     fn in_range(&self, start: u64, bytes: u64) -> Vec<ExtentId> {
         let (mut found, mut at) = (Vec::new(), start);
