@@ -180,9 +180,11 @@ impl Core {
 
     fn swap_failed(&mut self, client: ClientId, ticket: Ticket, why: &str, now: Moment) {
         // Of a command that there is: whoever invents failures fills no log.
-        if self.ledger.swap_failed(client, ticket, why, now)
-            && let Some(sender) = self.ledger.client(client)
-        {
+        if !self.ledger.swap_failed(client, ticket, why, now) {
+            return;
+        }
+        self.switches.failed(ticket);
+        if let Some(sender) = self.ledger.client(client) {
             let why = sender.swap_problem();
             tracing::warn!(client = client.0, pid = sender.process().pid, why, "swap out failed");
         }

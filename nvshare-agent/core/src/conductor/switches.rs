@@ -14,6 +14,8 @@ use crate::snapshot::{self, Histogram, SWITCHES};
 #[derive(Clone, Debug, Default)]
 pub struct Switchboard {
     open: BTreeMap<ClientId, Open>,
+    /// Those of clients that had arrived and were stopped again, with commands for them still without an end.
+    ended: Vec<(ClientId, Open)>,
     count: u64,
     /// With when they were over.
     recent: VecDeque<(Moment, snapshot::Switch)>,
@@ -47,6 +49,12 @@ impl Switchboard {
         if let Some(open) = self.open.get_mut(&client) {
             open.interrupted = true;
         }
+        let arrived = |open: &Open| open.arrived.or(open.looked).is_some();
+        if self.open.get(&client).is_some_and(arrived)
+            && let Some(open) = self.open.remove(&client)
+        {
+            self.ended.push((client, Open { interrupted: false, ..open }));
+        }
         self.begin(ticket, gains, now);
     }
 
@@ -70,7 +78,8 @@ impl Switchboard {
             interrupted: false,
         });
         if std::mem::take(&mut open.interrupted) {
-            (open.began, open.drained, open.arrived, open.looked) = (now, now, None, None);
+            (open.began, open.drained) = (now, now);
+            open.pending.clear();
         }
         open.pending.insert(ticket);
         open.tickets.insert(ticket);
@@ -89,6 +98,13 @@ impl Switchboard {
         if let Some(open) = self.open.values_mut().find(|open| open.tickets.contains(&ticket)) {
             open.out.0 = open.out.0.saturating_add(copied.0);
             open.clean.0 = open.clean.0.saturating_add(clean.0);
+            open.pending.remove(&ticket);
+        }
+    }
+
+    /// A `SwapOut` failed.
+    pub fn failed(&mut self, ticket: Ticket) {
+        for open in self.open.values_mut() {
             open.pending.remove(&ticket);
         }
     }
@@ -122,8 +138,9 @@ impl Switchboard {
         let done: Vec<ClientId> =
             self.open.iter().filter(|(_, open)| over(open)).map(|(client, _)| *client).collect();
         let mut took = Vec::new();
-        for client in done {
-            let Some(open) = self.open.remove(&client) else { continue };
+        let over = done.into_iter().filter_map(|client| Some((client, self.open.remove(&client)?)));
+        let over: Vec<(ClientId, Open)> = std::mem::take(&mut self.ended).into_iter().chain(over).collect();
+        for (client, open) in over {
             let Some(arrived) = open.arrived.or(open.looked) else { continue };
             self.out.0 = self.out.0.saturating_add(open.out.0);
             self.into.0 = self.into.0.saturating_add(open.into.0);
@@ -217,6 +234,28 @@ mod tests {
         board.drained(Ticket(3), Moment(1010 * MS));
         board.swapped_in(one, Bytes(5), Some(Moment(1100 * MS)));
         assert_eq!(seconds(&mut board, 1100), [0.1]);
+    }
+
+    #[test]
+    fn a_switch_to_somebody_who_is_stopped_soon_after_counts_whatever_is_still_open() {
+        let (one, other) = (ClientId(1), ClientId(2));
+        let mut board = Switchboard::default();
+        for turn in 0..3 {
+            let now = turn * 200;
+            board.stop(other, Ticket(2 * turn), Some(one), Moment(now * MS));
+            // A command of which nobody hears again.
+            board.swap_out(Ticket(1000 + turn), Some(one), Moment(now * MS));
+            board.drained(Ticket(2 * turn), Moment((now + 1) * MS));
+            board.swapped_in(one, Bytes(5), Some(Moment((now + 50) * MS)));
+            assert_eq!(seconds(&mut board, now + 50), [] as [f64; 0]);
+            board.stop(one, Ticket(2 * turn + 1), None, Moment((now + 150) * MS));
+            assert_eq!(seconds(&mut board, now + 150), [0.05]);
+        }
+        assert_eq!(board.count(), 3);
+        board.swap_out(Ticket(5000), Some(one), Moment(1000 * MS));
+        board.failed(Ticket(5000));
+        board.swapped_in(one, Bytes(0), Some(Moment(1010 * MS)));
+        assert_eq!(seconds(&mut board, 1010), [0.01]);
     }
 
     #[test]
