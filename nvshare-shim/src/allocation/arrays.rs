@@ -165,16 +165,17 @@ pub fn destroy(name: Name, call: impl FnOnce() -> CUresult) -> Option<CUresult> 
         drop(state);
         std::thread::sleep(PAUSE);
     };
+    run_state::reconsider();
     let result = call();
     let mut state = device.state();
     let Some(fixed) = fixed.filter(|_| is_there(&state.space)) else { return Some(result) };
+    state.space.let_go(placed.span, fixed);
     if result.ok() {
         let remains = state.space.remove_span(placed.span);
         drop(state);
         arrays::change(|arrays| arrays.forget(placed.number));
         bury(device, remains);
     } else {
-        state.space.let_go(placed.span, fixed);
         drop(state);
         arrays::change(|arrays| arrays.goes_on(&placed));
         device.wake();

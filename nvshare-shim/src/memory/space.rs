@@ -31,6 +31,8 @@ pub struct Span {
     addresses: Addresses,
     /// Its bytes that are not (settled) resident: questions about it do not walk its extents.
     missing: u64,
+    /// What is missing of it keeps no gate shut: see [`Space::fix`].
+    fixed: bool,
     /// Its bytes that stay, whoever holds them.
     kept: u64,
     /// Freed while the engine was at work on one of its extents, which takes it apart when it is done.
@@ -203,6 +205,7 @@ impl Space {
                 behind,
                 addresses,
                 missing: bytes,
+                fixed: false,
                 kept: 0,
                 doomed: false,
                 made: false,
@@ -254,6 +257,9 @@ impl Space {
         let span = self.spans.remove(&start)?;
         self.parting.insert(start, span.bytes);
         self.kept -= span.kept;
+        if span.fixed {
+            self.accounts.missing += span.missing;
+        }
         let addresses = span.addresses;
         let mut remains = Remains { start, bytes: span.bytes, addresses, ..Remains::default() };
         for id in span.extents {

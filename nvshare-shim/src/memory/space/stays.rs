@@ -49,14 +49,18 @@ impl Space {
         }
     }
 
-    /// Nobody moves what is behind a span, in neither way, until it is let go or gone; `None`: somebody is at it just now.
+    /// Nobody moves what is behind a span, in neither way, until it is let go; `None`: somebody is at it just now. What is missing of
+    /// it keeps no gate shut meanwhile: whoever ends it may wait for a kernel that waits for a thread at the gate.
     pub fn fix(&mut self, start: u64) -> Option<Lent> {
         let extents = self.spans.get(&start)?.extents.clone();
         if extents.iter().any(|id| self.extent(*id).is_busy()) {
             return None;
         }
         // What is missing of it is nobody's.
-        self.span_mut(start).made = false;
+        let span = self.span_mut(start);
+        (span.made, span.fixed) = (false, true);
+        let missing = span.missing;
+        self.accounts.missing -= missing;
         let hold = |id: ExtentId| {
             self.hold(id, |_, lent| *lent += 1);
             (id, self.extent(id).number)
@@ -67,6 +71,11 @@ impl Space {
     /// See [`Space::fix`].
     pub fn let_go(&mut self, start: u64, fixed: Lent) {
         self.returned(fixed);
+        if let Some(span) = self.spans.get_mut(&start)
+            && std::mem::take(&mut span.fixed)
+        {
+            self.accounts.missing += span.missing;
+        }
         self.span_is_made(start);
     }
 

@@ -54,6 +54,27 @@ fn a_departure_takes_the_grant_along_and_a_failed_one_changes_nothing() {
 }
 
 #[test]
+fn what_is_missing_of_a_fixed_span_keeps_no_gate_shut_whether_it_is_let_go_or_goes() {
+    let mut space = granted(LARGEST);
+    let id = space.add_span(0, LARGEST, LARGEST, 0)[0];
+    space.span_is_made(0);
+    let before = *space.accounts();
+    let fixed = space.fix(0).expect("nobody is at it");
+    assert_eq!(space.accounts().missing, 0);
+    assert!(!space.is_anybodys(space.extent(id)));
+    space.let_go(0, fixed);
+    assert_eq!(*space.accounts(), before);
+    assert!(arrive(&mut space, id));
+    let fixed = space.fix(0).expect("nobody is at it");
+    assert!(!space.extent(id).can_leave());
+    space.let_go(0, fixed);
+    assert!(space.extent(id).can_leave());
+    space.add_span(LARGEST, LARGEST, LARGEST, 0);
+    assert!(space.fix(LARGEST).is_some() && space.remove_span(LARGEST).is_some());
+    assert_eq!((space.accounts().missing, space.accounts().total), (0, LARGEST));
+}
+
+#[test]
 fn a_span_freed_under_the_engines_hands_goes_when_the_engine_is_done() {
     let mut space = granted(LARGEST);
     let id = space.add_span(0, LARGEST, LARGEST, 0)[0];
