@@ -32,6 +32,16 @@ fn grower(world: &mut World) -> usize {
     client
 }
 
+/// A card with a client that has three quarters of it and does nothing.
+fn beside_an_idle_one() -> (World, usize) {
+    let mut world = World::new(&[16 * GIB + 64 * MIB]);
+    let idle = world.worker(12 * GIB);
+    world.until(10_000, |world| world.running(idle));
+    world.shims[idle].works = false;
+    world.run(3000);
+    (world, idle)
+}
+
 /// How long it takes one that has the card for itself.
 fn alone() -> u64 {
     let mut world = World::new(&[16 * GIB + 64 * MIB]);
@@ -41,11 +51,7 @@ fn alone() -> u64 {
 
 #[test]
 fn who_grows_into_memory_of_somebody_idle_takes_it_in_few_steps() {
-    let mut world = World::new(&[16 * GIB + 64 * MIB]);
-    let idle = world.worker(12 * GIB);
-    world.until(10_000, |world| world.running(idle));
-    world.shims[idle].works = false;
-    world.run(3000);
+    let (mut world, idle) = beside_an_idle_one();
     let grows = grower(&mut world);
     let took = fill(&mut world, &[grows], 12 * GIB, 60_000)[0];
     assert!(took <= alone() * 3 / 2, "{took} ms, and {} alone", alone());
@@ -82,11 +88,7 @@ fn two_that_fill_a_card_at_the_same_time_get_there_in_a_turn_each() {
 
 #[test]
 fn what_was_given_ahead_is_given_back_where_it_is_not_used() {
-    let mut world = World::new(&[16 * GIB + 64 * MIB]);
-    let idle = world.worker(12 * GIB);
-    world.until(10_000, |world| world.running(idle));
-    world.shims[idle].works = false;
-    world.run(3000);
+    let (mut world, idle) = beside_an_idle_one();
     let grows = grower(&mut world);
     // It stops in the middle, and works on: what it has beyond that is nobody's loss.
     fill(&mut world, &[grows], 7 * GIB, 60_000);
