@@ -122,6 +122,7 @@ const QUICK: [(&str, &[&str]); 7] = [
         &[
             "admission",
             "books",
+            "cards",
             "crowds",
             "floors",
             "grants",

@@ -81,8 +81,9 @@ impl Ledger {
 
     /// The lease of `client` is given out of turn, now.
     fn age(&mut self, client: ClientId, now: Moment) {
-        self.aged_at = now;
         let Some(client) = self.clients.get_mut(&client) else { return };
+        let cards = client.devices.keys().filter(|device| self.devices.contains_key(device));
+        self.aged_at.extend(cards.map(|device| (*device, now)));
         let began = client.complete().then_some(now);
         if let Some(lease) = client.turns.turn.lease_mut() {
             (lease.given, lease.began, lease.aged) = (now, began, true);

@@ -2,7 +2,6 @@
 //! `session`, `turn`, `activity` and `moves`.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use nvshare_common::bytes::Bytes;
 use nvshare_common::counters::Holdings;
@@ -125,7 +124,7 @@ impl Client {
 }
 
 impl Client {
-    pub(super) fn new(id: ClientId, process: Process, runtime: Duration) -> Client {
+    pub(super) fn new(id: ClientId, process: Process) -> Client {
         Client {
             id,
             process,
@@ -154,7 +153,7 @@ impl Client {
             calls: Counts::default(),
             recency: Recency::default(),
             untrusted: None,
-            turns: Turns::level(runtime),
+            turns: Turns::default(),
             activity: Activity::default(),
             moves: Moves::default(),
         }

@@ -13,6 +13,7 @@ mod evictable;
 mod growth;
 mod holding;
 mod lease;
+mod level;
 mod limits;
 mod moves;
 mod news;
@@ -52,7 +53,7 @@ pub use recency::Recency;
 pub use session::{Past, SessionId};
 
 use crate::moment::Moment;
-use crate::order::{Order, Priority};
+use crate::order::Order;
 use crate::process::Process;
 use crate::settings::Settings;
 
@@ -73,18 +74,8 @@ pub struct Ledger {
     switch_cost: Duration,
     /// No reading that began before this is a reason to grant anything.
     granting_from: Moment,
-    /// When somebody last ran out of turn.
-    aged_at: Moment,
-}
-
-/// By priority: only equals are compared by their runtimes.
-#[derive(Clone, Copy)]
-struct LeastRuntimes([Duration; 3]);
-
-impl LeastRuntimes {
-    fn of(self, priority: Priority) -> Duration {
-        self.0[priority as usize]
-    }
+    /// When somebody last ran out of turn, by card.
+    aged_at: BTreeMap<DeviceId, Moment>,
 }
 
 impl Ledger {
@@ -128,9 +119,9 @@ impl Ledger {
         self.switch_cost
     }
 
-    /// When somebody last ran out of turn, after a long wait.
-    pub fn aged_at(&self) -> Moment {
-        self.aged_at
+    /// When somebody last ran out of turn on `device`, after a long wait.
+    pub fn aged_at(&self, device: DeviceId) -> Moment {
+        self.aged_at.get(&device).copied().unwrap_or(Moment::NEVER)
     }
 
     /// Books an order that can be done. It holds for the client's gang.
@@ -144,10 +135,10 @@ impl Ledger {
             // It was kept from running: that was no waiting for its turn.
             if before.held_out.is_some() && after.held_out.is_none() {
                 client.turns.wants = client.turns.wants.map(|_| now);
-                client.turns.runtime = client.turns.runtime.max(least.of(after.priority));
+                client.turns.runtime = client.turns.runtime.max(least.level(client, after.priority));
             }
             if before.priority != after.priority {
-                client.turns.runtime = client.turns.runtime.max(least.of(after.priority));
+                client.turns.runtime = client.turns.runtime.max(least.level(client, after.priority));
             }
         }
     }
@@ -186,9 +177,7 @@ impl Ledger {
             self.last_client += 1;
             ClientId(self.last_client)
         });
-        let new = !self.clients.contains_key(&id);
-        let least = if new { self.least_runtimes(now).of(Priority::default()) } else { Duration::ZERO };
-        let client = self.clients.entry(id).or_insert_with(|| Client::new(id, process, least));
+        let client = self.clients.entry(id).or_insert_with(|| Client::new(id, process));
         self.by_process.insert(process, id);
         self.by_pid.insert(process.pid, id);
         let before: Vec<(DeviceId, Bytes)> =
@@ -251,15 +240,21 @@ impl Ledger {
     }
 
     /// Charges the time since the last call to those who ran. Nobody's runtime is left so far behind, or so far ahead,
-    /// that the others would wait for ever.
+    /// that the others on its cards would wait for ever.
     pub fn account(&mut self, settings: &Settings, now: Moment) {
         for client in self.clients.values_mut() {
             client.account(now);
         }
         let least = self.least_runtimes(now);
         for client in self.clients.values_mut() {
+            let priority = client.orders.priority;
+            if !client.turns.levelled && !client.devices.is_empty() {
+                client.turns.runtime = client.turns.runtime.max(least.level(client, priority));
+                client.turns.levelled = true;
+            }
+            let Some(lowest) = least.lowest(client, priority) else { continue };
             let ahead = (2 * settings.lease_ceiling).div_f64(client.orders.weight.value());
-            client.turns.runtime = client.turns.runtime.min(least.of(client.orders.priority) + ahead);
+            client.turns.runtime = client.turns.runtime.min(lowest + ahead);
         }
     }
 
@@ -275,25 +270,10 @@ impl Ledger {
         if let Some(client) = self.clients.get_mut(&client) {
             if client.wants().is_none() {
                 client.turns.wants = Some(now);
-                client.turns.runtime = client.turns.runtime.max(least.of(client.orders.priority));
+                client.turns.runtime = client.turns.runtime.max(least.level(client, client.orders.priority));
             }
             client.active(now);
         }
-    }
-
-    /// The smallest runtimes of those who run or want to.
-    fn least_runtimes(&self, now: Moment) -> LeastRuntimes {
-        let (mut least, mut most) = ([None; 3], [Duration::ZERO; 3]);
-        for client in self.clients.values() {
-            let class = client.orders.priority as usize;
-            most[class] = most[class].max(client.runtime());
-            let contends = client.wants().is_some() || (client.lease().is_some() && client.busy(now));
-            if client.commandable() && !client.held_out() && contends {
-                let smallest = least[class].get_or_insert(client.runtime());
-                *smallest = client.runtime().min(*smallest);
-            }
-        }
-        LeastRuntimes(std::array::from_fn(|class| least[class].unwrap_or(most[class])))
     }
 
     /// Takes two clients as one from now on: they run together or not at all.

@@ -144,7 +144,9 @@ impl Client {
     pub(super) fn recall(&mut self, past: &Past) {
         self.bypass |= past.bypass;
         self.orders = past.orders;
-        self.turns.runtime = past.runtime.unwrap_or(self.turns.runtime);
+        if let Some(runtime) = past.runtime {
+            (self.turns.runtime, self.turns.levelled) = (runtime, true);
+        }
         self.turns.stalls = past.stalls;
         [self.turns.stops_total, self.turns.stalls_total, self.moves.swap_failures_total] = past.totals;
     }

@@ -68,16 +68,11 @@ pub(super) struct Turns {
     pub(super) stalls: u32,
     pub(super) unyielding: Option<Moment>,
     pub(super) runtime: Duration,
+    /// It has begun level with those who share a card with it.
+    pub(super) levelled: bool,
     accounted: Moment,
     pub(super) stops_total: u64,
     pub(super) stalls_total: u64,
-}
-
-impl Turns {
-    /// Of one that has not run here, and begins level with others.
-    pub(super) fn level(runtime: Duration) -> Turns {
-        Turns { runtime, ..Turns::default() }
-    }
 }
 
 impl Client {

@@ -2,8 +2,9 @@
 //! first, whoever fits beside the chosen ones; then idle ones that can stay. A gang runs with all of its memory on all of
 //! its devices or not at all.
 //!
-//! The first gang that waits and does not fit is the head: after it, others start only if their lease ends before the
-//! head could start anyway, so that small ones cannot keep a large one waiting for ever.
+//! The first gang that waits and does not fit is the head of its cards: after it, others start there only if their lease ends
+//! before the head could start anyway, so that small ones cannot keep a large one waiting for ever. Who waits on one card behind
+//! the head of that one keeps its other cards for itself no more than anybody else: cards are independent (A5).
 //!
 //! Managed memory takes no room that anybody granted; but of those whose managed memory thrashes on one card one runs at a time
 //! ([`crate::ledger::Client::thrashes`]).
@@ -12,27 +13,26 @@
 //! protects its holder until its end, against a higher rank only until the lease floor. So a client of a high priority
 //! waits for the floor and the switch; that its turns may then be shorter than 40 times the switch is what its priority
 //! costs. Lower ranks run in a bounded time all the same: among the gangs that wait while a higher priority contends for a
-//! device of theirs, the one that has waited longest has aged once it has waited for [`AGING`] lease ceilings and
-//! nobody's turn came by that for as long. It is next, before everybody of high priority, and keeps a whole lease. So lower
+//! device of theirs, the one that has waited longest has aged once it has waited for `AGING` lease ceilings and
+//! nobody's turn on that card came by that for as long (`age`). It is next, before everybody of high priority, and keeps a whole lease. So lower
 //! priorities together get at least one lease in about `AGING` ceilings, whatever the load, and each of `n` waiting
 //! gangs runs within about `n` times that.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use nvshare_common::bytes::Bytes;
 use nvshare_common::ids::{ClientId, DeviceId};
 
 use super::Hindrance;
+use super::age::aged;
 use super::gangs::{Gang, Rank, Role};
 use super::rooms::ROOM_WAITS;
 use crate::ledger::{Client, Device, Ledger};
 use crate::moment::Moment;
 use crate::order::Priority;
 use crate::settings::Settings;
-
-/// After how many lease ceilings of waiting the longest waiting gang of a lower priority is next.
-const AGING: u32 = 4;
 
 /// The choice. Numbers are indices of gangs.
 #[derive(Default)]
@@ -44,7 +44,7 @@ pub(super) struct Chosen {
     /// Who neither runs nor waits, and could run if it costs nobody anything.
     pub(super) resting: Vec<usize>,
     /// Who is next out of turn.
-    pub(super) aged: Option<usize>,
+    pub(super) aged: BTreeSet<usize>,
     pub(super) hindered: Vec<Hindrance>,
 }
 
@@ -100,6 +100,30 @@ impl Left {
             }
         }
         fits
+    }
+}
+
+/// Whom others wait for: by card, until when whoever starts there may go on.
+#[derive(Default)]
+struct Heads(BTreeMap<DeviceId, Moment>);
+
+impl Heads {
+    /// Until when the gang may go on, where somebody is before it.
+    fn before(&self, gang: &Gang) -> Option<Moment> {
+        gang.contested().filter_map(|device| self.0.get(&device)).min().copied()
+    }
+
+    /// The gang waits: for those whose lease goes on on a card of its, unless it waits for another head.
+    fn waits(&mut self, gang: &Gang, gangs: &[Gang], protected: &[usize], rank: Rank, ceiling: Duration) {
+        if self.before(gang).is_some() {
+            return;
+        }
+        // What never ends is nothing that anybody's turn could wait for; and whoever comes meanwhile must not move the head's turn
+        // further and further away.
+        let beside = protected.iter().map(|index| &gangs[*index]).filter(|other| other.contends_with(gang));
+        let ends = beside.map(|other| ends(other, rank)).filter(|end| *end != Moment(u64::MAX));
+        let horizon = ends.max().unwrap_or_default().min(gang.waits_since() + ceiling);
+        self.0.extend(gang.contested().map(|device| (device, horizon)));
     }
 }
 
@@ -172,10 +196,9 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, gangs: &[Gang], now: 
     chosen.aged = aged(ledger, settings, gangs, &most, now);
     let rank = |index: usize| {
         let gang = &gangs[index];
-        if chosen.aged == Some(index) { gang.rank.max(Rank::Priority(Priority::High)) } else { gang.rank }
+        if chosen.aged.contains(&index) { gang.rank.max(Rank::Priority(Priority::High)) } else { gang.rank }
     };
-    let mut blocked = false;
-    let mut horizon = Moment::NEVER;
+    let mut heads = Heads::default();
     let ranks = [
         Rank::Pinned,
         Rank::Priority(Priority::High),
@@ -194,26 +217,21 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, gangs: &[Gang], now: 
         let mut equals: Vec<usize> = contenders.extract_if(.., |index| rank(*index) == of).collect();
         equals.sort_by_key(|index| {
             let gang = &gangs[*index];
-            (chosen.aged != Some(*index), gang.runtime, gang.role != Role::Waiting, gang.id())
+            (!chosen.aged.contains(index), gang.runtime, gang.role != Role::Waiting, gang.id())
         });
         for index in equals {
             let gang = &gangs[index];
             let starts = gang.starts();
+            let horizon = heads.before(gang).filter(|_| starts);
             // The end of a lease that it has already cannot be set.
-            let in_time = !blocked || !starts || (!gang.leased() && now + settings.lease_floor <= horizon);
+            let in_time =
+                horizon.is_none_or(|horizon| !gang.leased() && now + settings.lease_floor <= horizon);
             if in_time && left.take(gang, !gang.pinned()) {
-                chosen.running.push((index, (blocked && starts).then_some(horizon)));
+                chosen.running.push((index, horizon));
             } else if let Some(why) = most.never(gang) {
                 chosen.hindered.push(Hindrance { client: gang.id(), why });
             } else {
-                if !blocked {
-                    // What never ends is nothing that anybody's turn could wait for; and whoever comes meanwhile must
-                    // not move the head's turn further and further away.
-                    let ends = protected.iter().map(|index| ends(&gangs[*index], of));
-                    let last = ends.filter(|end| *end != Moment(u64::MAX)).max().unwrap_or_default();
-                    horizon = last.min(gang.waits_since() + settings.lease_ceiling);
-                }
-                blocked = true;
+                heads.waits(gang, gangs, &protected, of, settings.lease_ceiling);
                 chosen.waiting.push(index);
             }
         }
@@ -225,7 +243,7 @@ pub(super) fn choose(ledger: &Ledger, settings: &Settings, gangs: &[Gang], now: 
     }
     // Whoever rests gets the lease beforehand where that can be done without taking from anybody.
     for index in field.resting {
-        if !blocked && left.take(&gangs[index], true) {
+        if heads.before(&gangs[index]).is_none() && left.take(&gangs[index], true) {
             chosen.resting.push(index);
         }
     }
@@ -241,30 +259,8 @@ fn ends(gang: &Gang, rank: Rank) -> Moment {
     }
 }
 
-/// Whose turn it is because of its long wait, if anybody's.
-fn aged(ledger: &Ledger, settings: &Settings, gangs: &[Gang], most: &Most, now: Moment) -> Option<usize> {
-    let mut highest: BTreeMap<DeviceId, Rank> = BTreeMap::new();
-    let contend = |gang: &&Gang| matches!(gang.role, Role::Protected { .. } | Role::Expired | Role::Waiting);
-    for gang in gangs.iter().filter(contend).filter(|gang| !gang.pinned()) {
-        for device in gang.devices() {
-            let highest = highest.entry(*device).or_insert(gang.rank);
-            *highest = gang.rank.max(*highest);
-        }
-    }
-    let long = settings.lease_ceiling * AGING;
-    let longest = gangs.iter().enumerate().filter_map(|(index, gang)| {
-        // One that has had the lease since before anybody was there may wait for memory.
-        let waits = matches!(gang.role, Role::Waiting | Role::Expired);
-        let since = gang.wants.filter(|_| waits)?;
-        let lower = || gang.devices().any(|device| highest.get(device).is_some_and(|rank| *rank > gang.rank));
-        let long = now.since(since.max(ledger.aged_at())) >= long;
-        (long && lower() && most.never(gang).is_none()).then_some((since, gang.id(), index))
-    });
-    longest.min().map(|(_, _, index)| index)
-}
-
 /// What there is for a gang at best.
-struct Most {
+pub(super) struct Most {
     /// Of each device, beside what stays there anyway; pinned gangs not counted.
     left: BTreeMap<DeviceId, i64>,
     /// What pinned gangs need.
@@ -297,7 +293,7 @@ impl Most {
     }
 
     /// Why the gang would not run even if nobody else contended.
-    fn never(&self, gang: &Gang) -> Option<String> {
+    pub(super) fn never(&self, gang: &Gang) -> Option<String> {
         gang.needs.iter().filter(|(_, need)| need.more() > 0).find_map(|(device, need)| {
             let own = |bytes: Bytes, counts: bool| if counts { bytes.0 as i64 } else { 0 };
             let left = self.left.get(device).copied().unwrap_or_default() + own(need.floor, !gang.pinned());

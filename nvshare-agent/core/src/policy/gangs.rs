@@ -95,6 +95,22 @@ impl Gang<'_> {
         self.needs.iter().map(|(device, _)| device)
     }
 
+    /// Where it takes room that others may want, so that it has to wait for its turn, and others for it.
+    pub(super) fn contested(&self) -> impl Iterator<Item = DeviceId> {
+        let takes = |(device, need): &(DeviceId, Need)| (need.more() > 0).then_some(*device);
+        self.needs.iter().filter_map(takes).chain(self.thrashes.iter().copied())
+    }
+
+    /// Whether both take room on one card.
+    pub(super) fn contends_with(&self, other: &Gang) -> bool {
+        self.contested().any(|device| other.contested().any(|taken| taken == device))
+    }
+
+    /// Whether both use one card.
+    pub(super) fn shares_a_card(&self, other: &Gang) -> bool {
+        self.devices().any(|device| other.devices().any(|used| used == device))
+    }
+
     /// Whether both thrash on one card.
     pub(super) fn thrashes_with(&self, other: &Gang) -> bool {
         self.thrashes.iter().any(|device| other.thrashes.contains(device))
@@ -261,6 +277,10 @@ fn lease_end(settings: &Settings, client: &Client, now: Moment) -> Moment {
     let end = match lease.began {
         // Its turn begins with faults until all of it is there, which nobody reports.
         Some(began) if client.thrashes(settings, now).next().is_some() => began + settings.lease_ceiling,
+        // Who fills its memory gets there in one turn: a lease that ended half way would have cost what it has taken, for nothing.
+        Some(began) if client.devices().values().any(|holding| holding.growing(now) > Bytes::ZERO) => {
+            began + settings.lease_ceiling
+        }
         Some(began) => began + lease_length(settings, lease.cost),
         None => lease.given + settings.lease_ceiling + ARRIVAL,
     };

@@ -329,7 +329,7 @@ impl Plan<'_> {
                 if client.lease().is_none() && !waits {
                     self.out.todo.push(Decision::Run(client.id(), *cap));
                 }
-                if chosen.aged == Some(*index) {
+                if chosen.aged.contains(index) {
                     self.out.todo.push(Decision::Age(client.id()));
                 }
             }
