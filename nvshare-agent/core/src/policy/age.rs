@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nvshare_common::ids::DeviceId;
 
-use super::choose::Most;
 use super::gangs::{Gang, Rank, Role};
+use super::most::Most;
 use crate::ledger::Ledger;
 use crate::moment::Moment;
 use crate::settings::Settings;
