@@ -11,18 +11,18 @@ use crate::order::Priority;
 
 /// The smallest runtimes of those who run or want to, on each card and by priority: only equals are compared.
 #[derive(Default)]
-pub(super) struct Least(BTreeMap<DeviceId, [Card; 3]>);
+pub(super) struct Least(BTreeMap<DeviceId, [Runtimes; 3]>);
 
-/// On one card, of one priority.
+/// Runtimes on one card, of one priority.
 #[derive(Clone, Copy, Default)]
-struct Card {
+struct Runtimes {
     /// Of those who contend.
     least: Option<Duration>,
     /// Of all, where nobody does.
     most: Duration,
 }
 
-impl Card {
+impl Runtimes {
     fn level(self) -> Duration {
         self.least.unwrap_or(self.most)
     }
@@ -46,7 +46,7 @@ impl Least {
 }
 
 impl Ledger {
-    /// Of those who have begun level themselves.
+    /// See [`Least`]. Who has not begun level yet counts for nothing: it has not run beside anybody here.
     pub(super) fn least_runtimes(&self, now: Moment) -> Least {
         let mut found = Least::default();
         for client in self.clients.values().filter(|client| client.turns.levelled) {

@@ -3,8 +3,9 @@
 //! deciding again at once decides nothing.
 //!
 //! Everything that fits runs at once, untouched. Otherwise clients take turns: see `choose` for who runs (priorities,
-//! weights and their bounds), `age` for who waited too long, `most` for who never could, `memory` for whose memory moves (and that of clients swapped out by order), `gangs` for what
-//! is stopped and resumed as one, `lacks` for what those who run are to get.
+//! weights and their bounds), `age` for who waited too long, `most` for who never could, `memory` for whose memory moves
+//! (and that of clients swapped out by order), `gangs` for what is stopped and resumed as one, `lacks` for what those who
+//! run are to get.
 
 mod age;
 mod choose;
