@@ -119,6 +119,26 @@ fn who_comes_and_grows_beside_one_that_works_gets_its_turn_like_one_that_allocat
 }
 
 #[test]
+fn who_grows_without_end_keeps_its_turn_no_longer_than_anybody_and_the_other_gets_as_much() {
+    let mut world = World::new(&[16 * GIB + 64 * MIB]);
+    let grows = world.worker(10 * GIB);
+    world.until(10_000, |world| world.running(grows));
+    let waits = world.worker(10 * GIB);
+    let (mut stood, mut longest) = (0, 0);
+    for ms in 0..300_000_u64 {
+        if ms % 100 == 0 {
+            world.allocate(grows, 0, MIB);
+        }
+        world.run(1);
+        stood = if world.running(waits) { 0 } else { stood + 1 };
+        longest = longest.max(stood);
+    }
+    assert!(longest <= 2 * 20_000 + 5_000, "it waited for {longest} ms");
+    let [grew, other] = [grows, waits].map(|client| world.shims[client].ran);
+    assert!(other * 5 > grew * 4, "who grows ran for {grew} ms, the other for {other}");
+}
+
+#[test]
 fn the_last_crumb_that_somebody_lacks_is_asked_back_from_who_does_not_use_it() {
     let mut world = World::new(&[8 * GIB]);
     let has = world.worker(4 * GIB);

@@ -13,10 +13,10 @@
 //! protects its holder until its end, against a higher rank only until the lease floor. So a client of a high priority
 //! waits for the floor and the switch; that its turns may then be shorter than 40 times the switch is what its priority
 //! costs. Lower ranks run in a bounded time all the same: among the gangs that wait while a higher priority contends for a
-//! device of theirs, the one that has waited longest has aged once it has waited for `AGING` lease ceilings and
-//! nobody's turn on that card came by that for as long (`age`). It is next, before everybody of high priority, and keeps a whole lease. So lower
-//! priorities together get at least one lease in about `AGING` ceilings, whatever the load, and each of `n` waiting
-//! gangs runs within about `n` times that.
+//! device of theirs, the one that has waited longest has aged once it has waited for `AGING` lease ceilings and nobody's
+//! turn on that card came by that for as long (`age`). It is next, before everybody of high priority, and keeps a whole
+//! lease. So lower priorities together get at least one lease in about `AGING` ceilings, whatever the load, and each of
+//! `n` waiting gangs runs within about `n` times that.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
